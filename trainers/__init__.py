@@ -1,0 +1,8 @@
+"""nnU-Net trainers of this package, imported as ``nnunet_mutual.trainers``.
+
+``__all__`` is a literal list: it is what ``-tr`` can name.
+"""
+
+from __future__ import annotations
+
+__all__: list[str] = []
