@@ -1,0 +1,142 @@
+"""Checkpoints that any nnU-Net can read: tensors and builtins only, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from nnunet_mutual.errors import MutualError
+
+STATE_KEY = "mutual_state"
+
+
+def plain(value: Any) -> Any:
+    """Converts NumPy scalars and arrays, paths and devices to tensors and builtins, recursively.
+
+    ``torch.load(weights_only=True)`` refuses NumPy objects, and nnU-Net logs them.
+    """
+    if isinstance(value, Mapping):
+        return {plain(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(plain(v) for v in value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, (torch.device, os.PathLike)):
+        return str(value)
+    return value
+
+
+def save_atomically(checkpoint: Mapping[str, Any], filename: str | os.PathLike[str]) -> None:
+    """Writes a checkpoint under a temporary name and renames it, so that no half-written file takes its name.
+
+    Raises:
+        MutualError: the disk is full or the folder cannot be written; the previous file of that name is untouched.
+    """
+    path = Path(filename)
+    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(dict(checkpoint), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise MutualError(
+            f"{path} could not be written ({error}); free disk space or mend the permissions and continue with --c: "
+            "what was saved before is untouched"
+        ) from error
+
+
+def load_own(filename: str | os.PathLike[str], device: torch.device) -> dict[str, Any]:
+    """Reads a checkpoint written by this package.
+
+    Raises:
+        MutualError: the file is damaged, or of another trainer.
+    """
+    try:
+        checkpoint = torch.load(filename, map_location=device, weights_only=True)
+    except Exception as error:
+        raise MutualError(
+            f"{filename} is damaged or was not written by a trainer of this package ({str(error).splitlines()[0]}); "
+            "continue with the -tr that wrote it, or remove it to start anew"
+        ) from error
+    if STATE_KEY not in checkpoint:
+        raise MutualError(
+            f"{filename} was not written by a trainer of this package (it has no {STATE_KEY}); continue with the -tr that wrote "
+            "it, or pass it as -pretrained_weights"
+        )
+    return checkpoint
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Returns the state of every random generator that a training draws from, as tensors and builtins."""
+    kind, words, position, has_gauss, gauss = np.random.get_state()
+    version, internal, next_gauss = random.getstate()
+    state: dict[str, Any] = {
+        "numpy": [kind, np.asarray(words).tolist(), int(position), int(has_gauss), float(gauss)],
+        "python": [version, list(internal), next_gauss],
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Puts back what :func:`random_state` returned."""
+    kind, words, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, np.array(words, dtype=np.uint32), position, has_gauss, gauss))
+    version, internal, next_gauss = state["python"]
+    random.setstate((version, tuple(internal), next_gauss))
+    torch.set_rng_state(state["torch"].cpu())
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
+class StopSignals:
+    """Notes SIGTERM and SIGUSR1, with which clusters announce the end of a job, instead of dying in the middle of a step.
+
+    Use as a context manager around the loop; ``received`` holds the last signal. Worker processes that were forked while it is
+    active keep the ordinary behaviour.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+        self._owner = os.getpid()
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for name in ("SIGTERM", "SIGUSR1"):
+                if hasattr(signal, name):
+                    number = getattr(signal, name)
+                    self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.received = number
+
+    def take(self) -> int | None:
+        """Returns the signal received since the last call."""
+        number, self.received = self.received, None
+        return number

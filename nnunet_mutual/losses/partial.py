@@ -1,0 +1,202 @@
+"""Supervision by partially annotated cases: cross-entropy and soft Dice that never punish what nobody looked for.
+
+A voxel of a partially annotated case has one of three states for each label: it is that label, it is not, or nobody knows.
+nnU-Net's ignore label is per voxel; this is per voxel *and* label. Which states hold is read from small look-up tables
+(:mod:`nnunet_mutual.losses.knowledge`), so nothing of the size of an image is prepared in the loader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Gather = Callable[[Tensor], Tensor]
+
+
+def set_log_probability(logits: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Logarithm of the probability that a voxel belongs to its set of possible classes.
+
+    .. math:: \log p(S) = \log \sum_{k \in S(v)} p_k(v)
+
+    where :math:`p` is the softmax of the logits and :math:`S(v)` the classes that voxel v may have.
+
+    Args:
+        logits: (B, C, *spatial), any floating type; computed in float32.
+        allowed: (B, C, *spatial) bool, at least one class per voxel.
+
+    Returns:
+        log p(S) as (B, *spatial) and log p as (B, C, *spatial).
+
+    Source: marginal loss, [I] in arXiv 2407.12611; the sum of probabilities over merged classes follows Shi et al., Med. Image
+        Anal. 70, 101979 (2021).
+    Fails when: a voxel allows no class (the result is -inf).
+    """
+    log_p = F.log_softmax(logits.float(), 1)
+    return log_p.masked_fill(~allowed, -torch.inf).logsumexp(1), log_p
+
+
+def partial_softmax_loss(
+    logits: Tensor,
+    target: Tensor,
+    possible: Tensor,
+    annotated: Tensor,
+    *,
+    ignore_label: int | None = None,
+    batch_dice: bool = False,
+    smooth: float = 1e-5,
+    gather: Gather | None = None,
+) -> Tensor:
+    r"""Marginal cross-entropy plus soft Dice over the annotated labels.
+
+    .. math::
+        L = -\operatorname{mean}_v \log \sum_{k \in S(v)} p_k(v) \; - \; \operatorname{mean}_{b \in A}
+        \frac{2 \sum_{v: y_v = b} q_b(v) + s}{|\{v: y_v = b\}| + \sum_v q_b(v) + s}
+
+    where :math:`y` is the label map, 0 meaning "none of A"; :math:`A` the annotated labels; :math:`S(v)` the possible classes of
+    a voxel; :math:`q_b(v)` is :math:`p(S(v))` where :math:`y_v = b` and :math:`p_b(v)` elsewhere; s the smoothing term. Means
+    run over voxels of cases that annotate anything, and over annotated labels only: nnU-Net's Dice would count a masked label as
+    a perfect score. With everything annotated this is nnU-Net's cross-entropy + Dice.
+
+    Args:
+        logits: (B, C, *spatial), class 0 is background.
+        target: (B, 1, *spatial) integers below C, or ``ignore_label``.
+        possible: (B, C, C) bool; ``possible[i, y, k]``: may a voxel of sample i that is drawn as y be of class k?
+        annotated: (B, C) bool; column 0 is not used.
+        ignore_label: voxels of this value count for nothing.
+        batch_dice: one Dice over all samples instead of one per sample, as the plans say.
+        smooth: the smoothing term s of the Dice, nnU-Net's 1e-5.
+        gather: sums Dice statistics over processes (batch Dice under DDP).
+
+    Returns:
+        A scalar; 0 (with zero gradient) where no sample annotates anything.
+
+    Source: tri-state supervision [E] after arXiv 2407.12611; Dice as in nnU-Net.
+    Fails when: sources disagree about where an organ ends; the loss believes each of them.
+    """
+    batch, classes = logits.shape[:2]
+    labels = target.flatten(2).long()
+    counted = annotated[:, 1:].any(1)[:, None]
+    valid = None
+    if ignore_label is not None:
+        valid = labels != ignore_label
+        labels = torch.where(valid, labels, 0)
+        counted = counted & valid[:, 0]
+    allowed = possible.transpose(1, 2).gather(2, labels.expand(batch, classes, -1))
+    log_set, log_p = set_log_probability(logits.flatten(2), allowed)
+    cross_entropy = -(log_set * counted).sum() / counted.expand_as(log_set).sum().clamp_min(1)
+
+    drawn = torch.zeros_like(log_p).scatter_(1, labels, 1)[:, 1:]
+    p = log_p[:, 1:].exp()
+    if valid is not None:
+        drawn, p = drawn * valid, p * valid
+    intersection = (drawn * log_set.exp()[:, None]).sum(2)
+    # q_b at voxels drawn as b is the probability of the whole set, elsewhere of b alone.
+    predicted = p.sum(2) - (p * drawn).sum(2) + intersection
+    dice = supervised_dice(intersection, predicted, drawn.sum(2), annotated[:, 1:], batch_dice, smooth, gather)
+    return cross_entropy - dice
+
+
+def partial_sigmoid_loss(
+    logits: Tensor,
+    target: Tensor,
+    known_by: RegionRelations,
+    annotated: Tensor,
+    *,
+    has_ignore: bool = False,
+    batch_dice: bool = False,
+    smooth: float = 1e-5,
+    gather: Gather | None = None,
+) -> Tensor:
+    r"""Binary cross-entropy over known voxels and regions plus soft Dice over the annotated regions.
+
+    .. math::
+        L = \operatorname{mean}_{(v, r) \text{ known}} \operatorname{BCE}(z_r(v), y_r(v)) - \operatorname{mean}_{r \in A}
+        \frac{2 \sum_v \sigma(z_r) y_r + s}{\sum_v y_r + \sum_v \sigma(z_r) + s}
+
+    where an unannotated region is known at a voxel if an annotated one decides it: a part of a region that is absent there is
+    absent, a region whose part is present is present, disjoint regions exclude each other.
+
+    Args:
+        logits: (B, R, *spatial).
+        target: (B, R, *spatial) bool or 0/1; with ``has_ignore`` one more channel that marks ignored voxels.
+        known_by: relations between regions, (B, R, R) each.
+        annotated: (B, R) bool.
+        has_ignore: whether the last target channel is the ignore mask.
+        batch_dice: as in :func:`partial_softmax_loss`.
+        smooth: as in :func:`partial_softmax_loss`.
+        gather: as in :func:`partial_softmax_loss`.
+
+    Returns:
+        A scalar; 0 where nothing is known. Under an ignore label nnU-Net sums its BCE over regions instead of averaging; so does
+        this one.
+
+    Source: tri-state supervision for regions [E], methods after arXiv 2407.12611.
+    Fails when: annotated regions contradict each other at a voxel; such a voxel counts as unknown for the others.
+    """
+    regions = logits.shape[1]
+    logits = logits.flatten(2).float()
+    y = target[:, :regions].flatten(2).float()
+    valid = 1 - target[:, regions:].flatten(2).float() if has_ignore else torch.ones_like(y[:, :1])
+    absent = (known_by.absent_if_present - known_by.absent_if_absent) @ y + known_by.absent_if_absent.sum(2, keepdim=True) > 0
+    present = known_by.present_if_present @ y > 0
+    drawn = annotated[:, :, None]
+    known = (drawn | (absent ^ present)) * valid
+    truth = torch.where(drawn, y, present.to(y))
+
+    bce = (F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * known).sum() / known.sum().clamp_min(1)
+    p = logits.sigmoid() * valid
+    y = y * valid
+    dice = supervised_dice((p * y).sum(2), p.sum(2), y.sum(2), annotated, batch_dice, smooth, gather)
+    return bce * (regions if has_ignore else 1) - dice
+
+
+class RegionRelations:
+    """What an annotated region says about the others, as three (..., R, R) tensors: row = region asked about, column = annotated."""
+
+    def __init__(self, absent_if_present: Tensor, absent_if_absent: Tensor, present_if_present: Tensor):
+        self.absent_if_present = absent_if_present
+        self.absent_if_absent = absent_if_absent
+        self.present_if_present = present_if_present
+
+    def __getitem__(self, index: Tensor) -> RegionRelations:
+        return RegionRelations(self.absent_if_present[index], self.absent_if_absent[index], self.present_if_present[index])
+
+    def to(self, device: torch.device) -> RegionRelations:
+        return RegionRelations(
+            self.absent_if_present.to(device), self.absent_if_absent.to(device), self.present_if_present.to(device)
+        )
+
+
+def supervised_dice(
+    intersection: Tensor,
+    predicted: Tensor,
+    reference: Tensor,
+    annotated: Tensor,
+    batch_dice: bool,
+    smooth: float,
+    gather: Gather | None = None,
+) -> Tensor:
+    """Mean soft Dice over annotated labels only.
+
+    Args:
+        intersection: (B, K) sums over voxels, float32.
+        predicted: (B, K).
+        reference: (B, K).
+        annotated: (B, K) bool.
+        batch_dice: sum over samples first.
+        smooth: smoothing term.
+        gather: sums over processes; used with ``batch_dice`` only.
+
+    Returns:
+        A scalar between 0 and 1; 0 if nothing is annotated.
+    """
+    weight = annotated.to(intersection)
+    if batch_dice:
+        sums = torch.stack([(part * weight).sum(0) for part in (intersection, predicted, reference)] + [weight.sum(0)])
+        intersection, predicted, reference, count = gather(sums) if gather is not None else sums
+        weight = (count > 0).to(intersection)
+    dice = (2 * intersection + smooth) / (reference + predicted + smooth).clamp_min(1e-8)
+    return (dice * weight).sum() / weight.sum().clamp_min(1)
