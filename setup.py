@@ -31,7 +31,7 @@ if __name__ == "__main__":
     setup(
         name="nnunet_mutual",
         version=read_version(),
-        description="nnU-Net learns from data that is not fully labelled: partial labels, unlabelled images, modalities",
+        description="nnU-Net learns from data that is not fully labelled: partial labels, unlabelled images",
         long_description=read_readme(),
         long_description_content_type="text/markdown",
         license="Apache-2.0",

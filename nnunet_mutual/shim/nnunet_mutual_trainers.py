@@ -7,7 +7,7 @@ module name says where: ``nnunet_mutual_trainers`` or ``nnunet_mutual_planners``
 """
 
 
-def __getattr__(name):  # noqa: ANN001, ANN202 - a file of nnU-Net's search path, kept to the bare language
+def __getattr__(name: str) -> object:
     try:
         from nnunet_mutual.plugin import resolve
     except ImportError:  # nnunet_mutual was uninstalled, or belongs to another Python: this file then shows nothing
