@@ -10,7 +10,6 @@ import io
 import json
 import os
 import platform
-import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nnunet_mutual import __version__, plugin
-from nnunet_mutual.compat import TESTED_NNUNET, cpu_has_bfloat16
+from nnunet_mutual.compat import TESTED_NNUNET, cpu_computes_bfloat16, release
 from nnunet_mutual.errors import MutualError
 
 LIBRARIES = (
@@ -114,9 +113,9 @@ def check_nnunet() -> Check:
         return Check("nnunetv2", PROBLEM, f"{folder} is only what an uninstalled nnU-Net left behind", install)
     first, last = TESTED_NNUNET
     found = f"{version} ({folder})"
-    if _release(version) < _release(first):
+    if release(version) < release(first):
         return Check("nnunetv2", PROBLEM, f"{found}; {first} is the oldest that works", install)
-    if _release(version) > _release(last):
+    if release(version) > release(last):
         return Check("nnunetv2", NOTE, f"{found}; newer than the tested range {first} to {last}")
     return Check("nnunetv2", OK, f"{found}; tested: {first} to {last}")
 
@@ -126,7 +125,7 @@ def check_torch() -> Check:
     version = _version("torch")
     if version is None:
         return Check("torch", PROBLEM, "not installed", _pip("torch"))
-    if _release(version)[:2] == (2, 9):
+    if release(version)[:2] == (2, 9):
         return Check("torch", PROBLEM, f"{version}; nnU-Net excludes 2.9", _pip(shlex.quote("torch!=2.9.*")))
     return Check("torch", OK, version)
 
@@ -152,7 +151,7 @@ def check_device() -> Iterator[Check]:
         yield Check(
             "device",
             NOTE,
-            f"cpu only, {cores} cores, {_bf16(cpu_has_bfloat16())}; full-size trainings need a GPU "
+            f"cpu only, {cores} cores, {_bf16(cpu_computes_bfloat16())}; full-size trainings need a GPU "
             "(pass -device cpu to nnU-Net's commands)",
         )
 
@@ -267,11 +266,6 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """Return the leading numbers of a version: (2, 8, 1) of ``2.8.1+cu128``."""
-    return tuple(int(number) for number in re.findall(r"^\d+|(?<=\.)\d+", version.split("+")[0]))
 
 
 def _pip(arguments: str) -> str:
