@@ -80,7 +80,9 @@ class AnnotationTable:
         raw_labels = _mapping(dataset_json.get("labels"), "labels")
         values = {n: _integers(v) for n, v in raw_labels.items() if n not in ("background", "ignore")}
         labels = tuple(name for name, integers in values.items() if set(integers) != {0})
-        channels = tuple(_mapping(dataset_json.get("channel_names", dataset_json.get("modality")), "channel_names").values())
+        channels = tuple(
+            _mapping(dataset_json.get("channel_names", dataset_json.get("modality")), "channel_names").values()
+        )
         # nnU-Net's own rule: one list of two or more integers makes it a region dataset.
         is_regions = any(isinstance(v, (list, tuple)) and len(v) > 1 for v in raw_labels.values())
         common = dict(labels=labels, values={n: values[n] for n in labels}, channels=channels, is_regions=is_regions)
@@ -175,7 +177,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def _known_keys(entry: Mapping[str, Any], known: tuple[str, ...], place: str) -> None:
     for key in entry:
         if key not in known:
-            raise MutualError(f"unknown key {key!r} in {place} of dataset.json{did_you_mean(key, known)}; known: {', '.join(known)}")
+            raise MutualError(
+                f"unknown key {key!r} in {place} of dataset.json{did_you_mean(key, known)}; known: {', '.join(known)}"
+            )
 
 
 def _mapping(value: Any, place: str) -> Mapping[str, Any]:
@@ -191,7 +195,9 @@ def _names(value: Any, known: Iterable[str], place: str, what: str) -> frozenset
     known = tuple(known)
     for name in value:
         if name not in known:
-            raise MutualError(f"unknown {what} {name!r} in {place} of dataset.json{did_you_mean(name, known)}; known: {', '.join(known)}")
+            raise MutualError(
+                f"unknown {what} {name!r} in {place} of dataset.json{did_you_mean(name, known)}; known: {', '.join(known)}"
+            )
     if len(set(value)) != len(value):
         raise MutualError(f"{place} of dataset.json lists a {what} twice: {value}; keep one")
     return frozenset(value)
@@ -202,7 +208,9 @@ def _integers(value: Any) -> tuple[int, ...]:
     try:
         return tuple(int(item) for item in items)
     except (TypeError, ValueError):
-        raise MutualError(f'"labels" of dataset.json holds {value!r}; expected an integer or a list of integers') from None
+        raise MutualError(
+            f'"labels" of dataset.json holds {value!r}; expected an integer or a list of integers'
+        ) from None
 
 
 def _source(name: str, entry: Any, labels: tuple[str, ...]) -> Source:
@@ -210,10 +218,14 @@ def _source(name: str, entry: Any, labels: tuple[str, ...]) -> Source:
     entry = _mapping(entry, place)
     _known_keys(entry, _SOURCE_KEYS, place)
     if "annotated" not in entry:
-        raise MutualError(f'{place} of dataset.json has no "annotated"; list the labels that were drawn there (an empty list is allowed)')
+        raise MutualError(
+            f'{place} of dataset.json has no "annotated"; list the labels that were drawn there (an empty list is allowed)'
+        )
     contains = _mapping(entry.get("contains", {}), f"{place}: contains")
     _names(list(contains), labels, f"contains of {place}", "label")
-    inner = {outer: _names(inside, labels, f'contains "{outer}" of {place}', "label") for outer, inside in contains.items()}
+    inner = {
+        outer: _names(inside, labels, f'contains "{outer}" of {place}', "label") for outer, inside in contains.items()
+    }
     source = Source(name, _names(entry["annotated"], labels, f"annotated of {place}", "label"), inner)
     for outer, inside in inner.items():
         if outer in inside:
@@ -221,7 +233,9 @@ def _source(name: str, entry: Any, labels: tuple[str, ...]) -> Source:
     return source
 
 
-def _case(key: str, entry: Any, sources: Mapping[str, Source], labels: tuple[str, ...], channels: tuple[str, ...]) -> Case:
+def _case(
+    key: str, entry: Any, sources: Mapping[str, Source], labels: tuple[str, ...], channels: tuple[str, ...]
+) -> Case:
     place = f'case "{key}"'
     entry = _mapping(entry, place)
     _known_keys(entry, _CASE_KEYS, place)
@@ -252,7 +266,9 @@ def _singles(entries: Any, labels: tuple[str, ...]) -> frozenset[str]:
     for name, entry in entries.items():
         _known_keys(_mapping(entry, f"{BLOCK}.labels.{name}"), _LABEL_KEYS, f"{BLOCK}.labels.{name}")
         if not isinstance(entry.get("single", False), bool):
-            raise MutualError(f'"single" of label "{name}" of dataset.json must be true or false, found {entry["single"]!r}')
+            raise MutualError(
+                f'"single" of label "{name}" of dataset.json must be true or false, found {entry["single"]!r}'
+            )
     return frozenset(name for name, entry in entries.items() if entry.get("single", False))
 
 
@@ -272,6 +288,8 @@ def _groups(groups: Any, channels: tuple[str, ...]) -> dict[str, tuple[str, ...]
     found = {}
     for name, members in _mapping(groups, f"{BLOCK}.modality_groups").items():
         if not _names(members, channels, f'modality group "{name}"', "channel"):
-            raise MutualError(f'modality group "{name}" of dataset.json is empty; list its channels: {", ".join(channels)}')
+            raise MutualError(
+                f'modality group "{name}" of dataset.json is empty; list its channels: {", ".join(channels)}'
+            )
         found[name] = tuple(members)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -57,6 +58,22 @@ def save_atomically(checkpoint: Mapping[str, Any], filename: str | os.PathLike[s
             f"{path} could not be written ({error}); free disk space or mend the permissions and continue with --c: "
             "what was saved before is untouched"
         ) from error
+
+
+def save_json_atomically(content: Any, filename: str | os.PathLike[str]) -> None:
+    """Writes JSON under a temporary name and renames it."""
+    path = Path(filename)
+    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=4))
+    os.replace(temporary, path)
+
+
+def drop_later_epochs(filename: str | os.PathLike[str], epoch: int) -> None:
+    """Removes lines of a JSON-lines log that belong to epochs which a resumed training does again."""
+    path = Path(filename)
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if json.loads(line)["epoch"] < epoch]
+        path.write_text("".join(line + "\n" for line in kept))
 
 
 def load_own(filename: str | os.PathLike[str], device: torch.device) -> dict[str, Any]:
@@ -125,7 +142,9 @@ class StopSignals:
                     self._previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}

@@ -73,10 +73,14 @@ def merged_block(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]
     seen: list[str] = []
     while name is not None:
         if name in seen:
-            raise MutualError(f'"inherits_from" of the plans file goes in a circle: {" -> ".join([*seen, name])}; remove one of them')
+            raise MutualError(
+                f'"inherits_from" of the plans file goes in a circle: {" -> ".join([*seen, name])}; remove one of them'
+            )
         if name not in plans["configurations"]:
             known = tuple(plans["configurations"])
-            raise MutualError(f"the plans file has no configuration {name!r}{did_you_mean(name, known)}; it has: {', '.join(known)}")
+            raise MutualError(
+                f"the plans file has no configuration {name!r}{did_you_mean(name, known)}; it has: {', '.join(known)}"
+            )
         seen.append(name)
         entry = plans["configurations"][name]
         chain.append(entry.get(BLOCK, {}))
@@ -135,7 +139,9 @@ def _value(hint: Any, value: Any, place: str) -> Any:
         return _read(typing.cast(type, hint), value, place)
     if typing.get_origin(hint) is Literal:
         if value not in typing.get_args(hint):
-            raise MutualError(f'setting "{place}" must be one of {", ".join(map(str, typing.get_args(hint)))}, found {value!r}')
+            raise MutualError(
+                f'setting "{place}" must be one of {", ".join(map(str, typing.get_args(hint)))}, found {value!r}'
+            )
         return value
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and type(None) in options:

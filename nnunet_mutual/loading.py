@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
@@ -13,6 +13,9 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_mutual.annotation import AnnotationTable
+
+if TYPE_CHECKING:
+    from nnunet_mutual.trainers.base import MutualTrainer
 
 Augmenter = SingleThreadedAugmenter | NonDetMultiThreadedAugmenter
 
@@ -56,3 +59,62 @@ def start_loader(loader: nnUNetDataLoader, *, training: bool, pin_memory: bool, 
         augmenter = NonDetMultiThreadedAugmenter(data_loader=loader, transform=None, **options)
     next(augmenter)
     return augmenter
+
+
+def start_loaders(trainer: MutualTrainer) -> tuple[Augmenter, Augmenter]:
+    """Starts the training and the validation loader of a trainer, with nnU-Net's patches, transforms and oversampling."""
+    scales = trainer._get_deep_supervision_scales()
+    patch_size = trainer.configuration_manager.patch_size
+    labels = trainer.label_manager
+    rotation, dummy_2d, initial_patch_size, mirror_axes = (
+        trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    )
+    shared = dict(
+        is_cascaded=trainer.is_cascaded,
+        foreground_labels=labels.foreground_labels,
+        regions=labels.foreground_regions if labels.has_regions else None,
+        ignore_label=labels.ignore_label,
+    )
+    mask = trainer.configuration_manager.use_mask_for_norm
+    transforms = trainer.get_training_transforms(
+        patch_size, rotation, scales, mirror_axes, dummy_2d, use_mask_for_norm=mask, **shared
+    )
+    training, validation = trainer.get_tr_and_val_datasets()
+    balanced = case_probabilities(trainer.table, training.identifiers) if trainer.settings.balance_sources else None
+    return (
+        _start(trainer, training, initial_patch_size, transforms, balanced, is_training=True),
+        _start(
+            trainer,
+            validation,
+            patch_size,
+            trainer.get_validation_transforms(scales, **shared),
+            None,
+            is_training=False,
+        ),
+    )
+
+
+def _start(
+    trainer: MutualTrainer,
+    dataset: Any,
+    size: Any,
+    transforms: Any,
+    probabilities: np.ndarray | None,
+    *,
+    is_training: bool,
+) -> Augmenter:
+    loader = nnUNetDataLoader(
+        dataset,
+        trainer.batch_size,
+        size,
+        trainer.configuration_manager.patch_size,
+        trainer.label_manager,
+        oversample_foreground_percent=trainer.oversample_foreground_percent,
+        sampling_probabilities=probabilities,
+        transforms=transforms,
+        probabilistic_oversampling=trainer.probabilistic_oversampling,
+    )
+    seed = trainer.settings.seed
+    if seed is not None:
+        seed = 1000 * (10 * seed + trainer.local_rank) + 500 * is_training
+    return start_loader(loader, training=is_training, pin_memory=trainer.device.type == "cuda", seed=seed)

@@ -5,4 +5,6 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from nnunet_mutual.trainers.partial import PartialTrainer
+
+__all__ = ["PartialTrainer"]

@@ -37,7 +37,10 @@ class Knowledge:
         for key in keys:
             case = table.case(key)
             contained = table.contained(case)
-            identity = (case.annotated, tuple(sorted((outer, tuple(sorted(inner))) for outer, inner in contained.items())))
+            identity = (
+                case.annotated,
+                tuple(sorted((outer, tuple(sorted(inner))) for outer, inner in contained.items())),
+            )
             if identity not in members:
                 members[identity] = len(examples)
                 examples.append(case)

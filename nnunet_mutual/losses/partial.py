@@ -140,7 +140,9 @@ def partial_sigmoid_loss(
     logits = logits.flatten(2).float()
     y = target[:, :regions].flatten(2).float()
     valid = 1 - target[:, regions:].flatten(2).float() if has_ignore else torch.ones_like(y[:, :1])
-    absent = (known_by.absent_if_present - known_by.absent_if_absent) @ y + known_by.absent_if_absent.sum(2, keepdim=True) > 0
+    absent = (known_by.absent_if_present - known_by.absent_if_absent) @ y + known_by.absent_if_absent.sum(
+        2, keepdim=True
+    ) > 0
     present = known_by.present_if_present @ y > 0
     drawn = annotated[:, :, None]
     known = (drawn | (absent ^ present)) * valid
@@ -162,7 +164,9 @@ class RegionRelations:
         self.present_if_present = present_if_present
 
     def __getitem__(self, index: Tensor) -> RegionRelations:
-        return RegionRelations(self.absent_if_present[index], self.absent_if_absent[index], self.present_if_present[index])
+        return RegionRelations(
+            self.absent_if_present[index], self.absent_if_absent[index], self.present_if_present[index]
+        )
 
     def to(self, device: torch.device) -> RegionRelations:
         return RegionRelations(

@@ -76,3 +76,16 @@ class SupervisedObjective(Objective):
         assert self.knowledge.possible is not None
         possible = self.knowledge.possible[pattern]
         return partial_softmax_loss(logits, target, possible, annotated, ignore_label=self.ignore_label, **self.options)
+
+
+def deep_supervision_weights(levels: int, *, keep_last: bool) -> list[float]:
+    """nnU-Net's weights: halved at each level, none at the lowest resolution, summing to 1.
+
+    Args:
+        levels: number of outputs; a single one has weight 1.
+        keep_last: give the lowest resolution 1e-6 instead of 0: DDP without compile needs a gradient for every parameter.
+    """
+    weights = [1 / 2**level for level in range(levels)]
+    if levels > 1:
+        weights[-1] = 1e-6 if keep_last else 0.0
+    return [weight / sum(weights) for weight in weights]

@@ -1,0 +1,484 @@
+"""The one training loop of this package, on nnU-Net's own hooks."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from time import time
+from typing import Any
+
+import numpy as np
+import torch
+from batchgenerators.utilities.file_and_folder_operations import isfile, join
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.collate_outputs import collate_outputs
+from nnunetv2.utilities.ddp_allgather import AllGatherGrad
+from torch import Tensor, distributed, nn
+
+from nnunet_mutual import compat
+from nnunet_mutual.annotation import AnnotationTable
+from nnunet_mutual.checkpoints import (
+    STATE_KEY,
+    StopSignals,
+    drop_later_epochs,
+    load_own,
+    plain,
+    random_state,
+    restore_random_state,
+    save_atomically,
+    save_json_atomically,
+)
+from nnunet_mutual.config import Settings, differences, merged_block, read_settings
+from nnunet_mutual.datasets.splits import describe_splits, stratified_splits
+from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.loading import start_loaders
+from nnunet_mutual.losses.knowledge import Knowledge
+from nnunet_mutual.objectives import Batch, Objective, Progress
+from nnunet_mutual.objectives.supervised import SupervisedObjective, deep_supervision_weights
+from nnunet_mutual.peers import Peers, unwrap
+from nnunet_mutual.validation import annotated_counts, validate_fold
+
+SKIPPED_STEPS_ALLOWED = 10
+PLOT_SECONDS = 30
+TERM_LOG = "mutual_log.jsonl"
+
+
+class MutualTrainer(nnUNetTrainer):
+    """Trains networks on objectives; a method is a subclass that says which.
+
+    The base class itself has one network and the supervised objective.
+    """
+
+    settings_class: type[Settings] = Settings
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
+    ):
+        # Before nnU-Net makes folders: a wrong table or setting must leave nothing behind.
+        self.table = AnnotationTable.from_dataset_json(dataset_json)
+        self.settings = read_settings(self.settings_class, merged_block(plans, configuration))
+        plans.setdefault("continue_training", False)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = self.settings.num_epochs
+        self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch
+        self.initial_lr = self.settings.initial_lr
+        self.weight_decay = self.settings.weight_decay
+        self.iteration = 0
+        self.skipped_steps = 0
+        self.last_saved = time()
+        self.last_saved_epoch = 0
+        self._last_plot = 0.0
+        self._split: tuple[list[str], list[str]] | None = None
+        self._epoch_outputs: list[dict] = []
+        self._resumed_random_state: dict[str, Any] | None = None
+        self.autocast_dtype = self._choose_precision()
+        if self.autocast_dtype != torch.float16:
+            self.grad_scaler = None
+
+    # Building
+
+    def _choose_precision(self) -> torch.dtype | None:
+        amp, kind = self.settings.amp, self.device.type
+        if amp == "off" or kind == "mps":
+            return None
+        if kind == "cuda":
+            return torch.float16 if amp == "auto" else torch.bfloat16
+        if compat.cpu_computes_bfloat16():
+            return torch.bfloat16
+        if amp == "bfloat16":
+            raise MutualError('this processor does not compute in bfloat16; set "amp": "auto" or "off" in the plans')
+        return None
+
+    def autocast(self) -> AbstractContextManager:
+        """Mixed precision as the settings ask for it."""
+        return nullcontext() if self.autocast_dtype is None else torch.autocast(self.device.type, self.autocast_dtype)
+
+    def initialize(self) -> None:
+        """Builds networks, optimisers and objectives (nnU-Net's hook)."""
+        if self.settings.seed is not None:
+            torch.manual_seed(self.settings.seed)
+            np.random.seed(self.settings.seed)
+            random.seed(self.settings.seed)
+        super().initialize()
+        self.peers = self.build_peers()
+        training, _ = self.do_split()
+        self.knowledge = Knowledge(self.table, self._table_keys(), self.label_manager.num_segmentation_heads).to(
+            self.device
+        )
+        self._require_annotated(training)
+        self.supervised = self.build_supervision()
+        self.objectives = self.build_objectives()
+        self.term_names = [name for objective in self.objectives for name in objective.term_names]
+        if len(set(self.term_names)) != len(self.term_names):
+            raise MutualError(f"two objectives give a term the same name: {self.term_names}; rename one")
+
+    def build_peers(self) -> Peers:
+        """Returns the networks that learn together; stock's one network by default."""
+        return Peers([self.network], [self.optimizer], [self.lr_scheduler], self.grad_scaler)
+
+    def build_supervision(self) -> SupervisedObjective:
+        """Returns the supervised loss, also used in validation."""
+        levels = self._get_deep_supervision_scales()
+        batch_dice = self.configuration_manager.batch_dice
+
+        def full_loss(outputs: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
+            return self.loss(outputs, target) if levels is not None else self.loss(outputs[0], target[0])
+
+        return SupervisedObjective(
+            self.knowledge,
+            full_loss,
+            deep_supervision_weights(len(levels or [1]), keep_last=self.is_ddp and not self._do_i_compile()),
+            ignore_label=self.label_manager.ignore_label,
+            batch_dice=batch_dice,
+            gather=(lambda sums: AllGatherGrad.apply(sums).sum(0)) if self.is_ddp and batch_dice else None,
+        )
+
+    def build_objectives(self) -> list[Objective]:
+        """Returns what the networks learn; subclasses add theirs."""
+        return [self.supervised]
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """Returns optimiser and schedule of ``self.network`` (nnU-Net's hook)."""
+        if self.settings.optimizer == "sgd":
+            return super().configure_optimizers()
+        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    # Data
+
+    def _table_keys(self) -> list[str]:
+        return list(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
+
+    def _require_annotated(self, training: Sequence[str]) -> None:
+        annotated = {label for key in training for label in self.table.case(key).annotated}
+        absent = [label for label in self.table.labels if label not in annotated]
+        if absent:
+            raise MutualError(
+                f"no training case of fold {self.fold} annotates {', '.join(absent)}; remove the label from dataset.json, "
+                "correct the annotation table, or use another split"
+            )
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """Splits by annotated set with patients together, or as an existing splits_final.json says (nnU-Net's hook)."""
+        if self._split is None:
+            if self.dataset_class is None:
+                self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+            keys = self._table_keys()
+            self.table.require(keys)
+            splits_file = join(self.preprocessed_dataset_folder_base, "splits_final.json")
+            if self.fold != "all" and not isfile(splits_file):
+                splits = stratified_splits(self.table, sorted(keys))
+                save_json_atomically(splits, splits_file)
+                self.print_to_log_file(f"New split, by annotated set:\n{describe_splits(splits, self.table)}")
+            self._split = super().do_split()
+        return list(self._split[0]), list(self._split[1])
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Starts nnU-Net's loaders with source-balanced case probabilities (nnU-Net's hook)."""
+        return start_loaders(self)
+
+    def to_batch(self, batch: dict) -> Batch:
+        """Moves a loader's batch to the device and looks up what its cases annotate."""
+        target = batch["target"] if isinstance(batch["target"], list) else [batch["target"]]
+        patterns = self.knowledge.patterns(batch["keys"])
+        return Batch(
+            data=batch["data"].to(self.device, non_blocking=True),
+            target=[level.to(self.device, non_blocking=True) for level in target],
+            keys=[str(key) for key in batch["keys"]],
+            patterns=patterns,
+            pattern_index=torch.tensor(patterns).to(self.device, non_blocking=True),
+        )
+
+    # The loop
+
+    def on_train_start(self) -> None:
+        """Refuses to train on a guess, prints the settings, goes on where a resumed run stopped (nnU-Net's hook)."""
+        difference = raw_and_preprocessed_differ(self.plans_manager.dataset_name)
+        if difference:
+            raise MutualError(difference)
+        super().on_train_start()
+        untested = compat.warn_untested()
+        if untested:
+            self.print_to_log_file(f"WARNING: {untested}")
+        settings = {"trainer": type(self).__name__, **asdict(self.settings)}
+        self.print_to_log_file(f"Settings: {json.dumps(settings)}", f"Precision: {self.autocast_dtype or 'float32'}")
+        if self.local_rank == 0:
+            save_json_atomically(settings, join(self.output_folder_base, "mutual_settings.json"))
+        _, validation = self.do_split()
+        for label in self.table.labels:
+            if not any(label in self.table.case(key).annotated for key in validation):
+                self.print_to_log_file(
+                    f"WARNING: no validation case annotates {label} (n = 0): it is not scored in this fold"
+                )
+        if self._resumed_random_state is not None:
+            restore_random_state(self._resumed_random_state, self.device)
+            self._resumed_random_state = None
+
+    def run_training(self) -> None:
+        """Trains to the end, from wherever a checkpoint left off (nnU-Net's hook)."""
+        self.on_train_start()
+        with StopSignals() as signals:
+            while self.current_epoch < self.num_epochs:
+                self._run_epoch(signals)
+        self.on_train_end()
+
+    def _run_epoch(self, signals: StopSignals) -> None:
+        if self.iteration == 0:
+            self.on_epoch_start()
+            self.on_train_epoch_start()
+            self._epoch_outputs = []
+        self.peers.set_epoch(self.current_epoch)
+        while self.iteration < self.num_iterations_per_epoch:
+            self._epoch_outputs.append(self.train_step(next(self.dataloader_train)))
+            self.iteration += 1
+            if not self.is_ddp:
+                self._obey(signals)
+        self.on_train_epoch_end(self._epoch_outputs)
+        with torch.no_grad():
+            self.on_validation_epoch_start()
+            outputs = [
+                self.validation_step(next(self.dataloader_val)) for _ in range(self.num_val_iterations_per_epoch)
+            ]
+            self.on_validation_epoch_end(outputs)
+        self.iteration = 0
+        self.on_epoch_end()
+        self._obey(signals)
+
+    def _obey(self, signals: StopSignals) -> None:
+        """Saves when the cluster announces the end of the job; SIGTERM also stops."""
+        number = signals.take()
+        if self.is_ddp:
+            received: list = [None] * distributed.get_world_size()
+            distributed.all_gather_object(received, number)
+            number = max((n for n in received if n is not None), default=None)
+        if number is None:
+            return
+        name = signal.Signals(number).name
+        self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
+        self.print_to_log_file(
+            f"{name} received: saved at epoch {self.current_epoch}, iteration {self.iteration}; continue with --c"
+        )
+        if number == signal.SIGTERM:
+            raise SystemExit(128 + number)
+
+    def train_step(self, batch: dict) -> dict:
+        """One forward, one backward, one optimiser step of all networks on all objectives (nnU-Net's hook)."""
+        moved = self.to_batch(batch)
+        done = self.current_epoch * self.num_iterations_per_epoch + self.iteration
+        progress = Progress(done, self.num_epochs * self.num_iterations_per_epoch)
+        self.peers.zero_grad()
+        with self.autocast():
+            outputs = self.peers.forward(moved.data)
+            terms = {}
+            for objective in self.objectives:
+                terms.update(objective.terms(outputs, moved, progress))
+            weighted = [terms[name].value.float() * terms[name].weight for name in self.term_names]
+            total = torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
+        norms = self.peers.backward(total)
+        record = torch.stack(
+            [total.detach(), *(terms[n].value.detach().float() for n in self.term_names), *norms.float()]
+        )
+        if self.grad_scaler is None:
+            record = record.cpu()
+            self._refuse_non_finite(record.numpy(), moved.keys, allowed=0)
+        self.peers.step()
+        values = record.cpu().numpy()  # the step's one transfer to the host
+        if self.grad_scaler is not None:
+            self._refuse_non_finite(values, moved.keys, allowed=SKIPPED_STEPS_ALLOWED)
+        return {"loss": values[0], "terms": values[1 : 1 + len(self.term_names)]}
+
+    def _refuse_non_finite(self, record: np.ndarray, keys: Sequence[str], *, allowed: int) -> None:
+        """Stops before (without scaler) or after ``allowed`` skipped steps (with one) and names the guilty term."""
+        self.skipped_steps = 0 if np.isfinite(record).all() else self.skipped_steps + 1
+        if self.skipped_steps <= allowed:
+            return
+        named = ["total", *self.term_names, *(f"gradient of network {i}" for i in range(len(self.peers.networks)))]
+        wrong = [name for name, value in zip(named[1:], record[1:], strict=True) if not np.isfinite(value)] or ["total"]
+        raise MutualError(
+            f'the term "{wrong[0]}" became {record[named.index(wrong[0])]} in epoch {self.current_epoch}, iteration '
+            f"{self.iteration} (cases {', '.join(keys)}); the weights were not changed by it: look at these images, or lower "
+            "initial_lr, and continue with --c"
+        )
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """Logs the loss and every term by name (nnU-Net's hook)."""
+        collated = collate_outputs(train_outputs)
+        columns = np.column_stack([np.asarray(collated["loss"]).reshape(-1, 1), collated["terms"]])
+        if self.is_ddp:
+            gathered: list = [None] * distributed.get_world_size()
+            distributed.all_gather_object(gathered, columns)
+            columns = np.concatenate(gathered)
+        # A step that the gradient scaler skipped has no loss to speak of.
+        loss, *terms = (float(value) for value in np.nanmean(np.where(np.isfinite(columns), columns, np.nan), 0))
+        self.logger.log("train_losses", loss, self.current_epoch)
+        named = dict(zip(self.term_names, terms, strict=True))
+        for logger in self.logger.loggers:
+            for name, value in named.items():
+                logger.log(f"term/{name}", value, self.current_epoch)
+        if self.local_rank == 0:
+            with open(join(self.output_folder, TERM_LOG), "a") as file:
+                file.write(json.dumps({"epoch": self.current_epoch, "loss": loss, "terms": named}) + "\n")
+        self.print_to_log_file("terms", {name: round(value, 4) for name, value in named.items()})
+
+    # Validation
+
+    def on_validation_epoch_start(self) -> None:
+        """Puts all networks into evaluation mode (nnU-Net's hook)."""
+        self.peers.eval()
+
+    def validation_step(self, batch: dict) -> dict:
+        """Loss and voxel counts of the deployed network, of annotated labels only (nnU-Net's hook)."""
+        moved = self.to_batch(batch)
+        with self.autocast():
+            output = self.deployed_network(moved.data)
+            levels = output if isinstance(output, (list, tuple)) else [output]
+            loss = self.supervised.loss(levels, moved)
+        annotated = self.knowledge.annotated[moved.pattern_index]
+        tp, fp, fn = annotated_counts(levels[0], moved.target[0], annotated, self.label_manager)
+        return {"loss": loss.detach().cpu().numpy(), "tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """Logs Dice per label; a label that was not sampled, or an epoch without any, does not spoil the mean (nnU-Net's hook)."""
+        collated = collate_outputs(val_outputs)
+        counts = np.stack([np.sum(collated[name], 0, dtype=np.float64) for name in ("tp_hard", "fp_hard", "fn_hard")])
+        loss = float(np.mean(collated["loss"]))
+        if self.is_ddp:
+            gathered: list = [None] * distributed.get_world_size()
+            distributed.all_gather_object(gathered, (counts, loss))
+            counts = np.sum([c for c, _ in gathered], 0)
+            loss = float(np.mean([value for _, value in gathered]))
+        tp, fp, fn = counts
+        with np.errstate(invalid="ignore"):
+            dice = [float(value) for value in 2 * tp / (2 * tp + fp + fn)]
+        sampled = [value for value in dice if not np.isnan(value)]
+        earlier = self.logger.get_value("mean_fg_dice", step=None)
+        mean = float(np.mean(sampled)) if sampled else (earlier[-1] if earlier else 0.0)
+        self.logger.log("mean_fg_dice", mean, self.current_epoch)
+        self.logger.log("dice_per_class_or_region", dice, self.current_epoch)
+        self.logger.log("val_losses", loss, self.current_epoch)
+
+    @property
+    def deployed_network(self) -> nn.Module:
+        """The network that validation scores, checkpoints deploy and prediction uses."""
+        return self.peers.networks[0]
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Predicts the validation cases whole, restricted to what each annotates (nnU-Net's hook)."""
+        validate_fold(self, save_probabilities)
+
+    # Checkpoints
+
+    def on_epoch_end(self) -> None:
+        """Logs, keeps the best and the latest checkpoint, counts the epoch (nnU-Net's hook)."""
+        self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
+        value = self.logger.get_value
+        self.print_to_log_file(
+            "train_loss", round(value("train_losses", -1), 4), "val_loss", round(value("val_losses", -1), 4)
+        )
+        dice = value("dice_per_class_or_region", -1)
+        self.print_to_log_file("Pseudo dice", {n: round(d, 4) for n, d in zip(self.table.labels, dice, strict=True)})
+        seconds = value("epoch_end_timestamps", -1) - value("epoch_start_timestamps", -1)
+        self.print_to_log_file(f"Epoch time: {seconds:.2f} s")
+        if self._best_ema is None or value("ema_fg_dice", -1) > self._best_ema:
+            self._best_ema = float(value("ema_fg_dice", -1))
+            self.print_to_log_file(f"New best moving average of the pseudo Dice: {self._best_ema:.4f}")
+            self.save_checkpoint(join(self.output_folder, "checkpoint_best.pth"))
+        epochs, minutes = self.current_epoch + 1 - self.last_saved_epoch, (time() - self.last_saved) / 60
+        due = epochs >= self.settings.checkpoint_epochs or minutes >= self.settings.checkpoint_minutes
+        if self.is_ddp:  # clocks differ, and all ranks take part in a checkpoint
+            decision = [due]
+            distributed.broadcast_object_list(decision)
+            due = decision[0]
+        if due and self.current_epoch + 1 < self.num_epochs:
+            self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
+            self.last_saved, self.last_saved_epoch = time(), self.current_epoch + 1
+        self._plot_progress()
+        self.current_epoch += 1
+
+    def _plot_progress(self) -> None:
+        # The plot takes seconds, an epoch of a small dataset less: once in half a minute is enough to watch it.
+        last = self.current_epoch + 1 == self.num_epochs
+        if self.local_rank == 0 and (last or time() - self._last_plot > PLOT_SECONDS):
+            self.logger.plot_progress_png(self.output_folder)
+            self._last_plot = time()
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Writes what stock nnU-Net predicts from, plus everything that ``--c`` needs (nnU-Net's hook)."""
+        if self.disable_checkpointing:
+            return
+        states: list = [random_state(self.device)]
+        if self.is_ddp:
+            mine, states = states[0], [None] * distributed.get_world_size()
+            distributed.all_gather_object(states, mine)
+        if self.local_rank != 0:
+            return
+        peers = self.peers.state_dict()
+        checkpoint = {
+            "network_weights": unwrap(self.deployed_network).state_dict(),
+            "optimizer_state": peers["optimizers"][0],
+            "grad_scaler_state": peers["scaler"],
+            "logging": plain(self.logger.get_checkpoint()),
+            "_best_ema": plain(self._best_ema),
+            "current_epoch": self.current_epoch if self.iteration else self.current_epoch + 1,
+            "init_args": plain(self.my_init_kwargs),
+            "trainer_name": nnUNetTrainer.__name__,
+            "inference_allowed_mirroring_axes": plain(self.inference_allowed_mirroring_axes),
+            STATE_KEY: {
+                "trainer": type(self).__name__,
+                "settings": asdict(self.settings),
+                "peers": peers,
+                "objectives": [plain(objective.state_dict()) for objective in self.objectives],
+                "random": states,
+                "iteration": self.iteration,
+                "epoch_outputs": plain(self._epoch_outputs) if self.iteration else [],
+                "skipped_steps": self.skipped_steps,
+            },
+        }
+        save_atomically(checkpoint, filename)
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """Restores all networks and the whole state of the training (nnU-Net's hook)."""
+        checkpoint = load_own(filename_or_checkpoint, self.device)
+        state = checkpoint[STATE_KEY]
+        if state["trainer"] != type(self).__name__:
+            raise MutualError(
+                f"{filename_or_checkpoint} was written by {state['trainer']}, not by {type(self).__name__}; "
+                f"continue with -tr {state['trainer']}"
+            )
+        changed = differences(state["settings"], asdict(self.settings))
+        if changed:
+            raise MutualError(
+                f"the settings in the plans changed since this training started ({'; '.join(changed)}); put them back, or train "
+                "the new settings in a configuration of their own (nnunet_mutual plan --name)"
+            )
+        if not self.was_initialized:
+            self.initialize()
+        self.my_init_kwargs = checkpoint["init_args"]
+        self.current_epoch = self.last_saved_epoch = checkpoint["current_epoch"]
+        self.logger.load_checkpoint(checkpoint["logging"])
+        self._best_ema = checkpoint["_best_ema"]
+        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+        self.peers.load_state_dict(state["peers"])
+        for objective, values in zip(self.objectives, state["objectives"], strict=True):
+            objective.load_state_dict(values)
+        self.iteration, self.skipped_steps = state["iteration"], state["skipped_steps"]
+        self._epoch_outputs = [
+            {k: np.asarray(v, np.float32) for k, v in step.items()} for step in state["epoch_outputs"]
+        ]
+        if len(state["random"]) > self.local_rank:
+            self._resumed_random_state = state["random"][self.local_rank]
+        drop_later_epochs(join(self.output_folder, TERM_LOG), self.current_epoch)
