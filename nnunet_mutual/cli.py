@@ -141,12 +141,13 @@ def _add_dataset_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "declare which labels are annotated in which case",
         "Writes the annotation table into dataset.json of a raw nnU-Net dataset, from a CSV or JSON file that lists\n"
         "the annotated labels of every training case. A label that is not listed for a case counts as unknown there,\n"
-        "not as absent.",
+        "not as absent. CSV: a column 'case' and one column per label (yes/no), or one column 'labels' (a;b); columns\n"
+        "'source' and 'patient' may follow. JSON: {case: [label, ...]}.",
         "nnunet_mutual annotate Dataset111_Abdomen cases.csv --contains liver=liver_tumour --single liver",
     )
     _add_dataset(command)
     command.add_argument("table", metavar="TABLE", help="CSV or JSON file: case -> annotated labels")
-    command.add_argument("--source", metavar="NAME", help="source of the cases for which the table names none")
+    command.add_argument("--source", metavar="NAME", help="name of the one source of all cases")
     command.add_argument(
         "--contains",
         metavar="[SOURCE:]LABEL=INNER[,INNER]",
