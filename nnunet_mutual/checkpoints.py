@@ -8,16 +8,24 @@ import random
 import signal
 import threading
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import distributed
 
+from nnunet_mutual.config import differences
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.peers import unwrap
+
+if TYPE_CHECKING:
+    from nnunet_mutual.trainers.base import MutualTrainer
 
 STATE_KEY = "mutual_state"
+STOCK_TRAINER = "nnUNetTrainer"
 
 
 def plain(value: Any) -> Any:
@@ -91,8 +99,8 @@ def load_own(filename: str | os.PathLike[str], device: torch.device) -> dict[str
         ) from error
     if STATE_KEY not in checkpoint:
         raise MutualError(
-            f"{filename} was not written by a trainer of this package (it has no {STATE_KEY}); continue with the -tr that wrote "
-            "it, or pass it as -pretrained_weights"
+            f"{filename} was not written by a trainer of this package (it has no {STATE_KEY}); continue with the -tr "
+            "that wrote it, or pass it as -pretrained_weights"
         )
     return checkpoint
 
@@ -122,11 +130,83 @@ def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
-class StopSignals:
-    """Notes SIGTERM and SIGUSR1, with which clusters announce the end of a job, instead of dying in the middle of a step.
+def pack(trainer: MutualTrainer) -> dict[str, Any] | None:
+    """Collects a checkpoint: what stock nnU-Net predicts from, and under ``mutual_state`` all that ``--c`` needs.
 
-    Use as a context manager around the loop; ``received`` holds the last signal. Worker processes that were forked while it is
-    active keep the ordinary behaviour.
+    Returns:
+        The checkpoint on rank 0, None on the others (all ranks must call this: each has random states of its own).
+    """
+    states: list = [random_state(trainer.device)]
+    if trainer.is_ddp:
+        mine, states = states[0], [None] * distributed.get_world_size()
+        distributed.all_gather_object(states, mine)
+    if trainer.local_rank != 0:
+        return None
+    peers = trainer.peers.state_dict()
+    in_epoch = trainer.iteration > 0
+    return {
+        "network_weights": unwrap(trainer.deployed_network).state_dict(),
+        "optimizer_state": peers["optimizers"][0],
+        "grad_scaler_state": peers["scaler"],
+        "logging": plain(trainer.logger.get_checkpoint()),
+        "_best_ema": plain(trainer._best_ema),
+        "current_epoch": trainer.current_epoch + (0 if in_epoch else 1),
+        "init_args": plain(trainer.my_init_kwargs),
+        "trainer_name": STOCK_TRAINER,
+        "inference_allowed_mirroring_axes": plain(trainer.inference_allowed_mirroring_axes),
+        STATE_KEY: {
+            "trainer": type(trainer).__name__,
+            "settings": asdict(trainer.settings),
+            "peers": peers,
+            "objectives": [plain(objective.state_dict()) for objective in trainer.objectives],
+            "random": states,
+            "iteration": trainer.iteration,
+            "epoch_outputs": plain(trainer.epoch_outputs) if in_epoch else [],
+            "skipped_steps": trainer.skipped_steps,
+        },
+    }
+
+
+def unpack(trainer: MutualTrainer, checkpoint: Mapping[str, Any], filename: str) -> None:
+    """Puts a checkpoint of :func:`pack` back into a trainer.
+
+    Raises:
+        MutualError: it is of another trainer, or the settings changed since.
+    """
+    state = checkpoint[STATE_KEY]
+    name = type(trainer).__name__
+    if state["trainer"] != name:
+        raise MutualError(
+            f"{filename} was written by {state['trainer']}, not {name}; continue with -tr {state['trainer']}"
+        )
+    changed = differences(state["settings"], asdict(trainer.settings))
+    if changed:
+        raise MutualError(
+            f"the settings in the plans changed since this training started ({'; '.join(changed)}); put them back, or "
+            "train the new settings in a configuration of their own (nnunet_mutual plan --name)"
+        )
+    if not trainer.was_initialized:
+        trainer.initialize()
+    trainer.my_init_kwargs = checkpoint["init_args"]
+    trainer.current_epoch = trainer.last_saved_epoch = checkpoint["current_epoch"]
+    trainer.logger.load_checkpoint(checkpoint["logging"])
+    trainer._best_ema = checkpoint["_best_ema"]
+    trainer.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+    trainer.peers.load_state_dict(state["peers"])
+    for objective, values in zip(trainer.objectives, state["objectives"], strict=True):
+        objective.load_state_dict(values)
+    trainer.iteration, trainer.skipped_steps = state["iteration"], state["skipped_steps"]
+    steps = state["epoch_outputs"]
+    trainer.epoch_outputs = [{key: np.asarray(value, np.float32) for key, value in step.items()} for step in steps]
+    if len(state["random"]) > trainer.local_rank:
+        trainer.resumed_random_state = state["random"][trainer.local_rank]
+
+
+class StopSignals:
+    """Notes SIGTERM and SIGUSR1, with which clusters announce the end of a job, instead of dying within a step.
+
+    Use as a context manager around the loop; ``received`` holds the last signal. Worker processes that were forked
+    while it is active keep the ordinary behaviour.
     """
 
     def __init__(self) -> None:

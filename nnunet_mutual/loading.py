@@ -28,7 +28,8 @@ def case_probabilities(table: AnnotationTable, identifiers: Sequence[str]) -> np
         identifiers: the training cases, in the order of the loader.
 
     Returns:
-        (len(identifiers),) summing to 1, or None with a single source: nnU-Net then draws uniformly, by its own random stream.
+        (len(identifiers),) summing to 1, or None with a single source: nnU-Net then draws uniformly, by its own
+        random stream.
     """
     sources = [table.case(key).source for key in identifiers]
     count = Counter(sources)
@@ -53,28 +54,33 @@ def start_loader(loader: nnUNetDataLoader, *, training: bool, pin_memory: bool, 
         augmenter = SingleThreadedAugmenter(loader, None)
     else:
         workers = processes if training else max(1, processes // 2)
-        options: dict[str, Any] = dict(num_processes=workers, pin_memory=pin_memory, wait_time=0.002)
-        options["num_cached"] = max(6, processes // 2) if training else max(3, processes // 4)
-        options["seeds"] = None if seed is None else [seed + i for i in range(workers)]
-        augmenter = NonDetMultiThreadedAugmenter(data_loader=loader, transform=None, **options)
+        augmenter = NonDetMultiThreadedAugmenter(
+            data_loader=loader,
+            transform=None,
+            num_processes=workers,
+            num_cached=max(6, processes // 2) if training else max(3, processes // 4),
+            seeds=None if seed is None else [seed + i for i in range(workers)],
+            pin_memory=pin_memory,
+            wait_time=0.002,
+        )
     next(augmenter)
     return augmenter
 
 
 def start_loaders(trainer: MutualTrainer) -> tuple[Augmenter, Augmenter]:
-    """Starts the training and the validation loader of a trainer, with nnU-Net's patches, transforms and oversampling."""
+    """Starts the training and the validation loader of a trainer, with nnU-Net's patches and transforms."""
     scales = trainer._get_deep_supervision_scales()
     patch_size = trainer.configuration_manager.patch_size
     labels = trainer.label_manager
     rotation, dummy_2d, initial_patch_size, mirror_axes = (
         trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     )
-    shared = dict(
-        is_cascaded=trainer.is_cascaded,
-        foreground_labels=labels.foreground_labels,
-        regions=labels.foreground_regions if labels.has_regions else None,
-        ignore_label=labels.ignore_label,
-    )
+    shared = {
+        "is_cascaded": trainer.is_cascaded,
+        "foreground_labels": labels.foreground_labels,
+        "regions": labels.foreground_regions if labels.has_regions else None,
+        "ignore_label": labels.ignore_label,
+    }
     mask = trainer.configuration_manager.use_mask_for_norm
     transforms = trainer.get_training_transforms(
         patch_size, rotation, scales, mirror_axes, dummy_2d, use_mask_for_norm=mask, **shared

@@ -1,8 +1,8 @@
 """Validation that scores a label only where it is annotated, in files that stock nnU-Net tools evaluate correctly.
 
-``nnUNetv2_find_best_configuration``, ensembling and postprocessing recompute metrics from the reference labels, in which a label
-that nobody drew looks absent. So ``validation/`` holds predictions *restricted* to what the case annotates: stock metrics give
-NaN there and skip it. The full predictions are in ``validation_full/``.
+``nnUNetv2_find_best_configuration``, ensembling and postprocessing recompute metrics from the reference labels, where
+a label that nobody drew looks absent. So ``validation/`` holds predictions *restricted* to what the case annotates:
+stock metrics give NaN there and skip it. The full predictions are in ``validation_full/``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ BARRIER_EVERY = 20  # cases; NCCL gives up on a rank that is silent for too long
 def annotated_counts(
     logits: Tensor, target: Tensor, annotated: Tensor, label_manager: LabelManager
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """True positive, false positive and false negative voxels per foreground label, over samples that annotate the label.
+    """True positive, false positive and false negative voxels per label, over samples that annotate the label.
 
     Args:
         logits: (B, C, *spatial), highest resolution.
@@ -70,6 +70,21 @@ def annotated_counts(
     counts = get_tp_fp_fn_tn(prediction, target, tuple(range(2, logits.ndim)), mask)[:3]
     sums = torch.stack([(count * annotated).sum(0) for count in counts]).cpu().numpy()
     return tuple(sums if label_manager.has_regions else sums[:, 1:])
+
+
+def online_dice(counts: np.ndarray, earlier: list[float]) -> tuple[list[float], float]:
+    """Dice per label from voxel counts, and their mean over labels that were sampled.
+
+    Args:
+        counts: (3, K) true positive, false positive, false negative voxels.
+        earlier: means of earlier epochs; the last one stands in where nothing was sampled, since a NaN would stay in
+            nnU-Net's moving average for ever.
+    """
+    tp, fp, fn = counts
+    with np.errstate(invalid="ignore"):
+        dice = [float(value) for value in 2 * tp / (2 * tp + fp + fn)]
+    sampled = [value for value in dice if not np.isnan(value)]
+    return dice, float(np.mean(sampled)) if sampled else (earlier[-1] if earlier else 0.0)
 
 
 def export_case(

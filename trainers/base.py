@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 from collections.abc import Sequence
@@ -25,17 +24,16 @@ from torch import Tensor, distributed, nn
 from nnunet_mutual import compat
 from nnunet_mutual.annotation import AnnotationTable
 from nnunet_mutual.checkpoints import (
-    STATE_KEY,
     StopSignals,
     drop_later_epochs,
     load_own,
-    plain,
-    random_state,
+    pack,
     restore_random_state,
     save_atomically,
     save_json_atomically,
+    unpack,
 )
-from nnunet_mutual.config import Settings, differences, merged_block, read_settings
+from nnunet_mutual.config import Settings, merged_block, read_settings
 from nnunet_mutual.datasets.splits import describe_splits, stratified_splits
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.errors import MutualError
@@ -43,8 +41,8 @@ from nnunet_mutual.loading import start_loaders
 from nnunet_mutual.losses.knowledge import Knowledge
 from nnunet_mutual.objectives import Batch, Objective, Progress
 from nnunet_mutual.objectives.supervised import SupervisedObjective, deep_supervision_weights
-from nnunet_mutual.peers import Peers, unwrap
-from nnunet_mutual.validation import annotated_counts, validate_fold
+from nnunet_mutual.peers import Peers
+from nnunet_mutual.validation import annotated_counts, online_dice, validate_fold
 
 SKIPPED_STEPS_ALLOWED = 10
 PLOT_SECONDS = 30
@@ -83,8 +81,8 @@ class MutualTrainer(nnUNetTrainer):
         self.last_saved_epoch = 0
         self._last_plot = 0.0
         self._split: tuple[list[str], list[str]] | None = None
-        self._epoch_outputs: list[dict] = []
-        self._resumed_random_state: dict[str, Any] | None = None
+        self.epoch_outputs: list[dict] = []
+        self.resumed_random_state: dict[str, Any] | None = None
         self.autocast_dtype = self._choose_precision()
         if self.autocast_dtype != torch.float16:
             self.grad_scaler = None
@@ -168,8 +166,8 @@ class MutualTrainer(nnUNetTrainer):
         absent = [label for label in self.table.labels if label not in annotated]
         if absent:
             raise MutualError(
-                f"no training case of fold {self.fold} annotates {', '.join(absent)}; remove the label from dataset.json, "
-                "correct the annotation table, or use another split"
+                f"no training case of fold {self.fold} annotates {', '.join(absent)}; remove the label from "
+                "dataset.json, correct the annotation table, or use another split"
             )
 
     def do_split(self) -> tuple[list[str], list[str]]:
@@ -224,9 +222,9 @@ class MutualTrainer(nnUNetTrainer):
                 self.print_to_log_file(
                     f"WARNING: no validation case annotates {label} (n = 0): it is not scored in this fold"
                 )
-        if self._resumed_random_state is not None:
-            restore_random_state(self._resumed_random_state, self.device)
-            self._resumed_random_state = None
+        if self.resumed_random_state is not None:
+            restore_random_state(self.resumed_random_state, self.device)
+            self.resumed_random_state = None
 
     def run_training(self) -> None:
         """Trains to the end, from wherever a checkpoint left off (nnU-Net's hook)."""
@@ -240,14 +238,14 @@ class MutualTrainer(nnUNetTrainer):
         if self.iteration == 0:
             self.on_epoch_start()
             self.on_train_epoch_start()
-            self._epoch_outputs = []
+            self.epoch_outputs = []
         self.peers.set_epoch(self.current_epoch)
         while self.iteration < self.num_iterations_per_epoch:
-            self._epoch_outputs.append(self.train_step(next(self.dataloader_train)))
+            self.epoch_outputs.append(self.train_step(next(self.dataloader_train)))
             self.iteration += 1
             if not self.is_ddp:
                 self._obey(signals)
-        self.on_train_epoch_end(self._epoch_outputs)
+        self.on_train_epoch_end(self.epoch_outputs)
         with torch.no_grad():
             self.on_validation_epoch_start()
             outputs = [
@@ -310,8 +308,8 @@ class MutualTrainer(nnUNetTrainer):
         wrong = [name for name, value in zip(named[1:], record[1:], strict=True) if not np.isfinite(value)] or ["total"]
         raise MutualError(
             f'the term "{wrong[0]}" became {record[named.index(wrong[0])]} in epoch {self.current_epoch}, iteration '
-            f"{self.iteration} (cases {', '.join(keys)}); the weights were not changed by it: look at these images, or lower "
-            "initial_lr, and continue with --c"
+            f"{self.iteration} (cases {', '.join(keys)}); the weights were not changed by it: look at these "
+            "images, or lower initial_lr, and continue with --c"
         )
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
@@ -352,7 +350,7 @@ class MutualTrainer(nnUNetTrainer):
         return {"loss": loss.detach().cpu().numpy(), "tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        """Logs Dice per label; a label that was not sampled, or an epoch without any, does not spoil the mean (nnU-Net's hook)."""
+        """Logs loss and Dice per label, over labels that were sampled (nnU-Net's hook)."""
         collated = collate_outputs(val_outputs)
         counts = np.stack([np.sum(collated[name], 0, dtype=np.float64) for name in ("tp_hard", "fp_hard", "fn_hard")])
         loss = float(np.mean(collated["loss"]))
@@ -361,12 +359,7 @@ class MutualTrainer(nnUNetTrainer):
             distributed.all_gather_object(gathered, (counts, loss))
             counts = np.sum([c for c, _ in gathered], 0)
             loss = float(np.mean([value for _, value in gathered]))
-        tp, fp, fn = counts
-        with np.errstate(invalid="ignore"):
-            dice = [float(value) for value in 2 * tp / (2 * tp + fp + fn)]
-        sampled = [value for value in dice if not np.isnan(value)]
-        earlier = self.logger.get_value("mean_fg_dice", step=None)
-        mean = float(np.mean(sampled)) if sampled else (earlier[-1] if earlier else 0.0)
+        dice, mean = online_dice(counts, self.logger.get_value("mean_fg_dice", step=None))
         self.logger.log("mean_fg_dice", mean, self.current_epoch)
         self.logger.log("dice_per_class_or_region", dice, self.current_epoch)
         self.logger.log("val_losses", loss, self.current_epoch)
@@ -420,65 +413,11 @@ class MutualTrainer(nnUNetTrainer):
         """Writes what stock nnU-Net predicts from, plus everything that ``--c`` needs (nnU-Net's hook)."""
         if self.disable_checkpointing:
             return
-        states: list = [random_state(self.device)]
-        if self.is_ddp:
-            mine, states = states[0], [None] * distributed.get_world_size()
-            distributed.all_gather_object(states, mine)
-        if self.local_rank != 0:
-            return
-        peers = self.peers.state_dict()
-        checkpoint = {
-            "network_weights": unwrap(self.deployed_network).state_dict(),
-            "optimizer_state": peers["optimizers"][0],
-            "grad_scaler_state": peers["scaler"],
-            "logging": plain(self.logger.get_checkpoint()),
-            "_best_ema": plain(self._best_ema),
-            "current_epoch": self.current_epoch if self.iteration else self.current_epoch + 1,
-            "init_args": plain(self.my_init_kwargs),
-            "trainer_name": nnUNetTrainer.__name__,
-            "inference_allowed_mirroring_axes": plain(self.inference_allowed_mirroring_axes),
-            STATE_KEY: {
-                "trainer": type(self).__name__,
-                "settings": asdict(self.settings),
-                "peers": peers,
-                "objectives": [plain(objective.state_dict()) for objective in self.objectives],
-                "random": states,
-                "iteration": self.iteration,
-                "epoch_outputs": plain(self._epoch_outputs) if self.iteration else [],
-                "skipped_steps": self.skipped_steps,
-            },
-        }
-        save_atomically(checkpoint, filename)
+        checkpoint = pack(self)
+        if checkpoint is not None:
+            save_atomically(checkpoint, filename)
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Restores all networks and the whole state of the training (nnU-Net's hook)."""
-        checkpoint = load_own(filename_or_checkpoint, self.device)
-        state = checkpoint[STATE_KEY]
-        if state["trainer"] != type(self).__name__:
-            raise MutualError(
-                f"{filename_or_checkpoint} was written by {state['trainer']}, not by {type(self).__name__}; "
-                f"continue with -tr {state['trainer']}"
-            )
-        changed = differences(state["settings"], asdict(self.settings))
-        if changed:
-            raise MutualError(
-                f"the settings in the plans changed since this training started ({'; '.join(changed)}); put them back, or train "
-                "the new settings in a configuration of their own (nnunet_mutual plan --name)"
-            )
-        if not self.was_initialized:
-            self.initialize()
-        self.my_init_kwargs = checkpoint["init_args"]
-        self.current_epoch = self.last_saved_epoch = checkpoint["current_epoch"]
-        self.logger.load_checkpoint(checkpoint["logging"])
-        self._best_ema = checkpoint["_best_ema"]
-        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
-        self.peers.load_state_dict(state["peers"])
-        for objective, values in zip(self.objectives, state["objectives"], strict=True):
-            objective.load_state_dict(values)
-        self.iteration, self.skipped_steps = state["iteration"], state["skipped_steps"]
-        self._epoch_outputs = [
-            {k: np.asarray(v, np.float32) for k, v in step.items()} for step in state["epoch_outputs"]
-        ]
-        if len(state["random"]) > self.local_rank:
-            self._resumed_random_state = state["random"][self.local_rank]
+        unpack(self, load_own(filename_or_checkpoint, self.device), filename_or_checkpoint)
         drop_later_epochs(join(self.output_folder, TERM_LOG), self.current_epoch)

@@ -8,6 +8,6 @@ from nnunet_mutual.trainers.base import MutualTrainer
 class PartialTrainer(MutualTrainer):
     """nnU-Net with tri-state supervision: what a case does not annotate is unknown there, not background.
 
-    Plain labels and regions, ignore label, deep supervision, batch Dice, every configuration including cascades, DDP. With a
-    fully annotated dataset of one source it is stock nnU-Net.
+    Plain labels and regions, ignore label, deep supervision, batch Dice, every configuration including cascades, DDP.
+    With a fully annotated dataset of one source it is stock nnU-Net.
     """
