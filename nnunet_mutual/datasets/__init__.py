@@ -1,0 +1,1 @@
+"""Raw datasets: who annotated what (annotate), whether the files agree (check, sync), and folds (splits)."""

@@ -1,0 +1,251 @@
+"""The command ``annotate``: a table of case -> labels becomes the ``"mutual"`` block of a raw dataset."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_mutual.annotation import BLOCK, VERSION, AnnotationTable
+from nnunet_mutual.datasets.coverage import coverage, format_coverage
+from nnunet_mutual.datasets.files import keep_backup, meant, natural, shorten, write_json
+from nnunet_mutual.datasets.locate import locate
+from nnunet_mutual.datasets.raw import read_dataset_json, training_cases
+from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
+from nnunet_mutual.datasets.tables import Entry, read_table
+from nnunet_mutual.errors import MutualError
+
+_LONGEST_NAME = 32
+_SOURCE_HINT = (
+    "The table names no sources, so cases with the same labels make one. Training draws cases of small sources more often; if all\n"
+    "cases come from one hospital and were drawn by one protocol, say so:  --source NAME --force"
+)
+
+
+def annotate(
+    dataset: str | int,
+    table_file: str | Path,
+    *,
+    source: str | None = None,
+    contains: Sequence[str] = (),
+    may_overlap: Sequence[str] = (),
+    single: Sequence[str] = (),
+    force: bool = False,
+) -> None:
+    """Writes who annotated what into dataset.json of the raw dataset and prints the coverage.
+
+    Args:
+        dataset: ID or name of a dataset in nnUNet_raw.
+        table_file: CSV or JSON, see :func:`nnunet_mutual.datasets.tables.read_table`. It must list every training case.
+        source: name of the one source of all cases. Without it the table's own sources are used, and if it has none,
+            cases with the same annotated labels make a source.
+        contains: ``"outer=inner"`` for all sources that annotate ``outer``, or ``"source:outer=inner,inner"``.
+        may_overlap: pairs ``"aorta,heart"``.
+        single: labels of which a body has one connected piece.
+        force: replace an existing block; the old file is kept as ``dataset.json.bak-<n>``.
+
+    Raises:
+        MutualError: nothing is written then.
+    """
+    folders = locate(dataset, need_raw=True)
+    assert folders.raw is not None
+    path = folders.raw / "dataset.json"
+    content = read_dataset_json(folders.raw)
+    old = content.get(BLOCK)
+    if old is not None and not force:
+        raise MutualError(
+            f'{path} already has a "{BLOCK}" block; repeat with --force to replace it (the old file is kept as a '
+            "backup)"
+        )
+    plain = AnnotationTable.from_dataset_json({key: value for key, value in content.items() if key != BLOCK})
+    files, _ = training_cases(folders.raw, content)
+    entries = sorted(read_table(Path(table_file), plain.labels), key=lambda entry: natural(entry.case))
+    _same_cases(entries, list(files), Path(table_file))
+    sources, of_case = _sources(entries, plain.labels, source, folders.name)
+    block: dict[str, Any] = {
+        "version": VERSION,
+        "sources": sources,
+        "cases": _cases(entries, sources, of_case, plain.labels),
+    }
+    _add_contains(block, contains, plain, entries, of_case)
+    if single:
+        block["labels"] = {_label(name.strip(), plain.labels, "--single"): {"single": True} for name in single}
+    if may_overlap:
+        block["may_overlap"] = [_pair(text, plain.labels) for text in may_overlap]
+    if isinstance(old, Mapping) and "modality_groups" in old:
+        block["modality_groups"] = old["modality_groups"]  # no table can say this
+    content[BLOCK] = block
+    table = AnnotationTable.from_dataset_json(content)
+    table.require(files)
+    backup = keep_backup(path) if old is not None else None
+    write_json(path, content)
+    _report(folders.name, path, table, list(files), backup)
+    if len(sources) > 1 and all(entry.source is None for entry in entries):
+        print(_SOURCE_HINT)
+
+
+def _report(name: str, path: Path, table: AnnotationTable, keys: Sequence[str], backup: Path | None) -> None:
+    print(f"{name}: {len(keys)} training cases, {len(table.sources)} source(s), written to {path}")
+    if backup is not None:
+        print(f"The block that was there before is kept in {backup}")
+    cases = [table.case(key) for key in keys]
+    print(format_coverage(table, cases, coverage(table, cases)))
+    nobody = [label for label in table.labels if not any(label in case.annotated for case in cases)]
+    if nobody:
+        print(
+            f"No case annotates {', '.join(nobody)}: such a label cannot be learnt. Correct the table, or remove "
+            "the label from dataset.json."
+        )
+    difference = raw_and_preprocessed_differ(name)
+    print(f"Next, compare the table with the label maps:  nnunet_mutual check {name}")
+    if difference:
+        print(f"Then, because this dataset was preprocessed before:  nnunet_mutual sync {name}")
+
+
+def _same_cases(entries: Sequence[Entry], keys: Sequence[str], path: Path) -> None:
+    listed = {entry.case for entry in entries}
+    absent = [key for key in keys if key not in listed]
+    unknown = [case + meant(case, absent or keys) for case in sorted(listed - set(keys), key=natural)]
+    found = []
+    if unknown:
+        found.append(f"{len(unknown)} case(s) that are not in imagesTr: {shorten(unknown)}")
+    if absent:
+        found.append(f"no line for {len(absent)} training case(s): {shorten(absent)}")
+    if found:
+        raise MutualError(
+            f"{path} has {' and '.join(found)}; list every training case once, by its file name without channel "
+            "number and ending"
+        )
+
+
+def _sources(
+    entries: Sequence[Entry], labels: Sequence[str], only: str | None, dataset: str
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Returns the sources of the block and the source of each case."""
+    with_source = [entry for entry in entries if entry.source is not None]
+    if only is not None:
+        if with_source:
+            raise MutualError(
+                f"--source {only} was given, but the table has its own sources (case {with_source[0].case}); use "
+                "one of the two"
+            )
+        of_case = {entry.case: only for entry in entries}
+    elif with_source:
+        without = [entry.case for entry in entries if entry.source is None]
+        if without:
+            raise MutualError(
+                f"{len(without)} case(s) have no source ({shorten(without)}) while others have one; give it for all "
+                "or for none"
+            )
+        of_case = {entry.case: str(entry.source) for entry in entries}
+    else:
+        names = _names_of_sets({entry.annotated for entry in entries}, labels)
+        of_case = {entry.case: names[entry.annotated] for entry in entries}
+    sets: dict[str, Counter[frozenset[str]]] = defaultdict(Counter)
+    for entry in entries:
+        sets[of_case[entry.case]][entry.annotated] += 1
+    order = sorted(sets, key=lambda name: (-sets[name].total(), natural(name)))
+    # A source annotates what most of its cases annotate; the other cases say what they have.
+    usual = {name: max(sets[name], key=lambda drawn: (sets[name][drawn], len(drawn), sorted(drawn))) for name in order}
+    return {name: {"annotated": _ordered(usual[name], labels)} for name in order}, of_case
+
+
+def _cases(
+    entries: Sequence[Entry], sources: Mapping[str, Any], of_case: Mapping[str, str], labels: Sequence[str]
+) -> dict[str, Any]:
+    cases = {}
+    for entry in entries:
+        name = of_case[entry.case]
+        case: dict[str, Any] = {"source": name}
+        drawn = _ordered(entry.annotated, labels)
+        if drawn != sources[name]["annotated"]:
+            case["annotated"] = drawn
+        if entry.patient is not None:
+            case["patient"] = entry.patient
+        cases[entry.case] = case | dict(entry.more)
+    return cases
+
+
+def _names_of_sets(sets: Iterable[frozenset[str]], labels: Sequence[str]) -> dict[frozenset[str], str]:
+    """Names annotated sets so that a reader sees what they hold: 'liver+spleen', 'without_Mandible', '12_labels_b'."""
+    names: dict[frozenset[str], str] = {}
+    for drawn in sorted(sets, key=lambda drawn: [label not in drawn for label in labels]):
+        absent = _ordered(frozenset(labels) - drawn, labels)
+        present = "+".join(_ordered(drawn, labels))
+        if not drawn or not absent:
+            name = "all_labels" if drawn else "unlabelled"
+        elif len(absent) < len(drawn):
+            name = "without_" + "+".join(absent)
+        else:
+            name = present
+        if len(name) > _LONGEST_NAME:
+            name = f"{len(drawn)}_of_{len(labels)}_labels"
+        if name in names.values():
+            name += f"_{2 + sum(other.startswith(name + '_') for other in names.values())}"
+        names[drawn] = name
+    return names
+
+
+def _add_contains(
+    block: dict[str, Any],
+    texts: Sequence[str],
+    plain: AnnotationTable,
+    entries: Sequence[Entry],
+    of_case: Mapping[str, str],
+) -> None:
+    drawn: dict[str, set[str]] = defaultdict(set)
+    for entry in entries:
+        drawn[of_case[entry.case]] |= entry.annotated
+    for text in texts:
+        left, equals, right = text.partition("=")
+        if not equals:
+            raise MutualError(
+                f"--contains {text!r} has no '='; write outer=inner or source:outer=inner, for example "
+                "liver=liver_tumour"
+            )
+        name, outer = _split_source(left.strip(), block["sources"], plain.labels)
+        outer = _label(outer, plain.labels, "--contains")
+        inner = [right.strip()] if right.strip() in plain.labels else [part.strip() for part in right.split(",")]
+        inner = [_label(part, plain.labels, "--contains") for part in inner]
+        chosen = [name] if name is not None else [source for source in block["sources"] if outer in drawn[source]]
+        if not chosen or outer not in drawn[chosen[0]]:
+            where = f"source {name}" if name is not None else "any case"
+            raise MutualError(
+                f"--contains {text!r}: {outer} is not annotated in {where}, so nothing can be inside it; correct "
+                "the source or the label"
+            )
+        for source in chosen:
+            known = block["sources"][source].setdefault("contains", {}).setdefault(outer, [])
+            known.extend(part for part in inner if part not in known)
+
+
+def _split_source(left: str, sources: Mapping[str, Any], labels: Sequence[str]) -> tuple[str | None, str]:
+    if left in labels or ":" not in left:
+        return None, left
+    name, _, outer = left.rpartition(":")
+    if name not in sources:
+        raise MutualError(
+            f"--contains names the unknown source {name!r}{meant(name, sources)}; sources: {', '.join(sources)}"
+        )
+    return name, outer
+
+
+def _pair(text: str, labels: Sequence[str]) -> list[str]:
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 2:
+        raise MutualError(f"--may-overlap {text!r} is not a pair; write two labels, for example aorta,heart")
+    return [_label(part, labels, "--may-overlap") for part in parts]
+
+
+def _label(name: str, labels: Sequence[str], option: str) -> str:
+    if name not in labels:
+        raise MutualError(
+            f"{option} names the unknown label {name!r}{meant(name, labels)}; dataset.json has: {', '.join(labels)}"
+        )
+    return name
+
+
+def _ordered(names: Iterable[str], labels: Sequence[str]) -> list[str]:
+    chosen = set(names)
+    return [label for label in labels if label in chosen]

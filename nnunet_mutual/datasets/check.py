@@ -1,0 +1,260 @@
+"""The command ``check``: the coverage matrix of a dataset, and every problem that would spoil a training."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from nnunet_mutual.annotation import BLOCK, AnnotationTable, Case
+from nnunet_mutual.datasets.coverage import Cell, coverage, format_coverage
+from nnunet_mutual.datasets.files import meant, natural, read_json, shorten
+from nnunet_mutual.datasets.images import inspect_case, reader_for
+from nnunet_mutual.datasets.locate import DatasetFolders, locate
+from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
+from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_keys
+from nnunet_mutual.datasets.splits import splits_problems
+from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
+from nnunet_mutual.datasets.tolerant import readable_table
+from nnunet_mutual.errors import MutualError
+
+
+@dataclass(frozen=True)
+class _Result:
+    table: AnnotationTable
+    cases: list[Case]
+    n_files: int
+    cells: list[Cell]
+    problems: list[Problem]
+
+
+def check(dataset: str | int, *, as_json: bool = False) -> int:
+    """Prints who annotated what, and every problem found in the files and in the table.
+
+    Args:
+        dataset: ID or name of a dataset in nnUNet_raw.
+        as_json: print one JSON object instead of text.
+
+    Returns:
+        0, or 2 if there is an error (warnings alone give 0).
+
+    Raises:
+        MutualError: the dataset cannot be examined at all.
+    """
+    folders = locate(dataset, need_raw=True)
+    result = _examine(folders)
+    failed = any(problem.severity == ERROR for problem in result.problems)
+    if as_json:
+        print(json.dumps(_as_object(folders, result, failed), indent=2))
+    else:
+        _print(folders, result, failed)
+    return 2 if failed else 0
+
+
+def _examine(folders: DatasetFolders) -> _Result:
+    assert folders.raw is not None
+    dataset_json = read_dataset_json(folders.raw)
+    table, problems = readable_table(dataset_json)
+    whole = not problems
+    files, found = training_cases(folders.raw, dataset_json)
+    problems += _dataset_problems(dataset_json, table, len(files)) + found
+    cases = {key: table.case(key) for key in files if not table.declared or key in table.cases}
+    if table.declared:
+        unlabelled = unlabelled_keys(folders.raw, dataset_json["file_ending"])
+        listed = set(dataset_json[BLOCK].get("cases", ())) if isinstance(dataset_json[BLOCK], Mapping) else set()
+        problems += _listing_problems(listed, files, unlabelled)
+    present = _read_voxels(files, cases, table, dataset_json, problems)
+    ordered = list(cases.values())
+    if whole:  # else labels would seem to be missing that only stand in wrong entries
+        problems += _label_problems(table, ordered, present)
+    problems += _region_problems(table, ordered) + _copy_problems(
+        folders, table, cases, complete=len(cases) == len(files)
+    )
+    return _Result(table, ordered, len(files), coverage(table, ordered, present), problems)
+
+
+def _read_voxels(
+    files: Mapping[str, CaseFiles],
+    cases: Mapping[str, Case],
+    table: AnnotationTable,
+    dataset_json: Mapping[str, Any],
+    problems: list[Problem],
+) -> dict[str, set[str]]:
+    """Reads every case; adds to ``problems`` and returns the labels that have voxels."""
+    ignore = dataset_json["labels"].get("ignore")
+    reader = reader_for(dataset_json, [path for case in files.values() for path in case.images.values()])
+    present = {}
+    for key, case_files in tqdm(files.items(), desc="reading cases", unit="case", file=sys.stderr, leave=False):
+        finding = inspect_case(case_files, cases.get(key), table, ignore, reader)
+        present[key] = finding.present
+        problems += finding.problems
+    return present
+
+
+def _dataset_problems(dataset_json: Mapping[str, Any], table: AnnotationTable, n_cases: int) -> list[Problem]:
+    problems = []
+
+    def error(text: str) -> None:
+        problems.append(Problem(ERROR, "dataset.json", text))
+
+    if dataset_json.get("numTraining") != n_cases:
+        error(
+            f'"numTraining" is {dataset_json.get("numTraining")}, but there are {n_cases} training cases; correct '
+            "the number or the folder"
+        )
+    integers = sorted({0, *(value for values in table.values.values() for value in values)})
+    if integers != list(range(len(integers))):
+        error(f"the label values are {integers}; nnU-Net expects 0, 1, 2, ... without gaps, renumber them")
+    ignore = dataset_json["labels"].get("ignore")
+    if ignore is not None and ignore != integers[-1] + 1:
+        error(f'"ignore" has the value {ignore}, nnU-Net expects the highest one, {integers[-1] + 1}; renumber it')
+    if "background" not in dataset_json["labels"]:
+        error('"labels" has no "background": 0; add it')
+    if table.is_regions and len(dataset_json.get("regions_class_order") or ()) != len(table.labels):
+        error(
+            f'"regions_class_order" must list one value for each of the {len(table.labels)} regions; see nnU-Net\'s '
+            "region_based_training.md"
+        )
+    return problems
+
+
+def _listing_problems(listed: set[str], files: Mapping[str, CaseFiles], unlabelled: set[str]) -> list[Problem]:
+    absent = [key for key in files if key not in listed]
+    surplus = sorted(listed - set(files) - unlabelled, key=natural)
+    problems = [
+        Problem(
+            ERROR,
+            f"case {key}",
+            f"is in the table but has no image in imagesTr{meant(key, absent)}; correct its name or remove it from "
+            "the table",
+        )
+        for key in surplus
+    ]
+    if absent:
+        text = (
+            f"{len(absent)} training case(s) are not in the table: {shorten(absent, 10)}; say what was annotated "
+            "in each, with nnunet_mutual annotate"
+        )
+        problems.append(Problem(ERROR, "table", text))
+    return problems
+
+
+def _label_problems(table: AnnotationTable, cases: Sequence[Case], present: Mapping[str, set[str]]) -> list[Problem]:
+    problems = []
+    for label in table.labels:
+        drawn = [case.key for case in cases if label in case.annotated]
+        empty = [key for key in drawn if label not in present[key]]
+        if not drawn:
+            text = (
+                "no case annotates it, so it cannot be learnt; add cases that do, or remove the label from dataset.json"
+            )
+            problems.append(Problem(ERROR, f"label {label}", text))
+        elif empty and not table.declared:
+            text = (
+                f"no voxel in {len(empty)} of {len(drawn)} cases ({shorten(empty)}): absent there, or only not drawn?"
+            )
+            problems.append(Problem(WARNING, f"label {label}", text))
+        elif empty:
+            where = "any" if len(empty) == len(drawn) else f"{len(empty)} of the {len(drawn)}"
+            text = (
+                f"no voxel in {where} cases that annotate it ({shorten(empty)}); right if it is truly absent there "
+                "(operated, out of view), "
+                "else take it off the labels of these cases"
+            )
+            problems.append(Problem(WARNING, f"label {label}", text))
+    return problems
+
+
+def _region_problems(table: AnnotationTable, cases: Sequence[Case]) -> list[Problem]:
+    if not table.is_regions:
+        return []
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for case in cases:
+        for outer in set(table.labels) - case.annotated:
+            inside = [
+                label
+                for label in table.labels
+                if label in case.annotated and set(table.values[label]) < set(table.values[outer])
+            ]
+            for inner in inside[:1]:
+                found[outer, inner].append(case.key)
+    return [
+        Problem(
+            WARNING,
+            f"label {outer}",
+            f"{len(keys)} case(s) annotate only {inner} inside it ({shorten(keys, 10)}); nnU-Net's own evaluation "
+            "(summary.json, "
+            f"find_best_configuration) scores {outer} there as if it were {inner}, so leave these cases out when "
+            "you quote it",
+        )
+        for (outer, inner), keys in sorted(found.items())
+    ]
+
+
+def _copy_problems(
+    folders: DatasetFolders, table: AnnotationTable, cases: Mapping[str, Case], *, complete: bool
+) -> list[Problem]:
+    """Compares with the preprocessed dataset and examines existing folds."""
+    problems = []
+    difference = raw_and_preprocessed_differ(folders.name)
+    if difference:
+        problems.append(Problem(ERROR, "preprocessed dataset", difference))
+    for folder in (folders.preprocessed, folders.raw):
+        path = folder / "splits_final.json" if folder is not None else None
+        if path is None or not path.is_file():
+            continue
+        try:
+            splits = read_json(path)
+        except MutualError as error:
+            problems.append(Problem(ERROR, "splits_final.json", str(error)))
+            continue
+        if complete:  # otherwise every fold would repeat what was said about the table
+            problems += splits_problems(table, splits, list(cases), "splits_final.json")
+        break
+    return problems
+
+
+def _print(folders: DatasetFolders, result: _Result, failed: bool) -> None:
+    print(f"{folders.name} ({folders.raw}): {result.n_files} training cases")
+    if not result.table.declared:
+        print(
+            'dataset.json has no "mutual" block: every case counts as fully annotated. If some organs were not '
+            "drawn in some cases, say so:\n"
+            f"  nnunet_mutual annotate {folders.name} TABLE.csv      (columns: case,labels - labels separated by ;)"
+        )
+    print()
+    print(format_coverage(result.table, result.cases, result.cells))
+    print()
+    for severity, title in (
+        (ERROR, "Errors (training would be wrong or impossible)"),
+        (WARNING, "Please look at (may be right)"),
+    ):
+        chosen = [problem for problem in result.problems if problem.severity == severity]
+        if chosen:
+            print(f"{title}: {len(chosen)}")
+            print("\n".join(f"  {problem.place}: {problem.text}" for problem in chosen))
+            print()
+    if failed:
+        print(f"Correct the errors, then repeat  nnunet_mutual check {folders.name}")
+    elif folders.preprocessed is None:
+        print(f"No errors. Next:  nnUNetv2_plan_and_preprocess -d {folders.number} -c 3d_fullres")
+    else:
+        print(f"No errors. Next:  nnUNetv2_train {folders.number} 3d_fullres 0 -tr PartialTrainer")
+
+
+def _as_object(folders: DatasetFolders, result: _Result, failed: bool) -> dict[str, Any]:
+    return {
+        "dataset": folders.name,
+        "raw": str(folders.raw),
+        "declared": result.table.declared,
+        "training_cases": result.n_files,
+        "sources": {name: sum(case.source == name for case in result.cases) for name in result.table.sources},
+        "coverage": [asdict(cell) for cell in result.cells],
+        "problems": [asdict(problem) for problem in result.problems],
+        "ok": not failed,
+    }

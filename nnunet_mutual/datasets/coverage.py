@@ -1,0 +1,114 @@
+"""The coverage matrix: which source annotates which label in how many cases, and in how many it is there to be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from nnunet_mutual.annotation import AnnotationTable, Case
+
+_WIDTH = 110
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One label in one source.
+
+    Attributes:
+        annotated: cases in which somebody looked for the label.
+        present: cases with voxels of the label among the annotated ones; None if the label maps were not read.
+        outside: cases with voxels of the label although it is not annotated there.
+    """
+
+    label: str
+    source: str
+    annotated: int
+    present: int | None = None
+    outside: int = 0
+
+
+def coverage(
+    table: AnnotationTable, cases: Sequence[Case], present: Mapping[str, Iterable[str]] | None = None
+) -> list[Cell]:
+    """Counts cases for each label and source.
+
+    Args:
+        table: the annotation table.
+        cases: the training cases.
+        present: labels that have voxels, by case; None if the label maps were not read.
+    """
+    cells = []
+    for label in table.labels:
+        for source in table.sources:
+            members = [case for case in cases if case.source == source]
+            drawn = [case for case in members if label in case.annotated]
+            if present is None:
+                cells.append(Cell(label, source, len(drawn)))
+                continue
+            seen = {case.key for case in members if label in present.get(case.key, ())}
+            inside = len(seen & {case.key for case in drawn})
+            cells.append(Cell(label, source, len(drawn), inside, len(seen) - inside))
+    return cells
+
+
+def format_coverage(table: AnnotationTable, cases: Sequence[Case], cells: Sequence[Cell]) -> str:
+    """Returns the matrix as text: labels in rows, sources in columns, long source names as numbers with a legend."""
+    sources = [name for name in table.sources if any(case.source == name for case in cases)]
+    size = {name: sum(case.source == name for case in cases) for name in sources}
+    by_place = {(cell.label, cell.source): cell for cell in cells}
+    rows = []
+    for label in table.labels:
+        row = [by_place[label, source] for source in sources]
+        rows.append([label, *map(_text, row), _text(_total(label, row))])
+    read = any(cell.present is not None for cell in cells)
+    header = ["label", *sources, "all"]
+    legend = ""
+    if _width([header, *rows]) > _WIDTH:
+        header = ["label", *(f"[{number}]" for number in range(1, len(sources) + 1)), "all"]
+        legend = "\n" + "\n".join(
+            f"  [{number}] {name}: {_cases(size[name])}" for number, name in enumerate(sources, 1)
+        )
+    sizes = ["cases", *(str(size[name]) for name in sources), str(len(cases))]
+    what = "cases annotated / of these with voxels of the label" if read else "cases annotated"
+    outside = (
+        "; !n: n cases have voxels although the label is not annotated" if any(cell.outside for cell in cells) else ""
+    )
+    return f"{what} (-: not annotated{outside})\n" + columns([header, sizes, *rows]) + legend
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Aligns cells: the first column left, the others right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  "
+        + "   ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    )
+
+
+def _width(rows: Sequence[Sequence[str]]) -> int:
+    return max(map(len, columns(rows).split("\n")))
+
+
+def _total(label: str, row: Sequence[Cell]) -> Cell:
+    read = any(cell.present is not None for cell in row)
+    return Cell(
+        label,
+        "all",
+        sum(cell.annotated for cell in row),
+        sum(cell.present or 0 for cell in row) if read else None,
+        sum(cell.outside for cell in row),
+    )
+
+
+def _text(cell: Cell) -> str:
+    outside = f" !{cell.outside}" if cell.outside else ""
+    if not cell.annotated:
+        return "-" + outside
+    return (str(cell.annotated) if cell.present is None else f"{cell.annotated}/{cell.present}") + outside
+
+
+def _cases(number: int) -> str:
+    return "1 case" if number == 1 else f"{number} cases"

@@ -1,0 +1,309 @@
+"""Reads one case with nnU-Net's own reader and says what is wrong with its voxels."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from numpy.typing import NDArray
+
+from nnunet_mutual.annotation import AnnotationTable, Case
+from nnunet_mutual.datasets.files import shorten
+from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
+from nnunet_mutual.datasets.raw import CaseFiles
+from nnunet_mutual.errors import MutualError
+
+
+@dataclass
+class Finding:
+    """What the files of one case hold: labels with voxels, and problems."""
+
+    present: set[str] = field(default_factory=set)
+    problems: list[Problem] = field(default_factory=list)
+
+    def error(self, path: Path, text: str) -> None:
+        """Adds an error about a file."""
+        self.problems.append(Problem(ERROR, f"{path.parent.name}/{path.name}", text))
+
+    def warning(self, path: Path, text: str) -> None:
+        """Adds a warning about a file."""
+        self.problems.append(Problem(WARNING, f"{path.parent.name}/{path.name}", text))
+
+
+@dataclass(frozen=True)
+class _Volume:
+    """One file: voxels ``(C, Z, Y, X)``, spacing in mm (Z, Y, X), position and axes where the format has them."""
+
+    path: Path
+    voxels: NDArray[Any]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...] | None
+    axes: tuple[float, ...] | None
+
+
+def reader_for(dataset_json: Mapping[str, Any], examples: Sequence[Path]) -> BaseReaderWriter:
+    """Returns the reader that nnU-Net will use.
+
+    Args:
+        dataset_json: names a reader or a file ending.
+        examples: image files; nnU-Net tries the first one, we try more, so that a broken one does not hide the others.
+
+    Raises:
+        MutualError: nnU-Net has none for this file ending.
+    """
+    for example in [*map(str, examples[:5]), None]:
+        with contextlib.suppress(RuntimeError), _quiet():
+            return determine_reader_writer_from_dataset_json(dict(dataset_json), example, verbose=False)()
+    raise MutualError(
+        f'nnU-Net has no reader for files ending in {dataset_json["file_ending"]!r}; correct "file_ending" or '
+        "convert the files"
+    )
+
+
+def inspect_case(
+    files: CaseFiles, case: Case | None, table: AnnotationTable, ignore: int | None, reader: BaseReaderWriter
+) -> Finding:
+    """Reads the images and the label map of a case.
+
+    Args:
+        files: where they lie.
+        case: the entry of the table, None if it is missing there (then only the files are looked at).
+        table: labels and channels.
+        ignore: integer of nnU-Net's ignore label, if the dataset has one.
+        reader: from :func:`reader_for`.
+    """
+    finding = Finding()
+    images = _read_images(files, case, table.channels, reader, finding)
+    if not files.label.is_file():
+        return finding  # already reported by the listing of files
+    label = _read(files.label, reader, finding, is_label=True)
+    if label is None:
+        return finding
+    if images:
+        _compare_grids(images[0], label, "the label map", finding)
+    counts = _count(label, finding)
+    known = {0, *(value for values in table.values.values() for value in values)} | (
+        {ignore} if ignore is not None else set()
+    )
+    unknown = sorted(set(counts) - known)
+    if unknown:
+        what = ", ".join(f"{value} ({counts[value]} voxels)" for value in unknown[:5])
+        finding.error(
+            label.path, f"holds values that dataset.json does not define: {what}; defined are {_values(table, ignore)}"
+        )
+    finding.present = {name for name, values in table.values.items() if any(counts.get(value) for value in values)}
+    if case is not None:
+        for name, number in outside_annotation(counts, table, case.annotated | case.pseudo).items():
+            finding.error(
+                label.path,
+                f"{number} voxel(s) of {name}, which the table does not list as annotated in case {case.key}; "
+                f"add {name} to the labels of this case, or erase these voxels if the drawing is not complete",
+            )
+    return finding
+
+
+def outside_annotation(counts: Mapping[int, int], table: AnnotationTable, annotated: Iterable[str]) -> dict[str, int]:
+    """Counts voxels of labels that are not annotated.
+
+    A region that is not annotated may have voxels if an annotated region inside it has them: who draws the tumour core
+    has thereby said that whole tumour is there.
+
+    Args:
+        counts: voxels of each integer in the label map.
+        table: integers of each label.
+        annotated: names of the annotated labels.
+    """
+    drawn = {name: set(table.values[name]) for name in annotated}
+    found = {}
+    for name, values in table.values.items():
+        if name in drawn:
+            continue
+        implied = set().union(*(inner for inner in drawn.values() if inner <= set(values)))
+        number = sum(counts.get(value, 0) for value in set(values) - implied)
+        if number:
+            found[name] = number
+    return found
+
+
+def _read_images(
+    files: CaseFiles, case: Case | None, channels: Sequence[str], reader: BaseReaderWriter, finding: Finding
+) -> list[_Volume]:
+    missing = case.missing if case is not None else frozenset[str]()
+    volumes: dict[int, _Volume] = {}
+    for number, path in files.images.items():
+        if number >= len(channels):
+            finding.error(
+                path,
+                f"channel {number} is not in dataset.json, which has {len(channels)} ({', '.join(channels)}); "
+                "remove the file or add it",
+            )
+        elif not path.is_file():
+            finding.error(path, f"does not exist ({path}); correct the path in dataset.json")
+        elif (volume := _read(path, reader, finding)) is not None:
+            volumes[number] = volume
+            absent = channels[number] in missing
+            _check_intensities(volume, None if absent else channels[number], finding)
+            _compare_grids(next(iter(volumes.values())), volume, "the image", finding)
+    found = list(volumes.values())
+    if len(files.images) == 1 and len(found) == 1 and len(found[0].voxels) == len(channels):
+        return found  # all channels in one file, as in colour images
+    for volume in found:
+        if len(volume.voxels) != 1:
+            finding.error(
+                volume.path,
+                f"holds {len(volume.voxels)} channels, dataset.json has {len(channels)}; save each channel as its "
+                "own file",
+            )
+    for number, name in enumerate(channels):
+        if number not in files.images:
+            finding.problems.append(_missing_channel(files.key, number, name, name in missing))
+    return found
+
+
+def _missing_channel(key: str, number: int, name: str, declared: bool) -> Problem:
+    if declared:
+        return Problem(
+            WARNING,
+            f"case {key}",
+            f"channel {number} ({name}) is declared missing; stock planning still needs an image of zeros for it",
+        )
+    return Problem(
+        ERROR,
+        f"case {key}",
+        f'the image of channel {number} ({name}) is missing; add it, or list {name} under "missing" of this case '
+        "and add an image of zeros",
+    )
+
+
+def _check_intensities(volume: _Volume, channel: str | None, finding: Finding) -> None:
+    """``channel`` is None where the table says that it is missing, so that zeros are expected."""
+    broken = int(np.count_nonzero(~np.isfinite(volume.voxels)))
+    if broken:
+        finding.error(
+            volume.path, f"{broken} voxel(s) are NaN or infinite; replace them, for example by the value of air"
+        )
+    elif channel is not None and volume.voxels.min() == volume.voxels.max():
+        finding.warning(
+            volume.path,
+            f'every voxel is {volume.voxels.flat[0]:g}; if {channel} was not acquired, say "missing": ["{channel}"] '
+            "in the table, else replace the image",
+        )
+
+
+def _read(path: Path, reader: BaseReaderWriter, finding: Finding, *, is_label: bool = False) -> _Volume | None:
+    try:
+        with _quiet():
+            voxels, properties = reader.read_seg(str(path)) if is_label else reader.read_images((str(path),))
+    except Exception as error:  # every format fails in its own way; the sentence names the file and the reader's reason
+        reason = str(error).strip().splitlines()
+        finding.error(
+            path, f"cannot be read ({reason[-1] if reason else type(error).__name__}); export it again from its origin"
+        )
+        return None
+    if voxels.size == 0 or (is_label and len(voxels) != 1):
+        finding.error(
+            path, f"has the shape {voxels.shape}; expected {'one channel' if is_label else 'voxels'}, export it again"
+        )
+        return None
+    return _Volume(path, voxels, tuple(float(s) for s in properties["spacing"]), *_position(properties))
+
+
+def _position(properties: Mapping[str, Any]) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    if "sitk_stuff" in properties:
+        return tuple(properties["sitk_stuff"]["origin"]), tuple(properties["sitk_stuff"]["direction"])
+    if "nibabel_stuff" in properties:
+        affine = np.asarray(
+            properties["nibabel_stuff"].get("reoriented_affine", properties["nibabel_stuff"]["original_affine"])
+        )
+        axes = affine[:3, :3] / np.maximum(np.linalg.norm(affine[:3, :3], axis=0), 1e-12)
+        return tuple(affine[:3, 3]), tuple(axes.ravel())
+    return None, None
+
+
+def _compare_grids(image: _Volume, other: _Volume, what: str, finding: Finding) -> None:
+    """nnU-Net goes by array indices: a shifted or turned grid puts labels on the wrong tissue without a word."""
+    if image.voxels.shape[1:] != other.voxels.shape[1:]:
+        finding.error(
+            other.path,
+            f"{what} has {_size(other)} voxels, {image.path.name} has {_size(image)}; resample it to the grid of "
+            "the image",
+        )
+        return
+    if not np.allclose(image.spacing, other.spacing, rtol=1e-3):
+        finding.error(
+            other.path,
+            f"{what} has voxels of {_mm(other.spacing)} mm, {image.path.name} of {_mm(image.spacing)} mm; correct "
+            "the header or resample",
+        )
+    if image.origin is None or other.origin is None or image.axes is None or other.axes is None:
+        return
+    if len(image.axes) != len(other.axes):
+        return  # a 2d image and a 3d label map of one slice have no common frame
+    if not np.allclose(image.axes, other.axes, atol=1e-2):
+        finding.error(
+            other.path,
+            f"the axes of {what} point in other directions than those of {image.path.name}; left and right may be "
+            "swapped, resample it to the image",
+        )
+        return
+    shift = np.subtract(other.origin, image.origin)
+    if np.abs(shift).max() > 0.5 * min(image.spacing):
+        finding.error(
+            other.path,
+            f"{what} is shifted by {_mm(shift)} mm (x, y, z) against {image.path.name}; resample it to the grid of "
+            "the image, or correct the header",
+        )
+
+
+def _size(volume: _Volume) -> str:
+    return " x ".join(str(n) for n in reversed(volume.voxels.shape[1:]))
+
+
+def _mm(numbers: Iterable[float]) -> str:
+    return " x ".join(f"{number:.4g}" for number in numbers)
+
+
+def _count(label: _Volume, finding: Finding) -> dict[int, int]:
+    """Counts the voxels of each integer; reports the values that are none."""
+    voxels = label.voxels
+    finite = np.isfinite(voxels)
+    if not finite.all():
+        finding.error(
+            label.path,
+            f"{int((~finite).sum())} voxel(s) of the label map are NaN or infinite; draw them again or set them to 0",
+        )
+        voxels = voxels[finite]
+    whole = np.rint(voxels)
+    fractions = voxels[whole != voxels]
+    if fractions.size:
+        examples = shorten((f"{value:g}" for value in np.unique(fractions)), 3)
+        finding.error(
+            label.path,
+            f"{fractions.size} voxel(s) are not whole numbers ({examples}), as after interpolation; resample the "
+            "label map with nearest neighbour",
+        )
+        whole = whole[whole == voxels]
+    if whole.size and whole.min() >= 0 and whole.max() < 2**16:
+        counts = np.bincount(whole.astype(np.int64).ravel())
+        return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    values, numbers = np.unique(whole, return_counts=True)
+    return {int(value): int(number) for value, number in zip(values, numbers, strict=True)}
+
+
+def _values(table: AnnotationTable, ignore: int | None) -> str:
+    names = ["0 background", *(f"{'+'.join(map(str, values))} {name}" for name, values in table.values.items())]
+    return ", ".join(names + ([f"{ignore} ignore"] if ignore is not None else []))
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Keeps the readers' own prints out of our report (and out of --json)."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield

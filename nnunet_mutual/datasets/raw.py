@@ -1,0 +1,155 @@
+"""The training cases of a raw dataset, listed as nnU-Net lists them, and what is wrong with the listing."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_mutual.datasets.files import closest, natural, read_object, shorten, spelling_key
+from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
+from nnunet_mutual.errors import MutualError
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """The files of one training case: channel number -> image, and the label map. They need not exist."""
+
+    key: str
+    images: Mapping[int, Path]
+    label: Path
+
+
+def read_dataset_json(folder: Path) -> dict[str, Any]:
+    """Reads the dataset.json of a dataset folder.
+
+    Raises:
+        MutualError: missing or malformed file, or no file_ending.
+    """
+    if not (folder / "dataset.json").is_file():
+        raise MutualError(
+            f"{folder} has no dataset.json; every nnU-Net dataset needs one, see nnU-Net's dataset_format.md"
+        )
+    content = read_object(folder / "dataset.json")
+    if not isinstance(content.get("file_ending"), str):
+        raise MutualError(
+            f'{folder / "dataset.json"} has no "file_ending"; add it, for example "file_ending": ".nii.gz"'
+        )
+    return content
+
+
+def training_cases(folder: Path, dataset_json: Mapping[str, Any]) -> tuple[dict[str, CaseFiles], list[Problem]]:
+    """Lists the training cases, from ``"dataset"`` of dataset.json or else from imagesTr and labelsTr.
+
+    Args:
+        folder: the raw dataset.
+        dataset_json: its dataset.json.
+
+    Returns:
+        The cases by key in natural order, and problems of names (not of contents).
+
+    Raises:
+        MutualError: there is no training case at all.
+    """
+    problems: list[Problem] = []
+    if "dataset" in dataset_json:
+        cases = _declared_files(folder, dataset_json["dataset"])
+    else:
+        cases, problems = _found_files(folder, dataset_json["file_ending"])
+    if not cases:
+        raise MutualError(
+            f'{folder / "imagesTr"} holds no *{dataset_json["file_ending"]} image; check the folder and "file_ending"'
+        )
+    ordered = {key: cases[key] for key in sorted(cases, key=natural)}
+    return ordered, problems + _similar_spellings(ordered)
+
+
+def unlabelled_keys(folder: Path, file_ending: str) -> set[str]:
+    """Returns the cases in imagesUn/, which have no label map and may be listed in the table."""
+    pattern = re.compile(rf"(.+)_\d{{4}}{re.escape(file_ending)}")
+    return {match[1] for name in _names(folder / "imagesUn") if (match := pattern.fullmatch(name))}
+
+
+def _declared_files(folder: Path, entries: Any) -> dict[str, CaseFiles]:
+    def resolve(path: str) -> Path:
+        return folder / os.path.expandvars(path)
+
+    if not isinstance(entries, dict):
+        raise MutualError(
+            f'"dataset" of dataset.json must be an object {{case: {{"images": [...], "label": ...}}}}, found '
+            f"{type(entries).__name__}"
+        )
+    cases = {}
+    for key, entry in entries.items():
+        try:
+            images = {channel: resolve(path) for channel, path in enumerate(entry["images"])}
+            cases[key] = CaseFiles(key, images, resolve(entry["label"]))
+        except (TypeError, KeyError):
+            raise MutualError(
+                f'"dataset" of dataset.json: case "{key}" must be {{"images": [...], "label": ...}}, found {entry!r}'
+            ) from None
+    return cases
+
+
+def _found_files(folder: Path, ending: str) -> tuple[dict[str, CaseFiles], list[Problem]]:
+    problems: list[Problem] = []
+    pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
+    images: dict[str, dict[int, Path]] = defaultdict(dict)
+    for name in _names(folder / "imagesTr"):
+        if match := pattern.fullmatch(name):
+            images[match[1]][int(match[2])] = folder / "imagesTr" / name
+        elif name.endswith(ending):
+            problems.append(
+                Problem(
+                    ERROR,
+                    f"imagesTr/{name}",
+                    f"no channel number; nnU-Net expects CASE_0000{ending} (0001 for the second channel), rename it",
+                )
+            )
+        elif not (
+            name.endswith(".json") and ending.startswith(".tif")
+        ):  # nnU-Net reads the spacing of tif files from there
+            problems.append(
+                Problem(WARNING, f"imagesTr/{name}", f"ignored by nnU-Net because it does not end in {ending}")
+            )
+    cases = {
+        key: CaseFiles(key, dict(sorted(found.items())), folder / "labelsTr" / (key + ending))
+        for key, found in images.items()
+    }
+    labelled = {name[: -len(ending)]: name for name in _names(folder / "labelsTr") if name.endswith(ending)}
+    for key in sorted(set(cases) - set(labelled), key=natural):
+        likely = closest(key, set(labelled) - set(cases))
+        hint = (
+            f"rename labelsTr/{labelled[likely]}"
+            if likely
+            else "add it, or move the images to imagesUn/ if nobody drew anything"
+        )
+        problems.append(Problem(ERROR, f"labelsTr/{key}{ending}", f"the label map of case {key} is missing; {hint}"))
+    for key in sorted(set(labelled) - set(cases), key=natural):
+        problems.append(Problem(WARNING, f"labelsTr/{labelled[key]}", "has no image in imagesTr and is not used"))
+    return cases, problems
+
+
+def _similar_spellings(cases: Mapping[str, CaseFiles]) -> list[Problem]:
+    groups: dict[str, list[str]] = defaultdict(list)
+    for key in cases:
+        groups[spelling_key(key)].append(key)
+    return [
+        Problem(
+            WARNING,
+            shorten(keys),
+            'nearly the same name; if this is one patient or one scan, remove the copy or give both the same "patient"',
+        )
+        for keys in groups.values()
+        if len(keys) > 1
+    ]
+
+
+def _names(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))

@@ -1,0 +1,274 @@
+"""Cross-validation folds for cases that annotate different labels, in the format of nnU-Net's splits_final.json."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+from nnunet_mutual.annotation import AnnotationTable
+from nnunet_mutual.datasets.coverage import columns
+from nnunet_mutual.datasets.files import shorten
+from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
+from nnunet_mutual.errors import MutualError
+
+Split = dict[str, list[str]]
+_TRIES = 30
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Cases that must stay together: all cases of a patient, or one case."""
+
+    cases: tuple[str, ...]
+    labels: frozenset[str]
+    sets: tuple[frozenset[str], ...]
+
+
+def stratified_splits(
+    table: AnnotationTable, case_keys: Sequence[str], *, n_folds: int = 5, seed: int = 12345
+) -> list[Split]:
+    """Makes folds in which every label is validated wherever the data allow it.
+
+    Cases are spread by the labels they annotate, rarest label first, then by their annotated set, then by fold size;
+    the best of several seeded orders is taken. (scikit-learn's StratifiedGroupKFold spreads *sets*: where nearly every
+    case annotates another set, it refuses or leaves folds without a label that many cases annotate.) The cases of a
+    patient stay together. If all cases annotate the same labels and no patient has two cases, the folds are exactly
+    nnU-Net's own.
+
+    What only one patient annotates stays in every training set, because a fold that cannot learn a label is of no use.
+    Cases that annotate nothing are never validated; those of a validation patient are left out of that fold.
+
+    Args:
+        table: the annotation table.
+        case_keys: identifiers of the training cases.
+        n_folds: number of folds.
+        seed: nnU-Net's own seed is 12345.
+
+    Returns:
+        One ``{"train": [...], "val": [...]}`` per fold, sorted keys.
+
+    Raises:
+        MutualError: a case is not in the table, or there are fewer patients than folds.
+    """
+    keys = sorted(case_keys)
+    table.require(keys)
+    units = _units(table, keys)
+    _require_enough(len(keys), units, n_folds)
+    if all(len(unit.cases) == 1 for unit in units) and len({unit.sets for unit in units}) == 1:
+        return [
+            {part: [str(key) for key in split[part]] for part in ("train", "val")}
+            for split in generate_crossval_split(keys, seed, n_folds)
+        ]
+    carriers = Counter(label for unit in units for label in unit.labels)
+    movable = [unit for unit in units if unit.labels and all(carriers[label] > 1 for label in unit.labels)]
+    if len(movable) < n_folds:
+        raise MutualError(
+            f"only {len(movable)} patient(s) can be validated: the others annotate nothing, or are the only ones "
+            "with a label; "
+            f"{n_folds} folds need {n_folds}, train with fold all or write your own splits_final.json"
+        )
+    attempts = [_spread(movable, n_folds, seed + attempt) for attempt in range(_TRIES)]
+    return _as_splits(min(attempts, key=lambda folds: _cost(folds, movable)), units, table)
+
+
+def describe_splits(splits: Sequence[Split], table: AnnotationTable) -> str:
+    """Returns a table of annotated cases, 'training/validation', with labels in rows and folds in columns."""
+
+    def count(fold: Split, label: str | None) -> str:
+        numbers = (
+            sum(label is None or label in table.case(key).annotated for key in fold[part]) for part in ("train", "val")
+        )
+        return "/".join(map(str, numbers))
+
+    rows = [["label", *(f"fold {number}" for number in range(len(splits)))]]
+    rows.append(["cases", *(count(fold, None) for fold in splits)])
+    rows += [[label, *(count(fold, label) for fold in splits)] for label in table.labels]
+    notes = [
+        f"  {problem.place}: {problem.text}"
+        for number, fold in enumerate(splits)
+        for problem in fold_problems(table, fold, number)
+    ]
+    validated = {key for fold in splits for key in fold["val"]}
+    never = sorted({key for fold in splits for key in fold["train"]} - validated)
+    if never:
+        notes.append(f"  never validated (they annotate nothing, or are the only ones with a label): {shorten(never)}")
+    return "\n".join(["annotated cases, training/validation", columns(rows), *notes])
+
+
+def fold_problems(table: AnnotationTable, fold: Split, number: int | str) -> list[Problem]:
+    """Finds what is wrong with one fold, whoever made it.
+
+    Args:
+        table: the annotation table.
+        fold: ``{"train": [...], "val": [...]}`` with cases of the table.
+        number: number of the fold, for the sentences.
+    """
+    place = f"fold {number}"
+    problems = []
+    both = sorted(set(fold["train"]) & set(fold["val"]))
+    if both:
+        problems.append(
+            Problem(
+                ERROR,
+                place,
+                f"{len(both)} case(s) are used for training and for validation: {shorten(both)}; remove them from one",
+            )
+        )
+    patients = {
+        part: {table.case(key).patient: key for key in fold[part] if key not in both} for part in ("train", "val")
+    }
+    for patient in sorted(p for p in set(patients["train"]) & set(patients["val"]) if p is not None):
+        pair = f"{patients['train'][patient]} in training, {patients['val'][patient]} in validation"
+        problems.append(
+            Problem(
+                ERROR, place, f"patient {patient} is on both sides ({pair}), so the scores would be too good; move one"
+            )
+        )
+    drawn = {
+        part: Counter(label for key in fold[part] for label in table.case(key).annotated) for part in ("train", "val")
+    }
+    for label in table.labels:
+        if not drawn["train"][label]:
+            problems.append(
+                Problem(
+                    ERROR,
+                    place,
+                    f"no training case annotates {label}, so this fold cannot learn it; move a case that does",
+                )
+            )
+        elif not drawn["val"][label]:
+            problems.append(
+                Problem(
+                    WARNING, place, f"no validation case annotates {label}, so this fold gives no score for it (n = 0)"
+                )
+            )
+    return problems
+
+
+def _units(table: AnnotationTable, keys: Sequence[str]) -> list[_Unit]:
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for key in keys:
+        patient = table.case(key).patient
+        groups[("case", key) if patient is None else ("patient", patient)].append(key)
+    units = []
+    for cases in groups.values():
+        sets = tuple(table.case(key).annotated for key in cases)
+        units.append(_Unit(tuple(cases), frozenset().union(*sets), sets))
+    return units
+
+
+def _require_enough(n_cases: int, units: Sequence[_Unit], n_folds: int) -> None:
+    if len(units) >= n_folds:
+        return
+    found = f"{n_cases} case(s)" + (f" of {len(units)} patient(s)" if len(units) < n_cases else "")
+    raise MutualError(
+        f"{found} cannot be divided into {n_folds} folds; train on all of them (nnUNetv2_train DATASET "
+        "CONFIGURATION all -tr ...) "
+        "or put your own splits_final.json into the folder of the preprocessed dataset"
+    )
+
+
+def _spread(units: Sequence[_Unit], n_folds: int, seed: int) -> list[list[_Unit]]:
+    """Assigns units to folds, rarest label first, each to the fold that lacks its label most."""
+    random = Random(seed)
+    pending = sorted(units, key=lambda unit: unit.cases)
+    random.shuffle(pending)
+    pending.sort(key=lambda unit: (-len(unit.cases), sorted(map(sorted, unit.sets))))
+    folds: list[list[_Unit]] = [[] for _ in range(n_folds)]
+    sizes = [0] * n_folds
+    has: list[Counter[object]] = [Counter() for _ in range(n_folds)]  # labels and annotated sets of each fold
+    frequency = Counter(label for unit in units for label in unit.labels)
+    for label in sorted(frequency, key=lambda name: (frequency[name], name)):
+        for unit in [unit for unit in pending if label in unit.labels]:
+            needs = [
+                (
+                    has[fold][label],
+                    -sum(not has[fold][other] for other in unit.labels),
+                    sum(has[fold][drawn] for drawn in unit.sets),
+                    sizes[fold],
+                    random.random(),
+                )
+                for fold in range(n_folds)
+            ]
+            chosen = needs.index(min(needs))
+            folds[chosen].append(unit)
+            sizes[chosen] += len(unit.cases)
+            has[chosen].update([*unit.labels, *unit.sets])
+        pending = [unit for unit in pending if label not in unit.labels]
+    return folds
+
+
+def _cost(folds: Sequence[Sequence[_Unit]], units: Sequence[_Unit]) -> tuple[float, ...]:
+    """Orders candidate folds: labels missing in training, then in validation, then uneven sizes, then uneven sets."""
+    labels = {label for unit in units for label in unit.labels}
+    carriers = {label: [sum(label in unit.labels for unit in fold) for fold in folds] for label in labels}
+    untrained = sum(max(counts) == sum(counts) for counts in carriers.values())
+    unvalidated = sum(counts.count(0) for counts in carriers.values())
+    sizes = [sum(len(unit.cases) for unit in fold) for fold in folds]
+    sets = [Counter(drawn for unit in fold for drawn in unit.sets) for fold in folds]
+    uneven = sum(_range([counter[drawn] for counter in sets]) ** 2 for drawn in set().union(*sets))
+    return untrained, unvalidated, _range(sizes), uneven
+
+
+def _range(numbers: Sequence[int]) -> int:
+    return max(numbers) - min(numbers)
+
+
+def _as_splits(folds: Sequence[Sequence[_Unit]], units: Sequence[_Unit], table: AnnotationTable) -> list[Split]:
+    splits = []
+    for fold in folds:
+        held_out = {key for unit in fold for key in unit.cases}
+        train = [key for unit in units for key in unit.cases if key not in held_out]
+        splits.append({"train": sorted(train), "val": sorted(key for key in held_out if table.case(key).annotated)})
+    return splits
+
+
+def splits_problems(table: AnnotationTable, splits: object, keys: Sequence[str], place: str) -> list[Problem]:
+    """Finds what is wrong with an existing splits_final.json.
+
+    Args:
+        table: the annotation table.
+        splits: content of the file.
+        keys: the training cases of the dataset.
+        place: name of the file.
+    """
+    if not isinstance(splits, list) or not all(_is_split(fold) for fold in splits):
+        return [
+            Problem(
+                ERROR,
+                place,
+                'expected a list of {"train": [...], "val": [...]}; correct the file, or delete it to get new folds',
+            )
+        ]
+    problems = []
+    present = set(keys)
+    for number, fold in enumerate(splits):
+        unknown = sorted({*fold["train"], *fold["val"]} - present)
+        if unknown:
+            problems.append(
+                Problem(
+                    ERROR,
+                    f"{place}, fold {number}",
+                    f"{len(unknown)} case(s) are not in the dataset: {shorten(unknown)}; remove them",
+                )
+            )
+        known = {part: [key for key in fold[part] if key in present] for part in ("train", "val")}
+        found = fold_problems(table, known, number)
+        problems += [Problem(problem.severity, f"{place}, {problem.place}", problem.text) for problem in found]
+    used = {key for fold in splits for part in ("train", "val") for key in fold[part]}
+    if forgotten := sorted(present - used):
+        problems.append(
+            Problem(WARNING, place, f"{len(forgotten)} case(s) are in no fold and are never used: {shorten(forgotten)}")
+        )
+    return problems
+
+
+def _is_split(fold: object) -> bool:
+    if not isinstance(fold, Mapping):
+        return False
+    parts = [fold.get("train"), fold.get("val")]
+    return all(isinstance(part, list) and all(isinstance(key, str) for key in part) for part in parts)

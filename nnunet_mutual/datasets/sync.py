@@ -1,0 +1,106 @@
+"""The raw and the preprocessed dataset.json must say the same about who annotated what.
+
+nnU-Net copies dataset.json at planning only: a later correction of the table would silently not reach the training.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nnunet_mutual.annotation import BLOCK, AnnotationTable, table_fingerprint
+from nnunet_mutual.datasets.files import keep_backup, read_object, write_json
+from nnunet_mutual.datasets.locate import DatasetFolders, locate
+from nnunet_mutual.errors import MutualError
+
+# What preprocessing and planning depend on: a difference here cannot be copied over.
+_PLANNED = ("labels", "regions_class_order", "channel_names", "modality", "file_ending")
+
+
+def raw_and_preprocessed_differ(dataset_name: str | int) -> str | None:
+    """Compares the block of the raw with that of the preprocessed dataset.
+
+    Args:
+        dataset_name: ID or name.
+
+    Returns:
+        A sentence with the command that repairs it, or None if the blocks are equal or one of the two folders is absent
+        (trainings run on machines without raw data).
+
+    Raises:
+        MutualError: a dataset.json is there and cannot be read.
+    """
+    try:
+        folders = locate(dataset_name)
+    except MutualError:
+        return None  # neither raw nor preprocessed: nothing to compare
+    paths = _paths(folders)
+    if paths is None:
+        return None
+    raw, preprocessed = (read_object(path) for path in paths)
+    if table_fingerprint(raw) == table_fingerprint(preprocessed):
+        return None
+    if BLOCK not in preprocessed:
+        what = 'the raw dataset says who annotated what ("mutual" in dataset.json), the preprocessed one does not'
+    elif BLOCK not in raw:
+        what = 'the preprocessed dataset says who annotated what ("mutual" in dataset.json), the raw one no longer does'
+    else:
+        what = (
+            "the annotation tables of the raw and of the preprocessed dataset differ "
+            f"({_first_difference(raw[BLOCK], preprocessed[BLOCK])})"
+        )
+    return f"{folders.name}: {what}; if the raw one is right, run nnunet_mutual sync {folders.name}"
+
+
+def sync(dataset: str | int) -> None:
+    """Copies the block of the raw dataset.json into the preprocessed one, and nothing else.
+
+    A block that is replaced is kept in ``dataset.json.bak-<n>`` beside it.
+
+    Args:
+        dataset: ID or name of a dataset that is in nnUNet_raw and nnUNet_preprocessed.
+
+    Raises:
+        MutualError: labels or channels differ too (then planning must be repeated), or the raw block is not valid.
+    """
+    folders = locate(dataset, need_raw=True, need_preprocessed=True)
+    paths = _paths(folders)
+    if paths is None:
+        raise MutualError(
+            f"{folders.name} has no dataset.json in nnUNet_raw or nnUNet_preprocessed; run "
+            f"nnUNetv2_plan_and_preprocess -d {folders.number} first"
+        )
+    raw, preprocessed = (read_object(path) for path in paths)
+    for key in _PLANNED:
+        if raw.get(key) != preprocessed.get(key):
+            raise MutualError(
+                f'{folders.name}: "{key}" of the raw dataset.json is {raw.get(key)!r}, of the preprocessed one '
+                f"{preprocessed.get(key)!r}; "
+                f"copying the table is not enough, plan again: nnUNetv2_plan_and_preprocess -d {folders.number} --clean"
+            )
+    AnnotationTable.from_dataset_json(raw)
+    if table_fingerprint(raw) == table_fingerprint(preprocessed):
+        print(f"{folders.name}: the raw and the preprocessed annotation table are equal, nothing to do")
+        return
+    backup = keep_backup(paths[1]) if BLOCK in preprocessed else None
+    preprocessed.pop(BLOCK, None)
+    if BLOCK in raw:
+        preprocessed[BLOCK] = raw[BLOCK]
+    write_json(paths[1], preprocessed)
+    print(f"{folders.name}: annotation table copied to {paths[1]}" + (f" (before: {backup.name})" if backup else ""))
+
+
+def _paths(folders: DatasetFolders) -> tuple[Path, Path] | None:
+    if folders.raw is None or folders.preprocessed is None:
+        return None
+    paths = folders.raw / "dataset.json", folders.preprocessed / "dataset.json"
+    return paths if all(path.is_file() for path in paths) else None
+
+
+def _first_difference(raw: Any, preprocessed: Any, place: str = "") -> str:
+    """Names the first entry that differs, such as 'cases/siteA_001/annotated'."""
+    if isinstance(raw, dict) and isinstance(preprocessed, dict):
+        for key in [*raw, *preprocessed]:
+            if raw.get(key) != preprocessed.get(key):
+                return _first_difference(raw.get(key), preprocessed.get(key), f"{place}/{key}" if place else key)
+    return f"first at {place}"
