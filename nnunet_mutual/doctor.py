@@ -12,6 +12,7 @@ import os
 import platform
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,7 +60,9 @@ def doctor(*, as_json: bool = False) -> int:
     Returns:
         0 if no check found a problem, else 1.
     """
-    checks = collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations between torch and its users are nothing a reader could repair
+        checks = collect()
     problems = [check for check in checks if check.state == PROBLEM]
     if as_json:
         print(json.dumps({"ok": not problems, "checks": [asdict(check) for check in checks]}, indent=2))
