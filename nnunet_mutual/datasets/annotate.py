@@ -18,8 +18,8 @@ from nnunet_mutual.errors import MutualError
 
 _LONGEST_NAME = 32
 _SOURCE_HINT = (
-    "The table names no sources, so cases with the same labels make one. Training draws cases of small sources more often; if all\n"
-    "cases come from one hospital and were drawn by one protocol, say so:  --source NAME --force"
+    "The table names no sources, so cases with the same labels make one. Training draws the cases of small sources\n"
+    "more often; if all cases come from one hospital and were drawn by one protocol, say so:  --source NAME --force\n"
 )
 
 
@@ -80,12 +80,11 @@ def annotate(
     table.require(files)
     backup = keep_backup(path) if old is not None else None
     write_json(path, content)
-    _report(folders.name, path, table, list(files), backup)
-    if len(sources) > 1 and all(entry.source is None for entry in entries):
-        print(_SOURCE_HINT)
+    guessed = len(sources) > 1 and all(entry.source is None for entry in entries)
+    _report(folders.name, path, table, list(files), backup, _SOURCE_HINT if guessed else "")
 
 
-def _report(name: str, path: Path, table: AnnotationTable, keys: Sequence[str], backup: Path | None) -> None:
+def _report(name: str, path: Path, table: AnnotationTable, keys: Sequence[str], backup: Path | None, hint: str) -> None:
     print(f"{name}: {len(keys)} training cases, {len(table.sources)} source(s), written to {path}")
     if backup is not None:
         print(f"The block that was there before is kept in {backup}")
@@ -98,7 +97,7 @@ def _report(name: str, path: Path, table: AnnotationTable, keys: Sequence[str], 
             "the label from dataset.json."
         )
     difference = raw_and_preprocessed_differ(name)
-    print(f"Next, compare the table with the label maps:  nnunet_mutual check {name}")
+    print(f"{hint}Next, compare the table with the label maps:  nnunet_mutual check {name}")
     if difference:
         print(f"Then, because this dataset was preprocessed before:  nnunet_mutual sync {name}")
 
