@@ -1,0 +1,151 @@
+"""Raw datasets of a benchmark, and their planning and preprocessing by nnU-Net itself.
+
+The images of all datasets of a benchmark are the same; they differ in the labels that are kept. nnU-Net plans one of
+them (``plan_on``), the others get the same plans: every arm has the same spacing, normalisation, patch and network.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from settings import CONFIGURATION, BenchmarkError, Setting, read_json, write_json
+
+ENDING = ".nii.gz"
+PLANS = "nnUNetPlans"
+
+
+def prepare(setting: Setting) -> None:
+    """Makes and preprocesses what is not there yet; needs the nnUNet_* variables to be set."""
+    datasets = [setting["plan_on"], *(d for d in setting["datasets"] if d != setting["plan_on"])]
+    for dataset in datasets:
+        done = setting.work / "nnUNet_preprocessed" / setting.dataset_name(dataset) / "prepared.json"
+        if done.is_file():
+            continue
+        write_raw(setting, dataset)
+        plan_and_preprocess(setting, dataset)
+        write_json(done, {"protocol": setting["datasets"][dataset]})
+
+
+def write_raw(setting: Setting, dataset: str) -> None:
+    """Writes one raw dataset: images as they are, labels reduced to what the protocol says was annotated."""
+    entry = setting["datasets"][dataset]
+    target = setting.work / "nnUNet_raw" / setting.dataset_name(dataset)
+    shutil.rmtree(target, ignore_errors=True)
+    for folder in ("imagesTr", "labelsTr"):
+        (target / folder).mkdir(parents=True)
+    sources: dict[str, Any] = {}
+    cases: dict[str, Any] = {}
+    for group in entry["groups"]:
+        source_folder = setting.data_folder(group["folder"])
+        original = read_json(source_folder / "dataset.json")
+        channels, integers = original["channel_names"], original["labels"]
+        annotated_of = annotated_sets(source_folder, group["annotated"], setting["cases"][group["cases"]])
+        common = sorted(
+            {label for annotated in annotated_of.values() for label in annotated}, key=entry["labels"].index
+        )
+        sources[group["source"]] = {"annotated": common}
+        for case, annotated in annotated_of.items():
+            for name in (f"{case}_{int(c):04d}{ENDING}" for c in channels):
+                os.symlink(source_folder / "imagesTr" / name, target / "imagesTr" / name)
+            keep = {integers[label]: entry["labels"].index(label) + 1 for label in annotated}
+            write_labels(source_folder / "labelsTr" / f"{case}{ENDING}", target / "labelsTr" / f"{case}{ENDING}", keep)
+            cases[case] = {"source": group["source"], "annotated": annotated}
+    write_json(
+        target / "dataset.json",
+        {
+            "channel_names": channels,
+            "labels": {"background": 0, **{label: i + 1 for i, label in enumerate(entry["labels"])}},
+            "numTraining": len(cases),
+            "file_ending": ENDING,
+            "reference": setting["source"],
+            "mutual": {"version": 1, "sources": sources, "cases": cases},
+        },
+    )
+
+
+def annotated_sets(folder: Path, annotated: list[str] | str, cases: list[str]) -> dict[str, list[str]]:
+    """Returns the annotated labels of each case: one list for all, or a JSON file with a list for each case."""
+    if isinstance(annotated, str):
+        table = read_json(folder / annotated)
+        return {case: list(table[case]) for case in cases}
+    return {case: list(annotated) for case in cases}
+
+
+def write_labels(source: Path, target: Path, keep: dict[int, int]) -> None:
+    """Copies a label map; integers that are not in ``keep`` become 0, the others are renumbered."""
+    import numpy as np
+    import SimpleITK as sitk
+
+    image = sitk.ReadImage(str(source))
+    old = sitk.GetArrayFromImage(image)
+    new = np.zeros(old.shape, dtype=np.uint8)
+    for before, after in keep.items():
+        new[old == before] = after
+    written = sitk.GetImageFromArray(new)
+    written.CopyInformation(image)
+    sitk.WriteImage(written, str(target))
+
+
+def plan_and_preprocess(setting: Setting, dataset: str) -> None:
+    """Plans the first dataset with nnU-Net's planner, hands its plans to the others, preprocesses with nnU-Net."""
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+        extract_fingerprint_dataset,
+        plan_experiment_dataset,
+        preprocess_dataset,
+    )
+
+    number = setting["datasets"][dataset]["id"]
+    preprocessed = setting.work / "nnUNet_preprocessed"
+    folder = preprocessed / setting.dataset_name(dataset)
+    if dataset == setting["plan_on"]:
+        extract_fingerprint_dataset(number, num_processes=2, show_progress_bar=False)
+        plan_experiment_dataset(number)
+        plans = read_json(folder / f"{PLANS}.json")
+        plans["configurations"][CONFIGURATION] = small_configuration(setting["network"])
+    else:
+        planned = preprocessed / setting.dataset_name(setting["plan_on"])
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(planned / "dataset_fingerprint.json", folder / "dataset_fingerprint.json")
+        raw = setting.work / "nnUNet_raw" / folder.name
+        shutil.copyfile(raw / "dataset.json", folder / "dataset.json")
+        plans = {**read_json(planned / f"{PLANS}.json"), "dataset_name": folder.name}
+    write_json(folder / f"{PLANS}.json", plans)
+    preprocess_dataset(number, PLANS, ("3d_fullres",), [2], show_progress_bar=False)
+
+
+def small_configuration(network: dict[str, Any]) -> dict[str, Any]:
+    """Returns nnU-Net's plain U-Net with the protocol's patch, batch and features, as a configuration of the plans."""
+    features = network["features_per_stage"]
+    stages = len(features)
+    if any(size % 2 ** (stages - 1) for size in network["patch_size"]):
+        raise BenchmarkError(
+            f"patch {network['patch_size']} must be divisible by {2 ** (stages - 1)} on every axis; change the protocol"
+        )
+    return {
+        "inherits_from": "3d_fullres",
+        "patch_size": network["patch_size"],
+        "batch_size": network["batch_size"],
+        "architecture": {
+            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            "arch_kwargs": {
+                "n_stages": stages,
+                "features_per_stage": features,
+                "conv_op": "torch.nn.modules.conv.Conv3d",
+                "kernel_sizes": [[3, 3, 3]] * stages,
+                "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
+                "n_conv_per_stage": [2] * stages,
+                "n_conv_per_stage_decoder": [2] * (stages - 1),
+                "conv_bias": True,
+                "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+                "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+                "dropout_op": None,
+                "dropout_op_kwargs": None,
+                "nonlin": "torch.nn.LeakyReLU",
+                "nonlin_kwargs": {"inplace": True},
+            },
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        },
+    }

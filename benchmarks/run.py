@@ -1,0 +1,248 @@
+"""Benchmarks of nnunet_mutual: resumable runner.
+
+    python benchmarks/run.py calibrate hippocampus --data FOLDER
+    python benchmarks/run.py run hippocampus --data FOLDER --budget 60m
+    python benchmarks/run.py table hippocampus
+
+Finished parts are skipped, so any command can be killed and repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import calibration
+import table
+from settings import HERE, NAMES, BenchmarkError, Schedule, Setting, read_json
+
+
+@dataclass(frozen=True)
+class Job:
+    """One arm with one seed, trained and scored in a process of its own."""
+
+    arm: str
+    seed: int
+    schedule: Schedule
+    cases: str
+    out: Path
+    networks: int
+
+    @property
+    def title(self) -> str:
+        updates = f"{self.networks} x {self.schedule.updates} updates"
+        return f"{self.arm} seed {self.seed}, {updates}, learning rate {self.schedule.rate:g}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(argv)
+    work = Path(arguments.work).resolve() if arguments.work else None
+    data = Path(arguments.data).resolve() if arguments.data else None
+    setting = Setting(arguments.benchmark, data, work)
+    try:
+        if arguments.command == "table":
+            table.write(setting)
+        elif arguments.command == "job":
+            run_job(setting, arguments)
+        elif arguments.command == "prepare":
+            prepare(setting)
+        elif arguments.command == "calibrate":
+            calibrate(setting, arguments)
+        else:
+            run(setting, arguments)
+    except BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{prepare,calibrate,run,table}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("benchmark", choices=NAMES)
+    common.add_argument("--data", default=os.environ.get("NNUNET_MUTUAL_DATA"), help="folder of the public datasets")
+    common.add_argument("--work", help="folder for datasets, networks and logs (default: in the temporary folder)")
+    timed = argparse.ArgumentParser(add_help=False)
+    timed.add_argument(
+        "--budget", type=seconds, default=None, help="e.g. 60m: start no run that would not end within it"
+    )
+    timed.add_argument("--jobs", type=int, default=2, help="runs side by side, cores divided among them (default 2)")
+    commands.add_parser("prepare", parents=[common], help="make and preprocess the datasets")
+    commands.add_parser("calibrate", parents=[common, timed], help="find the schedule for all arms")
+    one = commands.add_parser("run", parents=[common, timed], help="train and score arms")
+    one.add_argument("--arms", nargs="+", help="default: all, in the protocol's order")
+    one.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    one.add_argument("--updates", type=int, help="of each network, for a benchmark that has no calibration")
+    one.add_argument("--rate", type=float, help="learning rate of the first epoch, likewise")
+    commands.add_parser("table", parents=[common], help="write the results into README.md")
+    job = commands.add_parser("job", parents=[common])
+    for name, kind in (("arm", str), ("seed", int), ("updates", int), ("rate", float), ("cases", str), ("out", Path)):
+        job.add_argument(name, type=kind)
+    return parser.parse_args(argv)
+
+
+def seconds(text: str) -> float:
+    """Reads 90s, 60m, 2h or a number of seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write for example 90s, 60m or 2h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def prepare(setting: Setting) -> None:
+    setting.export_paths(os.environ)
+    import preparation
+
+    preparation.prepare(setting)
+
+
+def calibrate(setting: Setting, arguments: argparse.Namespace) -> None:
+    if "calibration" not in setting.protocol:
+        raise BenchmarkError(
+            f"the protocol of {setting.name} has no calibration; give run the schedule with --updates and --rate"
+        )
+    prepare(setting)
+    scheduler = Scheduler(setting, arguments.jobs, arguments.budget)
+    arm = setting["calibration"]["arm"]
+    while True:
+        state = calibration.collect(setting)
+        if state["chosen"] is not None:
+            print(f"calibrated: {state['chosen']} ({state['reason']})")
+            return
+        wanted = calibration.missing(setting, state)
+        if not wanted:
+            raise BenchmarkError(f"{state['reason']}; add a longer length to the protocol's calibration")
+        jobs = [Job(arm, s, t, "calibration", calibration.run_file(setting, t, s), 1) for t, s in wanted]
+        if not scheduler.run(jobs):
+            return
+
+
+def run(setting: Setting, arguments: argparse.Namespace) -> None:
+    arms = arguments.arms or list(setting["arms"])
+    for arm in arms:
+        if arm not in setting["arms"]:
+            raise BenchmarkError(
+                f"the protocol of {setting.name} has no arm {arm}; it has {', '.join(setting['arms'])}"
+            )
+    if "calibration" in setting.protocol:
+        if arguments.updates is not None or arguments.rate is not None:
+            raise BenchmarkError(
+                "the schedule of this benchmark comes from its calibration; leave --updates and --rate out"
+            )
+        schedule = calibration.chosen(setting)
+    elif arguments.updates is None or arguments.rate is None:
+        raise BenchmarkError(f"the protocol of {setting.name} has no calibration; give --updates and --rate")
+    else:
+        schedule = Schedule(arguments.updates, arguments.rate)
+    prepare(setting)
+    jobs = [
+        Job(arm, seed, schedule, "test", setting.evidence_file(arm, seed), len(setting.networks(arm)))
+        for arm in arms
+        for seed in arguments.seeds
+    ]
+    Scheduler(setting, arguments.jobs, arguments.budget).run(jobs)
+    table.write(setting)
+
+
+def run_job(setting: Setting, arguments: argparse.Namespace) -> None:
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
+    import training
+
+    training.torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    schedule = Schedule(arguments.updates, arguments.rate)
+    training.run_arm(setting, arguments.arm, arguments.seed, schedule, arguments.cases, arguments.out)
+
+
+def end_with_parent(parent: int) -> None:
+    """A killed runner must not leave a training behind that a second runner then repeats beside it."""
+    while os.getppid() == parent:
+        time.sleep(2)
+    os._exit(1)
+
+
+class Scheduler:
+    """Keeps ``jobs`` processes busy until all is done or the budget would be exceeded."""
+
+    def __init__(self, setting: Setting, jobs: int, budget: float | None) -> None:
+        self.setting = setting
+        self.jobs = max(1, jobs)
+        self.end = None if budget is None else time.monotonic() + budget
+        self.seconds_per_update = 0.0  # unknown until a run has ended
+
+    def run(self, jobs: Iterable[Job]) -> bool:
+        """Returns whether everything is finished; says what is not and why."""
+        waiting = [job for job in jobs if not self.finished(job)]
+        running: list[tuple[Job, subprocess.Popen[bytes], float]] = []
+        complete = True
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.jobs:
+                    job = waiting.pop(0)
+                    if self.end is not None and time.monotonic() + self.expected(job) > self.end:
+                        print(f"not run, the budget is spent: {job.title}")
+                        complete = False
+                        continue
+                    running.append((job, self.start(job), time.monotonic()))
+                time.sleep(0.5)
+                for entry in list(running):
+                    if entry[1].poll() is not None:
+                        running.remove(entry)
+                        complete &= self.ended(*entry)
+        finally:
+            for _, process, _ in running:
+                process.terminate()
+        return complete
+
+    def finished(self, job: Job) -> bool:
+        if not job.out.is_file():
+            return False
+        found = read_json(job.out)
+        schedule = Schedule(found["schedule"]["updates"], found["schedule"]["rate"])
+        if schedule != job.schedule:
+            raise BenchmarkError(
+                f"{job.out} has the schedule {schedule}, wanted is {job.schedule}; delete it to run it again"
+            )
+        return True
+
+    def expected(self, job: Job) -> float:
+        return job.networks * job.schedule.updates * self.seconds_per_update
+
+    def start(self, job: Job) -> subprocess.Popen[bytes]:
+        logs = self.setting.work / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        log = logs / f"{job.cases}_{job.arm}_seed{job.seed}_{job.schedule}.log"
+        print(f"start {job.title}; log: {log}", flush=True)
+        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
+        # Nothing but the training process: batches are drawn in it, which makes a run repeatable.
+        environment = {**os.environ, "nnUNet_n_proc_DA": "0", "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        command = [sys.executable, str(HERE / "run.py"), "job", self.setting.name]
+        command += [job.arm, str(job.seed), str(job.schedule.updates), str(job.schedule.rate), job.cases, str(job.out)]
+        command += ["--work", str(self.setting.work.parent), "--data", str(self.setting.data)]
+        with log.open("wb") as stream:
+            return subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
+
+    def ended(self, job: Job, process: subprocess.Popen[bytes], started: float) -> bool:
+        duration = time.monotonic() - started
+        if process.returncode != 0 or not job.out.is_file():
+            print(f"FAILED (exit status {process.returncode}): {job.title}", flush=True)
+            return False
+        if duration > 60:  # shorter: its networks were there already
+            self.seconds_per_update = duration / (job.networks * job.schedule.updates)
+        print(
+            f"done {job.title}: {duration / 60:.1f} min, mean Dice {table.mean_dice(read_json(job.out)):.4f}",
+            flush=True,
+        )
+        return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

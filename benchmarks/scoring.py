@@ -1,0 +1,87 @@
+"""Predicts held-out cases with nnU-Net's predictor and measures Dice against their full labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from numpy.typing import NDArray
+from settings import CONFIGURATION, Network, Setting, read_json
+
+
+def score(
+    setting: Setting, networks: list[Network], weights: list[dict[str, torch.Tensor]], cases: list[str]
+) -> dict[str, dict[str, float | None]]:
+    """Returns Dice (0 to 1) for each case and label; null where neither reference nor prediction has the label."""
+    predictors = [make_predictor(setting, n, w) for n, w in zip(networks, weights, strict=True)]
+    folder = setting.test_folder()
+    dataset_json = read_json(folder / "dataset.json")
+    reader = SimpleITKIO()
+    result = {}
+    for case in cases:
+        images = [str(folder / "imagesTr" / f"{case}_{int(c):04d}.nii.gz") for c in dataset_json["channel_names"]]
+        image, properties = reader.read_images(images)
+        reference = reader.read_seg(str(folder / "labelsTr" / f"{case}.nii.gz"))[0][0]
+        outputs = [p.predict_single_npy_array(image, properties, None, None, True) for p in predictors]
+        names = [setting["datasets"][n.dataset]["labels"] for n in networks]
+        prediction = merge(outputs, names, setting["labels"])
+        result[case] = {
+            label: dice(prediction == i + 1, reference == dataset_json["labels"][label])
+            for i, label in enumerate(setting["labels"])
+        }
+    return result
+
+
+def merge(outputs: list[tuple[NDArray[Any], NDArray[Any]]], names: list[list[str]], labels: list[str]) -> NDArray[Any]:
+    """Returns one label map, label i of ``labels`` as i + 1.
+
+    One network: its own segmentation. Several: the label with the highest probability p over all networks, where that
+    exceeds the background's, which is 1 - max p: each network knows only its own label, its "rest" holds the others.
+
+    Args:
+        outputs: for each network its segmentation (Z, Y, X) and its probabilities (1 + its labels, Z, Y, X).
+        names: the labels of each network.
+        labels: the labels of the benchmark.
+    """
+    if len(outputs) == 1:
+        return outputs[0][0]
+    foreground = np.zeros((len(labels), *outputs[0][0].shape), dtype=np.float32)
+    for (_, probabilities), own in zip(outputs, names, strict=True):
+        for channel, label in enumerate(own, start=1):
+            row = labels.index(label)
+            foreground[row] = np.maximum(foreground[row], probabilities[channel])
+    return np.where(foreground.max(0) > 0.5, foreground.argmax(0) + 1, 0)
+
+
+def make_predictor(setting: Setting, network: Network, weights: dict[str, torch.Tensor]) -> nnUNetPredictor:
+    """Returns nnU-Net's predictor around the stock network of the plans; strict loading shows that it is one."""
+    folder = setting.work / "nnUNet_preprocessed" / setting.dataset_name(network.dataset)
+    dataset_json = read_json(folder / "dataset.json")
+    plans = PlansManager(read_json(folder / "nnUNetPlans.json"))
+    configuration = plans.get_configuration(CONFIGURATION)
+    heads = plans.get_label_manager(dataset_json).num_segmentation_heads
+    net = nnUNetTrainer.build_network_architecture(
+        plans, configuration, len(dataset_json["channel_names"]), heads, False
+    )
+    net.load_state_dict(weights)
+    predictor = nnUNetPredictor(
+        tile_step_size=0.5,
+        use_gaussian=True,
+        use_mirroring=False,
+        perform_everything_on_device=False,
+        device=torch.device("cpu"),
+        allow_tqdm=False,
+    )
+    predictor.manual_initialization(net, plans, configuration, [weights], dataset_json, "nnUNetTrainer", None)
+    return predictor
+
+
+def dice(prediction: NDArray[Any], reference: NDArray[Any]) -> float | None:
+    """Returns 2 |P and R| / (|P| + |R|), None if both are empty."""
+    total = int(prediction.sum()) + int(reference.sum())
+    return None if total == 0 else 2 * int((prediction & reference).sum()) / total

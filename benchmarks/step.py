@@ -1,0 +1,246 @@
+"""What PartialTrainer costs against stock nnU-Net: one training step, its memory, one batch of the loader.
+
+    python benchmarks/step.py --plans small --labels 4 --mix half --out step.json
+
+Both trainers get the same generated dataset, the same plans, the same batches and the same precision; their calls
+alternate, so that whatever else the machine does hits both. Time is the median over the pairs. Memory is counted, not
+sampled: parameters, gradients, optimiser state and the distinct storages that autograd keeps for the backward pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from settings import CONFIGURATION, read_json, write_json
+
+BARS = {"step": 1.10, "memory": 1.05, "loader": 1.05}
+SMALL = {"patch_size": [40, 56, 40], "batch_size": 2, "features_per_stage": [8, 16, 32, 64]}
+NAME = "Dataset990_Step"
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(argv)
+    with tempfile.TemporaryDirectory(prefix="nnunet_mutual_step_") as folder:
+        work = Path(arguments.work or folder)
+        for kind in ("raw", "preprocessed", "results"):
+            (work / f"nnUNet_{kind}").mkdir(parents=True, exist_ok=True)
+            os.environ[f"nnUNet_{kind}"] = str(work / f"nnUNet_{kind}")
+        make_dataset(work, arguments)
+        os.environ.update(nnUNet_n_proc_DA="0")  # only now: nnU-Net's planner needs at least one process
+        result = measure(work, arguments)
+    print(json.dumps(result, indent=1))
+    for quantity, bar in BARS.items():
+        ratio = result["ratio"][quantity]
+        print(f"{quantity:7s} {ratio:.3f} x stock (bar {bar:.2f}): {'ok' if ratio <= bar else 'TOO MUCH'}")
+    if arguments.out:
+        write_json(Path(arguments.out), result)
+    return 0 if all(result["ratio"][q] <= bar for q, bar in BARS.items()) else 1
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--plans", choices=("small", "full"), default="small", help="small network, or what nnU-Net plans"
+    )
+    parser.add_argument(
+        "--size", nargs=3, type=int, default=(48, 64, 48), metavar=("Z", "Y", "X"), help="of the images, voxels"
+    )
+    parser.add_argument("--labels", type=int, default=4, help="number of foreground labels")
+    parser.add_argument("--mix", choices=("all", "half", "one"), default="half", help="labels that a case annotates")
+    parser.add_argument("--pairs", type=int, default=30, help="measured pairs of steps (and of batches)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads on the CPU")
+    parser.add_argument("--work", help="keep the generated dataset in this folder")
+    parser.add_argument("--out", help="JSON file to write")
+    arguments = parser.parse_args(argv)
+    if arguments.pairs < 30:
+        parser.error("--pairs must be at least 30: fewer say little about a median")
+    return arguments
+
+
+def annotated_labels(case: int, names: list[str], mix: str) -> list[str]:
+    """Returns what a case annotates: all labels, one of two halves, or one label."""
+    if mix == "all":
+        return names
+    if mix == "half" and len(names) > 1:
+        middle = len(names) // 2
+        return names[:middle] if case % 2 == 0 else names[middle:]
+    return [names[case % len(names)]]
+
+
+def make_dataset(work: Path, arguments: argparse.Namespace) -> None:
+    """Writes images of noise with balls, and lets nnU-Net plan and preprocess them."""
+    import numpy as np
+    import SimpleITK as sitk
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+        extract_fingerprint_dataset,
+        plan_experiment_dataset,
+        preprocess_dataset,
+    )
+    from preparation import small_configuration
+
+    raw = work / "nnUNet_raw" / NAME
+    for folder in ("imagesTr", "labelsTr"):
+        (raw / folder).mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    names = [f"label{i + 1}" for i in range(arguments.labels)]
+    number = 2 * max(4, arguments.labels)
+    size = np.array(arguments.size)
+    grid = np.stack(np.meshgrid(*(np.arange(s) for s in size), indexing="ij"), -1)
+    cases, sources = {}, {}
+    for case in range(number):
+        labels = np.zeros(size, dtype=np.uint8)
+        annotated = annotated_labels(case, names, arguments.mix)
+        for name in annotated:
+            centre = random.uniform(0.2, 0.8, 3) * size
+            labels[((grid - centre) ** 2).sum(-1) < (0.12 * size.min()) ** 2] = names.index(name) + 1
+        image = random.normal(0, 1, size) + 0.5 * labels
+        sitk.WriteImage(
+            sitk.GetImageFromArray(image.astype(np.float32)), str(raw / "imagesTr" / f"case_{case:03d}_0000.nii.gz")
+        )
+        sitk.WriteImage(sitk.GetImageFromArray(labels), str(raw / "labelsTr" / f"case_{case:03d}.nii.gz"))
+        source = "+".join(annotated)
+        sources[source] = {"annotated": annotated}
+        cases[f"case_{case:03d}"] = {"source": source}
+    write_json(
+        raw / "dataset.json",
+        {
+            "channel_names": {"0": "MRI"},
+            "labels": {"background": 0, **{name: i + 1 for i, name in enumerate(names)}},
+            "numTraining": number,
+            "file_ending": ".nii.gz",
+            "mutual": {"version": 1, "sources": sources, "cases": cases},
+        },
+    )
+    extract_fingerprint_dataset(990, num_processes=2, show_progress_bar=False)
+    plan_experiment_dataset(990)
+    preprocess_dataset(990, "nnUNetPlans", ("3d_fullres",), [2], show_progress_bar=False)
+    file = work / "nnUNet_preprocessed" / NAME / "nnUNetPlans.json"
+    plans = read_json(file)
+    small = small_configuration(SMALL) if arguments.plans == "small" else {"inherits_from": "3d_fullres"}
+    plans["configurations"][CONFIGURATION] = small
+    write_json(file, plans)
+
+
+def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns medians, counted bytes and the ratios PartialTrainer / stock."""
+    import torch
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from training import hardware, versions
+
+    from nnunet_mutual.trainers import PartialTrainer
+
+    torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    # Stock nnU-Net is float32 on a CPU and float16 on CUDA, and so is this comparison.
+    block = {"amp": "off" if device.type == "cpu" else "auto", "seed": 0}
+    trainers = {
+        "stock": start(nnUNetTrainer, work, block, device),
+        "partial": start(PartialTrainer, work, block, device),
+    }
+    batches = [next(trainers["partial"].dataloader_train) for _ in range(4)]
+    memory = {name: counted_bytes(trainer, batches[0]) for name, trainer in trainers.items()}
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def step(trainer: Any, i: int) -> None:
+        trainer.train_step(batches[i % len(batches)])
+        wait()
+
+    steps = alternate(trainers, step, arguments.pairs)
+    loader = alternate(trainers, lambda trainer, _: next(trainer.dataloader_train), arguments.pairs)
+    configuration = trainers["stock"].configuration_manager
+    return {
+        "plans": arguments.plans,
+        "patch_size": list(configuration.patch_size),
+        "batch_size": configuration.batch_size,
+        "features_per_stage": configuration.network_arch_init_kwargs["features_per_stage"],
+        "labels": arguments.labels,
+        "annotated": arguments.mix,
+        "pairs": arguments.pairs,
+        "precision": "float32" if device.type == "cpu" else "float16 autocast",
+        "median_step_seconds": steps,
+        "bytes": memory,
+        "median_loader_seconds": loader,
+        "ratio": {
+            "step": round(steps["partial"] / steps["stock"], 4),
+            "memory": round(sum(memory["partial"].values()) / sum(memory["stock"].values()), 4),
+            "loader": round(loader["partial"] / loader["stock"], 4),
+        },
+        "bars": BARS,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "hardware": {
+            **hardware(),
+            "accelerator": torch.cuda.get_device_name() if device.type == "cuda" else "none used",
+        },
+        "versions": versions(),
+    }
+
+
+def start(trainer_class: Any, work: Path, block: dict[str, Any], device: Any) -> Any:
+    """Returns a trainer in the middle of its first epoch."""
+    import torch
+
+    folder = work / "nnUNet_preprocessed" / NAME
+    plans = read_json(folder / "nnUNetPlans.json")
+    plans["configurations"][CONFIGURATION]["mutual"] = block
+    plans["continue_training"] = False
+    torch.manual_seed(0)
+    trainer = trainer_class(plans, CONFIGURATION, "all", read_json(folder / "dataset.json"), device)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    return trainer
+
+
+def alternate(trainers: dict[str, Any], call: Callable[[Any, int], Any], pairs: int) -> dict[str, float]:
+    """Returns the median seconds of each trainer's call; who goes first changes with every pair."""
+    seconds: dict[str, list[float]] = {name: [] for name in trainers}
+    names = list(trainers)
+    for i in range(-3, pairs):  # three pairs to warm up
+        for name in names if i % 2 else reversed(names):
+            started = time.perf_counter()
+            call(trainers[name], i)
+            if i >= 0:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: round(statistics.median(values), 5) for name, values in seconds.items()}
+
+
+def counted_bytes(trainer: Any, batch: dict[str, Any]) -> dict[str, int]:
+    """Returns bytes of parameters, gradients, optimiser state and what one step saves for its backward pass."""
+    import torch
+
+    trainer.train_step(batch)
+    parameters = list(trainer.network.parameters())
+    own = {p.untyped_storage().data_ptr() for p in parameters}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        trainer.train_step(batch)
+    state = [t for s in trainer.optimizer.state.values() for t in s.values() if torch.is_tensor(t)]
+    return {
+        "parameters": sum(p.nbytes for p in parameters),
+        "gradients": sum(p.grad.nbytes for p in parameters if p.grad is not None),
+        "optimiser": sum(t.nbytes for t in state),
+        "saved": sum(saved.values()),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

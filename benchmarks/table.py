@@ -1,0 +1,96 @@
+"""The table of results, made from the evidence files and written between markers in README.md."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from typing import Any
+
+from settings import HERE, BenchmarkError, Setting, read_json
+
+SEEDS = (0, 1, 2)
+
+
+def label_means(evidence: dict[str, Any]) -> dict[str, float]:
+    """Returns the mean Dice over cases of each label; cases without the label (null) are left out."""
+    rows = evidence["dice"].values()
+    labels = next(iter(rows))
+    return {label: statistics.fmean(row[label] for row in rows if row[label] is not None) for label in labels}
+
+
+def mean_dice(evidence: dict[str, Any]) -> float:
+    """Returns the mean over labels of the mean over cases."""
+    return statistics.fmean(label_means(evidence).values())
+
+
+def rows(setting: Setting) -> dict[str, dict[int, dict[str, Any]]]:
+    """Returns the evidence that there is, by arm and seed."""
+    files = {arm: {s: setting.evidence_file(arm, s) for s in SEEDS} for arm in setting["arms"]}
+    return {arm: {s: read_json(f) for s, f in of_arm.items() if f.is_file()} for arm, of_arm in files.items()}
+
+
+def render(setting: Setting) -> str:
+    """Returns the table and, where the protocol compares two arms, one sentence with the outcome."""
+    labels = setting["labels"]
+    seeds = [f"seed {s}" for s in SEEDS]
+    head = [
+        "arm",
+        *labels,
+        "mean",
+        *seeds,
+        "updates of each network",
+        "total updates",
+        "networks deployed",
+        "training min",
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    means = {}
+    for arm, evidence in rows(setting).items():
+        cells = [f"`{arm}`: {setting['arms'][arm]['words']}"]
+        if evidence:
+            by_label = [label_means(e) for e in evidence.values()]
+            cells += [f"{statistics.fmean(m[label] for m in by_label):.3f}" for label in labels]
+            means[arm] = {s: mean_dice(e) for s, e in evidence.items()}
+            cells.append(f"{statistics.fmean(means[arm].values()):.3f}")
+        else:
+            cells += ["not run"] * (len(labels) + 1)
+        cells += [f"{means[arm][s]:.3f}" if s in evidence else "not run" for s in SEEDS]
+        first = next(iter(evidence.values()), None)
+        keys = ("updates_of_each_network", "total_updates", "networks_deployed")
+        cells += [str(first[k]) if first else "not run" for k in keys]
+        minutes = [sum(e["training_seconds"]) / 60 for e in evidence.values()]
+        cells.append(f"{statistics.fmean(minutes):.1f}" if minutes else "not run")
+        lines.append("| " + " | ".join(cells) + " |")
+    text = "\n".join([f"### {setting['title']}", "", *lines, "", f"Data: {setting['source']}."])
+    return text + comparison(setting, means)
+
+
+def comparison(setting: Setting, means: dict[str, dict[int, float]]) -> str:
+    """Returns the sentence on the protocol's comparison: the seeds that both arms have, or that it was not run."""
+    if "compare" not in setting.protocol:
+        return ""
+    rule = setting["compare"]
+    arm, reference = means.get(rule["arm"], {}), means.get(rule["reference"], {})
+    both = sorted(set(arm) & set(reference))
+    question = f"`{rule['arm']}` within {rule['within']} of `{rule['reference']}`"
+    if not both:
+        return f"\n\n{question}: not run."
+    difference = statistics.fmean(arm[s] for s in both) - statistics.fmean(reference[s] for s in both)
+    answer = "yes" if difference >= -rule["within"] else "no"
+    return f"\n\n{question}: {answer}, difference of the means {difference:+.4f} (seeds {', '.join(map(str, both))})."
+
+
+def write(setting: Setting) -> None:
+    """Prints the table and puts it between the markers of README.md."""
+    text = render(setting)
+    print(text)
+    readme = HERE / "README.md"
+    begin, end = f"<!-- table:{setting.name} -->", f"<!-- /table:{setting.name} -->"
+    old = readme.read_text()
+    if begin not in old or end not in old:
+        raise BenchmarkError(f"{readme} lacks the markers {begin} and {end}; add them where the table belongs")
+    before, rest = old.split(begin, 1)
+    after = rest.split(end, 1)[1]
+    temporary = readme.with_name(f".README.{os.getpid()}")
+    temporary.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+    os.replace(temporary, readme)
