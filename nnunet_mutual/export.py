@@ -1,0 +1,213 @@
+"""`nnunet_mutual export`: a trained model as a folder that stock nnU-Net predicts from, zips and installs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.paths import nnUNet_results
+
+from nnunet_mutual.annotation import BLOCK, AnnotationTable
+from nnunet_mutual.checkpoints import STATE_KEY, STOCK_TRAINER, load_own, save_atomically
+from nnunet_mutual.datasets.files import meant, read_object, write_json
+from nnunet_mutual.datasets.locate import locate
+from nnunet_mutual.errors import MutualError
+
+# What a checkpoint keeps besides its weights; optimiser and training state stay behind.
+_KEPT = ("logging", "_best_ema", "current_epoch", "inference_allowed_mirroring_axes")
+
+
+def export(
+    dataset: str,
+    configuration: str,
+    *,
+    trainer: str,
+    plans: str,
+    folds: Sequence[str],
+    checkpoint: str,
+    output_name: str | None,
+) -> None:
+    """Writes ``nnUNetTrainer__<plans>_<method>__<configuration>`` beside the training folder.
+
+    Neither files nor checkpoint hold case names, patients or paths, and the model needs no part of this package.
+
+    Args:
+        dataset: ID or name of the dataset.
+        configuration: the trained configuration.
+        trainer: the trainer it was trained with.
+        plans: the plans it was trained with.
+        folds: trained folds ("0" ... "4", "all"); all go into the one folder.
+        checkpoint: which checkpoint becomes the model, usually checkpoint_final.pth.
+        output_name: plans name of the export; by default ``<plans>_<trainer without "Trainer">``.
+
+    Raises:
+        MutualError: a file is missing (with the command that makes it), or the target exists; nothing is written then.
+    """
+    folders = locate(dataset)
+    source = _training_folder(folders.name, trainer, plans, configuration)
+    name = output_name or f"{plans}_{trainer.removesuffix('Trainer')}"
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or "__" in name:
+        raise MutualError(f"the export cannot be called {name!r}: use letters, digits, '-' and single '_'")
+    target = source.parent / f"{STOCK_TRAINER}__{name}__{configuration}"
+    if target.exists():
+        raise MutualError(f"{target} exists and is never overwritten; remove it or choose another name with --name")
+    command = f"nnUNetv2_train {folders.number} {configuration} FOLD -p {plans} -tr {trainer}"
+    for fold in folds:
+        _require_trained(source / f"fold_{fold}", checkpoint, command.replace("FOLD", fold))
+    dataset_json = read_object(source / "dataset.json")
+    plan = {**read_object(source / "plans.json"), "plans_name": name}
+    temporary = target.with_name(f".{target.name}.tmp{os.getpid()}")
+    try:
+        temporary.mkdir()
+        write_json(temporary / "plans.json", plan)
+        write_json(temporary / "dataset.json", without_identities(dataset_json))
+        shutil.copyfile(source / "dataset_fingerprint.json", temporary / "dataset_fingerprint.json")
+        summaries = [_export_fold(source, temporary, fold, checkpoint, plan, dataset_json) for fold in folds]
+        card = model_card(
+            target.name, trainer, folds, checkpoint, AnnotationTable.from_dataset_json(dataset_json), summaries
+        )
+        (temporary / "model_card.md").write_text(card, encoding="utf-8")
+        os.replace(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    print(f"{target}: a stock nnU-Net model, read model_card.md in it first")
+    model = f"-d {folders.number} -c {configuration} -p {name} -f {' '.join(folds)}"
+    print(f"Next: nnUNetv2_predict {model} -i IMAGES -o SEGMENTATIONS")
+
+
+def _training_folder(dataset_name: str, trainer: str, plans: str, configuration: str) -> Path:
+    if not nnUNet_results.is_set():
+        raise MutualError(
+            'nnUNet_results is not set; set it as for nnU-Net: export nnUNet_results="/path/to/nnUNet_results"'
+        )
+    base = Path(nnUNet_results) / dataset_name
+    wanted = f"{trainer}__{plans}__{configuration}"
+    trained = sorted(f.name for f in base.iterdir() if f.is_dir() and "__" in f.name) if base.is_dir() else []
+    if wanted not in trained:
+        raise MutualError(
+            f"{base} has no training called {wanted}{meant(wanted, trained)}; trained there: "
+            f"{', '.join(trained) or 'nothing yet'}"
+        )
+    return base / wanted
+
+
+def _require_trained(fold: Path, checkpoint: str, command: str) -> None:
+    if not fold.is_dir():
+        raise MutualError(f"{fold} does not exist; train it with: {command}")
+    if not (fold / checkpoint).is_file():
+        there = sorted(file.name for file in fold.glob("checkpoint_*.pth"))
+        also = f", or export one of {', '.join(there)} with -chk" if there else ""
+        raise MutualError(f"{fold} has no {checkpoint}; finish the training with: {command} --c{also}")
+    if not (fold / "validation" / "summary.json").is_file():
+        raise MutualError(
+            f"{fold} was not validated, so nothing is known about the model; validate with: {command} --val"
+        )
+
+
+def _export_fold(
+    source: Path, target: Path, fold: str, checkpoint: str, plan: dict[str, Any], dataset_json: dict[str, Any]
+) -> dict[str, Any]:
+    folder = target / f"fold_{fold}"
+    (folder / "validation").mkdir(parents=True)
+    trained = load_own(source / folder.name / checkpoint, torch.device("cpu"))
+    arguments = {
+        **trained["init_args"],
+        "plans": plan,
+        "dataset_json": without_identities(dataset_json),
+        "device": "cpu",
+    }
+    model = {
+        "network_weights": trained["network_weights"],
+        "trainer_name": STOCK_TRAINER,
+        "init_args": arguments,
+        **{key: trained[key] for key in _KEPT},
+    }
+    save_atomically(model, folder / "checkpoint_final.pth")
+    progress = source / folder.name / "progress.png"
+    if not progress.is_file():
+        raise MutualError(
+            f"{progress} is missing, which nnUNetv2_export_model_to_zip needs; resume the training with --c"
+        )
+    shutil.copyfile(progress, folder / "progress.png")
+    summary = without_case_names(read_object(source / folder.name / "validation" / "summary.json"))
+    write_json(folder / "validation" / "summary.json", summary)
+    return {"summary": summary, "state": trained[STATE_KEY], "epochs": trained["current_epoch"]}
+
+
+def without_identities(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a dataset.json without the annotation table and without lists of files."""
+    return {key: value for key, value in dataset_json.items() if key not in (BLOCK, "dataset", "training", "test")}
+
+
+def without_case_names(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a summary.json whose cases are numbered instead of named by path."""
+    cleaned = copy.deepcopy(dict(summary))
+    for number, case in enumerate(cleaned["metric_per_case"], 1):
+        case["reference_file"] = case["prediction_file"] = f"case_{number:03d}"
+    return cleaned
+
+
+def model_card(
+    name: str,
+    trainer: str,
+    folds: Sequence[str],
+    checkpoint: str,
+    table: AnnotationTable,
+    trained: Sequence[Mapping[str, Any]],
+) -> str:
+    """Returns what a user must know about an exported model, as Markdown without identities.
+
+    Args:
+        name: folder name of the export.
+        trainer: the true trainer.
+        folds: folds in the export.
+        checkpoint: the checkpoint that was exported.
+        table: of the training dataset.
+        trained: per fold its summary, training state and number of epochs.
+    """
+    cases = list(table.cases.values())
+    lines = [
+        f"# {name}",
+        "",
+        "Not a medical device. For research; results need the eyes of a physician.",
+        "",
+        f"Trained with {trainer} (nnunet_mutual {version('nnunet_mutual')}, nnunetv2 {version('nnunetv2')}, torch "
+        f"{torch.__version__}), folds {', '.join(folds)}, {trained[0]['epochs']} epochs, from {checkpoint}.",
+        "It predicts in stock nnU-Net; nnunet_mutual is not needed.",
+        "",
+        "## Data and validation",
+        "",
+        "A label is scored on validation cases in which it is annotated.",
+        "",
+        "| label | cases that annotate it | mean Dice in validation | validation cases scored |",
+        "|---|---|---|---|",
+    ]
+    for label in table.labels:
+        annotated = str(sum(label in case.annotated for case in cases)) if table.declared else "all"
+        dice = _dice(table, label, [entry["summary"] for entry in trained])
+        mean = f"{sum(dice) / len(dice):.3f}" if dice else "not scored"
+        lines.append(f"| {label} | {annotated} | {mean} | {len(dice)} |")
+    lines += ["", "## Settings", "", "```json", json.dumps(trained[0]["state"]["settings"], indent=2), "```", ""]
+    return "\n".join(lines)
+
+
+def _dice(table: AnnotationTable, label: str, summaries: Sequence[Mapping[str, Any]]) -> list[float]:
+    values = table.values[label]
+    keys = (str(tuple(values)), str(values[0]))
+    found = [
+        case["metrics"][key]["Dice"]
+        for summary in summaries
+        for case in summary["metric_per_case"]
+        for key in keys[: 1 if keys[0] in case["metrics"] else 2]
+        if key in case["metrics"]
+    ]
+    return [value for value in found if value is not None and value == value]
