@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
@@ -17,7 +17,7 @@ from nnunet_mutual.annotation import AnnotationTable
 if TYPE_CHECKING:
     from nnunet_mutual.trainers.base import MutualTrainer
 
-Augmenter = SingleThreadedAugmenter | NonDetMultiThreadedAugmenter
+Augmenter: TypeAlias = SingleThreadedAugmenter | NonDetMultiThreadedAugmenter
 
 
 def case_probabilities(table: AnnotationTable, identifiers: Sequence[str]) -> np.ndarray | None:

@@ -80,7 +80,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 
 def _trainers_that_accept(block: dict[str, Any]) -> list[str]:
     """Names the trainers for which the settings are valid."""
-    from nnunet_mutual import trainers
+    import nnunet_mutual.trainers as trainers
 
     accepting, reason = [], None
     for name in trainers.__all__:

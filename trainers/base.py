@@ -75,6 +75,8 @@ class MutualTrainer(nnUNetTrainer):
         self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch
         self.initial_lr = self.settings.initial_lr
         self.weight_decay = self.settings.weight_decay
+        self.dataset_class: Any = None  # nnU-Net sets it in initialize
+        self._best_ema: float | None = None
         self.iteration = 0
         self.skipped_steps = 0
         self.last_saved = time()
