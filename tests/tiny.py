@@ -115,7 +115,7 @@ def plans(*, batch_size: int = 2, batch_dice: bool = False) -> dict[str, Any]:
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": {
-            "0": {k: 1.0 for k in ("max", "mean", "median", "min", "percentile_00_5", "percentile_99_5", "std")}
+            "0": dict.fromkeys(("max", "mean", "median", "min", "percentile_00_5", "percentile_99_5", "std"), 1.0)
         },
         "configurations": {
             "2d": configuration("2d", [1.0, 1.0], [16, 16], twod),
@@ -197,7 +197,7 @@ def _write_case(raw: Path, pre: Path, key: str, seed: int, dataset: dict, ignore
 
 
 def keep_only(segmentation: np.ndarray, annotated: list[str], labels: dict[str, Any]) -> np.ndarray:
-    """What a reader who draws only these labels would have drawn (the lowest integer of a region that is all one knows)."""
+    """What a reader who draws only these labels would have drawn; of a region, its first integer."""
     regions = any(isinstance(value, list) for value in labels.values())
     kept = np.zeros_like(segmentation)
     for name in sorted(annotated, key=lambda n: -len(labels[n]) if regions else labels[n]):
