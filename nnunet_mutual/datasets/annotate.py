@@ -18,8 +18,9 @@ from nnunet_mutual.errors import MutualError
 
 _LONGEST_NAME = 32
 _SOURCE_HINT = (
-    "The table names no sources, so cases with the same labels make one. Training draws the cases of small sources\n"
-    "more often; if all cases come from one hospital and were drawn by one protocol, say so:  --source NAME --force\n"
+    "The table names no sources, so cases with the same labels make one. Training draws the cases of small "
+    "sources\nmore often; if all cases come from one hospital and were drawn by one protocol, say so:  --source "
+    "NAME --force\n"
 )
 
 
@@ -105,7 +106,7 @@ def _report(name: str, path: Path, table: AnnotationTable, keys: Sequence[str], 
 def _same_cases(entries: Sequence[Entry], keys: Sequence[str], path: Path) -> None:
     listed = {entry.case for entry in entries}
     absent = [key for key in keys if key not in listed]
-    unknown = [case + meant(case, absent or keys) for case in sorted(listed - set(keys), key=natural)]
+    unknown = [case + meant(case, absent) for case in sorted(listed - set(keys), key=natural)]
     found = []
     if unknown:
         found.append(f"{len(unknown)} case(s) that are not in imagesTr: {shorten(unknown)}")

@@ -91,7 +91,8 @@ def _read_voxels(
     present = {}
     for key, case_files in tqdm(files.items(), desc="reading cases", unit="case", file=sys.stderr, leave=False):
         finding = inspect_case(case_files, cases.get(key), table, ignore, reader)
-        present[key] = finding.present
+        if finding.present is not None:
+            present[key] = finding.present
         problems += finding.problems
     return present
 
@@ -137,8 +138,8 @@ def _listing_problems(listed: set[str], files: Mapping[str, CaseFiles], unlabell
     ]
     if absent:
         text = (
-            f"{len(absent)} training case(s) are not in the table: {shorten(absent, 10)}; say what was annotated "
-            "in each, with nnunet_mutual annotate"
+            f"{len(absent)} training case(s) are not in the table: {shorten(absent, 10)}; say what was annotated in "
+            "each, with nnunet_mutual annotate"
         )
         problems.append(Problem(ERROR, "table", text))
     return problems
@@ -148,7 +149,7 @@ def _label_problems(table: AnnotationTable, cases: Sequence[Case], present: Mapp
     problems = []
     for label in table.labels:
         drawn = [case.key for case in cases if label in case.annotated]
-        empty = [key for key in drawn if label not in present[key]]
+        empty = [key for key in drawn if key in present and label not in present[key]]
         if not drawn:
             text = (
                 "no case annotates it, so it cannot be learnt; add cases that do, or remove the label from dataset.json"
@@ -163,8 +164,7 @@ def _label_problems(table: AnnotationTable, cases: Sequence[Case], present: Mapp
             where = "any" if len(empty) == len(drawn) else f"{len(empty)} of the {len(drawn)}"
             text = (
                 f"no voxel in {where} cases that annotate it ({shorten(empty)}); right if it is truly absent there "
-                "(operated, out of view), "
-                "else take it off the labels of these cases"
+                "(operated, out of view), else take it off the labels of these cases"
             )
             problems.append(Problem(WARNING, f"label {label}", text))
     return problems
@@ -188,9 +188,8 @@ def _region_problems(table: AnnotationTable, cases: Sequence[Case]) -> list[Prob
             WARNING,
             f"label {outer}",
             f"{len(keys)} case(s) annotate only {inner} inside it ({shorten(keys, 10)}); nnU-Net's own evaluation "
-            "(summary.json, "
-            f"find_best_configuration) scores {outer} there as if it were {inner}, so leave these cases out when "
-            "you quote it",
+            f"(summary.json, find_best_configuration) scores {outer} there as if it were {inner}, so leave these "
+            "cases out when you quote it",
         )
         for (outer, inner), keys in sorted(found.items())
     ]
@@ -224,8 +223,8 @@ def _print(folders: DatasetFolders, result: _Result, failed: bool) -> None:
     if not result.table.declared:
         print(
             'dataset.json has no "mutual" block: every case counts as fully annotated. If some organs were not '
-            "drawn in some cases, say so:\n"
-            f"  nnunet_mutual annotate {folders.name} TABLE.csv      (columns: case,labels - labels separated by ;)"
+            f"drawn in some cases, say so:\n  nnunet_mutual annotate {folders.name} TABLE.csv      (columns: "
+            "case,labels - labels separated by ;)"
         )
     print()
     print(format_coverage(result.table, result.cases, result.cells))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
@@ -23,9 +24,9 @@ from nnunet_mutual.errors import MutualError
 
 @dataclass
 class Finding:
-    """What the files of one case hold: labels with voxels, and problems."""
+    """What the files of one case hold: labels with voxels (None if the label map cannot be read), and problems."""
 
-    present: set[str] = field(default_factory=set)
+    present: set[str] | None = None
     problems: list[Problem] = field(default_factory=list)
 
     def error(self, path: Path, text: str) -> None:
@@ -100,11 +101,13 @@ def inspect_case(
         )
     finding.present = {name for name, values in table.values.items() if any(counts.get(value) for value in values)}
     if case is not None:
-        for name, number in outside_annotation(counts, table, case.annotated | case.pseudo).items():
+        outside = outside_annotation(counts, table, case.annotated | case.pseudo)
+        if outside:
+            what = ", ".join(f"{number} voxel(s) of {name}" for name, number in outside.items())
             finding.error(
                 label.path,
-                f"{number} voxel(s) of {name}, which the table does not list as annotated in case {case.key}; "
-                f"add {name} to the labels of this case, or erase these voxels if the drawing is not complete",
+                f"{what}, not listed as annotated in case {case.key}; add {', '.join(outside)} to the labels of "
+                "this case, or erase the voxels if the drawing is not complete",
             )
     return finding
 
@@ -184,12 +187,7 @@ def _missing_channel(key: str, number: int, name: str, declared: bool) -> Proble
 
 def _check_intensities(volume: _Volume, channel: str | None, finding: Finding) -> None:
     """``channel`` is None where the table says that it is missing, so that zeros are expected."""
-    broken = int(np.count_nonzero(~np.isfinite(volume.voxels)))
-    if broken:
-        finding.error(
-            volume.path, f"{broken} voxel(s) are NaN or infinite; replace them, for example by the value of air"
-        )
-    elif channel is not None and volume.voxels.min() == volume.voxels.max():
+    if channel is not None and volume.voxels.min() == volume.voxels.max():
         finding.warning(
             volume.path,
             f'every voxel is {volume.voxels.flat[0]:g}; if {channel} was not acquired, say "missing": ["{channel}"] '
@@ -201,18 +199,30 @@ def _read(path: Path, reader: BaseReaderWriter, finding: Finding, *, is_label: b
     try:
         with _quiet():
             voxels, properties = reader.read_seg(str(path)) if is_label else reader.read_images((str(path),))
+            broken = int(np.count_nonzero(~np.isfinite(voxels))) or _hidden_by_reader(path)
     except Exception as error:  # every format fails in its own way; the sentence names the file and the reader's reason
-        reason = str(error).strip().splitlines()
-        finding.error(
-            path, f"cannot be read ({reason[-1] if reason else type(error).__name__}); export it again from its origin"
-        )
+        lines = str(error).replace(f'"{path}"', "it").strip().splitlines()
+        finding.error(path, f"cannot be read ({lines[-1] if lines else type(error).__name__}); export it again")
         return None
     if voxels.size == 0 or (is_label and len(voxels) != 1):
         finding.error(
             path, f"has the shape {voxels.shape}; expected {'one channel' if is_label else 'voxels'}, export it again"
         )
         return None
+    if broken:
+        what = "draw them again or set them to 0" if is_label else "replace them, for example by the value of air"
+        finding.error(path, f"{broken} voxel(s) are NaN or infinite; {what}")
     return _Volume(path, voxels, tuple(float(s) for s in properties["spacing"]), *_position(properties))
+
+
+def _hidden_by_reader(path: Path) -> int:
+    """Counts NaN and infinite voxels of a NIfTI file; SimpleITK silently reads them as 0, in CT the value of water."""
+    if not path.name.endswith((".nii", ".nii.gz")):
+        return 0
+    image: Any = nibabel.load(path)
+    if not np.issubdtype(image.get_data_dtype(), np.floating):
+        return 0
+    return int(np.count_nonzero(~np.isfinite(np.asarray(image.dataobj))))
 
 
 def _position(properties: Mapping[str, Any]) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
@@ -239,8 +249,8 @@ def _compare_grids(image: _Volume, other: _Volume, what: str, finding: Finding) 
     if not np.allclose(image.spacing, other.spacing, rtol=1e-3):
         finding.error(
             other.path,
-            f"{what} has voxels of {_mm(other.spacing)} mm, {image.path.name} of {_mm(image.spacing)} mm; correct "
-            "the header or resample",
+            f"{what} has voxels of {_mm(other.spacing[::-1])} mm, {image.path.name} of {_mm(image.spacing[::-1])} "
+            "mm; correct the header or resample",
         )
     if image.origin is None or other.origin is None or image.axes is None or other.axes is None:
         return
@@ -272,14 +282,7 @@ def _mm(numbers: Iterable[float]) -> str:
 
 def _count(label: _Volume, finding: Finding) -> dict[int, int]:
     """Counts the voxels of each integer; reports the values that are none."""
-    voxels = label.voxels
-    finite = np.isfinite(voxels)
-    if not finite.all():
-        finding.error(
-            label.path,
-            f"{int((~finite).sum())} voxel(s) of the label map are NaN or infinite; draw them again or set them to 0",
-        )
-        voxels = voxels[finite]
+    voxels = label.voxels[np.isfinite(label.voxels)]
     whole = np.rint(voxels)
     fractions = voxels[whole != voxels]
     if fractions.size:

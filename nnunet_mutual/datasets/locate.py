@@ -94,8 +94,7 @@ def _name(dataset: str, roots: list[Path]) -> str:
     if len(candidates) > 1:
         raise MutualError(
             f"ID {dataset} belongs to several datasets ({', '.join(candidates)}) in nnUNet_raw, nnUNet_preprocessed "
-            "or nnUNet_results; "
-            "nnU-Net cannot tell them apart either, give each its own ID"
+            "or nnUNet_results; nnU-Net cannot tell them apart either, give each its own ID"
         )
     return str(maybe_convert_to_dataset_name(int(dataset)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -68,8 +68,7 @@ def stratified_splits(
     if len(movable) < n_folds:
         raise MutualError(
             f"only {len(movable)} patient(s) can be validated: the others annotate nothing, or are the only ones "
-            "with a label; "
-            f"{n_folds} folds need {n_folds}, train with fold all or write your own splits_final.json"
+            f"with a label; {n_folds} folds need {n_folds}, train with fold all or write your own splits_final.json"
         )
     attempts = [_spread(movable, n_folds, seed + attempt) for attempt in range(_TRIES)]
     return _as_splits(min(attempts, key=lambda folds: _cost(folds, movable)), units, table)
@@ -99,13 +98,16 @@ def describe_splits(splits: Sequence[Split], table: AnnotationTable) -> str:
     return "\n".join(["annotated cases, training/validation", columns(rows), *notes])
 
 
-def fold_problems(table: AnnotationTable, fold: Split, number: int | str) -> list[Problem]:
+def fold_problems(
+    table: AnnotationTable, fold: Split, number: int | str, labels: Iterable[str] | None = None
+) -> list[Problem]:
     """Finds what is wrong with one fold, whoever made it.
 
     Args:
         table: the annotation table.
         fold: ``{"train": [...], "val": [...]}`` with cases of the table.
         number: number of the fold, for the sentences.
+        labels: which labels must be in the fold; all by default.
     """
     place = f"fold {number}"
     problems = []
@@ -131,7 +133,7 @@ def fold_problems(table: AnnotationTable, fold: Split, number: int | str) -> lis
     drawn = {
         part: Counter(label for key in fold[part] for label in table.case(key).annotated) for part in ("train", "val")
     }
-    for label in table.labels:
+    for label in table.labels if labels is None else labels:
         if not drawn["train"][label]:
             problems.append(
                 Problem(
@@ -167,8 +169,7 @@ def _require_enough(n_cases: int, units: Sequence[_Unit], n_folds: int) -> None:
     found = f"{n_cases} case(s)" + (f" of {len(units)} patient(s)" if len(units) < n_cases else "")
     raise MutualError(
         f"{found} cannot be divided into {n_folds} folds; train on all of them (nnUNetv2_train DATASET "
-        "CONFIGURATION all -tr ...) "
-        "or put your own splits_final.json into the folder of the preprocessed dataset"
+        "CONFIGURATION all -tr ...) or put your own splits_final.json into the folder of the preprocessed dataset"
     )
 
 
@@ -246,6 +247,8 @@ def splits_problems(table: AnnotationTable, splits: object, keys: Sequence[str],
         ]
     problems = []
     present = set(keys)
+    # What nobody annotates is a problem of the dataset, said once, and not of each fold.
+    taught = [label for label in table.labels if any(label in table.case(key).annotated for key in keys)]
     for number, fold in enumerate(splits):
         unknown = sorted({*fold["train"], *fold["val"]} - present)
         if unknown:
@@ -257,7 +260,7 @@ def splits_problems(table: AnnotationTable, splits: object, keys: Sequence[str],
                 )
             )
         known = {part: [key for key in fold[part] if key in present] for part in ("train", "val")}
-        found = fold_problems(table, known, number)
+        found = fold_problems(table, known, number, taught)
         problems += [Problem(problem.severity, f"{place}, {problem.place}", problem.text) for problem in found]
     used = {key for fold in splits for part in ("train", "val") for key in fold[part]}
     if forgotten := sorted(present - used):

@@ -75,8 +75,8 @@ def sync(dataset: str | int) -> None:
         if raw.get(key) != preprocessed.get(key):
             raise MutualError(
                 f'{folders.name}: "{key}" of the raw dataset.json is {raw.get(key)!r}, of the preprocessed one '
-                f"{preprocessed.get(key)!r}; "
-                f"copying the table is not enough, plan again: nnUNetv2_plan_and_preprocess -d {folders.number} --clean"
+                f"{preprocessed.get(key)!r}; copying the table is not enough, plan again: "
+                f"nnUNetv2_plan_and_preprocess -d {folders.number} --clean"
             )
     AnnotationTable.from_dataset_json(raw)
     if table_fingerprint(raw) == table_fingerprint(preprocessed):

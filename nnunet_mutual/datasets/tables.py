@@ -95,8 +95,8 @@ def _csv_entries(path: Path, labels: Sequence[str]) -> list[Entry]:
     elif label_columns:
         raise MutualError(
             f"{path} has a column 'labels' and also "
-            f"{label_columns[0]!r}{meant(label_columns[0], ('source', 'patient'))}; "
-            "use either one column 'labels' or one column per label"
+            f"{label_columns[0]!r}{meant(label_columns[0], ('source', 'patient'))}; use either one column 'labels' "
+            "or one column per label"
         )
     entries: dict[str, Entry] = {}
     for number, row in rows:
@@ -164,15 +164,13 @@ def _require_label_columns(columns: Sequence[str], labels: Sequence[str], path: 
         if name not in labels:
             raise MutualError(
                 f"{path} has a column {name!r}, which is neither a label{meant(name, labels)} nor case, labels, "
-                "source or patient; "
-                f"dataset.json has: {', '.join(labels)}"
+                f"source or patient; dataset.json has: {', '.join(labels)}"
             )
     absent = [name for name in labels if name not in columns]
     if absent:
         raise MutualError(
             f"{path} has no column for {', '.join(absent)}; add it with yes or no for each case (no everywhere if "
-            "nobody drew it), "
-            "or use one column 'labels'"
+            "nobody drew it), or use one column 'labels'"
         )
 
 

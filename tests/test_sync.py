@@ -1,0 +1,112 @@
+"""The raw and the preprocessed table: compared, copied, and never mixed up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from raw_dataset import DRAWN, NAME, RawDataset
+
+from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ, sync
+from nnunet_mutual.errors import MutualError
+
+
+@pytest.fixture()
+def raw(nnunet_folders: Path) -> RawDataset:
+    dataset = RawDataset(nnunet_folders)
+    dataset.declare()
+    return dataset
+
+
+@pytest.fixture()
+def preprocessed(raw: RawDataset, tmp_path: Path) -> Path:
+    return raw.preprocessed(tmp_path) / "dataset.json"
+
+
+def test_equal_tables(raw: RawDataset, preprocessed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = preprocessed.stat().st_mtime_ns
+    assert raw_and_preprocessed_differ(NAME) is None
+    raw.save(mutual=dict(reversed(raw.content["mutual"].items())))  # order does not matter
+    assert raw_and_preprocessed_differ(NAME) is None
+    sync(NAME)
+    assert "equal, nothing to do" in capsys.readouterr().out
+    assert preprocessed.stat().st_mtime_ns == before
+
+
+def test_corrected_case_is_named_and_copied(raw: RawDataset, preprocessed: Path) -> None:
+    old = preprocessed.read_bytes()
+    raw.content["mutual"]["cases"]["toy_002"]["annotated"] = ["spleen"]
+    raw.save(note="other")
+    sentence = raw_and_preprocessed_differ("777")
+    assert sentence is not None
+    assert "first at cases/toy_002/annotated" in sentence
+    assert sentence.endswith(f"run nnunet_mutual sync {NAME}")
+    sync("777")
+    after = json.loads(preprocessed.read_text())
+    assert after["mutual"] == raw.block
+    assert after["note"] == "kept"  # nothing but the block
+    assert raw_and_preprocessed_differ("777") is None
+    assert (preprocessed.parent / "dataset.json.bak-1").read_bytes() == old
+
+
+def test_table_made_after_planning(raw: RawDataset, preprocessed: Path) -> None:
+    content = json.loads(preprocessed.read_text())
+    del content["mutual"]
+    preprocessed.write_text(json.dumps(content))
+    assert "the preprocessed one does not" in str(raw_and_preprocessed_differ(NAME))
+    sync(NAME)
+    assert json.loads(preprocessed.read_text()) == content | {"mutual": raw.block}
+    assert [path.name for path in preprocessed.parent.iterdir()] == ["dataset.json"]
+
+
+def test_table_removed_from_raw(raw: RawDataset, preprocessed: Path) -> None:
+    del raw.content["mutual"]
+    raw.save()
+    assert "the raw one no longer does" in str(raw_and_preprocessed_differ(NAME))
+    sync(NAME)
+    assert "mutual" not in json.loads(preprocessed.read_text())
+    assert "mutual" in json.loads((preprocessed.parent / "dataset.json.bak-1").read_text())
+
+
+def test_nothing_to_compare(
+    raw: RawDataset, preprocessed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw.declare({key: [] for key in DRAWN})
+    assert raw_and_preprocessed_differ(NAME) is not None
+    monkeypatch.delenv("nnUNet_raw")
+    assert raw_and_preprocessed_differ(NAME) is None
+    with pytest.raises(MutualError, match="nnUNet_raw is not set"):
+        sync(NAME)
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "nnUNet_raw"))
+    preprocessed.unlink()
+    assert raw_and_preprocessed_differ(NAME) is None
+    with pytest.raises(MutualError, match="run nnUNetv2_plan_and_preprocess -d 777 first"):
+        sync(NAME)
+
+
+def test_other_labels_need_new_planning(raw: RawDataset, preprocessed: Path) -> None:
+    old = preprocessed.read_bytes()
+    raw.save(labels={**raw.content["labels"], "lung": 4})
+    raw.declare({key: [] for key in DRAWN})
+    with pytest.raises(MutualError, match='"labels" of the raw .* plan again: nnUNetv2_plan_and_preprocess -d 777'):
+        sync(NAME)
+    raw.save(labels={"background": 0, "liver": 1, "spleen": 2, "kidney": 3}, channel_names={"0": "MR"})
+    with pytest.raises(MutualError, match='"channel_names" of the raw'):
+        sync(NAME)
+    assert preprocessed.read_bytes() == old
+    assert [path.name for path in preprocessed.parent.iterdir()] == ["dataset.json"]
+
+
+def test_wrong_table_is_not_copied(raw: RawDataset, preprocessed: Path) -> None:
+    old = preprocessed.read_bytes()
+    raw.declare({"toy_001": ["livr"]})
+    with pytest.raises(MutualError, match="unknown label 'livr'"):
+        sync(NAME)
+    assert preprocessed.read_bytes() == old
+
+
+def test_unreadable_raw_table_is_an_error(raw: RawDataset, preprocessed: Path) -> None:
+    raw.json.write_text("{")
+    with pytest.raises(MutualError, match="dataset.json is not valid JSON"):
+        raw_and_preprocessed_differ(NAME)
