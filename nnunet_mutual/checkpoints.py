@@ -143,14 +143,13 @@ def pack(trainer: MutualTrainer) -> dict[str, Any] | None:
     if trainer.local_rank != 0:
         return None
     peers = trainer.peers.state_dict()
-    in_epoch = trainer.iteration > 0
     return {
         "network_weights": unwrap(trainer.deployed_network).state_dict(),
         "optimizer_state": peers["optimizers"][0],
         "grad_scaler_state": peers["scaler"],
         "logging": plain(trainer.logger.get_checkpoint()),
         "_best_ema": plain(trainer._best_ema),
-        "current_epoch": trainer.current_epoch + (0 if in_epoch else 1),
+        "current_epoch": trainer.epochs_done,
         "init_args": plain(trainer.my_init_kwargs),
         "trainer_name": STOCK_TRAINER,
         "inference_allowed_mirroring_axes": plain(trainer.inference_allowed_mirroring_axes),
@@ -161,7 +160,7 @@ def pack(trainer: MutualTrainer) -> dict[str, Any] | None:
             "objectives": [plain(objective.state_dict()) for objective in trainer.objectives],
             "random": states,
             "iteration": trainer.iteration,
-            "epoch_outputs": plain(trainer.epoch_outputs) if in_epoch else [],
+            "epoch_outputs": plain(trainer.epoch_outputs) if trainer.iteration else [],
             "skipped_steps": trainer.skipped_steps,
         },
     }
@@ -188,7 +187,7 @@ def unpack(trainer: MutualTrainer, checkpoint: Mapping[str, Any], filename: str)
     if not trainer.was_initialized:
         trainer.initialize()
     trainer.my_init_kwargs = checkpoint["init_args"]
-    trainer.current_epoch = trainer.last_saved_epoch = checkpoint["current_epoch"]
+    trainer.current_epoch = trainer.epochs_done = trainer.last_saved_epoch = checkpoint["current_epoch"]
     trainer.logger.load_checkpoint(checkpoint["logging"])
     trainer._best_ema = checkpoint["_best_ema"]
     trainer.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]

@@ -77,6 +77,7 @@ class MutualTrainer(nnUNetTrainer):
         self.weight_decay = self.settings.weight_decay
         self.dataset_class: Any = None  # nnU-Net sets it in initialize
         self._best_ema: float | None = None
+        self.epochs_done = 0
         self.iteration = 0
         self.skipped_steps = 0
         self.last_saved = time()
@@ -380,6 +381,7 @@ class MutualTrainer(nnUNetTrainer):
     def on_epoch_end(self) -> None:
         """Logs, keeps the best and the latest checkpoint, counts the epoch (nnU-Net's hook)."""
         self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
+        self.epochs_done = self.current_epoch + 1
         value = self.logger.get_value
         self.print_to_log_file(
             "train_loss", round(value("train_losses", -1), 4), "val_loss", round(value("val_losses", -1), 4)
@@ -392,21 +394,21 @@ class MutualTrainer(nnUNetTrainer):
             self._best_ema = float(value("ema_fg_dice", -1))
             self.print_to_log_file(f"New best moving average of the pseudo Dice: {self._best_ema:.4f}")
             self.save_checkpoint(join(self.output_folder, "checkpoint_best.pth"))
-        epochs, minutes = self.current_epoch + 1 - self.last_saved_epoch, (time() - self.last_saved) / 60
+        epochs, minutes = self.epochs_done - self.last_saved_epoch, (time() - self.last_saved) / 60
         due = epochs >= self.settings.checkpoint_epochs or minutes >= self.settings.checkpoint_minutes
         if self.is_ddp:  # clocks differ, and all ranks take part in a checkpoint
             decision = [due]
             distributed.broadcast_object_list(decision)
             due = decision[0]
-        if due and self.current_epoch + 1 < self.num_epochs:
+        if due and self.epochs_done < self.num_epochs:
             self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
-            self.last_saved, self.last_saved_epoch = time(), self.current_epoch + 1
+            self.last_saved, self.last_saved_epoch = time(), self.epochs_done
         self._plot_progress()
         self.current_epoch += 1
 
     def _plot_progress(self) -> None:
         # The plot takes seconds, an epoch of a small dataset less: once in half a minute is enough to watch it.
-        last = self.current_epoch + 1 == self.num_epochs
+        last = self.epochs_done == self.num_epochs
         if self.local_rank == 0 and (last or time() - self._last_plot > PLOT_SECONDS):
             self.logger.plot_progress_png(self.output_folder)
             self._last_plot = time()
