@@ -55,12 +55,14 @@ class Setting:
         self.data = data
         base = work or Path(tempfile.gettempdir()) / "nnunet_mutual_benchmarks"
         # A changed protocol gets its own folder, so that nothing of an older one can be mistaken for a finished part.
-        decisive = {k: self.protocol[k] for k in ("network", "plan_on", "datasets", "cases")}
-        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
-        self.work = base / f"{name}-{digest}"
+        self.work = base / f"{name}-{self._digest('network', 'plan_on', 'datasets', 'cases')}"
 
     def __getitem__(self, key: str) -> Any:
         return self.protocol[key]
+
+    def _digest(self, *keys: str) -> str:
+        text = json.dumps({k: self.protocol[k] for k in keys}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     @property
     def evidence(self) -> Path:
@@ -81,7 +83,11 @@ class Setting:
         return f"Dataset{self['datasets'][dataset]['id']:03d}_{words}"
 
     def weights_file(self, network: Network, schedule: Schedule, seed: int) -> Path:
-        return self.work / "networks" / f"{network.dataset}_{network.trainer}_{schedule}_s{seed}.pth"
+        return (
+            self.work
+            / f"networks-{self._digest('training')}"
+            / f"{network.dataset}_{network.trainer}_{schedule}_s{seed}.pth"
+        )
 
     def data_folder(self, folder: str) -> Path:
         if self.data is None:
