@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -66,22 +65,6 @@ def save_atomically(checkpoint: Mapping[str, Any], filename: str | os.PathLike[s
             f"{path} could not be written ({error}); free disk space or mend the permissions and continue with --c: "
             "what was saved before is untouched"
         ) from error
-
-
-def save_json_atomically(content: Any, filename: str | os.PathLike[str]) -> None:
-    """Writes JSON under a temporary name and renames it."""
-    path = Path(filename)
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=4))
-    os.replace(temporary, path)
-
-
-def drop_later_epochs(filename: str | os.PathLike[str], epoch: int) -> None:
-    """Removes lines of a JSON-lines log that belong to epochs which a resumed training does again."""
-    path = Path(filename)
-    if path.exists():
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["epoch"] < epoch]
-        path.write_text("".join(line + "\n" for line in kept))
 
 
 def load_own(filename: str | os.PathLike[str], device: torch.device) -> dict[str, Any]:
@@ -161,7 +144,7 @@ def pack(trainer: MutualTrainer) -> dict[str, Any] | None:
             "random": states,
             "iteration": trainer.iteration,
             "epoch_outputs": plain(trainer.epoch_outputs) if trainer.iteration else [],
-            "skipped_steps": trainer.skipped_steps,
+            "skipped_steps": trainer.guard.skipped,
         },
     }
 
@@ -194,7 +177,7 @@ def unpack(trainer: MutualTrainer, checkpoint: Mapping[str, Any], filename: str)
     trainer.peers.load_state_dict(state["peers"])
     for objective, values in zip(trainer.objectives, state["objectives"], strict=True):
         objective.load_state_dict(values)
-    trainer.iteration, trainer.skipped_steps = state["iteration"], state["skipped_steps"]
+    trainer.iteration, trainer.guard.skipped = state["iteration"], state["skipped_steps"]
     steps = state["epoch_outputs"]
     trainer.epoch_outputs = [{key: np.asarray(value, np.float32) for key, value in step.items()} for step in steps]
     if len(state["random"]) > trainer.local_rank:

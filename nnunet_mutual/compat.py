@@ -1,9 +1,15 @@
-"""The only file that knows nnU-Net versions."""
+"""The only file that knows versions of nnU-Net and what processors can do."""
 
 from __future__ import annotations
 
 import re
 from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from nnunet_mutual.errors import MutualError
+
+if TYPE_CHECKING:
+    import torch
 
 #: First and last nnunetv2 release that the tests of this package have passed with.
 TESTED_NNUNET = ("2.8.0", "2.8.1")
@@ -33,3 +39,26 @@ def cpu_computes_bfloat16() -> bool:
 
     asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in asked)
+
+
+def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
+    """Returns the type of mixed precision for a setting, None for float32.
+
+    Args:
+        amp: "auto" (float16 on CUDA as nnU-Net, bfloat16 on a CPU that computes in it), "bfloat16" or "off".
+        device: where the networks are.
+
+    Raises:
+        MutualError: bfloat16 was asked for on a processor that would emulate it.
+    """
+    import torch
+
+    if amp == "off" or device.type == "mps":
+        return None
+    if device.type == "cuda":
+        return torch.float16 if amp == "auto" else torch.bfloat16
+    if cpu_computes_bfloat16():
+        return torch.bfloat16
+    if amp == "bfloat16":
+        raise MutualError('this processor does not compute in bfloat16; set "amp": "auto" or "off" in the plans')
+    return None

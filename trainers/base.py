@@ -8,12 +8,13 @@ import signal
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from time import time
 from typing import Any
 
 import numpy as np
 import torch
-from batchgenerators.utilities.file_and_folder_operations import isfile, join
+from batchgenerators.utilities.file_and_folder_operations import join, load_json
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -25,28 +26,27 @@ from nnunet_mutual import compat
 from nnunet_mutual.annotation import AnnotationTable
 from nnunet_mutual.checkpoints import (
     StopSignals,
-    drop_later_epochs,
     load_own,
     pack,
     restore_random_state,
     save_atomically,
-    save_json_atomically,
     unpack,
 )
 from nnunet_mutual.config import Settings, merged_block, read_settings
-from nnunet_mutual.datasets.splits import describe_splits, stratified_splits
+from nnunet_mutual.datasets.files import write_json
+from nnunet_mutual.datasets.splits import describe_splits, fold_problems, stratified_splits
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.loading import start_loaders
 from nnunet_mutual.losses.knowledge import Knowledge
+from nnunet_mutual.monitor import FiniteGuard, TermLog
 from nnunet_mutual.objectives import Batch, Objective, Progress
 from nnunet_mutual.objectives.supervised import SupervisedObjective, deep_supervision_weights
 from nnunet_mutual.peers import Peers
 from nnunet_mutual.validation import annotated_counts, online_dice, validate_fold
 
-SKIPPED_STEPS_ALLOWED = 10
+SKIPPED_STEPS_TOLERATED = 10
 PLOT_SECONDS = 30
-TERM_LOG = "mutual_log.jsonl"
 
 
 class MutualTrainer(nnUNetTrainer):
@@ -79,30 +79,18 @@ class MutualTrainer(nnUNetTrainer):
         self._best_ema: float | None = None
         self.epochs_done = 0
         self.iteration = 0
-        self.skipped_steps = 0
         self.last_saved = time()
         self.last_saved_epoch = 0
         self._last_plot = 0.0
         self._split: tuple[list[str], list[str]] | None = None
         self.epoch_outputs: list[dict] = []
         self.resumed_random_state: dict[str, Any] | None = None
-        self.autocast_dtype = self._choose_precision()
+        self.term_log = TermLog(Path(self.output_folder) / "mutual_log.jsonl")
+        self.autocast_dtype = compat.autocast_dtype(self.settings.amp, self.device)
         if self.autocast_dtype != torch.float16:
             self.grad_scaler = None
 
     # Building
-
-    def _choose_precision(self) -> torch.dtype | None:
-        amp, kind = self.settings.amp, self.device.type
-        if amp == "off" or kind == "mps":
-            return None
-        if kind == "cuda":
-            return torch.float16 if amp == "auto" else torch.bfloat16
-        if compat.cpu_computes_bfloat16():
-            return torch.bfloat16
-        if amp == "bfloat16":
-            raise MutualError('this processor does not compute in bfloat16; set "amp": "auto" or "off" in the plans')
-        return None
 
     def autocast(self) -> AbstractContextManager:
         """Mixed precision as the settings ask for it."""
@@ -126,6 +114,9 @@ class MutualTrainer(nnUNetTrainer):
         self.term_names = [name for objective in self.objectives for name in objective.term_names]
         if len(set(self.term_names)) != len(self.term_names):
             raise MutualError(f"two objectives give a term the same name: {self.term_names}; rename one")
+        gradients = [f"gradient of network {i}" for i in range(len(self.peers.networks))]
+        tolerated = 0 if self.grad_scaler is None else SKIPPED_STEPS_TOLERATED
+        self.guard = FiniteGuard([*self.term_names, *gradients, "sum of all terms"], tolerated)
 
     def build_peers(self) -> Peers:
         """Returns the networks that learn together; stock's one network by default."""
@@ -178,15 +169,22 @@ class MutualTrainer(nnUNetTrainer):
         if self._split is None:
             if self.dataset_class is None:
                 self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
-            keys = self._table_keys()
-            self.table.require(keys)
-            splits_file = join(self.preprocessed_dataset_folder_base, "splits_final.json")
-            if self.fold != "all" and not isfile(splits_file):
-                splits = stratified_splits(self.table, sorted(keys))
-                save_json_atomically(splits, splits_file)
-                self.print_to_log_file(f"New split, by annotated set:\n{describe_splits(splits, self.table)}")
+            self.table.require(self._table_keys())
+            if self.fold != "all":
+                self._provide_splits(Path(self.preprocessed_dataset_folder_base) / "splits_final.json")
             self._split = super().do_split()
         return list(self._split[0]), list(self._split[1])
+
+    def _provide_splits(self, file: Path) -> None:
+        if not file.exists():
+            splits = stratified_splits(self.table, sorted(self._table_keys()))
+            write_json(file, splits)
+            self.print_to_log_file(f"New split, by annotated set:\n{describe_splits(splits, self.table)}")
+        elif self.table.declared and self.fold >= (count := len(load_json(str(file)))):
+            raise MutualError(
+                f"fold {self.fold} is not in {file}, which has the folds 0 to {count - 1}; nnU-Net would draw a random "
+                "split that separates neither patients nor annotated sets: train one of these folds"
+            )
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Starts nnU-Net's loaders with source-balanced case probabilities (nnU-Net's hook)."""
@@ -218,13 +216,11 @@ class MutualTrainer(nnUNetTrainer):
         settings = {"trainer": type(self).__name__, **asdict(self.settings)}
         self.print_to_log_file(f"Settings: {json.dumps(settings)}", f"Precision: {self.autocast_dtype or 'float32'}")
         if self.local_rank == 0:
-            save_json_atomically(settings, join(self.output_folder_base, "mutual_settings.json"))
-        _, validation = self.do_split()
-        for label in self.table.labels:
-            if not any(label in self.table.case(key).annotated for key in validation):
-                self.print_to_log_file(
-                    f"WARNING: no validation case annotates {label} (n = 0): it is not scored in this fold"
-                )
+            write_json(Path(self.output_folder_base) / "mutual_settings.json", settings)
+        if self.fold != "all":
+            training, validation = self.do_split()
+            for problem in fold_problems(self.table, {"train": training, "val": validation}, self.fold):
+                self.print_to_log_file(f"WARNING: {problem.place}: {problem.text}")
         if self.resumed_random_state is not None:
             restore_random_state(self.resumed_random_state, self.device)
             self.resumed_random_state = None
@@ -281,6 +277,7 @@ class MutualTrainer(nnUNetTrainer):
         moved = self.to_batch(batch)
         done = self.current_epoch * self.num_iterations_per_epoch + self.iteration
         progress = Progress(done, self.num_epochs * self.num_iterations_per_epoch)
+        place = f"epoch {self.current_epoch}, iteration {self.iteration} (cases {', '.join(moved.keys)})"
         self.peers.zero_grad()
         with self.autocast():
             outputs = self.peers.forward(moved.data)
@@ -290,30 +287,16 @@ class MutualTrainer(nnUNetTrainer):
             weighted = [terms[name].value.float() * terms[name].weight for name in self.term_names]
             total = torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
         norms = self.peers.backward(total)
-        record = torch.stack(
-            [total.detach(), *(terms[n].value.detach().float() for n in self.term_names), *norms.float()]
-        )
+        values = [terms[name].value.detach().float() for name in self.term_names]
+        record = torch.stack([*values, *norms.float(), total.detach()])
         if self.grad_scaler is None:
             record = record.cpu()
-            self._refuse_non_finite(record.numpy(), moved.keys, allowed=0)
+            self.guard.check(record.tolist(), place)
         self.peers.step()
-        values = record.cpu().numpy()  # the step's one transfer to the host
+        record = record.cpu()  # the step's one transfer to the host
         if self.grad_scaler is not None:
-            self._refuse_non_finite(values, moved.keys, allowed=SKIPPED_STEPS_ALLOWED)
-        return {"loss": values[0], "terms": values[1 : 1 + len(self.term_names)]}
-
-    def _refuse_non_finite(self, record: np.ndarray, keys: Sequence[str], *, allowed: int) -> None:
-        """Stops before (without scaler) or after ``allowed`` skipped steps (with one) and names the guilty term."""
-        self.skipped_steps = 0 if np.isfinite(record).all() else self.skipped_steps + 1
-        if self.skipped_steps <= allowed:
-            return
-        named = ["total", *self.term_names, *(f"gradient of network {i}" for i in range(len(self.peers.networks)))]
-        wrong = [name for name, value in zip(named[1:], record[1:], strict=True) if not np.isfinite(value)] or ["total"]
-        raise MutualError(
-            f'the term "{wrong[0]}" became {record[named.index(wrong[0])]} in epoch {self.current_epoch}, iteration '
-            f"{self.iteration} (cases {', '.join(keys)}); the weights were not changed by it: look at these "
-            "images, or lower initial_lr, and continue with --c"
-        )
+            self.guard.check(record.tolist(), place)
+        return {"loss": record[-1].numpy(), "terms": record[: len(self.term_names)].numpy()}
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Logs the loss and every term by name (nnU-Net's hook)."""
@@ -331,8 +314,7 @@ class MutualTrainer(nnUNetTrainer):
             for name, value in named.items():
                 logger.log(f"term/{name}", value, self.current_epoch)
         if self.local_rank == 0:
-            with open(join(self.output_folder, TERM_LOG), "a") as file:
-                file.write(json.dumps({"epoch": self.current_epoch, "loss": loss, "terms": named}) + "\n")
+            self.term_log.append(self.current_epoch, loss, named)
         self.print_to_log_file("terms", {name: round(value, 4) for name, value in named.items()})
 
     # Validation
@@ -424,4 +406,5 @@ class MutualTrainer(nnUNetTrainer):
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Restores all networks and the whole state of the training (nnU-Net's hook)."""
         unpack(self, load_own(filename_or_checkpoint, self.device), filename_or_checkpoint)
-        drop_later_epochs(join(self.output_folder, TERM_LOG), self.current_epoch)
+        if self.local_rank == 0:
+            self.term_log.drop_from(self.current_epoch)
