@@ -1,7 +1,7 @@
 """The annotation table: what each case says about each label.
 
-It is the ``"mutual"`` block of ``dataset.json`` (schema: docs/data.md). Labels and channels are given by name. The schema is
-strict, because a misspelt key that is silently ignored would train a network on a guess.
+It is the ``"mutual"`` block of ``dataset.json`` (schema: docs/data.md). Labels and channels are given by name. The
+schema is strict, because a misspelt key that is silently ignored would train a network on a guess.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class AnnotationTable:
     """Look-up of annotated sets for one dataset; make it with :meth:`from_dataset_json`.
 
     Attributes:
-        labels: foreground label names in the order of dataset.json, which is the order of the network's foreground outputs.
+        labels: foreground label names in the order of the network's foreground outputs: plain labels by their integer,
+            regions as dataset.json lists them.
         values: the integers of each label in the label maps (several for a region).
         is_regions: whether labels are regions (sigmoid outputs).
         declared: whether dataset.json has a block; without one every case is fully annotated and of one source.
@@ -77,29 +78,37 @@ class AnnotationTable:
         Raises:
             MutualError: a wrong, unknown or missing entry, with the place and the fix.
         """
-        raw_labels = _mapping(dataset_json.get("labels"), "labels")
+        raw_labels = _mapping(dataset_json.get("labels"), '"labels"')
         values = {n: _integers(v) for n, v in raw_labels.items() if n not in ("background", "ignore")}
         labels = tuple(name for name, integers in values.items() if set(integers) != {0})
-        channels = tuple(
-            _mapping(dataset_json.get("channel_names", dataset_json.get("modality")), "channel_names").values()
-        )
         # nnU-Net's own rule: one list of two or more integers makes it a region dataset.
         is_regions = any(isinstance(v, (list, tuple)) and len(v) > 1 for v in raw_labels.values())
-        common = dict(labels=labels, values={n: values[n] for n in labels}, channels=channels, is_regions=is_regions)
+        if not is_regions:
+            labels = tuple(sorted(labels, key=values.__getitem__))
+        channels = tuple(
+            _mapping(dataset_json.get("channel_names", dataset_json.get("modality")), '"channel_names"').values()
+        )
+        common: dict[str, Any] = {
+            "labels": labels,
+            "values": {name: values[name] for name in labels},
+            "channels": channels,
+            "is_regions": is_regions,
+        }
         if BLOCK not in dataset_json:
             everything = Source("dataset", frozenset(labels))
             return cls(declared=False, sources={everything.name: everything}, cases={}, **common)
-        block = _mapping(dataset_json[BLOCK], BLOCK)
+        block = _mapping(dataset_json[BLOCK], f'"{BLOCK}"')
         _known_keys(block, _BLOCK_KEYS, f'"{BLOCK}"')
-        if block.get("version") != VERSION:
+        version = block.get("version")
+        if type(version) is not int or version != VERSION:
             raise MutualError(
-                f'"{BLOCK}" of dataset.json has version {block.get("version")!r}, this release reads version {VERSION}; '
+                f'"{BLOCK}" of dataset.json has version {version!r}, this release reads version {VERSION}; '
                 f'set "version": {VERSION} or install the release that wrote it'
             )
-        sources = {n: _source(n, s, labels) for n, s in _mapping(block.get("sources"), f"{BLOCK}.sources").items()}
+        sources = {n: _source(n, s, labels) for n, s in _mapping(block.get("sources"), f'"{BLOCK}.sources"').items()}
         cases = {
             key: _case(key, entry, sources, labels, channels)
-            for key, entry in _mapping(block.get("cases"), f"{BLOCK}.cases").items()
+            for key, entry in _mapping(block.get("cases"), f'"{BLOCK}.cases"').items()
         }
         overlaps = _overlaps(block.get("may_overlap", []), labels)
         if is_regions and (overlaps or any(s.contains for s in sources.values())):
@@ -144,19 +153,8 @@ class AnnotationTable:
             )
 
     def contained(self, case: Case) -> dict[str, frozenset[str]]:
-        """Returns, for each label, all labels that its drawn area includes in the source of the case (transitive closure)."""
-        direct = self.sources[case.source].contains
-        closure: dict[str, frozenset[str]] = {}
-        for label in direct:
-            found: set[str] = set()
-            pending = list(direct[label])
-            while pending:
-                inner = pending.pop()
-                if inner not in found:
-                    found.add(inner)
-                    pending.extend(direct.get(inner, ()))
-            closure[label] = frozenset(found)
-        return closure
+        """Returns, per label, all that its drawn area includes in the source of the case, at any depth."""
+        return _closure(self.sources[case.source].contains)
 
     def overlap_partners(self, label: str) -> frozenset[str]:
         """Returns the labels declared in ``may_overlap`` together with this one."""
@@ -164,7 +162,7 @@ class AnnotationTable:
 
 
 def table_fingerprint(dataset_json: Mapping[str, Any]) -> str:
-    """Returns the block as canonical JSON text ('' without a block), by which raw and preprocessed tables are compared."""
+    """Returns the block as canonical JSON text ('' without a block), to compare raw and preprocessed tables."""
     return json.dumps(dataset_json[BLOCK], sort_keys=True) if BLOCK in dataset_json else ""
 
 
@@ -185,7 +183,7 @@ def _known_keys(entry: Mapping[str, Any], known: tuple[str, ...], place: str) ->
 def _mapping(value: Any, place: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         found = "nothing" if value is None else type(value).__name__
-        raise MutualError(f'"{place}" of dataset.json must be an object {{name: ...}}, found {found}; see docs/data.md')
+        raise MutualError(f"{place} of dataset.json must be an object {{name: ...}}, found {found}; see docs/data.md")
     return value
 
 
@@ -196,7 +194,8 @@ def _names(value: Any, known: Iterable[str], place: str, what: str) -> frozenset
     for name in value:
         if name not in known:
             raise MutualError(
-                f"unknown {what} {name!r} in {place} of dataset.json{did_you_mean(name, known)}; known: {', '.join(known)}"
+                f"unknown {what} {name!r} in {place} of dataset.json{did_you_mean(name, known)}; "
+                f"known: {', '.join(known)}"
             )
     if len(set(value)) != len(value):
         raise MutualError(f"{place} of dataset.json lists a {what} twice: {value}; keep one")
@@ -205,12 +204,10 @@ def _names(value: Any, known: Iterable[str], place: str, what: str) -> frozenset
 
 def _integers(value: Any) -> tuple[int, ...]:
     items = value if isinstance(value, (list, tuple)) else (value,)
-    try:
-        return tuple(int(item) for item in items)
-    except (TypeError, ValueError):
-        raise MutualError(
-            f'"labels" of dataset.json holds {value!r}; expected an integer or a list of integers'
-        ) from None
+    # nnU-Net takes "1" for 1 as well.
+    if not items or not all(type(item) is int or (isinstance(item, str) and item.isdecimal()) for item in items):
+        raise MutualError(f'"labels" of dataset.json holds {value!r}; expected an integer or a list of integers')
+    return tuple(int(item) for item in items)
 
 
 def _source(name: str, entry: Any, labels: tuple[str, ...]) -> Source:
@@ -219,18 +216,37 @@ def _source(name: str, entry: Any, labels: tuple[str, ...]) -> Source:
     _known_keys(entry, _SOURCE_KEYS, place)
     if "annotated" not in entry:
         raise MutualError(
-            f'{place} of dataset.json has no "annotated"; list the labels that were drawn there (an empty list is allowed)'
+            f'{place} of dataset.json has no "annotated"; '
+            "list the labels that were drawn there (an empty list is allowed)"
         )
-    contains = _mapping(entry.get("contains", {}), f"{place}: contains")
+    contains = _mapping(entry.get("contains", {}), f"contains of {place}")
     _names(list(contains), labels, f"contains of {place}", "label")
     inner = {
         outer: _names(inside, labels, f'contains "{outer}" of {place}', "label") for outer, inside in contains.items()
     }
     source = Source(name, _names(entry["annotated"], labels, f"annotated of {place}", "label"), inner)
-    for outer, inside in inner.items():
+    for outer, inside in _closure(inner).items():
         if outer in inside:
-            raise MutualError(f'contains of {place} of dataset.json says that "{outer}" contains itself; remove it')
+            raise MutualError(
+                f'contains of {place} of dataset.json says that "{outer}" contains itself, directly or through others; '
+                "remove one of the entries"
+            )
     return source
+
+
+def _closure(direct: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+    """Transitive closure of ``contains``."""
+    closure: dict[str, frozenset[str]] = {}
+    for label in direct:
+        found: set[str] = set()
+        pending = list(direct[label])
+        while pending:
+            inner = pending.pop()
+            if inner not in found:
+                found.add(inner)
+                pending.extend(direct.get(inner, ()))
+        closure[label] = frozenset(found)
+    return closure
 
 
 def _case(
@@ -240,9 +256,10 @@ def _case(
     entry = _mapping(entry, place)
     _known_keys(entry, _CASE_KEYS, place)
     source = entry.get("source")
-    if source not in sources:
+    if not isinstance(source, str) or source not in sources:
         raise MutualError(
-            f"{place} of dataset.json has the source {source!r}{did_you_mean(str(source), sources)}; declared sources: {', '.join(sources)}"
+            f"{place} of dataset.json has the source {source!r}{did_you_mean(str(source), sources)}; "
+            f"declared sources: {', '.join(sources)}"
         )
     patient = entry.get("patient")
     if patient is not None and not isinstance(patient, str):
@@ -261,10 +278,11 @@ def _case(
 
 
 def _singles(entries: Any, labels: tuple[str, ...]) -> frozenset[str]:
-    entries = _mapping(entries, f"{BLOCK}.labels")
+    entries = _mapping(entries, f'"{BLOCK}.labels"')
     _names(list(entries), labels, f'"{BLOCK}.labels"', "label")
     for name, entry in entries.items():
-        _known_keys(_mapping(entry, f"{BLOCK}.labels.{name}"), _LABEL_KEYS, f"{BLOCK}.labels.{name}")
+        place = f'"{BLOCK}.labels.{name}"'
+        _known_keys(_mapping(entry, place), _LABEL_KEYS, place)
         if not isinstance(entry.get("single", False), bool):
             raise MutualError(
                 f'"single" of label "{name}" of dataset.json must be true or false, found {entry["single"]!r}'
@@ -286,7 +304,7 @@ def _overlaps(pairs: Any, labels: tuple[str, ...]) -> frozenset[frozenset[str]]:
 
 def _groups(groups: Any, channels: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     found = {}
-    for name, members in _mapping(groups, f"{BLOCK}.modality_groups").items():
+    for name, members in _mapping(groups, f'"{BLOCK}.modality_groups"').items():
         if not _names(members, channels, f'modality group "{name}"', "channel"):
             raise MutualError(
                 f'modality group "{name}" of dataset.json is empty; list its channels: {", ".join(channels)}'

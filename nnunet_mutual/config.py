@@ -1,12 +1,13 @@
 """Settings of a training, read from the ``"mutual"`` block of a configuration in the plans file.
 
-nnU-Net is configured through plans, so is this package. A configuration that ``inherits_from`` another one inherits its block
-key by key (nnU-Net itself merges configurations shallowly, which would drop the base configuration's settings).
+nnU-Net is configured through plans, so is this package. A configuration that ``inherits_from`` another one inherits its
+block key by key (nnU-Net itself merges configurations shallowly, which would drop the base configuration's settings).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -30,9 +31,10 @@ class Settings:
         optimizer: "sgd" (nnU-Net's: Nesterov momentum 0.99) or "adamw"; both follow nnU-Net's poly schedule.
         initial_lr: learning rate of the first epoch.
         weight_decay: as in torch.optim.
-        amp: "auto" is nnU-Net's float16 autocast on CUDA and bfloat16 on CPUs that compute in it; "off" is float32 everywhere;
-            "bfloat16" asks for it and is an error where the processor cannot.
-        seed: of weights and batches; null leaves them random. A run is repeatable to the bit with nnUNet_n_proc_DA=0 on a CPU.
+        amp: "auto" is nnU-Net's float16 autocast on CUDA and bfloat16 on CPUs that compute in it; "off" is float32
+            everywhere; "bfloat16" asks for it and is an error where the processor cannot.
+        seed: of weights and batches; null leaves them random. A run is repeatable to the bit with nnUNet_n_proc_DA=0 on
+            a CPU.
         balance_sources: draw cases with probability proportional to 1/sqrt(cases of their source).
         checkpoint_epochs: checkpoint_latest is written at least every so many epochs ...
         checkpoint_minutes: ... or minutes.
@@ -54,8 +56,10 @@ class Settings:
         for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "checkpoint_epochs"):
             if getattr(self, name) < 1:
                 raise MutualError(f'setting "{name}" must be at least 1, found {getattr(self, name)}')
-        if self.initial_lr <= 0:
+        if not 0 < self.initial_lr < math.inf:
             raise MutualError(f'setting "initial_lr" must be positive, found {self.initial_lr}')
+        if not 0 <= self.weight_decay < math.inf:
+            raise MutualError(f'setting "weight_decay" must be 0 or more, found {self.weight_decay}')
 
 
 def merged_block(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
@@ -83,7 +87,13 @@ def merged_block(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]
             )
         seen.append(name)
         entry = plans["configurations"][name]
-        chain.append(entry.get(BLOCK, {}))
+        block = entry.get(BLOCK, {})
+        if not isinstance(block, Mapping):
+            raise MutualError(
+                f'"{BLOCK}" of configuration {name!r} of the plans file must be an object {{setting: value}}, '
+                f"found {block!r}; correct or remove it"
+            )
+        chain.append(block)
         name = entry.get("inherits_from")
     merged: dict[str, Any] = {}
     for block in reversed(chain):
@@ -129,7 +139,8 @@ def _read(cls: type[Any], block: Mapping[str, Any], place: str) -> Any:
     for key in block:
         if key not in known:
             raise MutualError(
-                f'unknown setting "{key}" in "{place}" of the plans file{did_you_mean(key, known)}; known: {", ".join(known)}'
+                f'unknown setting "{key}" in "{place}" of the plans file{did_you_mean(key, known)}; '
+                f"known: {', '.join(known)}"
             )
     return cls(**{key: _value(hints[key], value, f"{place}.{key}") for key, value in block.items()})
 

@@ -23,8 +23,8 @@ class Restriction:
 def restriction_for(table: AnnotationTable, key: str) -> Restriction | None:
     """Returns how to restrict the prediction of a case, or None if it annotates everything.
 
-    An unannotated label goes to the annotated label that contains it; else to the likelier of background and the annotated
-    labels that may overlap it; else to background.
+    An unannotated label goes to the annotated label that contains it; else to the likelier of background and the
+    annotated labels that may overlap it; else to background.
     """
     case = table.case(key)
     unannotated = [label for label in table.labels if label not in case.annotated]
@@ -50,7 +50,7 @@ def restrict(probabilities: np.ndarray, restriction: Restriction) -> np.ndarray:
         restriction: from :func:`restriction_for`.
 
     Returns:
-        A new array of the same shape. For each removed channel a and its likeliest heir t: p_t = max(p_t, p_a), p_a = 0.
+        A new array of the same shape. Per removed channel a with its likeliest heir t: p_t = max(p_t, p_a), p_a = 0.
     """
     result = probabilities.copy()
     for channel, heirs in restriction.removed:

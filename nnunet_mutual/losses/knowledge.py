@@ -1,7 +1,7 @@
 """What an annotation says about a voxel, as look-up tables for the losses.
 
-Cases with the same annotated set and the same ``contains`` share one *pattern*; a batch is described by one pattern index per
-sample, and everything else is a look-up on the device.
+Cases with the same annotated set and the same ``contains`` share one *pattern*; a batch is described by one pattern
+index per sample, and everything else is a look-up on the device.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class Knowledge:
         self.annotated = torch.zeros(len(examples), num_outputs, dtype=torch.bool)
         for i, case in enumerate(examples):
             self.annotated[i, [self.channel[label] for label in case.annotated]] = True
+        self.possible: Tensor | None = None
+        self.relations: RegionRelations | None = None
         if table.is_regions:
-            self.possible = None
             self.relations = _stack([self._relations(case) for case in examples])
         else:
             self.possible = torch.stack([self._possible(case, num_outputs) for case in examples])
-            self.relations = None
 
     def to(self, device: torch.device) -> Knowledge:
         """Moves the look-up tables to the device of the loss, in place."""

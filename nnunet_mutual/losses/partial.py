@@ -1,8 +1,8 @@
 """Supervision by partially annotated cases: cross-entropy and soft Dice that never punish what nobody looked for.
 
-A voxel of a partially annotated case has one of three states for each label: it is that label, it is not, or nobody knows.
-nnU-Net's ignore label is per voxel; this is per voxel *and* label. Which states hold is read from small look-up tables
-(:mod:`nnunet_mutual.losses.knowledge`), so nothing of the size of an image is prepared in the loader.
+A voxel of a partially annotated case has one of three states for each label: it is that label, it is not, or nobody
+knows. nnU-Net's ignore label is per voxel; this is per voxel *and* label. Which states hold is read from small look-up
+tables (:mod:`nnunet_mutual.losses.knowledge`), so nothing of the size of an image is prepared in the loader.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def set_log_probability(logits: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor
     Returns:
         log p(S) as (B, *spatial) and log p as (B, C, *spatial).
 
-    Source: marginal loss, [I] in arXiv 2407.12611; the sum of probabilities over merged classes follows Shi et al., Med. Image
-        Anal. 70, 101979 (2021).
+    Source: marginal loss, [I] in arXiv 2407.12611; the sum of probabilities over merged classes follows Shi et al.,
+        Med. Image Anal. 70, 101979 (2021).
     Fails when: a voxel allows no class (the result is -inf).
     """
     log_p = F.log_softmax(logits.float(), 1)
@@ -55,10 +55,11 @@ def partial_softmax_loss(
         L = -\operatorname{mean}_v \log \sum_{k \in S(v)} p_k(v) \; - \; \operatorname{mean}_{b \in A}
         \frac{2 \sum_{v: y_v = b} q_b(v) + s}{|\{v: y_v = b\}| + \sum_v q_b(v) + s}
 
-    where :math:`y` is the label map, 0 meaning "none of A"; :math:`A` the annotated labels; :math:`S(v)` the possible classes of
-    a voxel; :math:`q_b(v)` is :math:`p(S(v))` where :math:`y_v = b` and :math:`p_b(v)` elsewhere; s the smoothing term. Means
-    run over voxels of cases that annotate anything, and over annotated labels only: nnU-Net's Dice would count a masked label as
-    a perfect score. With everything annotated this is nnU-Net's cross-entropy + Dice.
+    where :math:`y` is the label map, 0 meaning "none of A"; :math:`A` the annotated labels; :math:`S(v)` the possible
+    classes of a voxel; :math:`q_b(v)` is :math:`p(S(v))` where :math:`y_v = b` and :math:`p_b(v)` elsewhere; s the
+    smoothing term. Means run over voxels of cases that annotate anything, and over annotated labels only: nnU-Net's
+    Dice would count a masked label as a perfect score. With everything annotated this is nnU-Net's cross-entropy and
+    Dice.
 
     Args:
         logits: (B, C, *spatial), class 0 is background.
@@ -113,11 +114,11 @@ def partial_sigmoid_loss(
     r"""Binary cross-entropy over known voxels and regions plus soft Dice over the annotated regions.
 
     .. math::
-        L = \operatorname{mean}_{(v, r) \text{ known}} \operatorname{BCE}(z_r(v), y_r(v)) - \operatorname{mean}_{r \in A}
-        \frac{2 \sum_v \sigma(z_r) y_r + s}{\sum_v y_r + \sum_v \sigma(z_r) + s}
+        L = \operatorname{mean}_{(v, r) \text{ known}} \operatorname{BCE}(z_r(v), y_r(v)) -
+        \operatorname{mean}_{r \in A} \frac{2 \sum_v \sigma(z_r) y_r + s}{\sum_v y_r + \sum_v \sigma(z_r) + s}
 
-    where an unannotated region is known at a voxel if an annotated one decides it: a part of a region that is absent there is
-    absent, a region whose part is present is present, disjoint regions exclude each other.
+    where an unannotated region is known at a voxel if an annotated one decides it: a part of a region that is absent
+    there is absent, a region whose part is present is present, disjoint regions exclude each other.
 
     Args:
         logits: (B, R, *spatial).
@@ -130,8 +131,8 @@ def partial_sigmoid_loss(
         gather: as in :func:`partial_softmax_loss`.
 
     Returns:
-        A scalar; 0 where nothing is known. Under an ignore label nnU-Net sums its BCE over regions instead of averaging; so does
-        this one.
+        A scalar; 0 where nothing is known. Under an ignore label nnU-Net sums its BCE over regions instead of
+        averaging; so does this one.
 
     Source: tri-state supervision for regions [E], methods after arXiv 2407.12611.
     Fails when: annotated regions contradict each other at a voxel; such a voxel counts as unknown for the others.
@@ -156,7 +157,7 @@ def partial_sigmoid_loss(
 
 
 class RegionRelations:
-    """What an annotated region says about the others, as three (..., R, R) tensors: row = region asked about, column = annotated."""
+    """What annotated regions say about the others: three (..., R, R), row = region asked about, column = annotated."""
 
     def __init__(self, absent_if_present: Tensor, absent_if_absent: Tensor, present_if_present: Tensor):
         self.absent_if_present = absent_if_present

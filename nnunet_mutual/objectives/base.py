@@ -16,7 +16,8 @@ class Batch:
 
     Attributes:
         data: (B, M, *spatial) images.
-        target: per deep-supervision level, highest resolution first, (B, 1, *spatial) labels or (B, R[+1], *spatial) regions.
+        target: per deep-supervision level, highest resolution first, (B, 1, *spatial) labels or (B, R[+1], *spatial)
+            regions.
         keys: case of each sample.
         patterns: annotation pattern of each sample, on the host.
         pattern_index: the same as (B,) tensor on the device.
@@ -53,8 +54,8 @@ class Term:
 class Objective(ABC):
     """Turns what the networks say about a batch into named, weighted terms.
 
-    An objective owns no loop, no loader, no optimiser step and no checkpoint file. State that must survive a resumed training
-    goes through :meth:`state_dict`.
+    An objective owns no loop, no loader, no optimiser step and no checkpoint file. State that must survive a resumed
+    training goes through :meth:`state_dict`.
     """
 
     @property
@@ -67,7 +68,8 @@ class Objective(ABC):
         """Computes the terms of one step.
 
         Args:
-            outputs: per network, the logits of its deep-supervision levels, highest resolution first, (B, C, *spatial) each.
+            outputs: per network, the logits of its deep-supervision levels, highest resolution first,
+                (B, C, *spatial) each.
             batch: the batch that they saw.
             progress: where the training is.
 
@@ -79,5 +81,5 @@ class Objective(ABC):
         """Returns tensors and builtins that a resumed training needs; nothing by default."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # optional: most objectives hold no state
         """Restores what :meth:`state_dict` returned."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from nnunet_mutual.objectives.base import Batch, Objective, Progress, Term
 class SupervisedObjective(Objective):
     """Tri-state cross-entropy + Dice with nnU-Net's deep supervision, summed over networks.
 
-    A batch in which every case annotates every label goes through nnU-Net's own loss: the value is the same and the cost too.
+    A batch in which every case annotates every label goes through nnU-Net's own loss: the value is the same and so is
+    the cost.
 
     Args:
         knowledge: what each case says about each label.
@@ -41,7 +43,7 @@ class SupervisedObjective(Objective):
         self.knowledge = knowledge
         self.full_loss = full_loss
         self.level_weights = level_weights
-        self.options = dict(batch_dice=batch_dice, gather=gather)
+        self.options: dict[str, Any] = {"batch_dice": batch_dice, "gather": gather}
         self.ignore_label = ignore_label
         # Processes must take the same path, or those that gather Dice statistics would wait for the others.
         self.may_shortcut = gather is None or all(knowledge.is_full)
@@ -83,7 +85,8 @@ def deep_supervision_weights(levels: int, *, keep_last: bool) -> list[float]:
 
     Args:
         levels: number of outputs; a single one has weight 1.
-        keep_last: give the lowest resolution 1e-6 instead of 0: DDP without compile needs a gradient for every parameter.
+        keep_last: give the lowest resolution 1e-6 instead of 0: DDP without compile needs a gradient for every
+            parameter.
     """
     weights = [1 / 2**level for level in range(levels)]
     if levels > 1:
