@@ -67,7 +67,7 @@ def _examine(folders: DatasetFolders) -> _Result:
     if table.declared:
         unlabelled = unlabelled_keys(folders.raw, dataset_json["file_ending"])
         listed = set(dataset_json[BLOCK].get("cases", ())) if isinstance(dataset_json[BLOCK], Mapping) else set()
-        problems += _listing_problems(listed, files, unlabelled)
+        problems += listing_problems(listed, files, unlabelled)
     present = _read_voxels(files, cases, table, dataset_json, problems)
     ordered = list(cases.values())
     if whole:  # else labels would seem to be missing that only stand in wrong entries
@@ -124,7 +124,8 @@ def _dataset_problems(dataset_json: Mapping[str, Any], table: AnnotationTable, n
     return problems
 
 
-def _listing_problems(listed: set[str], files: Mapping[str, CaseFiles], unlabelled: set[str]) -> list[Problem]:
+def listing_problems(listed: set[str], files: Mapping[str, CaseFiles], unlabelled: set[str]) -> list[Problem]:
+    """Compares the cases that a table lists with the training cases and with those in imagesUn/."""
     absent = [key for key in files if key not in listed]
     surplus = sorted(listed - set(files) - unlabelled, key=natural)
     problems = [

@@ -22,12 +22,30 @@ from nnunet_mutual.datasets.raw import CaseFiles
 from nnunet_mutual.errors import MutualError
 
 
+@dataclass(frozen=True)
+class Volume:
+    """One file: voxels ``(C, Z, Y, X)``, spacing in mm (Z, Y, X), position and axes where the format has them."""
+
+    path: Path
+    voxels: NDArray[Any]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...] | None
+    axes: tuple[float, ...] | None
+
+
 @dataclass
 class Finding:
-    """What the files of one case hold: labels with voxels (None if the label map cannot be read), and problems."""
+    """What the files of one case hold.
+
+    Attributes:
+        present: labels that have voxels; None if the label map cannot be read.
+        problems: what is wrong.
+        images: what could be read, by channel number; one volume of several channels where one file holds them all.
+    """
 
     present: set[str] | None = None
     problems: list[Problem] = field(default_factory=list)
+    images: dict[int, Volume] = field(default_factory=dict, repr=False)
 
     def error(self, path: Path, text: str) -> None:
         """Adds an error about a file."""
@@ -36,17 +54,6 @@ class Finding:
     def warning(self, path: Path, text: str) -> None:
         """Adds a warning about a file."""
         self.problems.append(Problem(WARNING, f"{path.parent.name}/{path.name}", text))
-
-
-@dataclass(frozen=True)
-class _Volume:
-    """One file: voxels ``(C, Z, Y, X)``, spacing in mm (Z, Y, X), position and axes where the format has them."""
-
-    path: Path
-    voxels: NDArray[Any]
-    spacing: tuple[float, ...]
-    origin: tuple[float, ...] | None
-    axes: tuple[float, ...] | None
 
 
 def reader_for(dataset_json: Mapping[str, Any], examples: Sequence[Path]) -> BaseReaderWriter:
@@ -137,9 +144,9 @@ def outside_annotation(counts: Mapping[int, int], table: AnnotationTable, annota
 
 def _read_images(
     files: CaseFiles, case: Case | None, channels: Sequence[str], reader: BaseReaderWriter, finding: Finding
-) -> list[_Volume]:
+) -> list[Volume]:
     missing = case.missing if case is not None else frozenset[str]()
-    volumes: dict[int, _Volume] = {}
+    volumes: dict[int, Volume] = {}
     for number, path in files.images.items():
         if number >= len(channels):
             finding.error(
@@ -154,6 +161,7 @@ def _read_images(
             absent = channels[number] in missing
             _check_intensities(volume, None if absent else channels[number], finding)
             _compare_grids(next(iter(volumes.values())), volume, "the image", finding)
+    finding.images = volumes
     found = list(volumes.values())
     if len(files.images) == 1 and len(found) == 1 and len(found[0].voxels) == len(channels):
         return found  # all channels in one file, as in colour images
@@ -185,7 +193,7 @@ def _missing_channel(key: str, number: int, name: str, declared: bool) -> Proble
     )
 
 
-def _check_intensities(volume: _Volume, channel: str | None, finding: Finding) -> None:
+def _check_intensities(volume: Volume, channel: str | None, finding: Finding) -> None:
     """``channel`` is None where the table says that it is missing, so that zeros are expected."""
     if channel is not None and volume.voxels.min() == volume.voxels.max():
         finding.warning(
@@ -195,7 +203,7 @@ def _check_intensities(volume: _Volume, channel: str | None, finding: Finding) -
         )
 
 
-def _read(path: Path, reader: BaseReaderWriter, finding: Finding, *, is_label: bool = False) -> _Volume | None:
+def _read(path: Path, reader: BaseReaderWriter, finding: Finding, *, is_label: bool = False) -> Volume | None:
     try:
         with _quiet():
             voxels, properties = reader.read_seg(str(path)) if is_label else reader.read_images((str(path),))
@@ -212,7 +220,7 @@ def _read(path: Path, reader: BaseReaderWriter, finding: Finding, *, is_label: b
     if broken:
         what = "draw them again or set them to 0" if is_label else "replace them, for example by the value of air"
         finding.error(path, f"{broken} voxel(s) are NaN or infinite; {what}")
-    return _Volume(path, voxels, tuple(float(s) for s in properties["spacing"]), *_position(properties))
+    return Volume(path, voxels, tuple(float(s) for s in properties["spacing"]), *_position(properties))
 
 
 def _hidden_by_reader(path: Path) -> int:
@@ -237,7 +245,7 @@ def _position(properties: Mapping[str, Any]) -> tuple[tuple[float, ...] | None, 
     return None, None
 
 
-def _compare_grids(image: _Volume, other: _Volume, what: str, finding: Finding) -> None:
+def _compare_grids(image: Volume, other: Volume, what: str, finding: Finding) -> None:
     """nnU-Net goes by array indices: a shifted or turned grid puts labels on the wrong tissue without a word."""
     if image.voxels.shape[1:] != other.voxels.shape[1:]:
         finding.error(
@@ -272,7 +280,7 @@ def _compare_grids(image: _Volume, other: _Volume, what: str, finding: Finding) 
         )
 
 
-def _size(volume: _Volume) -> str:
+def _size(volume: Volume) -> str:
     return " x ".join(str(n) for n in reversed(volume.voxels.shape[1:]))
 
 
@@ -280,7 +288,7 @@ def _mm(numbers: Iterable[float]) -> str:
     return " x ".join(f"{number:.4g}" for number in numbers)
 
 
-def _count(label: _Volume, finding: Finding) -> dict[int, int]:
+def _count(label: Volume, finding: Finding) -> dict[int, int]:
     """Counts the voxels of each integer; reports the values that are none."""
     voxels = label.voxels[np.isfinite(label.voxels)]
     whole = np.rint(voxels)
