@@ -85,7 +85,7 @@ class Setting:
     def weights_file(self, network: Network, schedule: Schedule, seed: int) -> Path:
         return (
             self.work
-            / f"networks-{self._digest('training')}"
+            / f"networks-{self._digest('training', 'mirroring')}"
             / f"{network.dataset}_{network.trainer}_{schedule}_s{seed}.pth"
         )
 
