@@ -1,0 +1,1 @@
+"""The command ``nnunet_mutual demo``: the whole path on generated images."""
