@@ -167,6 +167,8 @@ def _add_dataset_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     command.add_argument("--force", action="store_true", help="replace an annotation table that is already there")
 
+    _add_merge(add)
+
     command = add(
         "check",
         _check,
@@ -187,6 +189,38 @@ def _add_dataset_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "nnunet_mutual sync Dataset111_Abdomen",
     )
     _add_dataset(command)
+
+
+def _add_merge(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "merge",
+        _merge,
+        "make one dataset of several that label different structures",
+        "Makes a new dataset in nnUNet_raw: labels are united by name, images linked, label maps renumbered, and the\n"
+        "annotation table says which dataset drew what. An image that is in two datasets becomes one case. Everything\n"
+        "is verified first; what cannot be decided from the files stops the merge and names the option that decides.",
+        "nnunet_mutual merge Dataset011_Liver Dataset012_Spleen Dataset111_Abdomen --rename Spleen:Milz=spleen",
+    )
+    command.add_argument("datasets", metavar="SRC", nargs="+", help="datasets to merge, name or number")
+    command.add_argument("output", metavar="OUT", help="name of the new dataset, such as Dataset111_Abdomen")
+
+    def repeatable(option: str, metavar: str, text: str) -> None:
+        command.add_argument(option, metavar=metavar, action="append", default=[], help=text + " (repeatable)")
+
+    repeatable("--rename", "SRC:OLD=NEW", "name that a label of a dataset gets in the new one")
+    repeatable("--contains", "SRC:LABEL=INNER", "LABEL was drawn with INNER as part of it in this dataset")
+    repeatable("--no-contains", "SRC:LABEL=INNER", "INNER was left out of LABEL")
+    repeatable("--prefer", "SRC", "whose drawing counts where two of the same image contradict each other")
+    command.add_argument(
+        "--patients", choices=("same", "separate"), help="patient names in two datasets: the same person or not"
+    )
+    command.add_argument(
+        "--reorient", action="store_true", help="let nnU-Net turn all images into one orientation when it reads them"
+    )
+    command.add_argument("--accept-intensities", action="store_true", help="intensities far apart are right")
+    command.add_argument("--accept-empty", action="store_true", help="empty label maps: the structures are absent")
+    command.add_argument("--ending", help="file ending of the new dataset (default: that of the first one)")
+    command.add_argument("--copy", action="store_true", help="copy images instead of linking them")
 
 
 def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -302,6 +336,16 @@ def _annotate(options: argparse.Namespace) -> int:
         single=options.single,
         force=options.force,
     )
+    return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from dataclasses import fields
+
+    from nnunet_mutual.datasets.merge import MergeOptions, merge
+
+    answers = {field.name: getattr(options, field.name) for field in fields(MergeOptions)}
+    merge(options.datasets, options.output, MergeOptions(**answers))
     return 0
 
 
