@@ -32,9 +32,10 @@ class RawDataset:
         labels: Mapping[str, Any] = LABELS,
         *,
         ending: str = ".nii.gz",
+        name: str = NAME,
     ) -> None:
         self.ending = ending
-        self.folder = root / "nnUNet_raw" / NAME
+        self.folder = root / "nnUNet_raw" / name
         self.drawn = drawn
         for name in ("imagesTr", "labelsTr"):
             (self.folder / name).mkdir(parents=True)
@@ -86,7 +87,7 @@ class RawDataset:
 
     def preprocessed(self, root: Path) -> Path:
         """Makes the folder in nnUNet_preprocessed with a copy of dataset.json, as planning does."""
-        folder = root / "nnUNet_preprocessed" / NAME
+        folder = root / "nnUNet_preprocessed" / self.folder.name
         folder.mkdir(parents=True)
         (folder / "dataset.json").write_text(self.json.read_text())
         return folder

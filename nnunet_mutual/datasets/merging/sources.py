@@ -134,11 +134,11 @@ def load_sources(datasets: Sequence[str], renames: Sequence[str]) -> list[MergeS
     for found in folders:
         assert found.raw is not None
         content = read_dataset_json(found.raw)
-        table = AnnotationTable.from_dataset_json(content)
+        table = _table(found.name, content)
         training, problems = training_cases(found.raw, content)
         keys = unlabelled_keys(found.raw, content["file_ending"])
-        if table.declared:
-            problems += listing_problems(set(table.cases), training, keys)
+        if table.declared and (wrong := listing_problems(set(table.cases), training, keys)):
+            raise MutualError(f"{found.name}, {wrong[0].place}: {wrong[0].text}")
         sources.append(
             MergeSource(
                 found.name,
@@ -180,6 +180,13 @@ def dataset_named(option: str, word: str, names: Sequence[str], short: Mapping[s
         f"{option} names {word!r}{meant(word, [*short.values(), *names])}, which is none of the datasets to merge: "
         f"{', '.join(names)}"
     )
+
+
+def _table(dataset: str, content: Mapping[str, Any]) -> AnnotationTable:
+    try:
+        return AnnotationTable.from_dataset_json(content)
+    except MutualError as error:
+        raise MutualError(f"{dataset}: {error}") from None
 
 
 def _short_names(names: Sequence[str]) -> list[str]:

@@ -99,7 +99,10 @@ def merged_dataset_json(
         "merged_from": {source.name: _about(source) for source in sources},
     }
     block |= _block_extras(sources, target)
-    AnnotationTable.from_dataset_json(frame | {BLOCK: block})  # a circle of contains is found before cases need it
+    try:
+        AnnotationTable.from_dataset_json(frame | {BLOCK: block})  # a circle is found before cases need the table
+    except MutualError as error:
+        raise MutualError(f"the tables and the options --contains do not fit together: {error}") from None
     patients = _patients(sources, cases, same=same_patients)
     for case in cases:
         own = _source_of(case, block, target)

@@ -116,10 +116,10 @@ def refuse_intensities(scans: Sequence[Scan], channels: Sequence[str], *, accept
                 if reason := _far(first, second, channel):
                     found.append(_difference(a, first, b, second, channel, reason))
             for short, values in by_source.items():
-                odd = [key for key, row in values.items() if _far(row, medians[short], channel)]
+                odd = [key for key, row in values.items() if _far(medians[short], row, channel)]
                 if odd:
                     row = values[odd[0]]
-                    reason = _far(row, medians[short], channel)
+                    reason = _far(medians[short], row, channel)
                     found.append(
                         _difference(f"{short} on the whole", medians[short], shorten(odd), row, channel, reason)
                     )
