@@ -215,6 +215,12 @@ def test_commands_run_together_and_are_printed(tmp_path: Path, capsys: pytest.Ca
     assert capsys.readouterr().out.count(f"$ {sys.executable} -c") == 2
 
 
+def test_output_is_shown_without_progress_bars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = r"import sys; sys.stdout.write('reading: 10%\rreading: 90%\rtable\nend\n')"
+    run_commands([Command([sys.executable, "-c", code], "log", shown=True)], tmp_path, dict(os.environ))
+    assert capsys.readouterr().out.endswith("\ntable\nend\n")
+
+
 def test_a_failing_command_shows_its_last_lines_and_stops_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

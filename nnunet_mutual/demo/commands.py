@@ -77,7 +77,7 @@ def run_commands(commands: Sequence[Command], logs: Path, environment: Mapping[s
         raise
     for command, _, log in running:
         if command.shown:
-            print(log.read_text(encoding="utf-8", errors="replace").rstrip())
+            print(_as_on_screen(log))
 
 
 def _start(command: Command, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -114,8 +114,14 @@ def _wait(running: Sequence[tuple[Command, subprocess.Popen[bytes], Path]]) -> N
                     _fail(command, process.returncode, log)
 
 
+def _as_on_screen(log: Path) -> str:
+    """Returns what a log looks like in a terminal at the end: progress bars are gone."""
+    lines = log.read_bytes().decode(errors="replace").split("\n")
+    return "\n".join(line.rsplit("\r", 1)[-1].rstrip() for line in lines).strip("\n")
+
+
 def _fail(command: Command, status: int, log: Path) -> NoReturn:
-    last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
+    last = _as_on_screen(log).splitlines()[-TAIL:]
     tqdm.write("\n".join(["", f"last lines of {log}:", *(f"  {line}" for line in last)]), file=sys.stderr)
     raise MutualError(
         f"{command.arguments[0]} ended with exit status {status}; its output is in {log}, and 'nnunet_mutual doctor' "

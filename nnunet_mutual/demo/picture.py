@@ -21,10 +21,10 @@ from nnunet_mutual.demo.phantoms import ENDING, SITES
 COLOURS = {
     "liver": "#D55E00",
     "spleen": "#CC79A7",
-    "right_kidney": "#F0E442",
+    "right_kidney": "#0072B2",
     "left_kidney": "#009E73",
     "aorta": "#56B4E9",
-    "spine": "#0072B2",
+    "spine": "#F0E442",
 }
 WINDOW = (-160.0, 240.0)  # Hounsfield units, the usual abdominal window
 OPACITY = 0.55
@@ -46,18 +46,18 @@ def draw_comparison(path: Path, *, images: Path, truth: Path, predictions: Mappi
     FigureCanvasAgg(figure)
     heights = [_extent(view)[1] / _extent(view)[0] for _, view in rows]
     axes = figure.subplots(len(rows), len(columns), squeeze=False, gridspec_kw={"height_ratios": heights})
+    for title, ax in zip(columns, axes[0], strict=True):
+        ax.set_title(title, fontsize=11)
     for line, (site, view) in zip(axes, rows, strict=True):
         key = sorted(file.name.removesuffix(ENDING) for file in truth.glob(f"{site.name}_*{ENDING}"))[0]
         image, full = _read(images / f"{key}_0000{ENDING}"), _read(truth / (key + ENDING))
         index = _telling_slice(full, view)
-        for ax, (title, folder) in zip(line, columns.items(), strict=True):
+        for ax, folder in zip(line, columns.values(), strict=True):
             labels = None if folder is None else _read(folder / (key + ENDING))
             ax.imshow(_pixels(image, labels, view, index), extent=(0, _extent(view)[0], 0, _extent(view)[1]))
             ax.set_xticks([])
             ax.set_yticks([])
             ax.spines[:].set_visible(False)
-            if line is axes[0]:
-                ax.set_title(title, fontsize=11)
         line[0].set_ylabel(f"{site.name}, {view}", fontsize=10)
     figure.legend(
         handles=[Patch(color=COLOURS[label], label=f"{label}  ({_annotator(label)})") for label in LABELS],

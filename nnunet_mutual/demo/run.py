@@ -28,6 +28,7 @@ NUMBER = "901"
 DATASET = f"Dataset{NUMBER}_TwoHospitals"
 CONFIGURATION = f"{SMALL}_demo"
 OURS, STOCK = "PartialTrainer", "nnUNetTrainerDemo"
+NAMES = {OURS: OURS, STOCK: "stock nnU-Net"}
 EXPORTED = "nnUNetPlans_Partial"
 STOCK_FOLDER = Path(__file__).resolve().parent / "stock"
 RESULTS = "demo_results.json"
@@ -52,10 +53,10 @@ class Scale:
 
     training: int = 10
     test: int = 3
-    epochs: int = 15
-    iterations: int = 20
-    initial_lr: float = 3e-3
-    patch_size: tuple[int, int, int] = (16, 48, 64)
+    epochs: int = 18
+    iterations: int = 40
+    initial_lr: float = 5e-3
+    patch_size: tuple[int, int, int] = (16, 40, 48)
     features: tuple[int, ...] = (8, 16, 32, 64)
     seed: int = 1
     expected: float = 0.8
@@ -215,7 +216,9 @@ class Demo:
             images=self.raw / "imagesTs",
             truth=self.truth,
             predictions={
-                f"nnU-Net, unlabelled = background\nmean Dice {scores[STOCK].overall:.2f}": self._predictions(STOCK),
+                f"stock nnU-Net: not drawn = background\nmean Dice {scores[STOCK].overall:.2f}": self._predictions(
+                    STOCK
+                ),
                 f"{OURS}\nmean Dice {scores[OURS].overall:.2f}": self._predictions(OURS),
             },
         )
@@ -241,11 +244,11 @@ class Demo:
         print("For your own data, with cases.csv saying which organs are annotated in which case:")
         print(f"  {EXPORT_COMMAND}")
         print("  nnunet_mutual annotate DATASET cases.csv")
-        mean = read_object(path / RESULTS)["dice"][OURS]["overall"]
-        if mean is None or mean < self.scale.expected:
+        mean = read_object(path / RESULTS)["dice"][OURS]["overall"] or 0.0
+        if mean < self.scale.expected:
             print(
-                f"\n{OURS} reached a mean Dice of {mean}, where at least {self.scale.expected} is expected: something "
-                "is wrong with this installation; see: nnunet_mutual doctor"
+                f"\n{OURS} reached a mean Dice of {mean:.2f}, where at least {self.scale.expected} is expected: "
+                "something is wrong with this installation; see: nnunet_mutual doctor"
             )
             return 1
         return 0
@@ -293,11 +296,12 @@ def _sharing_the_processor() -> dict[str, str]:
 def table(scores: Mapping[str, Evaluation]) -> str:
     """Returns the table of mean Dice, label by trainer."""
     annotated_by = {label: site.name for site in SITES for label in site.annotated}
-    lines = [f"  {'Dice, mean of test images':<28}{'annotated by':<16}" + "".join(f"{t:>20}" for t in scores)]
+    names = "".join(f"{NAMES[trainer]:>18}" for trainer in scores)
+    lines = [f"  {'mean Dice, test images':<26}{'annotated by':<14}{names}"]
     for label in LABELS:
-        values = "".join(f"{evaluation.mean[label]:>20.2f}" for evaluation in scores.values())
-        lines.append(f"  {label:<28}{annotated_by[label]:<16}{values}")
-    lines.append(f"  {'mean':<44}" + "".join(f"{evaluation.overall:>20.2f}" for evaluation in scores.values()))
+        values = "".join(f"{evaluation.mean[label]:>18.2f}" for evaluation in scores.values())
+        lines.append(f"  {label:<26}{annotated_by[label]:<14}{values}")
+    lines.append(f"  {'mean of the organs':<40}" + "".join(f"{entry.overall:>18.2f}" for entry in scores.values()))
     return "\n" + "\n".join(lines)
 
 
