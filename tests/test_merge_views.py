@@ -44,7 +44,7 @@ def drawings(draw: st.DrawFn) -> tuple[list[PlainView], list[str]]:
     return views, words
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=200)
 @given(drawings())
 def test_agrees_with_enumeration(case: tuple[list[PlainView], list[str]]) -> None:
     views, words = case
