@@ -17,8 +17,8 @@ import SimpleITK as sitk
 from merging import FLIPPED, LIVER, OUT, SPLEEN, Pair, block_of, regions, unlabelled, voxels
 
 from nnunet_mutual.cli import main
+from nnunet_mutual.datasets import new_dataset
 from nnunet_mutual.datasets.check import check
-from nnunet_mutual.datasets.merging import write
 
 LIVER_TABLE = {"c_1": {"source": "a"}, "c_2": {"source": "a"}}
 
@@ -283,7 +283,7 @@ def test_full_disk_leaves_nothing(
             raise OSError(28, "No space left on device")
         place.write_bytes(path.read_bytes())
 
-    monkeypatch.setattr(write, "_link", full)
+    monkeypatch.setattr(new_dataset, "link_or_copy", full)
     assert pair.merge() == 2
     assert "could not be written (No space left on device) and nothing was kept; free space" in capsys.readouterr().err
     assert len(calls) == 3 and pair.state() == before
@@ -306,13 +306,13 @@ def test_interrupt_at_the_last_step_leaves_nothing(pair: Pair, monkeypatch: pyte
 
 KILLED = """
 import os, signal
-from nnunet_mutual.datasets.merging import write
-link = write._link
+from nnunet_mutual.datasets import new_dataset
+link = new_dataset.link_or_copy
 def killed(path, place, *, copy):
     if place.name.startswith("Spleen_s_2"):
         os.kill(os.getpid(), signal.SIGKILL)
     link(path, place, copy=copy)
-write._link = killed
+new_dataset.link_or_copy = killed
 from nnunet_mutual.cli import main
 main(["merge", "11", "12", "Dataset111_Abdomen"])
 """

@@ -17,7 +17,7 @@ from nnunet_mutual.datasets.files import meant, natural, read_json, shorten
 from nnunet_mutual.datasets.images import inspect_case, reader_for
 from nnunet_mutual.datasets.locate import DatasetFolders, locate
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
-from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_keys
+from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.datasets.splits import splits_problems
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.datasets.tolerant import readable_table
@@ -64,10 +64,11 @@ def _examine(folders: DatasetFolders) -> _Result:
     files, found = training_cases(folders.raw, dataset_json)
     problems += _dataset_problems(dataset_json, table, len(files)) + found
     cases = {key: table.case(key) for key in files if not table.declared or key in table.cases}
+    unlabelled, found = unlabelled_cases(folders.raw, dataset_json, files)
+    problems += found
     if table.declared:
-        unlabelled = unlabelled_keys(folders.raw, dataset_json["file_ending"])
         listed = set(dataset_json[BLOCK].get("cases", ())) if isinstance(dataset_json[BLOCK], Mapping) else set()
-        problems += listing_problems(listed, files, unlabelled)
+        problems += listing_problems(listed, files, set(unlabelled))
     present = _read_voxels(files, cases, table, dataset_json, problems)
     ordered = list(cases.values())
     if whole:  # else labels would seem to be missing that only stand in wrong entries

@@ -40,7 +40,7 @@ def locate(dataset: str | int, *, need_raw: bool = False, need_preprocessed: boo
     roots = {variable: _root(variable) for variable in ("nnUNet_raw", "nnUNet_preprocessed")}
     for variable, needed in (("nnUNet_raw", need_raw), ("nnUNet_preprocessed", need_preprocessed)):
         if needed:
-            _require_root(variable)
+            require_root(variable)
     name = _name(str(dataset), [root for root in roots.values() if root is not None])
     folders = {variable: root / name if root and (root / name).is_dir() else None for variable, root in roots.items()}
     if need_raw and folders["nnUNet_raw"] is None:
@@ -65,12 +65,18 @@ def _root(variable: str) -> Path | None:
     return Path(value) if value and Path(value).is_dir() else None
 
 
-def _require_root(variable: str) -> None:
+def require_root(variable: str) -> Path:
+    """Returns the folder that nnUNet_raw or nnUNet_preprocessed names.
+
+    Raises:
+        MutualError: the variable is unset or names no folder.
+    """
     value = _value(variable)
     if not value:
         raise MutualError(f'{variable} is not set; set it as for nnU-Net: export {variable}="/path/to/{variable}"')
     if not Path(value).is_dir():
         raise MutualError(f'{variable} is "{value}", which is not a folder; create it or correct the variable')
+    return Path(value)
 
 
 def _name(dataset: str, roots: list[Path]) -> str:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.paths import nnUNet_raw
-from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 from tqdm import tqdm
 
 from nnunet_mutual.annotation import AnnotationTable
@@ -24,6 +21,7 @@ from nnunet_mutual.datasets.merging.sources import MergeSource, dataset_named, l
 from nnunet_mutual.datasets.merging.table import MergedCase, merged_cases, merged_dataset_json, view_of
 from nnunet_mutual.datasets.merging.views import View
 from nnunet_mutual.datasets.merging.write import CONTRADICTIONS, write_contradictions, write_dataset
+from nnunet_mutual.datasets.new_dataset import free_place
 from nnunet_mutual.errors import MutualError
 
 
@@ -69,7 +67,7 @@ def merge(datasets: Sequence[str], output: str, options: MergeOptions | None = N
     """
     options = options or MergeOptions()
     sources = load_sources(datasets, options.rename)
-    folder = _free_place(output)
+    folder = free_place(output)
     target = agree(sources, options.ending, reorient=options.reorient)
     traps.refuse_shared_patients(sources, options.patients)
     contains = decide_contains(sources, options.contains, options.no_contains, is_regions=target.is_regions)
@@ -99,25 +97,6 @@ def merge(datasets: Sequence[str], output: str, options: MergeOptions | None = N
     write_dataset(folder, dataset_json, cases, views, target, preferred, reader_of, contradictions, copy=options.copy)
     _report_path(folder).unlink(missing_ok=True)  # of an earlier attempt; the new one lies in the dataset
     _report(folder, table, cases, notes + similar_labels(sources) + traps.same_names(scans), contradictions)
-
-
-def _free_place(output: str) -> Path:
-    """Returns the folder of the new dataset.
-
-    Raises:
-        MutualError: not a dataset name, or its name or ID is in use.
-    """
-    if not re.fullmatch(r"Dataset\d{3}_[\w\-]+", output):
-        raise MutualError(
-            f"the last word names the new dataset and is {output!r}; nnU-Net expects a name such as Dataset111_Abdomen"
-        )
-    used = [str(name) for name in find_candidate_datasets(int(output[7:10]))]
-    if used:
-        raise MutualError(
-            f"the new dataset would be {output}, but the ID {output[7:10]} is already used by {' and '.join(used)} (in "
-            "nnUNet_raw, nnUNet_preprocessed or nnUNet_results); choose a free one, or remove what is there"
-        )
-    return Path(str(nnUNet_raw.get())) / output
 
 
 def _preferred(names: Sequence[str], sources: Sequence[MergeSource]) -> list[MergeSource]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,10 +68,35 @@ def training_cases(folder: Path, dataset_json: Mapping[str, Any]) -> tuple[dict[
     return ordered, problems + _similar_spellings(ordered)
 
 
-def unlabelled_keys(folder: Path, file_ending: str) -> set[str]:
-    """Returns the cases in imagesUn/, which have no label map and may be listed in the table."""
-    pattern = re.compile(rf"(.+)_\d{{4}}{re.escape(file_ending)}")
-    return {match[1] for name in _names(folder / "imagesUn") if (match := pattern.fullmatch(name))}
+def unlabelled_cases(
+    folder: Path, dataset_json: Mapping[str, Any], training: Iterable[str]
+) -> tuple[dict[str, CaseFiles], list[Problem]]:
+    """Lists the images in imagesUn/, which have no label map and may be listed in the table.
+
+    Args:
+        folder: the raw dataset.
+        dataset_json: its dataset.json.
+        training: the training cases, whose names must be others.
+
+    Returns:
+        The cases by key in natural order (``label`` names a file that does not exist), and problems of names.
+    """
+    images, problems = _images(folder / "imagesUn", dataset_json["file_ending"])
+    images_un = folder / "imagesUn"
+    cases = {
+        key: CaseFiles(key, images[key], images_un / (key + dataset_json["file_ending"]))
+        for key in sorted(images, key=natural)
+    }
+    problems += [
+        Problem(
+            ERROR,
+            f"imagesUn/{next(iter(cases[key].images.values())).name}",
+            f"the name {key} is in imagesTr too; remove it here if it is the same image, else rename it",
+        )
+        for key in cases
+        if key in set(training)
+    ]
+    return cases, problems
 
 
 def _declared_files(folder: Path, entries: Any) -> dict[str, CaseFiles]:
@@ -96,30 +121,8 @@ def _declared_files(folder: Path, entries: Any) -> dict[str, CaseFiles]:
 
 
 def _found_files(folder: Path, ending: str) -> tuple[dict[str, CaseFiles], list[Problem]]:
-    problems: list[Problem] = []
-    pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
-    images: dict[str, dict[int, Path]] = defaultdict(dict)
-    for name in _names(folder / "imagesTr"):
-        if match := pattern.fullmatch(name):
-            images[match[1]][int(match[2])] = folder / "imagesTr" / name
-        elif name.endswith(ending):
-            problems.append(
-                Problem(
-                    ERROR,
-                    f"imagesTr/{name}",
-                    f"no channel number; nnU-Net expects CASE_0000{ending} (0001 for the second channel), rename it",
-                )
-            )
-        elif not (
-            name.endswith(".json") and ending.startswith(".tif")
-        ):  # nnU-Net reads the spacing of tif files from there
-            problems.append(
-                Problem(WARNING, f"imagesTr/{name}", f"ignored by nnU-Net because it does not end in {ending}")
-            )
-    cases = {
-        key: CaseFiles(key, dict(sorted(found.items())), folder / "labelsTr" / (key + ending))
-        for key, found in images.items()
-    }
+    images, problems = _images(folder / "imagesTr", ending)
+    cases = {key: CaseFiles(key, found, folder / "labelsTr" / (key + ending)) for key, found in images.items()}
     labelled = {name[: -len(ending)]: name for name in _names(folder / "labelsTr") if name.endswith(ending)}
     for key in sorted(set(cases) - set(labelled), key=natural):
         likely = closest(key, set(labelled) - set(cases))
@@ -132,6 +135,23 @@ def _found_files(folder: Path, ending: str) -> tuple[dict[str, CaseFiles], list[
     for key in sorted(set(labelled) - set(cases), key=natural):
         problems.append(Problem(WARNING, f"labelsTr/{labelled[key]}", "has no image in imagesTr and is not used"))
     return cases, problems
+
+
+def _images(folder: Path, ending: str) -> tuple[dict[str, dict[int, Path]], list[Problem]]:
+    """Returns the images of each case by channel number, and files that nnU-Net would not read."""
+    problems = []
+    pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
+    images: dict[str, dict[int, Path]] = defaultdict(dict)
+    for name in _names(folder):
+        place = f"{folder.name}/{name}"
+        if match := pattern.fullmatch(name):
+            images[match[1]][int(match[2])] = folder / name
+        elif name.endswith(ending):
+            text = f"no channel number; nnU-Net expects CASE_0000{ending} (0001 for the second channel), rename it"
+            problems.append(Problem(ERROR, place, text))
+        elif not (name.endswith(".json") and ending.startswith(".tif")):  # nnU-Net reads the spacing of tif files there
+            problems.append(Problem(WARNING, place, f"ignored by nnU-Net because it does not end in {ending}"))
+    return {key: dict(sorted(found.items())) for key, found in images.items()}, problems
 
 
 def _similar_spellings(cases: Mapping[str, CaseFiles]) -> list[Problem]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from typing import Any
 
 from nnunet_mutual.annotation import AnnotationTable, Case
 from nnunet_mutual.datasets.check import listing_problems
-from nnunet_mutual.datasets.files import meant, natural, shorten
+from nnunet_mutual.datasets.files import meant, shorten
 from nnunet_mutual.datasets.locate import locate
 from nnunet_mutual.datasets.problems import Problem
-from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_keys
+from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.errors import MutualError
 
 BACKGROUND = "background"
@@ -136,8 +135,8 @@ def load_sources(datasets: Sequence[str], renames: Sequence[str]) -> list[MergeS
         content = read_dataset_json(found.raw)
         table = _table(found.name, content)
         training, problems = training_cases(found.raw, content)
-        keys = unlabelled_keys(found.raw, content["file_ending"])
-        if table.declared and (wrong := listing_problems(set(table.cases), training, keys)):
+        unlabelled, more = unlabelled_cases(found.raw, content, ())  # a copy of a labelled image is dropped later
+        if table.declared and (wrong := listing_problems(set(table.cases), training, set(unlabelled))):
             raise MutualError(f"{found.name}, {wrong[0].place}: {wrong[0].text}")
         sources.append(
             MergeSource(
@@ -148,8 +147,8 @@ def load_sources(datasets: Sequence[str], renames: Sequence[str]) -> list[MergeS
                 table,
                 _renamed(found.name, table, texts[found.name]),
                 training,
-                {key: _unlabelled(found.raw, key, content["file_ending"]) for key in sorted(keys, key=natural)},
-                tuple(problems),
+                unlabelled,
+                tuple(problems + more),
             )
         )
     return sources
@@ -195,13 +194,6 @@ def _short_names(names: Sequence[str]) -> list[str]:
     folded = [name.casefold() + "_" for name in short]
     clash = any(a.startswith(b) for i, a in enumerate(folded) for j, b in enumerate(folded) if i != j)
     return [name[7:] for name in names] if clash else short
-
-
-def _unlabelled(folder: Path, key: str, ending: str) -> CaseFiles:
-    pattern = re.compile(rf"{re.escape(key)}_(\d{{4}}){re.escape(ending)}")
-    found = sorted(path for path in (folder / "imagesUn").iterdir() if pattern.fullmatch(path.name))
-    images = {int(path.name[len(key) + 1 :][:4]): path for path in found}
-    return CaseFiles(key, images, folder / "imagesUn" / (key + ending))  # there is no label map of this name
 
 
 def _renamed(dataset: str, table: AnnotationTable, assignments: Iterable[str]) -> dict[str, str]:

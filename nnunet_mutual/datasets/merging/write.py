@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import os
-import shutil
-import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from tqdm import tqdm
 
@@ -24,9 +20,8 @@ from nnunet_mutual.datasets.merging.scan import Scan
 from nnunet_mutual.datasets.merging.sources import MergeSource
 from nnunet_mutual.datasets.merging.table import MergedCase
 from nnunet_mutual.datasets.merging.views import View
-from nnunet_mutual.errors import MutualError
+from nnunet_mutual.datasets.new_dataset import finish, not_written, place_images, temporary_folder
 
-_OWNER = "merge_in_progress"
 CASES = "merged_cases.csv"
 CONTRADICTIONS = "contradictions.csv"
 
@@ -59,26 +54,22 @@ def write_dataset(
     Raises:
         MutualError: the disk is full or not writable; nothing is left behind.
     """
-    with _temporary_folder(output) as folder:
+    with temporary_folder(output, "merge", "merging") as folder:
         try:
             for name in ("imagesTr", "labelsTr", *(["imagesUn"] if not all(case.labelled for case in cases) else [])):
                 (folder / name).mkdir()
             for case in tqdm(cases, desc="writing cases", unit="case", file=sys.stderr, leave=False):
-                _write_images(case, folder, target.ending, copy=copy)
+                images = folder / ("imagesTr" if case.labelled else "imagesUn")
+                place_images(case.group[0].files, images, case.key, target.ending, copy=copy)
                 if case.labelled:
                     _write_label(case, folder, views, target, preferred, reader_of)
             _write_case_list(folder / CASES, cases)
             if contradictions:
                 write_contradictions(folder / CONTRADICTIONS, contradictions)
             write_json(folder / "dataset.json", dataset_json)
-            (folder / _OWNER).unlink()
-            os.replace(folder, output)
+            finish(folder, output)
         except (OSError, RuntimeError) as error:  # SimpleITK reports a full disk as RuntimeError
-            lines = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
-            raise MutualError(
-                f"{output} could not be written ({lines[-1] if lines else type(error).__name__}) and nothing was kept; "
-                f"free space or get write permission for {output.parent}, then repeat"
-            ) from None
+            raise not_written(output, error) from None
 
 
 def write_contradictions(path: Path, contradictions: Sequence[Contradiction]) -> None:
@@ -120,72 +111,6 @@ def _write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _temporary_folder(output: Path) -> Iterator[Path]:
-    """Makes the temporary folder, removes what a killed merge left in its place, and leaves none behind."""
-    folder = output.with_name(f".{output.name}.merging")
-    if folder.exists():
-        _refuse_running(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-    try:
-        folder.mkdir()
-        (folder / _OWNER).write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
-    except OSError as error:
-        raise MutualError(
-            f"{folder} could not be made ({error.strerror or error}); get write permission for {output.parent}"
-        ) from None
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # after the rename it is no longer there
-
-
-def _refuse_running(folder: Path) -> None:
-    try:
-        host, text = (folder / _OWNER).read_text(encoding="utf-8").split()
-        number = int(text)
-    except (OSError, ValueError):
-        return  # not even begun, or finished but for the rename
-    if host == socket.gethostname() and os.name == "posix":
-        try:
-            os.kill(number, 0)
-        except ProcessLookupError:
-            return
-        except PermissionError:
-            pass  # alive, of another user
-        if number == os.getpid():
-            return
-    raise MutualError(
-        f"another merge (process {number} on {host}) is writing {folder}; wait for it, or remove that folder if it no "
-        "longer runs"
-    )
-
-
-def _write_images(case: MergedCase, folder: Path, ending: str, *, copy: bool) -> None:
-    first = case.group[0]
-    images = folder / ("imagesTr" if case.labelled else "imagesUn")
-    for number, path in first.files.images.items():
-        place = images / f"{case.key}_{number:04d}{ending}"
-        if path.name.endswith(ending):
-            _link(path, place, copy=copy)
-        else:
-            sitk.WriteImage(sitk.ReadImage(str(path)), str(place), useCompression=True)
-    sidecar = next(iter(first.files.images.values())).with_name(f"{first.key}.json")
-    if ending.startswith(".tif") and sidecar.is_file():  # nnU-Net reads the spacing of tif files from there
-        _link(sidecar, images / f"{case.key}.json", copy=copy)
-
-
-def _link(path: Path, place: Path, *, copy: bool) -> None:
-    """Hard link (survives a move of the source dataset), else symbolic link, else copy."""
-    path = path.resolve()
-    if not copy:
-        for link in (os.link, os.symlink):
-            with contextlib.suppress(OSError, NotImplementedError):
-                link(path, place)
-                return
-    shutil.copyfile(path, place)
 
 
 def _write_label(
