@@ -92,7 +92,7 @@ def partial_softmax_loss(
     drawn = torch.zeros_like(log_p).scatter_(1, labels, 1)[:, 1:]
     p = log_p[:, 1:].exp()
     if valid is not None:
-        drawn, p = drawn * valid, p * valid
+        p = p * valid  # ignored voxels are drawn as background by now
     intersection = (drawn * log_set.exp()[:, None]).sum(2)
     # q_b at voxels drawn as b is the probability of the whole set, elsewhere of b alone.
     predicted = p.sum(2) - (p * drawn).sum(2) + intersection
