@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from nnunet_mutual import __version__
+from nnunet_mutual import __version__, cli_datasets
 from nnunet_mutual.errors import MutualError
 
 EXIT_PROBLEM = 1
@@ -95,7 +95,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:
         return command
 
     _add_plugin_commands(add)
-    _add_dataset_commands(add)
+    cli_datasets.add_commands(add)
     _add_model_commands(add)
     return parser, list(commands.choices)
 
@@ -134,95 +134,6 @@ def _add_plugin_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--json", action="store_true", help="print JSON instead of lines")
 
 
-def _add_dataset_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    command = add(
-        "annotate",
-        _annotate,
-        "declare which labels are annotated in which case",
-        "Writes the annotation table into dataset.json of a raw nnU-Net dataset, from a CSV or JSON file that lists\n"
-        "the annotated labels of every training case. A label that is not listed for a case counts as unknown there,\n"
-        "not as absent. CSV: a column 'case' and one column per label (yes/no), or one column 'labels' (a;b); columns\n"
-        "'source' and 'patient' may follow. JSON: {case: [label, ...]}.",
-        "nnunet_mutual annotate Dataset111_Abdomen cases.csv --contains liver=liver_tumour --single liver",
-    )
-    _add_dataset(command)
-    command.add_argument("table", metavar="TABLE", help="CSV or JSON file: case -> annotated labels")
-    command.add_argument("--source", metavar="NAME", help="name of the one source of all cases")
-    command.add_argument(
-        "--contains",
-        metavar="[SOURCE:]LABEL=INNER[,INNER]",
-        action="append",
-        default=[],
-        help="where LABEL is annotated, INNER was drawn as part of it (repeatable)",
-    )
-    command.add_argument(
-        "--may-overlap",
-        metavar="LABEL,LABEL",
-        action="append",
-        default=[],
-        help="two labels that may cover the same voxel (repeatable)",
-    )
-    command.add_argument(
-        "--single", metavar="LABEL", action="append", default=[], help="an organ that is one piece (repeatable)"
-    )
-    command.add_argument("--force", action="store_true", help="replace an annotation table that is already there")
-
-    _add_merge(add)
-
-    command = add(
-        "check",
-        _check,
-        "show who annotated what, and find problems before a training does",
-        "Prints the coverage matrix (label x source: cases annotated, cases in which the label is present) and every\n"
-        "problem of the dataset. Exit status 0: fine, 2: problems.",
-        "nnunet_mutual check Dataset111_Abdomen",
-    )
-    _add_dataset(command)
-    command.add_argument("--json", action="store_true", help="print JSON instead of the matrix")
-
-    command = add(
-        "sync",
-        _sync,
-        "copy the annotation table of the raw dataset to the preprocessed one",
-        "nnU-Net copies dataset.json only when it plans. After a later change of the annotation table this command\n"
-        "brings the preprocessed copy up to date; images and plans are not touched.",
-        "nnunet_mutual sync Dataset111_Abdomen",
-    )
-    _add_dataset(command)
-
-
-def _add_merge(add: Callable[..., argparse.ArgumentParser]) -> None:
-    command = add(
-        "merge",
-        _merge,
-        "make one dataset of several that label different structures",
-        "Makes a new dataset in nnUNet_raw: labels are united by name, images linked, label maps renumbered, and the\n"
-        "annotation table says which dataset drew what. An image that is in two datasets becomes one case. Everything\n"
-        "is verified first; what cannot be decided from the files stops the merge and names the option that decides.",
-        "nnunet_mutual merge Dataset011_Liver Dataset012_Spleen Dataset111_Abdomen --rename Spleen:Milz=spleen",
-    )
-    command.add_argument("datasets", metavar="SRC", nargs="+", help="datasets to merge, name or number")
-    command.add_argument("output", metavar="OUT", help="name of the new dataset, such as Dataset111_Abdomen")
-
-    def repeatable(option: str, metavar: str, text: str) -> None:
-        command.add_argument(option, metavar=metavar, action="append", default=[], help=text + " (repeatable)")
-
-    repeatable("--rename", "SRC:OLD=NEW", "name that a label of a dataset gets in the new one")
-    repeatable("--contains", "SRC:LABEL=INNER", "LABEL was drawn with INNER as part of it in this dataset")
-    repeatable("--no-contains", "SRC:LABEL=INNER", "INNER was left out of LABEL")
-    repeatable("--prefer", "SRC", "whose drawing counts where two of the same image contradict each other")
-    command.add_argument(
-        "--patients", choices=("same", "separate"), help="patient names in two datasets: the same person or not"
-    )
-    command.add_argument(
-        "--reorient", action="store_true", help="let nnU-Net turn all images into one orientation when it reads them"
-    )
-    command.add_argument("--accept-intensities", action="store_true", help="intensities far apart are right")
-    command.add_argument("--accept-empty", action="store_true", help="empty label maps: the structures are absent")
-    command.add_argument("--ending", help="file ending of the new dataset (default: that of the first one)")
-    command.add_argument("--copy", action="store_true", help="copy images instead of linking them")
-
-
 def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add(
         "plan",
@@ -254,7 +165,7 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "package, and prints the command to predict with.",
         "nnunet_mutual export 111 3d_fullres -tr PartialTrainer -f 0 1 2 3 4",
     )
-    _add_dataset(command)
+    cli_datasets.add_dataset(command)
     command.add_argument("configuration", metavar="CONFIGURATION", help="configuration of the training")
     command.add_argument("-tr", dest="trainer", metavar="TRAINER", required=True, help="trainer of the training")
     command.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier (%(default)s)")
@@ -274,10 +185,6 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     command.add_argument("--folder", help="where to work (default: a temporary folder)")
     command.add_argument("--keep", action="store_true", help="keep datasets and models afterwards")
-
-
-def _add_dataset(command: argparse.ArgumentParser) -> None:
-    command.add_argument("dataset", metavar="DATASET", help="dataset name or number, as in nnU-Net's commands")
 
 
 def _unknown(word: str, commands: Sequence[str]) -> str:
@@ -322,44 +229,6 @@ def _doctor(options: argparse.Namespace) -> int:
     from nnunet_mutual.doctor import doctor
 
     return doctor(as_json=options.json)
-
-
-def _annotate(options: argparse.Namespace) -> int:
-    from nnunet_mutual.datasets.annotate import annotate
-
-    annotate(
-        options.dataset,
-        options.table,
-        source=options.source,
-        contains=options.contains,
-        may_overlap=options.may_overlap,
-        single=options.single,
-        force=options.force,
-    )
-    return 0
-
-
-def _merge(options: argparse.Namespace) -> int:
-    from dataclasses import fields
-
-    from nnunet_mutual.datasets.merge import MergeOptions, merge
-
-    answers = {field.name: getattr(options, field.name) for field in fields(MergeOptions)}
-    merge(options.datasets, options.output, MergeOptions(**answers))
-    return 0
-
-
-def _check(options: argparse.Namespace) -> int:
-    from nnunet_mutual.datasets.check import check
-
-    return check(options.dataset, as_json=options.json)
-
-
-def _sync(options: argparse.Namespace) -> int:
-    from nnunet_mutual.datasets.sync import sync
-
-    sync(options.dataset)
-    return 0
 
 
 def _plan(options: argparse.Namespace) -> int:

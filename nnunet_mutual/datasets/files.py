@@ -1,13 +1,14 @@
-"""JSON files that are never half-written, and suggestions for misspelt names."""
+"""JSON and CSV files that are never half-written, and suggestions for misspelt names."""
 
 from __future__ import annotations
 
+import csv
 import difflib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,21 @@ def write_json(path: Path, content: Any) -> None:
             f"{path} could not be written ({error.strerror or error}) and is unchanged; free space or get write "
             "permission, then repeat"
         ) from None
+
+
+def write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+    """Writes a CSV file under a temporary name, then renames it.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as stream:
+            csv.writer(stream).writerows(rows)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def keep_backup(path: Path) -> Path:

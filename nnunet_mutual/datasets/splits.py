@@ -151,15 +151,20 @@ def fold_problems(
     return problems
 
 
-def _units(table: AnnotationTable, keys: Sequence[str]) -> list[_Unit]:
+def by_patient(table: AnnotationTable, keys: Iterable[str]) -> list[tuple[str, ...]]:
+    """Groups cases that must stay together: all of a patient; a case without patient is alone."""
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for key in keys:
         patient = table.case(key).patient
         groups[("case", key) if patient is None else ("patient", patient)].append(key)
+    return [tuple(cases) for cases in groups.values()]
+
+
+def _units(table: AnnotationTable, keys: Sequence[str]) -> list[_Unit]:
     units = []
-    for cases in groups.values():
+    for cases in by_patient(table, keys):
         sets = tuple(table.case(key).annotated for key in cases)
-        units.append(_Unit(tuple(cases), frozenset().union(*sets), sets))
+        units.append(_Unit(cases, frozenset().union(*sets), sets))
     return units
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from tqdm import tqdm
 
-from nnunet_mutual.datasets.files import write_json
+from nnunet_mutual.datasets.files import write_csv, write_json
 from nnunet_mutual.datasets.merging.agreement import Target
 from nnunet_mutual.datasets.merging.identical import Contradiction, combine
 from nnunet_mutual.datasets.merging.scan import Scan
@@ -91,7 +89,7 @@ def write_contradictions(path: Path, contradictions: Sequence[Contradiction]) ->
         ]
         for found in contradictions
     ]
-    _write_csv(path, [header, *rows])
+    write_csv(path, [header, *rows])
 
 
 def _write_case_list(path: Path, cases: Sequence[MergedCase]) -> None:
@@ -100,17 +98,7 @@ def _write_case_list(path: Path, cases: Sequence[MergedCase]) -> None:
         for scan in (*case.group, *case.dropped):
             use = "dropped, same image" if scan in case.dropped else ("labelled" if case.labelled else "unlabelled")
             rows.append([case.key, scan.source.name, scan.key, use])
-    _write_csv(path, rows)
-
-
-def _write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as stream:
-            csv.writer(stream).writerows(rows)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_csv(path, rows)
 
 
 def _write_label(

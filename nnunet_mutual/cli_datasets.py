@@ -1,0 +1,186 @@
+"""The sub-commands of ``nnunet_mutual`` about datasets; nothing heavy is imported before a handler runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+
+def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds the sub-commands.
+
+    Args:
+        add: makes a sub-command of (name, handler, summary, description, example).
+    """
+    command = add(
+        "annotate",
+        _annotate,
+        "declare which labels are annotated in which case",
+        "Writes the annotation table into dataset.json of a raw nnU-Net dataset, from a CSV or JSON file that lists\n"
+        "the annotated labels of every training case. A label that is not listed for a case counts as unknown there,\n"
+        "not as absent. CSV: a column 'case' and one column per label (yes/no), or one column 'labels' (a;b); columns\n"
+        "'source' and 'patient' may follow. JSON: {case: [label, ...]}.",
+        "nnunet_mutual annotate Dataset111_Abdomen cases.csv --contains liver=liver_tumour --single liver",
+    )
+    add_dataset(command)
+    command.add_argument("table", metavar="TABLE", help="CSV or JSON file: case -> annotated labels")
+    command.add_argument("--source", metavar="NAME", help="name of the one source of all cases")
+    command.add_argument(
+        "--contains",
+        metavar="[SOURCE:]LABEL=INNER[,INNER]",
+        action="append",
+        default=[],
+        help="where LABEL is annotated, INNER was drawn as part of it (repeatable)",
+    )
+    command.add_argument(
+        "--may-overlap",
+        metavar="LABEL,LABEL",
+        action="append",
+        default=[],
+        help="two labels that may cover the same voxel (repeatable)",
+    )
+    command.add_argument(
+        "--single", metavar="LABEL", action="append", default=[], help="an organ that is one piece (repeatable)"
+    )
+    command.add_argument("--force", action="store_true", help="replace an annotation table that is already there")
+
+    _add_merge(add)
+    _add_simulate(add)
+
+    command = add(
+        "check",
+        _check,
+        "show who annotated what, and find problems before a training does",
+        "Prints the coverage matrix (label x source: cases annotated, cases in which the label is present) and every\n"
+        "problem of the dataset. Exit status 0: fine, 2: problems.",
+        "nnunet_mutual check Dataset111_Abdomen",
+    )
+    add_dataset(command)
+    command.add_argument("--json", action="store_true", help="print JSON instead of the matrix")
+
+    command = add(
+        "sync",
+        _sync,
+        "copy the annotation table of the raw dataset to the preprocessed one",
+        "nnU-Net copies dataset.json only when it plans. After a later change of the annotation table this command\n"
+        "brings the preprocessed copy up to date; images and plans are not touched.",
+        "nnunet_mutual sync Dataset111_Abdomen",
+    )
+    add_dataset(command)
+
+
+def _add_merge(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "merge",
+        _merge,
+        "make one dataset of several that label different structures",
+        "Makes a new dataset in nnUNet_raw: labels are united by name, images linked, label maps renumbered, and the\n"
+        "annotation table says which dataset drew what. An image that is in two datasets becomes one case. Everything\n"
+        "is verified first; what cannot be decided from the files stops the merge and names the option that decides.",
+        "nnunet_mutual merge Dataset011_Liver Dataset012_Spleen Dataset111_Abdomen --rename Spleen:Milz=spleen",
+    )
+    command.add_argument("datasets", metavar="SRC", nargs="+", help="datasets to merge, name or number")
+    command.add_argument("output", metavar="OUT", help="name of the new dataset, such as Dataset111_Abdomen")
+
+    def repeatable(option: str, metavar: str, text: str) -> None:
+        command.add_argument(option, metavar=metavar, action="append", default=[], help=text + " (repeatable)")
+
+    repeatable("--rename", "SRC:OLD=NEW", "name that a label of a dataset gets in the new one")
+    repeatable("--contains", "SRC:LABEL=INNER", "LABEL was drawn with INNER as part of it in this dataset")
+    repeatable("--no-contains", "SRC:LABEL=INNER", "INNER was left out of LABEL")
+    repeatable("--prefer", "SRC", "whose drawing counts where two of the same image contradict each other")
+    command.add_argument(
+        "--patients", choices=("same", "separate"), help="patient names in two datasets: the same person or not"
+    )
+    command.add_argument(
+        "--reorient", action="store_true", help="let nnU-Net turn all images into one orientation when it reads them"
+    )
+    command.add_argument("--accept-intensities", action="store_true", help="intensities far apart are right")
+    command.add_argument("--accept-empty", action="store_true", help="empty label maps: the structures are absent")
+    command.add_argument("--ending", help="file ending of the new dataset (default: that of the first one)")
+    command.add_argument("--copy", action="store_true", help="copy images instead of linking them")
+
+
+def _add_simulate(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "simulate",
+        _simulate,
+        "make a dataset that lacks labels, label maps or channels, to test a method",
+        "Makes a new dataset in nnUNet_raw from a labelled one: sites that draw only some labels, cases without label\n"
+        "map (imagesUn), cases that lack a channel. Patients stay together, the draws are seeded, and the full truth\n"
+        "is kept in the folder 'truth', which no training reads.",
+        "nnunet_mutual simulate Dataset111_Abdomen Dataset112_TwoSites --keep A:liver --keep B:spleen,kidney",
+    )
+    command.add_argument("dataset", metavar="SRC", help="labelled dataset, name or number")
+    command.add_argument("output", metavar="OUT", help="name of the new dataset, such as Dataset112_TwoSites")
+    command.add_argument(
+        "--keep",
+        metavar="SITE:LABEL[,LABEL]",
+        action="append",
+        default=[],
+        help="labels that a site draws; cases are divided among the sites (repeatable)",
+    )
+    command.add_argument("--labelled", metavar="NUMBER", type=int, help="cases that keep a label map (default: all)")
+    command.add_argument("--test", metavar="NUMBER", type=int, default=0, help="cases set aside in imagesTs")
+    command.add_argument(
+        "--missing",
+        metavar="CHANNEL=SHARE",
+        action="append",
+        default=[],
+        help="share of the cases that lacks this channel (repeatable)",
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the draws (%(default)s)")
+    command.add_argument("--copy", action="store_true", help="copy images instead of linking them")
+
+
+def add_dataset(command: argparse.ArgumentParser) -> None:
+    """Adds the argument that names a dataset."""
+    command.add_argument("dataset", metavar="DATASET", help="dataset name or number, as in nnU-Net's commands")
+
+
+def _annotate(options: argparse.Namespace) -> int:
+    from nnunet_mutual.datasets.annotate import annotate
+
+    annotate(
+        options.dataset,
+        options.table,
+        source=options.source,
+        contains=options.contains,
+        may_overlap=options.may_overlap,
+        single=options.single,
+        force=options.force,
+    )
+    return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from dataclasses import fields
+
+    from nnunet_mutual.datasets.merge import MergeOptions, merge
+
+    answers = {field.name: getattr(options, field.name) for field in fields(MergeOptions)}
+    merge(options.datasets, options.output, MergeOptions(**answers))
+    return 0
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from dataclasses import fields
+
+    from nnunet_mutual.datasets.simulate import SimulateOptions, simulate
+
+    answers = {field.name: getattr(options, field.name) for field in fields(SimulateOptions)}
+    simulate(options.dataset, options.output, SimulateOptions(**answers))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from nnunet_mutual.datasets.check import check
+
+    return check(options.dataset, as_json=options.json)
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from nnunet_mutual.datasets.sync import sync
+
+    sync(options.dataset)
+    return 0
