@@ -6,12 +6,12 @@ schema is strict, because a misspelt key that is silently ignored would train a 
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nnunet_mutual.datasets.files import meant
 from nnunet_mutual.errors import MutualError
 
 BLOCK = "mutual"
@@ -166,17 +166,11 @@ def table_fingerprint(dataset_json: Mapping[str, Any]) -> str:
     return json.dumps(dataset_json[BLOCK], sort_keys=True) if BLOCK in dataset_json else ""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns ' (did you mean ...?)' for the closest known name, or ''."""
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def _known_keys(entry: Mapping[str, Any], known: tuple[str, ...], place: str) -> None:
     for key in entry:
         if key not in known:
             raise MutualError(
-                f"unknown key {key!r} in {place} of dataset.json{did_you_mean(key, known)}; known: {', '.join(known)}"
+                f"unknown key {key!r} in {place} of dataset.json{meant(key, known)}; known: {', '.join(known)}"
             )
 
 
@@ -194,8 +188,7 @@ def _names(value: Any, known: Iterable[str], place: str, what: str) -> frozenset
     for name in value:
         if name not in known:
             raise MutualError(
-                f"unknown {what} {name!r} in {place} of dataset.json{did_you_mean(name, known)}; "
-                f"known: {', '.join(known)}"
+                f"unknown {what} {name!r} in {place} of dataset.json{meant(name, known)}; known: {', '.join(known)}"
             )
     if len(set(value)) != len(value):
         raise MutualError(f"{place} of dataset.json lists a {what} twice: {value}; keep one")
@@ -258,7 +251,7 @@ def _case(
     source = entry.get("source")
     if not isinstance(source, str) or source not in sources:
         raise MutualError(
-            f"{place} of dataset.json has the source {source!r}{did_you_mean(str(source), sources)}; "
+            f"{place} of dataset.json has the source {source!r}{meant(str(source), sources)}; "
             f"declared sources: {', '.join(sources)}"
         )
     patient = entry.get("patient")

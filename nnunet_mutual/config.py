@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from nnunet_mutual.annotation import BLOCK, did_you_mean
+from nnunet_mutual.annotation import BLOCK
+from nnunet_mutual.datasets.files import meant
 from nnunet_mutual.errors import MutualError
 
 S = TypeVar("S", bound="Settings")
@@ -83,7 +84,7 @@ def merged_block(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]
         if name not in plans["configurations"]:
             known = tuple(plans["configurations"])
             raise MutualError(
-                f"the plans file has no configuration {name!r}{did_you_mean(name, known)}; it has: {', '.join(known)}"
+                f"the plans file has no configuration {name!r}{meant(name, known)}; it has: {', '.join(known)}"
             )
         seen.append(name)
         entry = plans["configurations"][name]
@@ -139,8 +140,7 @@ def _read(cls: type[Any], block: Mapping[str, Any], place: str) -> Any:
     for key in block:
         if key not in known:
             raise MutualError(
-                f'unknown setting "{key}" in "{place}" of the plans file{did_you_mean(key, known)}; '
-                f"known: {', '.join(known)}"
+                f'unknown setting "{key}" in "{place}" of the plans file{meant(key, known)}; known: {", ".join(known)}'
             )
     return cls(**{key: _value(hints[key], value, f"{place}.{key}") for key, value in block.items()})
 

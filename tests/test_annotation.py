@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_mutual.annotation import AnnotationTable, Case, did_you_mean, table_fingerprint
+from nnunet_mutual.annotation import AnnotationTable, Case, table_fingerprint
 from nnunet_mutual.errors import MutualError
 
 EXAMPLE: dict[str, Any] = {
@@ -280,11 +280,6 @@ def test_unknown_keys_are_errors_whatever_they_are(key: str) -> None:
         place[key] = []
         with pytest.raises(MutualError, match="unknown key"):
             parsed(content)
-
-
-def test_did_you_mean() -> None:
-    assert did_you_mean("livr", ["spleen", "liver"]) == " (did you mean 'liver'?)"
-    assert did_you_mean("xyz", ["spleen", "liver"]) == ""
 
 
 def test_the_fingerprint_sees_content_not_order() -> None:
