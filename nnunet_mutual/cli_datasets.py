@@ -58,6 +58,8 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     add_dataset(command)
     command.add_argument("--json", action="store_true", help="print JSON instead of the matrix")
 
+    _add_preprocessing(add)
+
     command = add(
         "sync",
         _sync,
@@ -133,6 +135,39 @@ def _add_simulate(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--copy", action="store_true", help="copy images instead of linking them")
 
 
+def _add_preprocessing(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "plan_and_preprocess",
+        _plan_and_preprocess,
+        "nnU-Net's planning and preprocessing, then unlabelled images and folds",
+        "Runs nnU-Net's fingerprint, planning and preprocessing with its own defaults, preprocesses the images in\n"
+        "imagesUn into a folder of their own, and prints the folds (an existing splits_final.json is kept).",
+        "nnunet_mutual plan_and_preprocess -d 111 -c 3d_fullres",
+    )
+    command.add_argument("-d", dest="dataset", metavar="DATASET", required=True, help="dataset name or number")
+    command.add_argument("-c", dest="configurations", metavar="CONFIGURATION", nargs="+", help="default: as in nnU-Net")
+    command.add_argument(
+        "-np", dest="processes", metavar="NUMBER", type=int, nargs="+", help="processes, one number or one for each -c"
+    )
+    command.add_argument("-pl", dest="planner", default="ExperimentPlanner", help="planner (%(default)s)")
+    command.add_argument("--clean", action="store_true", help="compute the dataset's fingerprint anew")
+
+    command = add(
+        "preprocess_unlabelled",
+        _preprocess_unlabelled,
+        "preprocess the images in imagesUn, only what is new or has changed",
+        "Brings the preprocessed unlabelled images up to date with imagesUn and the plans; labelled cases are not\n"
+        "touched. An interrupted run goes on where it stopped.",
+        "nnunet_mutual preprocess_unlabelled -d 111 -c 3d_fullres",
+    )
+    command.add_argument("-d", dest="dataset", metavar="DATASET", required=True, help="dataset name or number")
+    command.add_argument(
+        "-c", dest="configurations", metavar="CONFIGURATION", nargs="+", help="default: all that are preprocessed"
+    )
+    command.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier (%(default)s)")
+    command.add_argument("-np", dest="processes", metavar="NUMBER", type=int, help="processes at most")
+
+
 def add_dataset(command: argparse.ArgumentParser) -> None:
     """Adds the argument that names a dataset."""
     command.add_argument("dataset", metavar="DATASET", help="dataset name or number, as in nnU-Net's commands")
@@ -183,4 +218,26 @@ def _sync(options: argparse.Namespace) -> int:
     from nnunet_mutual.datasets.sync import sync
 
     sync(options.dataset)
+    return 0
+
+
+def _plan_and_preprocess(options: argparse.Namespace) -> int:
+    from nnunet_mutual.plan_and_preprocess import DEFAULT_CONFIGURATIONS, plan_and_preprocess
+
+    plan_and_preprocess(
+        options.dataset,
+        configurations=options.configurations or DEFAULT_CONFIGURATIONS,
+        processes=options.processes,
+        planner=options.planner,
+        clean=options.clean,
+    )
+    return 0
+
+
+def _preprocess_unlabelled(options: argparse.Namespace) -> int:
+    from nnunet_mutual.preprocessing import preprocess_unlabelled
+
+    preprocess_unlabelled(
+        options.dataset, configurations=options.configurations, plans=options.plans, processes=options.processes
+    )
     return 0

@@ -34,10 +34,7 @@ def plan(dataset: str, *, configuration: str, plans: str, name: str, settings: S
     """
     folders = locate(dataset, need_preprocessed=True)
     assert folders.preprocessed is not None
-    path = Path(folders.preprocessed) / f"{plans}.json"
-    if not path.exists():
-        there = sorted(file.stem for file in path.parent.glob("*Plans*.json"))
-        raise MutualError(f"{path} does not exist; plans of {folders.name}: {', '.join(there) or 'none, plan first'}")
+    path = plans_file(folders.preprocessed, plans)
     if not re.fullmatch(r"[A-Za-z0-9-]+", name):
         raise MutualError(f"--name {name!r} must consist of letters, digits and '-': it becomes part of a folder name")
     content = read_object(path)
@@ -55,6 +52,25 @@ def plan(dataset: str, *, configuration: str, plans: str, name: str, settings: S
     write_json(path, content)
     print(f"{path.name}: {new} = {configuration} with {json.dumps(entry[BLOCK])}; for {', '.join(trainers)}")
     print(f"Next: nnUNetv2_train {folders.number} {new} 0 -p {plans} -tr {trainers[0]}")
+
+
+def plans_file(preprocessed: Path, plans: str) -> Path:
+    """Returns the path of an existing plans file.
+
+    Args:
+        preprocessed: folder of the dataset in nnUNet_preprocessed.
+        plans: name without .json.
+
+    Raises:
+        MutualError: there is none of this name; the others are listed.
+    """
+    path = preprocessed / f"{plans}.json"
+    if not path.exists():
+        there = sorted(file.stem for file in path.parent.glob("*Plans*.json"))
+        raise MutualError(
+            f"{path} does not exist; plans of {preprocessed.name}: {', '.join(there) or 'none, plan first'}"
+        )
+    return path
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:

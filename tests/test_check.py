@@ -52,7 +52,7 @@ def test_printed_matrix_and_next_command(raw: RawDataset, capsys: pytest.Capture
     assert ["cases", "2", "3", "5"] in rows
     assert ["liver", "2/2", "1/1", "3/3"] in rows
     assert ["kidney", "-", "3/2", "3/2"] in rows
-    assert ["No", "errors.", "Next:", "nnUNetv2_plan_and_preprocess", "-d", "777", "-c", "3d_fullres"] in rows
+    assert ["No", "errors.", "Next:", "nnunet_mutual", "plan_and_preprocess", "-d", "777", "-c", "3d_fullres"] in rows
 
 
 def test_dataset_without_a_block(raw: RawDataset, capsys: pytest.CaptureFixture[str]) -> None:

@@ -243,7 +243,7 @@ def _print(folders: DatasetFolders, result: _Result, failed: bool) -> None:
     if failed:
         print(f"Correct the errors, then repeat  nnunet_mutual check {folders.name}")
     elif folders.preprocessed is None:
-        print(f"No errors. Next:  nnUNetv2_plan_and_preprocess -d {folders.number} -c 3d_fullres")
+        print(f"No errors. Next:  nnunet_mutual plan_and_preprocess -d {folders.number} -c 3d_fullres")
     else:
         print(f"No errors. Next:  nnUNetv2_train {folders.number} 3d_fullres 0 -tr PartialTrainer")
 

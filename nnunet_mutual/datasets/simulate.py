@@ -237,10 +237,11 @@ def _report(place: Path, original: Original, table: AnnotationTable, cases: Sequ
     lacking = {channel: sum(channel in case.missing for case in cases) for channel in table.channels}
     if any(lacking.values()):
         text = ", ".join(f"{channel} in {n}" for channel, n in lacking.items() if n)
+        total = number["labelled"] + number["unlabelled"]
         print(
-            f"Channels missing: {text} of {number['labelled'] + number['unlabelled']} cases. Their files hold zeros, "
-            "so that stock\nnnU-Net trains, but as if zeros were tissue; methods for missing channels look into the table."
+            f"Channels missing: {text} of {total} cases. Their files hold zeros, so that stock nnU-Net trains, but as"
         )
+        print("if zeros were tissue; methods for missing channels look into the table.")
     print(f"Who lacks what: {place / CASES}\nThe full truth, which no training reads: {place / TRUTH}")
     print("Predictions of any of these cases are compared with it by")
     print(

@@ -16,6 +16,7 @@ from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
 from nnunet_mutual.errors import MutualError
 
 Split = dict[str, list[str]]
+_PARTS = ("train", "val")
 _TRIES = 30
 
 
@@ -60,7 +61,7 @@ def stratified_splits(
     _require_enough(len(keys), units, n_folds)
     if all(len(unit.cases) == 1 for unit in units) and len({unit.sets for unit in units}) == 1:
         return [
-            {part: [str(key) for key in split[part]] for part in ("train", "val")}
+            {part: [str(key) for key in split[part]] for part in _PARTS}
             for split in generate_crossval_split(keys, seed, n_folds)
         ]
     carriers = Counter(label for unit in units for label in unit.labels)
@@ -74,17 +75,27 @@ def stratified_splits(
     return _as_splits(min(attempts, key=lambda folds: _cost(folds, movable)), units, table)
 
 
-def describe_splits(splits: Sequence[Split], table: AnnotationTable) -> str:
-    """Returns a table of annotated cases, 'training/validation', with labels in rows and folds in columns."""
+def describe_splits(
+    splits: Sequence[Split], table: AnnotationTable, more: Mapping[str, Sequence[object]] | None = None
+) -> str:
+    """Returns a table of annotated cases, 'training/validation', with labels in rows and folds in columns.
+
+    Args:
+        splits: the folds.
+        table: the annotation table.
+        more: further rows: a name and one entry per fold.
+    """
 
     def count(fold: Split, label: str | None) -> str:
-        numbers = (
-            sum(label is None or label in table.case(key).annotated for key in fold[part]) for part in ("train", "val")
-        )
+        numbers = (sum(label is None or label in table.case(key).annotated for key in fold[part]) for part in _PARTS)
         return "/".join(map(str, numbers))
 
     rows = [["label", *(f"fold {number}" for number in range(len(splits)))]]
     rows.append(["cases", *(count(fold, None) for fold in splits)])
+    patients = [[len({table.case(key).patient for key in fold[part]} - {None}) for part in _PARTS] for fold in splits]
+    if any(map(any, patients)):
+        rows.append(["patients", *("/".join(map(str, numbers)) for numbers in patients)])
+    rows += [[name, *map(str, entries)] for name, entries in (more or {}).items()]
     rows += [[label, *(count(fold, label) for fold in splits)] for label in table.labels]
     notes = [
         f"  {problem.place}: {problem.text}"
@@ -120,9 +131,7 @@ def fold_problems(
                 f"{len(both)} case(s) are used for training and for validation: {shorten(both)}; remove them from one",
             )
         )
-    patients = {
-        part: {table.case(key).patient: key for key in fold[part] if key not in both} for part in ("train", "val")
-    }
+    patients = {part: {table.case(key).patient: key for key in fold[part] if key not in both} for part in _PARTS}
     for patient in sorted(p for p in set(patients["train"]) & set(patients["val"]) if p is not None):
         pair = f"{patients['train'][patient]} in training, {patients['val'][patient]} in validation"
         problems.append(
@@ -130,9 +139,7 @@ def fold_problems(
                 ERROR, place, f"patient {patient} is on both sides ({pair}), so the scores would be too good; move one"
             )
         )
-    drawn = {
-        part: Counter(label for key in fold[part] for label in table.case(key).annotated) for part in ("train", "val")
-    }
+    drawn = {part: Counter(label for key in fold[part] for label in table.case(key).annotated) for part in _PARTS}
     for label in table.labels if labels is None else labels:
         if not drawn["train"][label]:
             problems.append(
@@ -264,10 +271,10 @@ def splits_problems(table: AnnotationTable, splits: object, keys: Sequence[str],
                     f"{len(unknown)} case(s) are not in the dataset: {shorten(unknown)}; remove them",
                 )
             )
-        known = {part: [key for key in fold[part] if key in present] for part in ("train", "val")}
+        known = {part: [key for key in fold[part] if key in present] for part in _PARTS}
         found = fold_problems(table, known, number, taught)
         problems += [Problem(problem.severity, f"{place}, {problem.place}", problem.text) for problem in found]
-    used = {key for fold in splits for part in ("train", "val") for key in fold[part]}
+    used = {key for fold in splits for part in _PARTS for key in fold[part]}
     if forgotten := sorted(present - used):
         problems.append(
             Problem(WARNING, place, f"{len(forgotten)} case(s) are in no fold and are never used: {shorten(forgotten)}")
