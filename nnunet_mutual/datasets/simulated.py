@@ -94,6 +94,9 @@ def block_of(original: Original, cases: Sequence[NewCase], keep: Mapping[str, fr
         if case.missing:
             entry["missing"] = [channel for channel in table.channels if channel in case.missing]
         block["cases"][case.files.key] = entry
+    site_of = {case.source: case.site for case in cases}
+    order = ["", *keep]
+    block["sources"] = dict(sorted(block["sources"].items(), key=lambda item: order.index(site_of[item[0]])))
     block |= {key: old[key] for key in ("labels", "may_overlap", "modality_groups") if key in old}
     return block
 
