@@ -11,6 +11,7 @@ from typing import Any
 
 import nnunetv2
 from nnunetv2.configuration import default_num_processes
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.plan_and_preprocess_api import (
     extract_fingerprint_dataset,
     plan_experiment_dataset,
@@ -127,7 +128,7 @@ def _planner(name: str) -> Any:
         return resolve("planners", name)
     folder = Path(next(iter(nnunetv2.__path__))) / "experiment_planning"
     found = recursive_find_python_class(str(folder), name, current_module="nnunetv2.experiment_planning")
-    if not isinstance(found, type):
+    if not (isinstance(found, type) and issubclass(found, ExperimentPlanner)):
         known = (*ours, "ExperimentPlanner", "nnUNetPlannerResEncM", "nnUNetPlannerResEncL", "nnUNetPlannerResEncXL")
         raise MutualError(f"no planner is called {name!r}{meant(name, known)}; known are: {', '.join(known)}")
     return found
