@@ -152,6 +152,20 @@ class AnnotationTable:
                 'add each with its source (for an unlabelled case "annotated": []) or run nnunet_mutual annotate again'
             )
 
+    def require_annotated(self, training: Iterable[str], fold: int | str) -> None:
+        """Verifies that every label has a training case that annotates it.
+
+        Raises:
+            MutualError: names the labels that nothing would teach.
+        """
+        annotated = {label for key in training for label in self.case(key).annotated}
+        absent = [label for label in self.labels if label not in annotated]
+        if absent:
+            raise MutualError(
+                f"no training case of fold {fold} annotates {', '.join(absent)}; remove the label from dataset.json, "
+                "correct the annotation table, or use another split"
+            )
+
     def contained(self, case: Case) -> dict[str, frozenset[str]]:
         """Returns, per label, all that its drawn area includes in the source of the case, at any depth."""
         return _closure(self.sources[case.source].contains)

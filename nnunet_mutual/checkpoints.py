@@ -60,11 +60,12 @@ def save_atomically(checkpoint: Mapping[str, Any], filename: str | os.PathLike[s
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
         raise MutualError(
             f"{path} could not be written ({error}); free disk space or mend the permissions and continue with --c: "
             "what was saved before is untouched"
         ) from error
+    finally:  # gone by now unless something, Ctrl-C included, prevented the renaming
+        temporary.unlink(missing_ok=True)
 
 
 def load_own(filename: str | os.PathLike[str], device: torch.device) -> dict[str, Any]:
@@ -187,8 +188,9 @@ def unpack(trainer: MutualTrainer, checkpoint: Mapping[str, Any], filename: str)
 class StopSignals:
     """Notes SIGTERM and SIGUSR1, with which clusters announce the end of a job, instead of dying within a step.
 
-    Use as a context manager around the loop; ``received`` holds the last signal. Worker processes that were forked
-    while it is active keep the ordinary behaviour.
+    Use as a context manager around the loop and the start of the loaders; ``received`` holds the last signal. Clusters
+    signal every process of a job: loader processes forked while it is active end at SIGTERM but outlive SIGUSR1, after
+    which the training goes on.
     """
 
     def __init__(self) -> None:
@@ -212,10 +214,11 @@ class StopSignals:
         self._previous = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._owner:
+        if os.getpid() == self._owner:
+            self.received = number
+        elif number == signal.SIGTERM:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.received = number
 
     def take(self) -> int | None:
         """Returns the signal received since the last call."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -56,7 +57,16 @@ class TermLog:
             stream.write(json.dumps({"epoch": epoch, "loss": loss, "terms": dict(terms)}) + "\n")
 
     def drop_from(self, epoch: int) -> None:
-        """Removes the lines of epochs that a resumed training does again."""
+        """Removes the lines of epochs that a training is about to do, and lines that a crash cut off."""
         if self.file.exists():
-            kept = [line for line in self.file.read_text().splitlines() if json.loads(line)["epoch"] < epoch]
-            self.file.write_text("".join(line + "\n" for line in kept))
+            kept = [line for line in self.file.read_text().splitlines() if _epoch_of(line) < epoch]
+            temporary = self.file.with_suffix(".tmp")
+            temporary.write_text("".join(line + "\n" for line in kept))
+            os.replace(temporary, self.file)
+
+
+def _epoch_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["epoch"])
+    except ValueError:  # cut off
+        return math.inf

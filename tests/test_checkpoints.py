@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
-from training import SHORT, largest_difference, partial_block, trainer_for, weights
+from training import (
+    KEYS,
+    SHORT,
+    assert_same_optimizer,
+    curves,
+    largest_difference,
+    partial_block,
+    stop_at,
+    trainer_for,
+    weights,
+)
 
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Objective, Term
@@ -61,25 +73,6 @@ def types_in(value: Any) -> set[type]:
     return {type(value)}
 
 
-def stop_at(trainer: Any, step: int, number: int) -> None:
-    """Lets the process get a signal within a training step."""
-    original, count = trainer.train_step, 0
-
-    def train_step(batch: dict) -> dict:
-        nonlocal count
-        count += 1
-        if count == step:
-            os.kill(os.getpid(), number)
-        return original(batch)
-
-    trainer.train_step = train_step
-
-
-def curves(trainer: Any) -> dict[str, Any]:
-    logged = trainer.logger.get_checkpoint()
-    return {name: json.dumps(values) for name, values in logged.items() if "timestamps" not in name}
-
-
 def test_stock_nnunet_can_read_every_checkpoint(preprocessed: Path) -> None:
     trainer = trainer_for(preprocessed)
     trainer.run_training()
@@ -97,6 +90,18 @@ def test_stock_nnunet_can_read_every_checkpoint(preprocessed: Path) -> None:
         network.load_state_dict(checkpoint["network_weights"], strict=True)
 
 
+def test_a_checkpoint_within_an_epoch_is_as_readable(preprocessed: Path) -> None:
+    trainer = trainer_for(preprocessed)
+    stop_at(trainer, 5, signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        trainer.run_training()
+    checkpoint = torch.load(Path(trainer.output_folder) / "checkpoint_latest.pth", weights_only=True)
+    assert {t for t in types_in(checkpoint) if not issubclass(t, BUILTINS)} == set()
+    assert len(checkpoint["mutual_state"]["epoch_outputs"]) == checkpoint["mutual_state"]["iteration"] == 2
+    assert checkpoint["current_epoch"] == 1
+    assert largest_difference(checkpoint["network_weights"], weights(trainer)) == 0
+
+
 def test_the_deployed_network_need_not_be_the_first(preprocessed: Path) -> None:
     whole = trainer_for(preprocessed, TwoPeersTrainer)
     whole.run_training()
@@ -109,84 +114,76 @@ def test_the_deployed_network_need_not_be_the_first(preprocessed: Path) -> None:
     stop_at(stopped, 5, signal.SIGTERM)
     with pytest.raises(SystemExit):
         stopped.run_training()
-    resumed = trainer_for(preprocessed, TwoPeersTrainer, resume=True)
+    resumed = trainer_for(preprocessed, TwoPeersTrainer, resume="latest")
     resumed.run_training()
     for mine, reference in zip(resumed.peers.networks, whole.peers.networks, strict=True):
         assert largest_difference(mine.state_dict(), reference.state_dict()) == 0
-
-
-@pytest.mark.parametrize("step", [1, 3, 5, 9], ids=["first step", "end of epoch", "within an epoch", "last step"])
-def test_a_run_stopped_by_the_cluster_resumes_bit_for_bit(preprocessed: Path, step: int) -> None:
-    whole = trainer_for(preprocessed)
-    whole.run_training()
-    terms = (Path(whole.output_folder) / "mutual_log.jsonl").read_text()
-    (Path(whole.output_folder) / "mutual_log.jsonl").unlink()
-
-    stopped = trainer_for(preprocessed)
-    stop_at(stopped, step, signal.SIGTERM)
-    with pytest.raises(SystemExit) as stop:
-        stopped.run_training()
-    assert stop.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "handlers are put back"
-    resumed = trainer_for(preprocessed, resume=True)
-    assert (resumed.current_epoch, resumed.iteration) == divmod(step, 3) if step % 3 else True
-    resumed.run_training()
-
-    assert largest_difference(weights(resumed), weights(whole)) == 0
-    assert curves(resumed) == curves(whole)
-    assert resumed._best_ema == whole._best_ema
-    states = [t.optimizer.state_dict()["state"] for t in (resumed, whole)]
-    assert all(torch.equal(states[0][i]["momentum_buffer"], states[1][i]["momentum_buffer"]) for i in states[0])
-    assert (Path(resumed.output_folder) / "mutual_log.jsonl").read_text() == terms
-
-
-def test_a_killed_run_resumes_from_the_last_epoch_bit_for_bit(nnunet_folders: Path) -> None:
-    settings = {**SHORT, "checkpoint_epochs": 2}
-    preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=settings)
-    whole = trainer_for(preprocessed)
-    whole.run_training()
-
-    killed = trainer_for(preprocessed)
-    original = killed.train_step
-
-    def train_step(batch: dict) -> dict:
-        if killed.current_epoch == 2:
-            raise RuntimeError("power cut")
-        return original(batch)
-
-    killed.train_step = train_step
-    with pytest.raises(RuntimeError, match="power cut"):
-        killed.run_training()
-    resumed = trainer_for(preprocessed, resume=True)
-    assert resumed.current_epoch == 2
-    resumed.run_training()
-    assert largest_difference(weights(resumed), weights(whole)) == 0
+    for mine, reference in zip(resumed.peers.optimizers, whole.peers.optimizers, strict=True):
+        assert_same_optimizer(mine, reference)
     assert curves(resumed) == curves(whole)
 
 
-def test_sigusr1_saves_and_goes_on(preprocessed: Path) -> None:
-    trainer = trainer_for(preprocessed)
-    saved = []
-    original = trainer.save_checkpoint
-    trainer.save_checkpoint = lambda name: (saved.append((Path(name).name, trainer.iteration)), original(name))
-    stop_at(trainer, 2, signal.SIGUSR1)
+def test_the_deployed_network_is_the_one_that_is_validated(nnunet_folders: Path) -> None:
+    block = partial_block()
+    block["cases"]["case_00"]["annotated"] = ["liver", "tumour", "spleen"]  # whose file is not restricted
+    preprocessed = tiny.make_dataset(nnunet_folders, block=block, settings={**SHORT, "num_epochs": 1})
+    (preprocessed / "splits_final.json").write_text(json.dumps([{"train": KEYS[1:], "val": KEYS[:1]}]))
+    trainer = trainer_for(preprocessed, TwoPeersTrainer)
     trainer.run_training()
-    assert saved[0] == ("checkpoint_latest.pth", 2)
-    assert saved[-1][0] == "checkpoint_final.pth"
+    validated = trainer_for(preprocessed, TwoPeersTrainer)  # as --val does it
+    final = Path(validated.output_folder) / "checkpoint_final.pth"
+    validated.load_checkpoint(str(final))
+    validated.perform_actual_validation()
+
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    model = Path(validated.output_folder_base)
+    predictor.initialize_from_trained_model_folder(str(model), (0,), "checkpoint_final.pth")
+    image, properties = SimpleITKIO().read_images(
+        [str(nnunet_folders / "nnUNet_raw" / tiny.NAME / "imagesTr" / "case_00_0000.nii.gz")]
+    )
+    stock = predictor.predict_single_npy_array(image, properties)
+    ours, _ = SimpleITKIO().read_seg(str(model / "fold_0" / "validation" / "case_00.nii.gz"))
+    assert np.array_equal(ours[0], stock)
+    assert stock.any()
+    first = validated.peers.networks[0].state_dict()
+    assert largest_difference(predictor.list_of_parameters[0], first) > 1e-3, "or both networks would predict this"
 
 
-def test_latest_is_written_by_minutes_too(nnunet_folders: Path) -> None:
-    settings = {**SHORT, "checkpoint_minutes": 0.0}
+@pytest.mark.parametrize(
+    ("rhythm", "expected"),
+    [
+        ({}, []),
+        ({"checkpoint_epochs": 1}, [1, 2]),
+        ({"checkpoint_epochs": 2}, [2]),
+        ({"checkpoint_minutes": 0.0}, [1, 2]),
+    ],
+    ids=["default", "every epoch", "every other epoch", "minutes"],
+)
+def test_the_rhythm_of_latest(nnunet_folders: Path, rhythm: dict[str, float], expected: list[int]) -> None:
+    settings = {**SHORT, "num_iterations_per_epoch": 1, **rhythm}
     preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=settings)
     trainer = trainer_for(preprocessed)
     saved = []
     original = trainer.save_checkpoint
-    trainer.save_checkpoint = lambda name: (saved.append(Path(name).name), original(name))
+    trainer.save_checkpoint = lambda name: (saved.append((Path(name).name, trainer.epochs_done)), original(name))
     trainer.run_training()
-    assert saved.count("checkpoint_latest.pth") == 2
+    assert [epochs for name, epochs in saved if name == "checkpoint_latest.pth"] == expected
+    assert saved[-1] == ("checkpoint_final.pth", 3)
+    assert not (Path(trainer.output_folder) / "checkpoint_latest.pth").exists(), "final takes its place"
 
 
-def test_a_full_disk_leaves_the_previous_checkpoint(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("interruption", "raised"),
+    [
+        (OSError(28, "No space left on device"), MutualError),
+        (RuntimeError("PytorchStreamWriter failed: No space left on device"), MutualError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+    ids=["disk full", "disk full, as torch says it", "Ctrl-C"],
+)
+def test_an_interrupted_save_leaves_the_previous_checkpoint(
+    preprocessed: Path, monkeypatch: pytest.MonkeyPatch, interruption: BaseException, raised: type[BaseException]
+) -> None:
     trainer = trainer_for(preprocessed)
     trainer.initialize()
     file = Path(trainer.output_folder) / "checkpoint_latest.pth"
@@ -195,10 +192,10 @@ def test_a_full_disk_leaves_the_previous_checkpoint(preprocessed: Path, monkeypa
 
     def full(checkpoint: object, stream: Any) -> None:
         stream.write(b"half")
-        raise OSError(28, "No space left on device")
+        raise interruption
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(MutualError, match="No space left on device.*continue with --c"):
+    with pytest.raises(raised, match="No space left on device.*continue with --c" if raised is MutualError else None):
         trainer.save_checkpoint(str(file))
     assert file.read_bytes() == before
     assert [f.name for f in file.parent.glob("checkpoint*")] == ["checkpoint_latest.pth"]
@@ -264,7 +261,7 @@ def test_the_state_of_objectives_is_resumed(preprocessed: Path) -> None:
     stop_at(stopped, 4, signal.SIGTERM)
     with pytest.raises(SystemExit):
         stopped.run_training()
-    resumed = trainer_for(preprocessed, RememberingTrainer, resume=True)
+    resumed = trainer_for(preprocessed, RememberingTrainer, resume="latest")
     resumed.run_training()
     assert resumed.objectives[1].steps == 9
     lines = [json.loads(x) for x in (Path(resumed.output_folder) / "mutual_log.jsonl").read_text().splitlines()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,15 @@ def trainer_for(
     configuration: str = "3d_fullres",
     fold: int | str = 0,
     *,
-    resume: bool = False,
+    resume: str | None = None,
 ) -> Any:
-    """Makes a trainer as nnUNetv2_train does; ``resume`` is --c."""
+    """Makes a trainer as nnUNetv2_train does; ``resume`` ("latest", "best") is --c from that checkpoint."""
     plans, dataset = (json.loads((preprocessed / n).read_text()) for n in ("nnUNetPlans.json", "dataset.json"))
-    plans["continue_training"] = resume
+    plans["continue_training"] = resume is not None
     trainer = trainer_class(plans, configuration, fold, dataset, torch.device("cpu"))
     trainer.logger.plot_progress_png = lambda folder: None  # seconds each, and not what these tests are about
-    if resume:
-        trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
+    if resume is not None:
+        trainer.load_checkpoint(str(Path(trainer.output_folder) / f"checkpoint_{resume}.pth"))
     return trainer
 
 
@@ -54,3 +55,31 @@ def weights(trainer: Any) -> dict[str, torch.Tensor]:
 def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     assert a.keys() == b.keys()
     return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def stop_at(trainer: Any, step: int, number: int) -> None:
+    """Lets the process get a signal within a training step."""
+    original, count = trainer.train_step, 0
+
+    def train_step(batch: dict) -> dict:
+        nonlocal count
+        count += 1
+        if count == step:
+            os.kill(os.getpid(), number)
+        return original(batch)
+
+    trainer.train_step = train_step
+
+
+def assert_same_optimizer(a: torch.optim.Optimizer, b: torch.optim.Optimizer) -> None:
+    mine, reference = a.state_dict(), b.state_dict()
+    assert mine["param_groups"] == reference["param_groups"]
+    assert mine["state"].keys() == reference["state"].keys() != set()
+    for index, state in mine["state"].items():
+        assert state.keys() == reference["state"][index].keys() != set()
+        assert all(torch.equal(value, reference["state"][index][name]) for name, value in state.items())
+
+
+def curves(trainer: Any) -> dict[str, Any]:
+    logged = trainer.logger.get_checkpoint()
+    return {name: json.dumps(values) for name, values in logged.items() if "timestamps" not in name}

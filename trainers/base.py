@@ -24,14 +24,7 @@ from torch import Tensor, distributed, nn
 
 from nnunet_mutual import compat
 from nnunet_mutual.annotation import AnnotationTable
-from nnunet_mutual.checkpoints import (
-    StopSignals,
-    load_own,
-    pack,
-    restore_random_state,
-    save_atomically,
-    unpack,
-)
+from nnunet_mutual.checkpoints import StopSignals, load_own, pack, restore_random_state, save_atomically, unpack
 from nnunet_mutual.config import Settings, merged_block, read_settings
 from nnunet_mutual.datasets.files import write_json
 from nnunet_mutual.datasets.splits import describe_splits, fold_problems, stratified_splits
@@ -40,7 +33,7 @@ from nnunet_mutual.errors import MutualError
 from nnunet_mutual.loading import start_loaders
 from nnunet_mutual.losses.knowledge import Knowledge
 from nnunet_mutual.monitor import FiniteGuard, TermLog
-from nnunet_mutual.objectives import Batch, Objective, Progress
+from nnunet_mutual.objectives import Batch, Objective, Progress, collect_terms
 from nnunet_mutual.objectives.supervised import SupervisedObjective, deep_supervision_weights
 from nnunet_mutual.peers import Peers
 from nnunet_mutual.validation import annotated_counts, online_dice, validate_fold
@@ -68,6 +61,7 @@ class MutualTrainer(nnUNetTrainer):
         # Before nnU-Net makes folders: a wrong table or setting must leave nothing behind.
         self.table = AnnotationTable.from_dataset_json(dataset_json)
         self.settings = read_settings(self.settings_class, merged_block(plans, configuration))
+        self.autocast_dtype = compat.autocast_dtype(self.settings.amp, device)
         plans.setdefault("continue_training", False)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.settings.num_epochs
@@ -86,7 +80,6 @@ class MutualTrainer(nnUNetTrainer):
         self.epoch_outputs: list[dict] = []
         self.resumed_random_state: dict[str, Any] | None = None
         self.term_log = TermLog(Path(self.output_folder) / "mutual_log.jsonl")
-        self.autocast_dtype = compat.autocast_dtype(self.settings.amp, self.device)
         if self.autocast_dtype != torch.float16:
             self.grad_scaler = None
 
@@ -97,7 +90,10 @@ class MutualTrainer(nnUNetTrainer):
         return nullcontext() if self.autocast_dtype is None else torch.autocast(self.device.type, self.autocast_dtype)
 
     def initialize(self) -> None:
-        """Builds networks, optimisers and objectives (nnU-Net's hook)."""
+        """Builds networks, optimisers and objectives, unless it would be on a guess (nnU-Net's hook)."""
+        difference = raw_and_preprocessed_differ(self.plans_manager.dataset_name)
+        if difference:  # before a split is made of a wrong table
+            raise MutualError(difference)
         if self.settings.seed is not None:
             torch.manual_seed(self.settings.seed)
             np.random.seed(self.settings.seed)
@@ -108,7 +104,7 @@ class MutualTrainer(nnUNetTrainer):
         self.knowledge = Knowledge(self.table, self._table_keys(), self.label_manager.num_segmentation_heads).to(
             self.device
         )
-        self._require_annotated(training)
+        self.table.require_annotated(training, self.fold)
         self.supervised = self.build_supervision()
         self.objectives = self.build_objectives()
         self.term_names = [name for objective in self.objectives for name in objective.term_names]
@@ -155,15 +151,6 @@ class MutualTrainer(nnUNetTrainer):
     def _table_keys(self) -> list[str]:
         return list(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
 
-    def _require_annotated(self, training: Sequence[str]) -> None:
-        annotated = {label for key in training for label in self.table.case(key).annotated}
-        absent = [label for label in self.table.labels if label not in annotated]
-        if absent:
-            raise MutualError(
-                f"no training case of fold {self.fold} annotates {', '.join(absent)}; remove the label from "
-                "dataset.json, correct the annotation table, or use another split"
-            )
-
     def do_split(self) -> tuple[list[str], list[str]]:
         """Splits by annotated set with patients together, or as an existing splits_final.json says (nnU-Net's hook)."""
         if self._split is None:
@@ -205,10 +192,7 @@ class MutualTrainer(nnUNetTrainer):
     # The loop
 
     def on_train_start(self) -> None:
-        """Refuses to train on a guess, prints the settings, goes on where a resumed run stopped (nnU-Net's hook)."""
-        difference = raw_and_preprocessed_differ(self.plans_manager.dataset_name)
-        if difference:
-            raise MutualError(difference)
+        """Prints the settings and what to know of the split, goes on where a resumed run stopped (nnU-Net's hook)."""
         super().on_train_start()
         untested = compat.warn_untested()
         if untested:
@@ -217,6 +201,7 @@ class MutualTrainer(nnUNetTrainer):
         self.print_to_log_file(f"Settings: {json.dumps(settings)}", f"Precision: {self.autocast_dtype or 'float32'}")
         if self.local_rank == 0:
             write_json(Path(self.output_folder_base) / "mutual_settings.json", settings)
+            self.term_log.drop_from(self.current_epoch)
         if self.fold != "all":
             training, validation = self.do_split()
             for problem in fold_problems(self.table, {"train": training, "val": validation}, self.fold):
@@ -227,8 +212,8 @@ class MutualTrainer(nnUNetTrainer):
 
     def run_training(self) -> None:
         """Trains to the end, from wherever a checkpoint left off (nnU-Net's hook)."""
-        self.on_train_start()
         with StopSignals() as signals:
+            self.on_train_start()
             while self.current_epoch < self.num_epochs:
                 self._run_epoch(signals)
         self.on_train_end()
@@ -240,7 +225,7 @@ class MutualTrainer(nnUNetTrainer):
             self.epoch_outputs = []
         self.peers.set_epoch(self.current_epoch)
         while self.iteration < self.num_iterations_per_epoch:
-            self.epoch_outputs.append(self.train_step(next(self.dataloader_train)))
+            self.epoch_outputs.append(self.train_step(self._next_batch(signals)))
             self.iteration += 1
             if not self.is_ddp:
                 self._obey(signals)
@@ -254,6 +239,14 @@ class MutualTrainer(nnUNetTrainer):
         self.iteration = 0
         self.on_epoch_end()
         self._obey(signals)
+
+    def _next_batch(self, signals: StopSignals) -> dict:
+        try:
+            return next(self.dataloader_train)
+        except RuntimeError:  # SIGTERM to the whole job also ends the loader's processes, often while we wait for them
+            if not self.is_ddp:
+                self._obey(signals)
+            raise
 
     def _obey(self, signals: StopSignals) -> None:
         """Saves when the cluster announces the end of the job; SIGTERM also stops."""
@@ -281,13 +274,11 @@ class MutualTrainer(nnUNetTrainer):
         self.peers.zero_grad()
         with self.autocast():
             outputs = self.peers.forward(moved.data)
-            terms = {}
-            for objective in self.objectives:
-                terms.update(objective.terms(outputs, moved, progress))
-            weighted = [terms[name].value.float() * terms[name].weight for name in self.term_names]
+            terms = collect_terms(self.objectives, outputs, moved, progress)
+            weighted = [term.value.float() * term.weight for term in terms.values()]
             total = torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
         norms = self.peers.backward(total)
-        values = [terms[name].value.detach().float() for name in self.term_names]
+        values = [term.value.detach().float() for term in terms.values()]
         record = torch.stack([*values, *norms.float(), total.detach()])
         if self.grad_scaler is None:
             record = record.cpu()
@@ -406,5 +397,3 @@ class MutualTrainer(nnUNetTrainer):
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Restores all networks and the whole state of the training (nnU-Net's hook)."""
         unpack(self, load_own(filename_or_checkpoint, self.device), filename_or_checkpoint)
-        if self.local_rank == 0:
-            self.term_log.drop_from(self.current_epoch)

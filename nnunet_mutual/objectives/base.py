@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from nnunet_mutual.errors import MutualError
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -83,3 +85,23 @@ class Objective(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # optional: most objectives hold no state
         """Restores what :meth:`state_dict` returned."""
+
+
+def collect_terms(
+    objectives: Sequence[Objective], outputs: Sequence[Sequence[Tensor]], batch: Batch, progress: Progress
+) -> dict[str, Term]:
+    """Returns the terms of all objectives, in the order of their ``term_names``.
+
+    Raises:
+        MutualError: an objective returned other terms than it declares, which would be left out of the sum.
+    """
+    collected = {}
+    for objective in objectives:
+        terms = objective.terms(outputs, batch, progress)
+        if terms.keys() != set(objective.term_names):
+            raise MutualError(
+                f"{type(objective).__name__} returned the terms {sorted(terms)}, its term_names are "
+                f"{sorted(objective.term_names)}; make them the same"
+            )
+        collected.update({name: terms[name] for name in objective.term_names})
+    return collected

@@ -1,0 +1,197 @@
+"""Stopped, killed, continued: every way in which a training goes on ends in the weights of an uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from nnunetv2.run.run_training import maybe_load_checkpoint
+from training import (
+    SHORT,
+    assert_same_optimizer,
+    curves,
+    largest_difference,
+    partial_block,
+    stop_at,
+    trainer_for,
+    weights,
+)
+
+
+@pytest.fixture()
+def preprocessed(nnunet_folders: Path) -> Path:
+    return tiny.make_dataset(nnunet_folders, block=partial_block(), settings=SHORT)
+
+
+@pytest.mark.parametrize(
+    ("step", "optimizer"),
+    [(1, "sgd"), (3, "sgd"), (5, "sgd"), (9, "sgd"), (5, "adamw")],
+    ids=["first step", "end of epoch", "within an epoch", "last step", "adamw"],
+)
+def test_a_run_stopped_by_the_cluster_resumes_bit_for_bit(nnunet_folders: Path, step: int, optimizer: str) -> None:
+    preprocessed = tiny.make_dataset(
+        nnunet_folders, block=partial_block(), settings={**SHORT, "optimizer": optimizer, "initial_lr": 1e-3}
+    )
+    whole = trainer_for(preprocessed)
+    whole.run_training()
+    terms = (Path(whole.output_folder) / "mutual_log.jsonl").read_text()
+    (Path(whole.output_folder) / "mutual_log.jsonl").unlink()
+
+    stopped = trainer_for(preprocessed)
+    stop_at(stopped, step, signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop:
+        stopped.run_training()
+    assert stop.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "handlers are put back"
+    resumed = trainer_for(preprocessed, resume="latest")
+    # A stop after the last step of an epoch is a stop before its validation.
+    assert (resumed.current_epoch, resumed.iteration) == ((step - 1) // 3, (step - 1) % 3 + 1)
+    resumed.run_training()
+
+    assert largest_difference(weights(resumed), weights(whole)) == 0
+    assert curves(resumed) == curves(whole)
+    assert resumed._best_ema == whole._best_ema
+    assert_same_optimizer(resumed.optimizer, whole.optimizer)
+    assert (Path(resumed.output_folder) / "mutual_log.jsonl").read_text() == terms
+
+
+@pytest.mark.parametrize("checkpoint", ["latest", "best"])
+def test_a_killed_run_resumes_from_the_last_epoch_bit_for_bit(nnunet_folders: Path, checkpoint: str) -> None:
+    settings = {**SHORT, "checkpoint_epochs": 2 if checkpoint == "latest" else 100}
+    preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=settings)
+    whole = trainer_for(preprocessed)
+    whole.run_training()
+    terms = (Path(whole.output_folder) / "mutual_log.jsonl").read_text()
+    (Path(whole.output_folder) / "mutual_log.jsonl").unlink()
+    (Path(whole.output_folder) / "checkpoint_best.pth").unlink()
+
+    killed = trainer_for(preprocessed)
+    original = killed.train_step
+
+    def train_step(batch: dict) -> dict:
+        if (killed.current_epoch, killed.iteration) == (2, 1):
+            raise RuntimeError("power cut")
+        return original(batch)
+
+    killed.train_step = train_step
+    with pytest.raises(RuntimeError, match="power cut"):
+        killed.run_training()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "handlers are put back"
+    resumed = trainer_for(preprocessed, resume=checkpoint)
+    assert resumed.current_epoch == 2 if checkpoint == "latest" else resumed.current_epoch in (1, 2)
+    resumed.run_training()
+    assert largest_difference(weights(resumed), weights(whole)) == 0
+    assert_same_optimizer(resumed.optimizer, whole.optimizer)
+    assert curves(resumed) == curves(whole)
+    assert (Path(resumed.output_folder) / "mutual_log.jsonl").read_text() == terms
+
+
+def test_sigusr1_saves_and_goes_on(preprocessed: Path) -> None:
+    trainer = trainer_for(preprocessed)
+    saved = []
+    original = trainer.save_checkpoint
+    trainer.save_checkpoint = lambda name: (saved.append((Path(name).name, trainer.iteration)), original(name))
+    stop_at(trainer, 2, signal.SIGUSR1)
+    trainer.run_training()
+    assert saved[0] == ("checkpoint_latest.pth", 2)
+    assert saved[-1][0] == "checkpoint_final.pth"
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL, "handlers are put back"
+
+
+def test_loader_processes_that_the_signal_ended_too_do_not_prevent_the_save(preprocessed: Path) -> None:
+    """Clusters send SIGTERM to all processes of a job; nnU-Net's loader then raises in the middle of next()."""
+    trainer = trainer_for(preprocessed)
+    original = trainer.get_dataloaders
+
+    def get_dataloaders() -> tuple:
+        training, validation = original()
+
+        def batches():  # noqa: ANN202
+            for step in range(100):
+                if step == 4:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    raise RuntimeError("One or more background workers are no longer alive")
+                yield next(training)
+
+        return batches(), validation
+
+    trainer.get_dataloaders = get_dataloaders
+    with pytest.raises(SystemExit) as stop:
+        trainer.run_training()
+    assert stop.value.code == 143
+    resumed = trainer_for(preprocessed, resume="latest")
+    assert (resumed.current_epoch, resumed.iteration) == (1, 1)
+
+
+def test_loader_processes_outlive_sigusr1(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clusters send SIGUSR1 to all processes of a job, and by default it kills."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    trainer = trainer_for(preprocessed)
+    original, signalled = trainer.train_step, []
+
+    def train_step(batch: dict) -> dict:
+        if not signalled:
+            signalled.extend(multiprocessing.active_children())
+            for pid in [*(process.pid for process in signalled), os.getpid()]:
+                os.kill(pid, signal.SIGUSR1)
+        return original(batch)
+
+    trainer.train_step = train_step
+    trainer.run_training()
+    assert len(signalled) >= 2, "a training and a validation loader"
+    assert trainer.current_epoch == 3
+    assert not any(process.is_alive() for process in signalled), "SIGTERM and the end of the training still end them"
+
+
+def test_looking_at_the_best_checkpoint_keeps_the_log(preprocessed: Path) -> None:
+    trainer = trainer_for(preprocessed)
+    trainer.run_training()
+    folder = Path(trainer.output_folder)
+    terms = (folder / "mutual_log.jsonl").read_text()
+    early = torch.load(folder / "checkpoint_final.pth", weights_only=True)
+    early["current_epoch"] = 1
+    torch.save(early, folder / "checkpoint_best.pth")
+    trainer_for(preprocessed, resume="best")  # as --val --val_best does before it predicts
+    assert (folder / "mutual_log.jsonl").read_text() == terms
+
+
+def test_a_log_line_cut_off_by_a_crash_does_not_prevent_a_resume(preprocessed: Path) -> None:
+    trainer = trainer_for(preprocessed)
+    stop_at(trainer, 5, signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        trainer.run_training()
+    file = Path(trainer.output_folder) / "mutual_log.jsonl"
+    with file.open("a") as stream:
+        stream.write('{"epoch": 1, "lo')
+    trainer_for(preprocessed, resume="latest").run_training()
+    assert [json.loads(line)["epoch"] for line in file.read_text().splitlines()] == [0, 1, 2]
+
+
+def test_a_training_started_anew_starts_the_log_anew(preprocessed: Path) -> None:
+    for _ in range(2):
+        trainer = trainer_for(preprocessed)
+        trainer.run_training()
+    file = Path(trainer.output_folder) / "mutual_log.jsonl"
+    assert [json.loads(line)["epoch"] for line in file.read_text().splitlines()] == [0, 1, 2]
+
+
+def test_a_finished_run_that_is_continued_changes_nothing(preprocessed: Path) -> None:
+    trainer = trainer_for(preprocessed)
+    trainer.run_training()
+    folder = Path(trainer.output_folder)
+    terms = (folder / "mutual_log.jsonl").read_text()
+    again = trainer_for(preprocessed)
+    maybe_load_checkpoint(again, True, False)
+    again.run_training()
+    assert again.current_epoch == 3
+    assert largest_difference(weights(again), weights(trainer)) == 0
+    final = torch.load(folder / "checkpoint_final.pth", weights_only=True)
+    assert final["current_epoch"] == 3
+    assert largest_difference(final["network_weights"], weights(trainer)) == 0
+    assert (folder / "mutual_log.jsonl").read_text() == terms
