@@ -60,6 +60,7 @@ def test_all_of_it(
     rows = [line.split() for line in shown.split("\n")]
     with_patient = ["1" if "case_00" in fold["val"] else "2" for fold in splits]
     assert ["unlabelled", *with_patient] in rows and with_patient.count("1") == 1
+    assert ["patients", *("0/1" if one == "1" else "1/0" for one in with_patient)] in rows
     assert "every label in every fold where possible, cases of a patient together" in shown
     assert ["Next:", "nnUNetv2_train", "901", "3d_fullres", "0", "-tr", "PartialTrainer"] in rows
     assert (preprocessed / "gt_segmentations" / "case_00.nii.gz").is_file()
