@@ -13,8 +13,8 @@ import numpy as np
 
 from nnunet_mutual.demo.shapes import Array, Canvas, Space, blend, column, ellipsoid, grid, rod, smooth_field, without
 
-SHAPE = (24, 48, 64)
-SPACING = (8.0, 4.5, 4.5)
+SHAPE = (24, 40, 56)
+SPACING = (8.0, 5.25, 5.25)
 LABELS = {"liver": 1, "spleen": 2, "right_kidney": 3, "left_kidney": 4, "aorta": 5, "spine": 6}
 
 AIR = -1000.0

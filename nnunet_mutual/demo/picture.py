@@ -68,8 +68,8 @@ def draw_comparison(path: Path, *, images: Path, truth: Path, predictions: Mappi
         title="organ  (annotated by)",
     )
     figure.suptitle(
-        "Look for the organs that are in the truth but not in the third column: each hospital's images lack what that\n"
-        "hospital did not draw. Generated images; patient's right is on the left.",
+        "Look for organs of the truth that are missing or wrong in the third column, above all those that\n"
+        "the image's hospital did not draw itself. Generated images, not patients; a patient's right is on the left.",
         fontsize=12,
     )
     figure.subplots_adjust(left=0.03, right=0.995, top=0.9, bottom=0.085, wspace=0.03, hspace=0.05)

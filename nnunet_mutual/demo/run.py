@@ -286,6 +286,9 @@ def _sharing_the_processor() -> dict[str, str]:
     """
     return {
         "OMP_WAIT_POLICY": "PASSIVE",
+        # glibc gives memory of this size back at every free, and clearing it anew costs a sixth of a training step.
+        "MALLOC_MMAP_THRESHOLD_": str(2**28),
+        "MALLOC_TRIM_THRESHOLD_": str(2**30),
         "nnUNet_n_proc_DA": "0",
         "nnUNet_def_n_proc": "1",
         "nnUNet_npp": "0",
