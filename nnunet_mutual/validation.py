@@ -44,7 +44,7 @@ BARRIER_EVERY = 20  # cases; NCCL gives up on a rank that is silent for too long
 
 
 def annotated_counts(
-    logits: Tensor, target: Tensor, annotated: Tensor, label_manager: LabelManager
+    logits: Tensor, target: Tensor, annotated: Tensor, heirs: Tensor | None, label_manager: LabelManager
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """True positive, false positive and false negative voxels per label, over samples that annotate the label.
 
@@ -52,6 +52,8 @@ def annotated_counts(
         logits: (B, C, *spatial), highest resolution.
         target: (B, 1, *spatial) labels, or (B, R[+1], *spatial) regions.
         annotated: (B, C) bool.
+        heirs: (B, C, C) bool, of plain labels: what a voxel of a predicted class counts as, so that a tumour predicted
+            in a liver that was drawn with its tumours is no mistake about the liver.
         label_manager: nnU-Net's.
 
     Returns:
@@ -63,7 +65,11 @@ def annotated_counts(
         if label_manager.has_ignore_label:
             target, mask = target[:, :-1], (~target[:, -1:].bool()).float()
     else:
-        prediction = torch.zeros_like(logits, dtype=torch.float32).scatter_(1, logits.argmax(1, keepdim=True), 1)
+        assert heirs is not None
+        likeliest = logits.argmax(1).flatten(1)[:, None].expand(-1, logits.shape[1], -1)
+        allowed = heirs.transpose(1, 2).gather(2, likeliest).view_as(logits)
+        restricted = logits.masked_fill(~allowed, -torch.inf).argmax(1, keepdim=True)
+        prediction = torch.zeros_like(logits, dtype=torch.float32).scatter_(1, restricted, 1)
         if label_manager.has_ignore_label:
             mask = (target != label_manager.ignore_label).float()
             target = torch.where(mask.bool(), target, 0)

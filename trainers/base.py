@@ -321,8 +321,8 @@ class MutualTrainer(nnUNetTrainer):
             output = self.deployed_network(moved.data)
             levels = output if isinstance(output, (list, tuple)) else [output]
             loss = self.supervised.loss(levels, moved)
-        annotated = self.knowledge.annotated[moved.pattern_index]
-        tp, fp, fn = annotated_counts(levels[0], moved.target[0], annotated, self.label_manager)
+        annotated, heirs = self.knowledge.scoring(moved.pattern_index)
+        tp, fp, fn = annotated_counts(levels[0], moved.target[0], annotated, heirs, self.label_manager)
         return {"loss": loss.detach().cpu().numpy(), "tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nnunet_mutual.annotation import AnnotationTable, Case
 from nnunet_mutual.losses.partial import RegionRelations
+from nnunet_mutual.restriction import restriction_for
 
 
 class Knowledge:
@@ -21,6 +22,8 @@ class Knowledge:
     Attributes:
         annotated: (patterns, C) bool, C = outputs of the network; of plain labels, class 0 (background) is False.
         possible: (patterns, C, C) bool for plain labels, S(v) of methods/partial: row = drawn value, column = class.
+        heirs: (patterns, C, C) bool for plain labels: row = predicted class, column = classes that such a voxel
+            may count as when the prediction is scored.
         relations: (patterns, R, R) for regions.
     """
 
@@ -50,17 +53,21 @@ class Knowledge:
         for i, case in enumerate(examples):
             self.annotated[i, [self.channel[label] for label in case.annotated]] = True
         self.possible: Tensor | None = None
+        self.heirs: Tensor | None = None
         self.relations: RegionRelations | None = None
         if table.is_regions:
             self.relations = _stack([self._relations(case) for case in examples])
         else:
             self.possible = torch.stack([self._possible(case, num_outputs) for case in examples])
+            self.heirs = torch.stack([self._heirs(case, num_outputs) for case in examples])
 
     def to(self, device: torch.device) -> Knowledge:
         """Moves the look-up tables to the device of the loss, in place."""
         self.annotated = self.annotated.to(device)
         if self.possible is not None:
             self.possible = self.possible.to(device)
+        if self.heirs is not None:
+            self.heirs = self.heirs.to(device)
         if self.relations is not None:
             self.relations = self.relations.to(device)
         return self
@@ -68,6 +75,10 @@ class Knowledge:
     def patterns(self, keys: Sequence[str]) -> list[int]:
         """Returns the pattern of each case of a batch."""
         return [self._pattern_of[str(key)] for key in keys]
+
+    def scoring(self, pattern: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns ``annotated`` and ``heirs`` of each case of a batch."""
+        return self.annotated[pattern], None if self.heirs is None else self.heirs[pattern]
 
     def _possible(self, case: Case, num_outputs: int) -> Tensor:
         """S(v): classes that a voxel may have, given the value drawn there."""
@@ -80,6 +91,15 @@ class Knowledge:
             partners = (contained.get(b, frozenset()) | self.table.overlap_partners(b)) & unannotated
             possible[self.channel[b], [self.channel[a] for a in partners]] = True
         return possible
+
+    def _heirs(self, case: Case, num_outputs: int) -> Tensor:
+        """The rule by which the files in validation/ are restricted, as a table."""
+        heirs = torch.eye(num_outputs, dtype=torch.bool)
+        restriction = restriction_for(self.table, case.key)
+        for channel, inheriting in restriction.removed if restriction is not None else ():
+            heirs[channel] = False
+            heirs[channel, list(inheriting)] = True
+        return heirs
 
     def _relations(self, case: Case) -> tuple[Tensor, Tensor, Tensor]:
         """Relations of unannotated regions (rows) to annotated ones (columns), from the integers of the regions."""
