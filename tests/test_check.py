@@ -112,6 +112,15 @@ def test_unlabelled_images_may_be_listed(raw: RawDataset, capsys: pytest.Capture
     (raw.folder / "imagesUn").mkdir()
     shutil.copy(raw.folder / "imagesTr" / "toy_001_0000.nii.gz", raw.folder / "imagesUn" / "un_1_0000.nii.gz")
     assert examine(capsys)[0] == 0
+    shutil.copy(raw.folder / "imagesTr" / "toy_001_0000.nii.gz", raw.folder / "imagesUn")
+    (raw.folder / "imagesUn" / "un_2.nii.gz").write_bytes(b"")
+    status, report = examine(capsys)
+    assert status == 2 and sentences(report, "error") == [
+        "imagesUn/un_2.nii.gz: no channel number; nnU-Net expects CASE_0000.nii.gz (0001 for the second channel), "
+        "rename it",
+        "imagesUn/toy_001_0000.nii.gz: the name toy_001 is in imagesTr too; remove it here if it is the same image, "
+        "else rename it",
+    ]
 
 
 def test_ignore_label_is_no_problem(raw: RawDataset, capsys: pytest.CaptureFixture[str]) -> None:

@@ -167,6 +167,16 @@ def test_only_what_has_changed_is_done(tiny: Tiny, capsys: pytest.CaptureFixture
     assert tiny.times() == now
 
 
+def test_an_image_of_equal_size_and_a_lost_file(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tiny.run() == 0
+    os.utime(tiny.raw / "imagesUn" / "un_1_0000.nii.gz", ns=(1, 1))
+    (tiny.folder / "un_2_seg.b2nd").unlink()
+    capsys.readouterr()
+    assert tiny.run() == 0
+    assert "1 unlabelled image(s) up to date, 2 to preprocess, 0 to remove" in capsys.readouterr().out
+    assert len(tiny.times()) == 9
+
+
 @pytest.mark.parametrize(
     ("entries", "redone"),
     [
