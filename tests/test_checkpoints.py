@@ -20,6 +20,7 @@ from training import (
     KEYS,
     SHORT,
     assert_same_optimizer,
+    change_settings,
     curves,
     largest_difference,
     partial_block,
@@ -123,6 +124,7 @@ def test_the_deployed_network_need_not_be_the_first(preprocessed: Path) -> None:
     assert curves(resumed) == curves(whole)
 
 
+@pytest.mark.usefixtures("forked_pools")
 def test_the_deployed_network_is_the_one_that_is_validated(nnunet_folders: Path) -> None:
     block = partial_block()
     block["cases"]["case_00"]["annotated"] = ["liver", "tumour", "spleen"]  # whose file is not restricted
@@ -212,9 +214,7 @@ def test_checkpoints_that_must_not_be_continued(preprocessed: Path, what: str) -
     file = Path(trainer.output_folder) / "checkpoint_latest.pth"
     trainer.save_checkpoint(str(file))
     if what == "settings":
-        plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
-        plans["configurations"]["3d_fullres"]["mutual"]["initial_lr"] = 0.5
-        (preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+        change_settings(preprocessed, **SHORT, initial_lr=0.5)
     elif what == "stock":
         torch.save({"network_weights": {}}, file)
     elif what == "damaged":

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from training import KEYS, SHORT, largest_difference, partial_block, region_block, trainer_for, weights
+from training import (
+    KEYS,
+    SHORT,
+    change_settings,
+    largest_difference,
+    lines_of,
+    partial_block,
+    region_block,
+    trainer_for,
+    weights,
+)
 
+from nnunet_mutual import compat
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.objectives import Objective, Term
-from nnunet_mutual.trainers import PartialTrainer
-from nnunet_mutual.trainers.base import MutualTrainer
 
 ONE_EPOCH = {**SHORT, "num_epochs": 1}
-
-
-def lines_of(trainer: Any) -> list[dict]:
-    return [json.loads(x) for x in (Path(trainer.output_folder) / "mutual_log.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres", "3d_aniso", "3d_lowres"])
@@ -50,11 +51,10 @@ def test_every_configuration_and_kind_of_label(nnunet_folders: Path, configurati
     assert (Path(trainer.output_folder) / "checkpoint_final.pth").exists()
 
 
+@pytest.mark.usefixtures("forked_pools")
 def test_cascade(nnunet_folders: Path) -> None:
     stages = ("3d_lowres", "3d_fullres")
-    preprocessed = tiny.make_dataset(
-        nnunet_folders, block=partial_block(), settings=ONE_EPOCH, configurations=stages, cases=6
-    )
+    preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=ONE_EPOCH, configurations=stages)
     (preprocessed / "splits_final.json").write_text(json.dumps([{"train": KEYS[:4], "val": KEYS}]))
     lowres = trainer_for(preprocessed, configuration="3d_lowres")
     lowres.run_training()
@@ -65,6 +65,17 @@ def test_cascade(nnunet_folders: Path) -> None:
     fullres.run_training()
     assert fullres.num_input_channels == 1 + 3
     assert math.isfinite(lines_of(fullres)[0]["loss"])
+    fullres.perform_actual_validation()
+    for i, key in enumerate(KEYS):
+        restricted, full = (
+            SimpleITKIO().read_seg(f"{fullres.output_folder}/{name}/{key}.nii.gz")[0]
+            for name in ("validation", "validation_full")
+        )
+        assert restricted.shape == full.shape == (1, 16, 20, 18)
+        assert set(np.unique(restricted)) <= {0, *((1,), (2, 3))[i % 2]}
+    summary = json.loads((Path(fullres.output_folder) / "validation" / "summary.json").read_text())
+    scored = [case["metrics"]["1"]["Dice"] for case in summary["metric_per_case"]]
+    assert [math.isnan(dice) for dice in scored] == [False, True] * 3, "liver is annotated in every other case"
 
 
 def test_without_deep_supervision_and_on_all_cases(nnunet_folders: Path) -> None:
@@ -92,9 +103,24 @@ def test_an_existing_split_is_honoured(nnunet_folders: Path) -> None:
         trainer_for(preprocessed).initialize()
 
 
-def test_wrong_tables_and_settings_leave_nothing_behind(nnunet_folders: Path) -> None:
-    preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings={**SHORT, "num_epoch": 3})
-    with pytest.raises(MutualError, match="did you mean 'num_epochs'"):
+@pytest.mark.parametrize(
+    ("settings", "table", "sentence"),
+    [
+        ({"num_epoch": 3}, {}, "did you mean 'num_epochs'"),
+        ({"amp": "bfloat16"}, {}, "this processor does not compute in bfloat16"),
+        ({}, {"case": {}}, "unknown key 'case'.*did you mean 'cases'"),
+        ({}, {"cases": {"case_00": {"source": "c"}}}, "case \"case_00\" .* has the source 'c'"),
+    ],
+    ids=["setting", "processor", "block", "source"],
+)
+def test_wrong_tables_and_settings_leave_nothing_behind(
+    nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch, settings: dict, table: dict, sentence: str
+) -> None:
+    monkeypatch.setattr(compat, "cpu_computes_bfloat16", lambda: False)
+    block = partial_block(**table) | table
+    settings = {**SHORT, **settings}
+    preprocessed = tiny.make_dataset(nnunet_folders, block=block, settings=settings, configurations=(), cases=0)
+    with pytest.raises(MutualError, match=sentence):
         trainer_for(preprocessed)
     assert list((nnunet_folders / "nnUNet_results").iterdir()) == []
 
@@ -113,45 +139,11 @@ def test_a_corrected_table_must_reach_the_preprocessed_data(nnunet_folders: Path
     content = json.loads(raw.read_text())
     content["mutual"]["cases"]["case_00"]["annotated"] = []
     raw.write_text(json.dumps(content))
-    with pytest.raises(MutualError, match="nnunet_mutual sync"):
+    with pytest.raises(MutualError, match="case_00.*nnunet_mutual sync"):
         trainer_for(preprocessed).run_training()
-
-
-class Failing(Objective):
-    """Turns NaN at its third step."""
-
-    term_names = ("broken",)
-
-    def __init__(self) -> None:
-        self.step = 0
-
-    def terms(self, outputs: Sequence, batch: object, progress: object) -> dict[str, Term]:
-        self.step += 1
-        return {"broken": Term(outputs[0][0].mean() * (math.nan if self.step == 3 else 0.0))}
-
-
-class FailingTrainer(MutualTrainer):
-    """Meets a non-finite term."""
-
-    def build_objectives(self) -> list[Objective]:
-        return [*super().build_objectives(), Failing()]
-
-
-def test_a_non_finite_term_stops_before_the_optimiser_step(nnunet_folders: Path) -> None:
-    preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=SHORT)
-    trainer = trainer_for(preprocessed, FailingTrainer)
-    seen = []
-    original = trainer.train_step
-
-    def train_step(batch: dict) -> dict:
-        seen.append(weights(trainer))
-        return original(batch)
-
-    trainer.train_step = train_step
-    with pytest.raises(MutualError, match='"broken" became nan in epoch 0, iteration 2 .*case_'):
-        trainer.run_training()
-    assert largest_difference(seen[-1], weights(trainer)) == 0
-    assert largest_difference(seen[0], seen[-1]) > 0
+    with pytest.raises(MutualError, match="nnunet_mutual sync"):
+        trainer_for(preprocessed).initialize()  # what -pretrained_weights and --c do first
+    assert not (preprocessed / "splits_final.json").exists(), "a split of a wrong table would outlive its correction"
 
 
 def test_unlabelled_cases_are_ordinary_members(nnunet_folders: Path) -> None:
@@ -183,54 +175,73 @@ def test_an_epoch_without_any_scored_label_does_not_spoil_the_mean(nnunet_folder
     assert np.isnan(trainer.logger.get_value("dice_per_class_or_region", 1)).all()
 
 
-def test_terms_reach_every_logger(nnunet_folders: Path) -> None:
-    class Recorder:
-        def __init__(self) -> None:
-            self.seen: list[tuple] = []
-
-        def log(self, key: str, value: float, step: int) -> None:
-            self.seen.append((key, value, step))
-
-        def log_summary(self, key: str, value: float) -> None: ...
-
-        def update_config(self, config: dict) -> None: ...
-
-    preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=SHORT)
-    trainer = trainer_for(preprocessed)
-    recorder = Recorder()
-    trainer.logger.loggers.append(recorder)
-    trainer.run_training()
-    logged = [(value, step) for key, value, step in recorder.seen if key == "term/supervised"]
-    assert logged == [(line["terms"]["supervised"], line["epoch"]) for line in lines_of(trainer)]
-    assert [step for _, step in logged] == [0, 1, 2]
-
-
 def test_pretrained_weights(nnunet_folders: Path) -> None:
     preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=ONE_EPOCH)
     first = trainer_for(preprocessed)
     first.run_training()
     second = trainer_for(preprocessed, fold=1)
-    second.settings = first.settings
     second.initialize()
+    fresh = weights(second)
     load_pretrained_weights(second.network, str(Path(first.output_folder) / "checkpoint_final.pth"))
     shared = {n: v for n, v in weights(first).items() if ".seg_layers." not in n}
     assert largest_difference(shared, {n: weights(second)[n] for n in shared}) == 0
+    assert largest_difference(shared, {n: fresh[n] for n in shared}) > 0
+    start, original = [], second.train_step
+    second.train_step = lambda batch: (start.append(weights(second)), original(batch))[1]
+    second.run_training()
+    assert largest_difference(shared, {n: start[0][n] for n in shared}) == 0, "the training starts from them"
 
 
-def test_an_objective_from_outside_plugs_in(nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
-    code = re.search(r"```python\n(.*?)```", page, re.S)
-    assert code is not None and len(code[1].splitlines()) <= 40
-    folder = nnunet_folders / "my_trainers"
-    folder.mkdir()
-    (folder / "confident_trainer.py").write_text(code[1])
-    monkeypatch.setenv("nnUNet_extTrainer", str(folder))
-    trainer_class = recursive_find_trainer_class_by_name("ConfidentTrainer")
-    assert issubclass(trainer_class, PartialTrainer)
-    settings = {**ONE_EPOCH, "entropy_weight": 0.5}
-    preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=settings)
-    trainer = trainer_for(preprocessed, trainer_class)
+@pytest.mark.usefixtures("forked_pools")
+def test_validation_of_regions(nnunet_folders: Path) -> None:
+    preprocessed = tiny.make_dataset(
+        nnunet_folders, labels=tiny.REGIONS, block=region_block(), settings=ONE_EPOCH, ignore=True
+    )
+    (preprocessed / "splits_final.json").write_text(json.dumps([{"train": KEYS, "val": KEYS[:2]}]))
+    trainer = trainer_for(preprocessed)
     trainer.run_training()
-    terms = lines_of(trainer)[0]["terms"]
-    assert 0 < terms["entropy"] <= math.log(4)
-    assert lines_of(trainer)[0]["loss"] != pytest.approx(terms["supervised"], abs=1e-6)
+    trainer.perform_actual_validation()
+    read = {
+        (name, key): SimpleITKIO().read_seg(f"{trainer.output_folder}/{name}/{key}.nii.gz")[0]
+        for name in ("validation", "validation_full")
+        for key in KEYS[:2]
+    }
+    assert set(np.unique(read["validation", "case_00"])) <= {0, 1}, "only the outer region is annotated there"
+    assert set(np.unique(read["validation_full", "case_00"])) - {0, 1}, "or there was nothing to restrict"
+    assert np.array_equal(read["validation", "case_01"], read["validation_full", "case_01"])
+
+
+def test_small_sources_are_drawn_more_often(nnunet_folders: Path) -> None:
+    block = partial_block()
+    block["cases"] = {key: {"source": "a" if key == KEYS[0] else "b"} for key in KEYS}
+    preprocessed = tiny.make_dataset(nnunet_folders, block=block)
+    shares = []
+    for balance in (True, False):
+        change_settings(preprocessed, **SHORT, balance_sources=balance)
+        trainer = trainer_for(preprocessed, fold="all")
+        trainer.initialize()
+        loader, validation = trainer.get_dataloaders()
+        for batches in (loader, validation):
+            drawn = [key for _ in range(2000) for key in batches.data_loader.get_indices()]
+            shares.append(drawn.count(KEYS[0]) / len(drawn))
+    balanced = 1 / (1 + 5 / 5**0.5)
+    # 4000 draws: standard deviation 0.007
+    assert shares == pytest.approx([balanced, 1 / 6, 1 / 6, 1 / 6], abs=0.03), "validation is never balanced"
+
+
+def test_mixed_precision_on_a_processor_that_has_it(nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "cpu_computes_bfloat16", lambda: True)
+    preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block())
+    losses = {}
+    for amp in ("off", "auto", "bfloat16"):
+        change_settings(preprocessed, **{**ONE_EPOCH, "amp": amp})
+        seen: list[torch.dtype] = []
+        trainer = trainer_for(preprocessed)
+        trainer.initialize()
+        trainer.network.register_forward_hook(lambda m, i, output, seen=seen: seen.append(output[0].dtype))
+        trainer.run_training()
+        assert set(seen) == {torch.float32 if amp == "off" else torch.bfloat16}
+        assert {value.dtype for value in weights(trainer).values()} == {torch.float32}
+        losses[amp] = lines_of(trainer)[0]["loss"]
+    assert losses["auto"] == losses["bfloat16"] != losses["off"]
+    assert losses["auto"] == pytest.approx(losses["off"], abs=0.02)

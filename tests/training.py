@@ -48,6 +48,14 @@ def trainer_for(
     return trainer
 
 
+def change_settings(preprocessed: Path, **settings: Any) -> None:
+    """Replaces the settings in the plans."""
+    file = preprocessed / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    plans["configurations"]["3d_fullres"]["mutual"] = settings
+    file.write_text(json.dumps(plans))
+
+
 def weights(trainer: Any) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in trainer.network.state_dict().items()}
 
@@ -83,3 +91,8 @@ def assert_same_optimizer(a: torch.optim.Optimizer, b: torch.optim.Optimizer) ->
 def curves(trainer: Any) -> dict[str, Any]:
     logged = trainer.logger.get_checkpoint()
     return {name: json.dumps(values) for name, values in logged.items() if "timestamps" not in name}
+
+
+def lines_of(trainer: Any) -> list[dict]:
+    """What the training logged of its terms, an entry per epoch."""
+    return [json.loads(x) for x in (Path(trainer.output_folder) / "mutual_log.jsonl").read_text().splitlines()]
