@@ -221,6 +221,13 @@ def test_output_is_shown_without_progress_bars(tmp_path: Path, capsys: pytest.Ca
     assert capsys.readouterr().out.endswith("\ntable\nend\n")
 
 
+def test_progress_is_read_from_the_output_of_nnunet() -> None:
+    assert commands.epochs_done(b"") == 0
+    log = b"2026-01-01 10:00:00.1: Epoch 3\n2026-01-01 10:00:00.2: Current learning rate: 0.01\n"
+    assert commands.epochs_done(log) == 3
+    assert commands.epochs_done(log + b"2026-01-01 10:00:09.1: Epoch time: 9.0 s\n") == 4
+
+
 def test_a_failing_command_shows_its_last_lines_and_stops_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

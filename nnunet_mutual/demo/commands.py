@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -21,7 +22,8 @@ from tqdm import tqdm
 
 from nnunet_mutual.errors import MutualError
 
-EPOCH_DONE = b"Epoch time"  # the line with which nnU-Net ends an epoch in its output
+EPOCH = re.compile(rb": Epoch (\d+)\s*$", re.MULTILINE)  # the lines with which nnU-Net begins ...
+EPOCH_DONE = b"Epoch time"  # ... and ends an epoch
 PATIENCE = 30.0  # seconds that an interrupted command gets to save
 POLL = 0.5
 TAIL = 15
@@ -129,6 +131,12 @@ def _fail(command: Command, status: int, log: Path) -> NoReturn:
     )
 
 
+def epochs_done(log: bytes) -> int:
+    """Returns how many epochs of a training are finished, by nnU-Net's output; a resumed one does not begin at 0."""
+    begun = list(EPOCH.finditer(log))
+    return int(begun[-1][1]) + (EPOCH_DONE in log[begun[-1].end() :]) if begun else 0
+
+
 class _Progress:
     """A bar per training, else the seconds since the start; plain lines where the output is not a terminal."""
 
@@ -149,7 +157,7 @@ class _Progress:
         return self
 
     def update(self) -> None:
-        done = [log.read_bytes().count(EPOCH_DONE) if log.exists() else 0 for _, log in self.trainings]
+        done = [epochs_done(log.read_bytes()) if log.exists() else 0 for _, log in self.trainings]
         if self.terminal:
             for bar, epochs in zip(self.bars, done or [0], strict=True):
                 bar.n = min(epochs, bar.total or 0)

@@ -53,7 +53,7 @@ class Scale:
 
     training: int = 10
     test: int = 3
-    epochs: int = 18
+    epochs: int = 15
     iterations: int = 40
     initial_lr: float = 5e-3
     patch_size: tuple[int, int, int] = (16, 40, 48)
