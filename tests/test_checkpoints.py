@@ -105,7 +105,12 @@ def test_a_checkpoint_within_an_epoch_is_as_readable(preprocessed: Path) -> None
 
 def test_the_deployed_network_need_not_be_the_first(preprocessed: Path) -> None:
     whole = trainer_for(preprocessed, TwoPeersTrainer)
+    whole.initialize()
+    modes: list[list[bool]] = [[], []]
+    for network, seen in zip(whole.peers.networks, modes, strict=True):
+        network.register_forward_hook(lambda network, inputs, output, seen=seen: seen.append(network.training))
     whole.run_training()
+    assert modes == [[True] * 9, [True, True, True, False] * 3], "both are trained, the second is validated"
     final = torch.load(Path(whole.output_folder) / "checkpoint_final.pth", weights_only=True)
     second = whole.peers.networks[1].state_dict()
     assert largest_difference(final["network_weights"], second) == 0
@@ -155,14 +160,14 @@ def test_the_deployed_network_is_the_one_that_is_validated(nnunet_folders: Path)
     ("rhythm", "expected"),
     [
         ({}, []),
-        ({"checkpoint_epochs": 1}, [1, 2]),
-        ({"checkpoint_epochs": 2}, [2]),
-        ({"checkpoint_minutes": 0.0}, [1, 2]),
+        ({"checkpoint_epochs": 1}, [1, 2, 3, 4]),
+        ({"checkpoint_epochs": 2}, [2, 4]),
+        ({"checkpoint_minutes": 0.0}, [1, 2, 3, 4]),
     ],
     ids=["default", "every epoch", "every other epoch", "minutes"],
 )
 def test_the_rhythm_of_latest(nnunet_folders: Path, rhythm: dict[str, float], expected: list[int]) -> None:
-    settings = {**SHORT, "num_iterations_per_epoch": 1, **rhythm}
+    settings = {**SHORT, "num_epochs": 5, "num_iterations_per_epoch": 1, **rhythm}
     preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=settings)
     trainer = trainer_for(preprocessed)
     saved = []
@@ -170,7 +175,7 @@ def test_the_rhythm_of_latest(nnunet_folders: Path, rhythm: dict[str, float], ex
     trainer.save_checkpoint = lambda name: (saved.append((Path(name).name, trainer.epochs_done)), original(name))
     trainer.run_training()
     assert [epochs for name, epochs in saved if name == "checkpoint_latest.pth"] == expected
-    assert saved[-1] == ("checkpoint_final.pth", 3)
+    assert saved[-1] == ("checkpoint_final.pth", 5)
     assert not (Path(trainer.output_folder) / "checkpoint_latest.pth").exists(), "final takes its place"
 
 
