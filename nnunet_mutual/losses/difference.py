@@ -135,8 +135,8 @@ def feature_difference(own: Tensor, others: Tensor, pairs: Tensor, *, margin: fl
     .. math:: L = \operatorname{mean}_{(q, m) \in \text{pairs}} \max(0, \cos(w_q, \operatorname{sg}(u_m)) - c)
 
     where :math:`w` are vectors of this network, :math:`u` those to keep away from, c is the margin and sg stops the
-    gradient. Two forms of FD call it. Projected: w = P z_n(a) and u = P z_m(b), organs a and b of networks n and m under a shared trained
-    projection P. Own: w = z_n(b) and u = running means of this network's own vectors of its organs a.
+    gradient. Two forms of FD call it. Projected: w = P z_n(a) and u = P z_m(b), organs a and b of networks n and m
+    under a shared trained projection P. Own: w = z_n(b) and u = running means of this network's vectors of its organs.
 
     Args:
         own: (Q, F), any floating type; computed in float32 or better.
