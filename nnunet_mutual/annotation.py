@@ -170,6 +170,10 @@ class AnnotationTable:
         """Returns, per label, all that its drawn area includes in the source of the case, at any depth."""
         return _closure(self.sources[case.source].contains)
 
+    def ever_contains(self, outer: str, inner: str) -> bool:
+        """Whether the drawn area of a label includes another one in any source."""
+        return any(inner in _closure(source.contains).get(outer, ()) for source in self.sources.values())
+
     def overlap_partners(self, label: str) -> frozenset[str]:
         """Returns the labels declared in ``may_overlap`` together with this one."""
         return frozenset(other for pair in self.may_overlap if label in pair for other in pair if other != label)

@@ -140,6 +140,9 @@ def pack(trainer: MutualTrainer) -> dict[str, Any] | None:
         STATE_KEY: {
             "trainer": type(trainer).__name__,
             "settings": asdict(trainer.settings),
+            "stage": trainer.stage,
+            "deployed": trainer.deployed,
+            "ranking": trainer.ranking.state_dict(),
             "peers": peers,
             "objectives": [plain(objective.state_dict()) for objective in trainer.objectives],
             "random": states,
@@ -175,6 +178,9 @@ def unpack(trainer: MutualTrainer, checkpoint: Mapping[str, Any], filename: str)
     trainer.logger.load_checkpoint(checkpoint["logging"])
     trainer._best_ema = checkpoint["_best_ema"]
     trainer.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+    trainer.restore_stage(state["stage"])
+    trainer.deployed = state["deployed"]
+    trainer.ranking.load_state_dict(state["ranking"])
     trainer.peers.load_state_dict(state["peers"])
     for objective, values in zip(trainer.objectives, state["objectives"], strict=True):
         objective.load_state_dict(values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -37,6 +38,38 @@ def case_probabilities(table: AnnotationTable, identifiers: Sequence[str]) -> np
         return None
     weights = np.array([1 / np.sqrt(count[source]) for source in sources])
     return weights / weights.sum()
+
+
+class PooledLoader(nnUNetDataLoader):
+    """nnU-Net's loader, but a batch holds cases of as many pools as it has samples.
+
+    A pool is drawn with the probability of its cases; no pool twice before every pool was drawn once. The order is
+    random, so no pool is always the one whose patch must hold foreground.
+
+    Args:
+        pools: identifiers, in groups.
+        arguments: nnU-Net's.
+    """
+
+    def __init__(self, *arguments: Any, pools: Sequence[Sequence[str]], **options: Any):
+        super().__init__(*arguments, **options)
+        given = self.sampling_probabilities
+        weights = np.full(len(self.indices), 1 / len(self.indices)) if given is None else np.asarray(given)
+        of_case = dict(zip(self.indices, weights, strict=True))
+        self.pools = [list(pool) for pool in pools if pool]
+        within = [np.array([of_case[key] for key in pool]) for pool in self.pools]
+        self.of_pool = np.array([weights.sum() for weights in within])
+        self.of_pool /= self.of_pool.sum()
+        self.within_pool = [weights / weights.sum() for weights in within]
+
+    def get_indices(self) -> list[str]:
+        """Draws the cases of a batch."""
+        chosen: list[int] = []
+        while len(chosen) < self.batch_size:
+            number = min(self.batch_size - len(chosen), len(self.pools))
+            chosen += np.random.choice(len(self.pools), number, replace=False, p=self.of_pool).tolist()
+        order = np.random.permutation(chosen)
+        return [str(np.random.choice(self.pools[pool], p=self.within_pool[pool])) for pool in order]
 
 
 def start_loader(loader: nnUNetDataLoader, *, training: bool, pin_memory: bool, seed: int | None) -> Augmenter:
@@ -82,8 +115,9 @@ def start_loaders(trainer: MutualTrainer) -> tuple[Augmenter, Augmenter]:
         "ignore_label": labels.ignore_label,
     }
     mask = trainer.configuration_manager.use_mask_for_norm
+    shared_training = {**shared, "regions": trainer.training_regions(shared["regions"])}
     transforms = trainer.get_training_transforms(
-        patch_size, rotation, scales, mirror_axes, dummy_2d, use_mask_for_norm=mask, **shared
+        patch_size, rotation, scales, mirror_axes, dummy_2d, use_mask_for_norm=mask, **shared_training
     )
     training, validation = trainer.get_tr_and_val_datasets()
     balanced = case_probabilities(trainer.table, training.identifiers) if trainer.settings.balance_sources else None
@@ -100,6 +134,14 @@ def start_loaders(trainer: MutualTrainer) -> tuple[Augmenter, Augmenter]:
     )
 
 
+def restart_loaders(trainer: MutualTrainer) -> None:
+    """Ends the loaders, whose processes hold the old dataset, and starts new ones."""
+    for loader in (trainer.dataloader_train, trainer.dataloader_val):
+        if isinstance(loader, NonDetMultiThreadedAugmenter):
+            loader._finish()
+    trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
+
+
 def _start(
     trainer: MutualTrainer,
     dataset: Any,
@@ -109,7 +151,9 @@ def _start(
     *,
     is_training: bool,
 ) -> Augmenter:
-    loader = nnUNetDataLoader(
+    pools = trainer.case_pools(dataset.identifiers) if is_training else None
+    make = nnUNetDataLoader if pools is None else partial(PooledLoader, pools=pools)
+    loader = make(
         dataset,
         trainer.batch_size,
         size,

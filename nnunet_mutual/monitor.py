@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import time
+
+import torch
 
 from nnunet_mutual.errors import MutualError
 
@@ -45,16 +49,59 @@ class FiniteGuard:
             )
 
 
+class Forecast:
+    """Says after the first steps how long a stage of a training will take and how much memory it needs.
+
+    Args:
+        steps: of the stage that are left; 20 of them are watched, the first 5 of which do not count (compilation).
+    """
+
+    WARM, WATCHED = 5, 20
+
+    def __init__(self, steps: int):
+        self.left = steps
+        self._seen = 0
+        self._since = 0.0
+
+    def step(self, device: torch.device) -> str | None:
+        """Counts a step; returns the sentence when it is time for it."""
+        self._seen += 1
+        if self._seen == self.WARM:
+            self._since = time()
+        if self._seen != self.WATCHED:
+            return None
+        each = (time() - self._since) / (self.WATCHED - self.WARM)
+        minutes = each * (self.left - self.WATCHED) / 60
+        long = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+        return f"{each:.2f} s per training step: about {long} of them are left in this stage; {_peak(device)}"
+
+
+def _peak(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"peak GPU memory {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
+    try:
+        import resource
+    except ImportError:  # Windows
+        return "on a CPU"
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    return f"peak memory of the process {kibibytes / 2**20:.1f} GiB"
+
+
 class TermLog:
     """One JSON line per epoch with the mean of every term."""
 
     def __init__(self, file: Path):
         self.file = file
 
-    def append(self, epoch: int, loss: float, terms: Mapping[str, float]) -> None:
+    def append(
+        self, epoch: int, loss: float, terms: Mapping[str, float], diagnostics: Mapping[str, float] | None = None
+    ) -> None:
         """Adds the line of an epoch."""
+        line = {"epoch": epoch, "loss": loss, "terms": dict(terms)}
+        if diagnostics:
+            line["diagnostics"] = dict(diagnostics)
         with self.file.open("a") as stream:
-            stream.write(json.dumps({"epoch": epoch, "loss": loss, "terms": dict(terms)}) + "\n")
+            stream.write(json.dumps(line) + "\n")
 
     def drop_from(self, epoch: int) -> None:
         """Removes the lines of epochs that a training is about to do, and lines that a crash cut off."""

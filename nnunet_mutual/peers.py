@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_mutual.modules.tap import FeatureTap
+from nnunet_mutual.objectives.base import Output
+
 CLIP_NORM = 12.0  # nnU-Net's
+Memory = Literal["joint", "sequential"]
+Autocast: TypeAlias = Callable[[], AbstractContextManager]
 
 
 def unwrap(network: nn.Module) -> nn.Module:
-    """Returns the plain network behind DDP and torch.compile, whose state-dict keys stock nnU-Net knows."""
+    """Returns the plain network behind DDP, torch.compile and FeatureTap: stock nnU-Net knows its state-dict keys."""
     if isinstance(network, DistributedDataParallel):
         network = network.module
-    return network._orig_mod if isinstance(network, OptimizedModule) else network
+    network = network._orig_mod if isinstance(network, OptimizedModule) else network
+    return network.network if isinstance(network, FeatureTap) else network
 
 
 class Peers:
-    """Networks of the plans' architecture with an optimiser each; all graphs are alive during a step.
+    """Networks of the plans' architecture with an optimiser each.
+
+    Each network's loss depends on its own graph only; what it learns from the others is detached. So the gradients are
+    the same in both memory modes:
+
+    * ``joint``: all networks run forward first, all graphs are alive (3P units of compute, a backward being two).
+    * ``sequential``: all but the first run forward without a graph, then each runs forward and backward alone (4P - 1
+      units, the memory of one graph).
 
     Args:
         networks: as built, compiled and wrapped by the trainer.
-        optimizers: one per network.
+        optimizers: one per network, and one for ``heads`` if there are any.
         schedulers: one per optimiser, nnU-Net's interface ``step(epoch)``.
         scaler: shared gradient scaler (float16 on CUDA) or None.
+        memory: "joint" or "sequential".
+        heads: modules that objectives train beside the networks.
     """
 
     def __init__(
@@ -36,64 +53,95 @@ class Peers:
         optimizers: Sequence[torch.optim.Optimizer],
         schedulers: Sequence[Any],
         scaler: torch.amp.GradScaler | None,
+        *,
+        memory: Memory = "joint",
+        heads: nn.Module | None = None,
     ):
         self.networks = list(networks)
         self.optimizers = list(optimizers)
         self.schedulers = list(schedulers)
         self.scaler = scaler
+        self.memory: Memory = memory
+        self.heads = heads
 
     def __repr__(self) -> str:
-        return f"Peers({len(self.networks)} x {type(unwrap(self.networks[0])).__name__})"
+        return f"Peers({len(self.networks)} x {type(unwrap(self.networks[0])).__name__}, {self.memory})"
+
+    @property
+    def _trained(self) -> list[nn.Module]:
+        return [*self.networks, self.heads] if self.heads is not None else self.networks
 
     def set_epoch(self, epoch: int) -> None:
-        """Puts the networks into training mode and the learning rates to those of an epoch."""
-        for network, scheduler in zip(self.networks, self.schedulers, strict=True):
-            network.train()
+        """Puts the networks into training mode and the learning rates to those of an epoch of the schedule."""
+        for module, scheduler in zip(self._trained, self.schedulers, strict=True):
+            module.train()
             scheduler.step(epoch)
 
     def eval(self) -> None:
         """Puts the networks into evaluation mode."""
-        for network in self.networks:
-            network.eval()
+        for module in self._trained:
+            module.eval()
 
     def zero_grad(self) -> None:
         """Drops all gradients."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def forward(self, data: Tensor) -> list[Sequence[Tensor]]:
-        """Returns, per network, its logits as a list of deep-supervision levels."""
-        outputs = (network(data) for network in self.networks)
-        return [output if isinstance(output, (list, tuple)) else [output] for output in outputs]
+    def passes(self, data: Tensor, autocast: Autocast) -> Iterator[tuple[int, list[Output], list[Output]]]:
+        """Runs the networks on a batch; the caller backpropagates each network's loss before it asks for the next.
 
-    def backward(self, total: Tensor) -> Tensor:
-        """Backpropagates and clips each network's gradients at nnU-Net's norm of 12.
+        Args:
+            data: (B, M, *spatial).
+            autocast: makes the context of a forward pass.
+
+        Yields:
+            The index of a network, the outputs of all networks of which only its own has a graph, and all detached.
+        """
+        joint = self.memory == "joint"
+        runs = [
+            (_Live if joint or n == 0 else _Replay)(network, data, autocast) for n, network in enumerate(self.networks)
+        ]
+        recorded = [run.recorded for run in runs]
+        for n, run in enumerate(runs):
+            yield n, [*recorded[:n], run.take(), *recorded[n + 1 :]], recorded
+
+    def backward(self, total: Tensor) -> None:
+        """Adds the gradients of one network's loss."""
+        (total if self.scaler is None else self.scaler.scale(total)).backward()
+
+    def clip(self) -> Tensor:
+        """Clips each network's gradients at nnU-Net's norm of 12, after all backward passes.
 
         Returns:
-            (P,) gradient norms before clipping.
+            (P,) or, with heads, (P + 1,) gradient norms before clipping.
         """
-        if self.scaler is None:
-            total.backward()
-        else:
-            self.scaler.scale(total).backward()
+        if self.heads is not None and distributed.is_available() and distributed.is_initialized():
+            for parameter in self.heads.parameters():  # not wrapped in DDP: they are small and not always used
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                distributed.all_reduce(parameter.grad)
+                parameter.grad /= distributed.get_world_size()
+        if self.scaler is not None:
             for optimizer in self.optimizers:
-                self.scaler.unscale_(optimizer)
-        return torch.stack([nn.utils.clip_grad_norm_(n.parameters(), CLIP_NORM) for n in self.networks])
+                if any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+                    self.scaler.unscale_(optimizer)
+        return torch.stack([nn.utils.clip_grad_norm_(m.parameters(), CLIP_NORM) for m in self._trained])
 
     def step(self) -> None:
         """Lets all optimisers step, after all backward passes."""
         for optimizer in self.optimizers:
             if self.scaler is None:
                 optimizer.step()
-            else:
+            elif any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
                 self.scaler.step(optimizer)
         if self.scaler is not None:
             self.scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all networks, optimisers and the scaler."""
+        """Returns all networks, heads, optimisers and the scaler."""
         return {
             "networks": [unwrap(network).state_dict() for network in self.networks],
+            "heads": None if self.heads is None else self.heads.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }
@@ -102,7 +150,59 @@ class Peers:
         """Restores what :meth:`state_dict` returned."""
         for network, weights in zip(self.networks, state["networks"], strict=True):
             unwrap(network).load_state_dict(weights)
+        if self.heads is not None:
+            self.heads.load_state_dict(state["heads"])
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(values)
         if self.scaler is not None and state["scaler"] is not None:
             self.scaler.load_state_dict(state["scaler"])
+
+
+class _Live:
+    """A forward pass whose graph waits for its loss."""
+
+    def __init__(self, network: nn.Module, data: Tensor, autocast: Autocast):
+        self._output: Output | None = _forward(network, data, autocast)
+        self.recorded = self._output.detach()
+
+    def take(self) -> Output:
+        """Returns the output once, so that the graph is freed with it."""
+        output, self._output = self._output, None
+        assert output is not None
+        return output
+
+
+class _Replay:
+    """A forward pass without a graph that is repeated with one later, drawing the same dropout masks."""
+
+    def __init__(self, network: nn.Module, data: Tensor, autocast: Autocast):
+        self._again = partial(_forward, network, data, autocast)
+        self._random: dict[str, Tensor] | None = None
+        if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in network.modules()):
+            self._random = {"cpu": torch.get_rng_state()}
+            if data.is_cuda:
+                self._random["cuda"] = torch.cuda.get_rng_state(data.device)
+        self._device = data.device
+        with torch.no_grad():
+            self.recorded = _forward(
+                network.module if isinstance(network, DistributedDataParallel) else network, data, autocast
+            )
+
+    def take(self) -> Output:
+        """Runs again, with a graph."""
+        if self._random is None:
+            return self._again()
+        with torch.random.fork_rng([self._device] if "cuda" in self._random else []):
+            torch.set_rng_state(self._random["cpu"])
+            if "cuda" in self._random:
+                torch.cuda.set_rng_state(self._random["cuda"], self._device)
+            return self._again()
+
+
+def _forward(network: nn.Module, data: Tensor, autocast: Autocast) -> Output:
+    with autocast():
+        result = network(data)
+    features = None
+    if isinstance(result, tuple):  # of a FeatureTap
+        result, features = result
+    return Output(result if isinstance(result, list) else [result], features)

@@ -12,8 +12,9 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,8 +31,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
-from nnunetv2.utilities.label_handling.label_handling import LabelManager, convert_labelmap_to_one_hot
+from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from torch import Tensor, distributed, nn
 
 from nnunet_mutual.peers import unwrap
@@ -41,56 +41,6 @@ if TYPE_CHECKING:
     from nnunet_mutual.trainers.base import MutualTrainer
 
 BARRIER_EVERY = 20  # cases; NCCL gives up on a rank that is silent for too long
-
-
-def annotated_counts(
-    logits: Tensor, target: Tensor, annotated: Tensor, heirs: Tensor | None, label_manager: LabelManager
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """True positive, false positive and false negative voxels per label, over samples that annotate the label.
-
-    Args:
-        logits: (B, C, *spatial), highest resolution.
-        target: (B, 1, *spatial) labels, or (B, R[+1], *spatial) regions.
-        annotated: (B, C) bool.
-        heirs: (B, C, C) bool, of plain labels: what a voxel of a predicted class counts as, so that a tumour predicted
-            in a liver that was drawn with its tumours is no mistake about the liver.
-        label_manager: nnU-Net's.
-
-    Returns:
-        Three arrays (K,), K foreground labels or regions.
-    """
-    mask = None
-    if label_manager.has_regions:
-        prediction = (logits > 0).float()
-        if label_manager.has_ignore_label:
-            target, mask = target[:, :-1], (~target[:, -1:].bool()).float()
-    else:
-        assert heirs is not None
-        likeliest = logits.argmax(1).flatten(1)[:, None].expand(-1, logits.shape[1], -1)
-        allowed = heirs.transpose(1, 2).gather(2, likeliest).view_as(logits)
-        restricted = logits.masked_fill(~allowed, -torch.inf).argmax(1, keepdim=True)
-        prediction = torch.zeros_like(logits, dtype=torch.float32).scatter_(1, restricted, 1)
-        if label_manager.has_ignore_label:
-            mask = (target != label_manager.ignore_label).float()
-            target = torch.where(mask.bool(), target, 0)
-    counts = get_tp_fp_fn_tn(prediction, target, tuple(range(2, logits.ndim)), mask)[:3]
-    sums = torch.stack([(count * annotated).sum(0) for count in counts]).cpu().numpy()
-    return tuple(sums if label_manager.has_regions else sums[:, 1:])
-
-
-def online_dice(counts: np.ndarray, earlier: list[float]) -> tuple[list[float], float]:
-    """Dice per label from voxel counts, and their mean over labels that were sampled.
-
-    Args:
-        counts: (3, K) true positive, false positive, false negative voxels.
-        earlier: means of earlier epochs; the last one stands in where nothing was sampled, since a NaN would stay in
-            nnU-Net's moving average for ever.
-    """
-    tp, fp, fn = counts
-    with np.errstate(invalid="ignore"):
-        dice = [float(value) for value in 2 * tp / (2 * tp + fp + fn)]
-    sampled = [value for value in dice if not np.isnan(value)]
-    return dice, float(np.mean(sampled)) if sampled else (earlier[-1] if earlier else 0.0)
 
 
 def export_case(
@@ -171,25 +121,13 @@ def validate_fold(trainer: MutualTrainer, save_probabilities: bool) -> None:
         trainer: an initialised trainer; its ``validation/summary.json`` is nnU-Net's, of the restricted predictions.
         save_probabilities: also write the npz files that ensembling needs.
     """
-    network = trainer.deployed_network
-    _set_deep_supervision(network, False)
-    network.eval()
-    predictor = nnUNetPredictor(device=trainer.device, allow_tqdm=False)
-    predictor.manual_initialization(
-        network,
-        trainer.plans_manager,
-        trainer.configuration_manager,
-        None,
-        trainer.dataset_json,
-        type(trainer).__name__,
-        trainer.inference_allowed_mirroring_axes,
-    )
     _, keys = trainer.do_split()
     world = distributed.get_world_size() if trainer.is_ddp else 1
     mine = sorted(keys)[trainer.local_rank :: world]
     for name in ("validation", "validation_full"):
         maybe_mkdir_p(join(trainer.output_folder, name))
-    with ExportPool(default_num_processes) as pool:
+    network = trainer.deployed_network
+    with ExportPool(default_num_processes) as pool, predictor_for(trainer, network, mirroring=True) as predictor:
         for i, key in enumerate(mine):
             trainer.print_to_log_file(f"predicting {key} ({i + 1} of {len(mine)})")
             _predict_case(trainer, predictor, pool, key, save_probabilities)
@@ -199,12 +137,29 @@ def validate_fold(trainer: MutualTrainer, save_probabilities: bool) -> None:
         distributed.barrier()
     if trainer.local_rank == 0:
         _summarise(trainer, keys)
-    _set_deep_supervision(network, trainer.enable_deep_supervision)
-    compute_gaussian.cache_clear()
 
 
-def _set_deep_supervision(network: nn.Module, enabled: bool) -> None:
-    unwrap(network).decoder.deep_supervision = enabled  # type: ignore[union-attr] # nnU-Net's own attribute
+@contextmanager
+def predictor_for(trainer: MutualTrainer, network: nn.Module, *, mirroring: bool) -> Iterator[nnUNetPredictor]:
+    """nnU-Net's sliding window around a network that is being trained, as it predicts the trainer's configuration."""
+    decoder: Any = unwrap(network).decoder
+    decoder.deep_supervision = False
+    network.eval()
+    predictor = nnUNetPredictor(use_mirroring=mirroring, device=trainer.device, allow_tqdm=False)
+    predictor.manual_initialization(
+        network,
+        trainer.plans_manager,
+        trainer.configuration_manager,
+        None,
+        trainer.dataset_json,
+        type(trainer).__name__,
+        trainer.inference_allowed_mirroring_axes,
+    )
+    try:
+        yield predictor
+    finally:
+        decoder.deep_supervision = trainer.enable_deep_supervision
+        compute_gaussian.cache_clear()
 
 
 def _predict_case(

@@ -15,7 +15,6 @@ import torch
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import nn
 from training import (
     KEYS,
     SHORT,
@@ -29,6 +28,7 @@ from training import (
     weights,
 )
 
+from nnunet_mutual.building import make_peers
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Objective, Term
 from nnunet_mutual.peers import Peers
@@ -42,23 +42,8 @@ class TwoPeersTrainer(MutualTrainer):
     """Two networks; the second one is deployed."""
 
     def build_peers(self) -> Peers:
-        first, self.network = (
-            self.network,
-            self.build_network_architecture(
-                self.plans_manager,
-                self.configuration_manager,
-                self.num_input_channels,
-                self.label_manager.num_segmentation_heads,
-                self.enable_deep_supervision,
-            ),
-        )
-        optimizer, schedule = self.configure_optimizers()
-        second, self.network = self.network, first
-        return Peers([first, second], [self.optimizer, optimizer], [self.lr_scheduler, schedule], self.grad_scaler)
-
-    @property
-    def deployed_network(self) -> nn.Module:
-        return self.peers.networks[1]
+        self.deployed = 1
+        return make_peers(self, 2)
 
 
 @pytest.fixture()
@@ -243,9 +228,9 @@ class Remembering(Objective):
     def __init__(self) -> None:
         self.steps = 0
 
-    def terms(self, outputs: Sequence, batch: object, progress: object) -> dict[str, Term]:
+    def terms(self, peer: int, outputs: Sequence, batch: object, progress: object) -> dict[str, Term]:
         self.steps += 1
-        return {"steps": Term(outputs[0][0].mean() * 0 + self.steps, 0.0)}
+        return {"steps": Term(outputs[peer].levels[0].mean() * 0 + self.steps, 0.0)}
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps}

@@ -75,6 +75,6 @@ def test_the_variable_finds_both(nnunet_folders: Path, trainer_class: type[nnUNe
 
 def test_every_hook_of_the_table_exists() -> None:
     named = re.findall(r"`(\w+)(?:\(.*?\))?`", "".join(re.findall(r"^\| (`.*?) \|", PAGE, re.M)))
-    assert {"term_names", "terms", "build_peers", "deployed_network", "settings_class"} <= set(named)
+    assert {"term_names", "terms", "build_peers", "candidates", "settings_class"} <= set(named)
     for name in named:
         assert hasattr(Objective, name) or hasattr(PartialTrainer, name), name

@@ -30,9 +30,9 @@ class Failing(Objective):
     def __init__(self) -> None:
         self.step = 0
 
-    def terms(self, outputs: Sequence, batch: object, progress: object) -> dict[str, Term]:
+    def terms(self, peer: int, outputs: Sequence, batch: object, progress: object) -> dict[str, Term]:
         self.step += 1
-        return {"broken": Term(outputs[0][0].mean() * (math.nan if self.step == 3 else 0.0))}
+        return {"broken": Term(outputs[peer].levels[0].mean() * (math.nan if self.step == 3 else 0.0))}
 
 
 class FailingTrainer(MutualTrainer):
@@ -88,8 +88,8 @@ class Given(Objective):
         self.given = terms
         self.term_names = tuple(terms)
 
-    def terms(self, outputs: Sequence, batch: object, progress: object) -> dict[str, Term]:
-        return {name: function(outputs[0][0]) for name, function in self.given.items()}
+    def terms(self, peer: int, outputs: Sequence, batch: object, progress: object) -> dict[str, Term]:
+        return {name: function(outputs[peer].levels[0]) for name, function in self.given.items()}
 
 
 def trainer_with(preprocessed: Path, *objectives: Objective) -> Any:
@@ -153,9 +153,9 @@ def test_the_loss_is_the_weighted_sum(preprocessed: Path) -> None:
 
 def test_the_progress_that_objectives_see(preprocessed: Path) -> None:
     class Watching(Given):
-        def terms(self, outputs: Sequence, batch: Any, progress: Any) -> dict[str, Term]:
-            seen.append((progress.step, progress.total_steps, len(batch.keys), [len(p) for p in outputs]))
-            return super().terms(outputs, batch, progress)
+        def terms(self, peer: int, outputs: Sequence, batch: Any, progress: Any) -> dict[str, Term]:
+            seen.append((progress.step, progress.total_steps, len(batch.keys), [len(p.levels) for p in outputs]))
+            return super().terms(peer, outputs, batch, progress)
 
     seen: list[tuple] = []
     trainer_with(preprocessed, Watching(nothing=lambda logits: Term(logits.mean() * 0))).run_training()

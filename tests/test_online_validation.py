@@ -72,7 +72,7 @@ def test_plain_labels(nnunet_folders: Path, ignore: bool, contains: bool) -> Non
             counted = target != 4
             expected[:, value - 1] += counts_by_hand(prediction == value, target == value, counted)
     assert (expected > 0).all()
-    np.testing.assert_array_equal(np.stack([found[n] for n in ("tp_hard", "fp_hard", "fn_hard")]), expected)
+    np.testing.assert_array_equal(np.stack([found[n][0] for n in ("tp_hard", "fp_hard", "fn_hard")]), expected)
 
 
 @pytest.mark.parametrize("ignore", [False, True], ids=["", "ignore"])
@@ -92,7 +92,7 @@ def test_regions(nnunet_folders: Path, ignore: bool) -> None:
         for region in [0] if key == "case_00" else [0, 1, 2]:
             expected[:, region] += counts_by_hand(logits[i, region].numpy() > 0, target[region], counted)
     assert (expected > 0).all()
-    np.testing.assert_array_equal(np.stack([found[n] for n in ("tp_hard", "fp_hard", "fn_hard")]), expected)
+    np.testing.assert_array_equal(np.stack([found[n][0] for n in ("tp_hard", "fp_hard", "fn_hard")]), expected)
 
 
 def test_a_perfect_network_scores_one_although_it_finds_what_nobody_drew(nnunet_folders: Path) -> None:

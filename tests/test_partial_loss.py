@@ -35,8 +35,8 @@ def loss_of(
 ) -> Tensor:
     known = knowledge_of(content, keys)
     index = known.patterns(keys)
-    assert known.possible is not None
-    return partial_softmax_loss(logits, target, known.possible[index], known.annotated[index], **options)
+    assert known.tables.possible is not None
+    return partial_softmax_loss(logits, target, known.tables.possible[index], known.tables.annotated[index], **options)
 
 
 def gradient(logits: Tensor, target: Tensor, keys: list[str], *args: Any, **options: Any) -> Tensor:

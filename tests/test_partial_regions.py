@@ -30,8 +30,8 @@ def regions(labels: dict[str, Any], *annotated: tuple[str, ...]) -> tuple[dict[s
 def loss_of(logits: Tensor, target: Tensor, content: dict[str, Any], keys: list[str], **options: Any) -> Tensor:
     known = knowledge_of(content, keys)
     index = torch.tensor(known.patterns(keys))
-    assert known.relations is not None
-    return partial_sigmoid_loss(logits, target, known.relations[index], known.annotated[index], **options)
+    assert known.tables.relations is not None
+    return partial_sigmoid_loss(logits, target, known.tables.relations[index], known.tables.annotated[index], **options)
 
 
 def gradient(logits: Tensor, *args: Any, **options: Any) -> Tensor:

@@ -275,7 +275,7 @@ CASES = [100.0, 120.0, 150.0]
         (0, 1.0, [*CASES, 0, 0], True, "absent: nothing was found, as in 2 of 5 truly labelled cases"),
         (0, None, [0.0, 0.0], True, "absent: .* in 2 of 2"),
         (0, 0.0, [*CASES, 0], False, "predictions disagree: their Dice is 0, "),
-        (0, None, CASES[:2], True, "volume not judged: 0 ml, but only 2"),
+        (0, None, CASES[:2], False, "missing: nothing was found, but all 2 truly labelled cases have it"),
     ],
 )
 def test_verdicts(volume: float, dice: float | None, true: list[float], accepted: bool, reason: str) -> None:

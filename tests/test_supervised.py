@@ -14,7 +14,7 @@ from nnunet_mutual.annotation import AnnotationTable
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.losses.knowledge import Knowledge
 from nnunet_mutual.losses.partial import partial_sigmoid_loss, partial_softmax_loss
-from nnunet_mutual.objectives import Batch, Progress
+from nnunet_mutual.objectives import Batch, Output, Progress
 from nnunet_mutual.objectives.supervised import SupervisedObjective, deep_supervision_weights
 
 # Not in the order of their integers, as dataset.json allows.
@@ -38,24 +38,24 @@ REGIONS = dataset(
 
 def test_possible_classes_of_every_drawn_value() -> None:
     known = knowledge_of(CONTENT, KEYS)
-    assert known.possible is not None
+    assert known.tables.possible is not None
     values = CONTENT["labels"]
     for key in KEYS:
-        table = known.possible[known.patterns([key])[0]]
-        for name in ["background", *(n for n in values if known.annotated[known.patterns([key])[0], values[n]])]:
+        table = known.tables.possible[known.patterns([key])[0]]
+        for name in ["background", *(n for n in values if known.tables.annotated[known.patterns([key])[0], values[n]])]:
             expected = {values[other] for other in possible_names(CONTENT, key, name)}
             assert set(table[values[name]].nonzero().flatten().tolist()) == expected, (key, name)
 
 
 def test_possible_classes_by_hand() -> None:
     known = knowledge_of(CONTENT, KEYS)
-    assert known.possible is not None
-    deep = known.possible[known.patterns(["deep"])[0]].int().tolist()
+    assert known.tables.possible is not None
+    deep = known.tables.possible[known.patterns(["deep"])[0]].int().tolist()
     # tumour and, inside it, vessel belong to the drawn liver; the spleen is unknown outside.
     assert deep[0] == [1, 0, 0, 1, 0] and deep[1] == [0, 1, 1, 0, 1]
-    two = known.possible[known.patterns(["two"])[0]].int().tolist()
+    two = known.tables.possible[known.patterns(["two"])[0]].int().tolist()
     assert two[0] == [1, 0, 1, 0, 1] and two[1] == [0, 1, 0, 0, 0] and two[3] == [0, 0, 0, 1, 1]
-    everything = known.possible[known.patterns(["all"])[0]]
+    everything = known.tables.possible[known.patterns(["all"])[0]]
     assert torch.equal(everything, torch.eye(5, dtype=torch.bool))
 
 
@@ -64,8 +64,8 @@ def test_cases_that_say_the_same_share_a_pattern() -> None:
     two, again, own, liver, deep = known.patterns(["two", "again", "own", "liver", "deep"])
     assert two == again == own and len({two, liver, deep}) == 3
     assert [known.is_full[pattern] for pattern in known.patterns(["all", "own"])] == [True, False]
-    assert known.annotated[two].int().tolist() == [0, 1, 0, 1, 0]
-    assert known.annotated[known.patterns(["none"])[0]].sum() == 0
+    assert known.tables.annotated[two].int().tolist() == [0, 1, 0, 1, 0]
+    assert known.tables.annotated[known.patterns(["none"])[0]].sum() == 0
 
 
 def test_without_a_block_every_case_is_fully_annotated() -> None:
@@ -102,27 +102,27 @@ def objective(known: Knowledge, full: Callable[..., Tensor] = refuse, **options:
 def batch_of(known: Knowledge, keys: list[str], channels: int = 1) -> tuple[list[Tensor], Batch]:
     generator = torch.Generator().manual_seed(3)
     sizes = [8, 4, 2]
-    levels = [torch.randn((len(keys), known.annotated.shape[1], n, n), generator=generator) for n in sizes]
+    levels = [torch.randn((len(keys), known.tables.annotated.shape[1], n, n), generator=generator) for n in sizes]
     targets = [torch.randint(0, 2, (len(keys), channels, n, n), generator=generator) for n in sizes]
     patterns = known.patterns(keys)
     return levels, Batch(torch.zeros(len(keys), 1, 8, 8), targets, keys, patterns, torch.tensor(patterns))
 
 
-def test_levels_are_weighted_and_networks_are_summed() -> None:
+def test_levels_are_weighted_and_networks_have_terms_of_their_own() -> None:
     known = knowledge_of(CONTENT, KEYS)
     levels, batch = batch_of(known, ["liver", "two"])
-    assert known.possible is not None
+    assert known.tables.possible is not None
     index = batch.pattern_index
     parts = [
-        partial_softmax_loss(logits, target, known.possible[index], known.annotated[index])
+        partial_softmax_loss(logits, target, known.tables.possible[index], known.tables.annotated[index])
         for logits, target in zip(levels, batch.target, strict=True)
     ]
     expected = (parts[0] * 1 + parts[1] * 0.5) / 1.5
     supervised = objective(known)
-    torch.testing.assert_close(supervised.terms([levels], batch, Progress(0, 10))["supervised"].value, expected)
-    two = supervised.terms([levels, levels], batch, Progress(0, 10))
-    assert tuple(two) == supervised.term_names and two["supervised"].weight == 1
-    torch.testing.assert_close(two["supervised"].value, 2 * expected)
+    outputs = [Output([torch.zeros_like(level) for level in levels]), Output(levels)]
+    second = supervised.terms(1, outputs, batch, Progress(0, 10))
+    assert tuple(second) == supervised.term_names and second["supervised"].weight == 1
+    torch.testing.assert_close(second["supervised"].value, expected)
 
 
 def test_a_fully_annotated_batch_goes_through_nnunets_own_loss() -> None:
@@ -164,10 +164,15 @@ def test_regions(ignore_label: int | None) -> None:
     has_ignore = ignore_label is not None
     levels, batch = batch_of(known, ["w", "all"], channels=2 + has_ignore)
     index = batch.pattern_index
-    assert known.relations is not None
+    assert known.tables.relations is not None
     parts = [
         partial_sigmoid_loss(
-            logits, target, known.relations[index], known.annotated[index], has_ignore=has_ignore, batch_dice=True
+            logits,
+            target,
+            known.tables.relations[index],
+            known.tables.annotated[index],
+            has_ignore=has_ignore,
+            batch_dice=True,
         )
         for logits, target in zip(levels, batch.target, strict=True)
     ]
@@ -178,7 +183,7 @@ def test_regions(ignore_label: int | None) -> None:
 def test_tables_move_to_the_device_of_the_loss() -> None:
     for content, keys in ((CONTENT, KEYS), (REGIONS, ["all", "w"])):
         known = knowledge_of(content, keys).to(torch.device("meta"))
-        tables = [known.annotated, known.possible]
-        if known.relations is not None:
-            tables += [*vars(known.relations).values()]
+        tables = [known.tables.annotated, known.tables.possible]
+        if known.tables.relations is not None:
+            tables += [*vars(known.tables.relations).values()]
         assert all(table.device.type == "meta" for table in tables if table is not None)

@@ -165,8 +165,8 @@ def test_an_epoch_without_any_scored_label_does_not_spoil_the_mean(nnunet_folder
     preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=SHORT)
     trainer = trainer_for(preprocessed)
     trainer.initialize()
-    nothing = {name: np.zeros(3) for name in ("tp_hard", "fp_hard", "fn_hard")} | {"loss": np.float32(1)}
-    some = {**nothing, "tp_hard": np.array([5.0, 0, 0]), "fp_hard": np.array([5.0, 0, 0])}
+    nothing = {name: np.zeros((1, 3)) for name in ("tp_hard", "fp_hard", "fn_hard")} | {"loss": np.float32(1)}
+    some = {**nothing, "tp_hard": np.array([[5.0, 0, 0]]), "fp_hard": np.array([[5.0, 0, 0]])}
     for epoch, outputs in enumerate((some, nothing)):
         trainer.current_epoch = epoch
         trainer.on_validation_epoch_end([outputs])

@@ -54,9 +54,9 @@ def network() -> nn.Module:
 
 def partial(logits: Tensor, target: Tensor, keys: list[str], gather: Any = None) -> Tensor:
     known = knowledge_of(CONTENT, keys)
-    assert known.possible is not None
+    assert known.tables.possible is not None
     index = known.patterns(keys)
-    tables = known.possible[index], known.annotated[index]
+    tables = known.tables.possible[index], known.tables.annotated[index]
     return partial_softmax_loss(logits, target, *tables, batch_dice=True, gather=gather)
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from nnunet_mutual.trainers.mutual_partial import MutualPartialTrainer
 from nnunet_mutual.trainers.partial import PartialTrainer
 
-__all__ = ["PartialTrainer"]
+__all__ = ["MutualPartialTrainer", "PartialTrainer"]

@@ -14,29 +14,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from batchgenerators.utilities.file_and_folder_operations import join, load_json
+from batchgenerators.utilities.file_and_folder_operations import join
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
-from nnunetv2.utilities.ddp_allgather import AllGatherGrad
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 
-from nnunet_mutual import compat
+from nnunet_mutual import building, compat
 from nnunet_mutual.annotation import AnnotationTable
 from nnunet_mutual.checkpoints import StopSignals, load_own, pack, restore_random_state, save_atomically, unpack
 from nnunet_mutual.config import Settings, merged_block, read_settings
 from nnunet_mutual.datasets.files import write_json
-from nnunet_mutual.datasets.splits import describe_splits, fold_problems, stratified_splits
+from nnunet_mutual.datasets.splits import fold_problems, provide_splits
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.loading import start_loaders
 from nnunet_mutual.losses.knowledge import Knowledge
-from nnunet_mutual.monitor import FiniteGuard, TermLog
+from nnunet_mutual.monitor import FiniteGuard, Forecast, TermLog
 from nnunet_mutual.objectives import Batch, Objective, Progress, collect_terms
-from nnunet_mutual.objectives.supervised import SupervisedObjective, deep_supervision_weights
+from nnunet_mutual.objectives.supervised import SupervisedObjective
+from nnunet_mutual.online import Ranking, annotated_counts, mean_dice
 from nnunet_mutual.peers import Peers
-from nnunet_mutual.validation import annotated_counts, online_dice, validate_fold
+from nnunet_mutual.validation import validate_fold
 
 SKIPPED_STEPS_TOLERATED = 10
 PLOT_SECONDS = 30
@@ -73,6 +73,9 @@ class MutualTrainer(nnUNetTrainer):
         self._best_ema: float | None = None
         self.epochs_done = 0
         self.iteration = 0
+        self.stage = 1
+        self.memory_settled = False
+        self.deployed = 0
         self.last_saved = time()
         self.last_saved_epoch = 0
         self._last_plot = 0.0
@@ -99,41 +102,57 @@ class MutualTrainer(nnUNetTrainer):
             np.random.seed(self.settings.seed)
             random.seed(self.settings.seed)
         super().initialize()
-        self.peers = self.build_peers()
         training, _ = self.do_split()
         self.knowledge = Knowledge(self.table, self._table_keys(), self.label_manager.num_segmentation_heads).to(
             self.device
         )
         self.table.require_annotated(training, self.fold)
         self.supervised = self.build_supervision()
+        self.start_stage()
+        self._first_weight = next(self.network.parameters()).detach().clone()
+
+    def start_stage(self) -> None:
+        """Builds what is to be learnt and the networks that learn it, at the start and wherever a method changes."""
         self.objectives = self.build_objectives()
-        self.term_names = [name for objective in self.objectives for name in objective.term_names]
-        if len(set(self.term_names)) != len(self.term_names):
-            raise MutualError(f"two objectives give a term the same name: {self.term_names}; rename one")
-        gradients = [f"gradient of network {i}" for i in range(len(self.peers.networks))]
+        self.peers = self.build_peers()
+        names = [name for objective in self.objectives for name in objective.term_names]
+        if len(set(names)) != len(names):
+            raise MutualError(f"two objectives give a term the same name: {names}; rename one")
+        self.ranking = Ranking(self.learnt_labels())
+        first, end = self.stage_span
+        self.forecast = Forecast((end - max(first, self.current_epoch)) * self.num_iterations_per_epoch)
+        number = len(self.peers.networks)
+        self.term_names = names if number == 1 else [f"{name}[{n}]" for n in range(number) for name in names]
+        gradients = [f"gradient of network {n}" for n in range(number)]
+        heads = [] if self.peers.heads is None else ["gradient of the heads"]
         tolerated = 0 if self.grad_scaler is None else SKIPPED_STEPS_TOLERATED
-        self.guard = FiniteGuard([*self.term_names, *gradients, "sum of all terms"], tolerated)
+        self.guard = FiniteGuard([*self.term_names, *gradients, *heads, "sum of all terms"], tolerated)
+
+    def restore_stage(self, stage: int) -> None:
+        """Builds the stage of the training in which a checkpoint was written; there is only one by default."""
+        self.stage = stage
 
     def build_peers(self) -> Peers:
         """Returns the networks that learn together; stock's one network by default."""
         return Peers([self.network], [self.optimizer], [self.lr_scheduler], self.grad_scaler)
 
+    def wrap(self, network: nn.Module, *, features: bool) -> nn.Module:
+        """Compiles and distributes a network."""
+        return building.wrap(self, network, features)
+
+    @property
+    def stage_span(self) -> tuple[int, int]:
+        """First epoch of the stage of the training and the epoch after its last one."""
+        return 0, self.num_epochs
+
+    def _progress(self) -> Progress:
+        first, end = self.stage_span
+        done = (self.current_epoch - first) * self.num_iterations_per_epoch + self.iteration
+        return Progress(done, (end - first) * self.num_iterations_per_epoch)
+
     def build_supervision(self) -> SupervisedObjective:
         """Returns the supervised loss, also used in validation."""
-        levels = self._get_deep_supervision_scales()
-        batch_dice = self.configuration_manager.batch_dice
-
-        def full_loss(outputs: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
-            return self.loss(outputs, target) if levels is not None else self.loss(outputs[0], target[0])
-
-        return SupervisedObjective(
-            self.knowledge,
-            full_loss,
-            deep_supervision_weights(len(levels or [1]), keep_last=self.is_ddp and not self._do_i_compile()),
-            ignore_label=self.label_manager.ignore_label,
-            batch_dice=batch_dice,
-            gather=(lambda sums: AllGatherGrad.apply(sums).sum(0)) if self.is_ddp and batch_dice else None,
-        )
+        return building.build_supervision(self)
 
     def build_objectives(self) -> list[Objective]:
         """Returns what the networks learn; subclasses add theirs."""
@@ -158,20 +177,20 @@ class MutualTrainer(nnUNetTrainer):
                 self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
             self.table.require(self._table_keys())
             if self.fold != "all":
-                self._provide_splits(Path(self.preprocessed_dataset_folder_base) / "splits_final.json")
+                file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+                said = provide_splits(self.table, self._table_keys(), self.fold, file)
+                if said:
+                    self.print_to_log_file(said)
             self._split = super().do_split()
         return list(self._split[0]), list(self._split[1])
 
-    def _provide_splits(self, file: Path) -> None:
-        if not file.exists():
-            splits = stratified_splits(self.table, sorted(self._table_keys()))
-            write_json(file, splits)
-            self.print_to_log_file(f"New split, by annotated set:\n{describe_splits(splits, self.table)}")
-        elif self.table.declared and self.fold >= (count := len(load_json(str(file)))):
-            raise MutualError(
-                f"fold {self.fold} is not in {file}, which has the folds 0 to {count - 1}; nnU-Net would draw a random "
-                "split that separates neither patients nor annotated sets: train one of these folds"
-            )
+    def case_pools(self, keys: Sequence[str]) -> list[list[str]] | None:
+        """Groups of training cases of which a batch shall hold different ones; None: cases are drawn one by one."""
+        return None
+
+    def training_regions(self, regions: Any) -> Any:
+        """Regions into which the loader turns training labels; nnU-Net's by default."""
+        return regions
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Starts nnU-Net's loaders with source-balanced case probabilities (nnU-Net's hook)."""
@@ -206,6 +225,10 @@ class MutualTrainer(nnUNetTrainer):
             training, validation = self.do_split()
             for problem in fold_problems(self.table, {"train": training, "val": validation}, self.fold):
                 self.print_to_log_file(f"WARNING: {problem.place}: {problem.text}")
+        fresh = self.current_epoch == self.iteration == 0
+        if fresh and len(self.peers.networks) > 1 and not self._first_weight.equal(next(self.network.parameters())):
+            building.share_encoder(self.peers.networks)
+            self.print_to_log_file("All networks start from the pretrained encoder; only the first from its decoder")
         if self.resumed_random_state is not None:
             restore_random_state(self.resumed_random_state, self.device)
             self.resumed_random_state = None
@@ -215,20 +238,28 @@ class MutualTrainer(nnUNetTrainer):
         with StopSignals() as signals:
             self.on_train_start()
             while self.current_epoch < self.num_epochs:
+                if self.iteration == 0:
+                    self.before_epoch(signals)
                 self._run_epoch(signals)
         self.on_train_end()
+
+    def before_epoch(self, signals: StopSignals) -> None:
+        """Changes what is learnt, where a method has stages; nothing by default."""
 
     def _run_epoch(self, signals: StopSignals) -> None:
         if self.iteration == 0:
             self.on_epoch_start()
             self.on_train_epoch_start()
             self.epoch_outputs = []
-        self.peers.set_epoch(self.current_epoch)
+        self.peers.set_epoch(self.current_epoch - self.stage_span[0])
         while self.iteration < self.num_iterations_per_epoch:
             self.epoch_outputs.append(self.train_step(self._next_batch(signals)))
             self.iteration += 1
+            said = self.forecast.step(self.device)
+            if said:
+                self.print_to_log_file(said)
             if not self.is_ddp:
-                self._obey(signals)
+                self.obey(signals)
         self.on_train_epoch_end(self.epoch_outputs)
         with torch.no_grad():
             self.on_validation_epoch_start()
@@ -238,17 +269,17 @@ class MutualTrainer(nnUNetTrainer):
             self.on_validation_epoch_end(outputs)
         self.iteration = 0
         self.on_epoch_end()
-        self._obey(signals)
+        self.obey(signals)
 
     def _next_batch(self, signals: StopSignals) -> dict:
         try:
             return next(self.dataloader_train)
         except RuntimeError:  # SIGTERM to the whole job also ends the loader's processes, often while we wait for them
             if not self.is_ddp:
-                self._obey(signals)
+                self.obey(signals)
             raise
 
-    def _obey(self, signals: StopSignals) -> None:
+    def obey(self, signals: StopSignals) -> None:
         """Saves when the cluster announces the end of the job; SIGTERM also stops."""
         number = signals.take()
         if self.is_ddp:
@@ -267,23 +298,30 @@ class MutualTrainer(nnUNetTrainer):
 
     def train_step(self, batch: dict) -> dict:
         """One forward, one backward, one optimiser step of all networks on all objectives (nnU-Net's hook)."""
-        moved = self.to_batch(batch)
-        done = self.current_epoch * self.num_iterations_per_epoch + self.iteration
-        progress = Progress(done, self.num_epochs * self.num_iterations_per_epoch)
+        moved, progress = self.to_batch(batch), self._progress()
         place = f"epoch {self.current_epoch}, iteration {self.iteration} (cases {', '.join(moved.keys)})"
+        values, totals = [], []
         self.peers.zero_grad()
-        with self.autocast():
-            outputs = self.peers.forward(moved.data)
-            terms = collect_terms(self.objectives, outputs, moved, progress)
-            weighted = [term.value.float() * term.weight for term in terms.values()]
-            total = torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
-        norms = self.peers.backward(total)
-        values = [term.value.detach().float() for term in terms.values()]
-        record = torch.stack([*values, *norms.float(), total.detach()])
+        for peer, outputs, recorded in self.peers.passes(moved.data, self.autocast):
+            with self.autocast():
+                if peer == 0:
+                    for objective in self.objectives:
+                        objective.prepare(recorded, moved, progress)
+                terms = collect_terms(self.objectives, peer, outputs, moved, progress).values()
+                weighted = [term.value.float() * term.weight for term in terms]
+                total = torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
+            self.peers.backward(total)
+            values += [term.value.detach().float() for term in terms]
+            totals.append(total.detach())
+        record = torch.cat([torch.stack(values), self.peers.clip().float(), torch.stack(totals).mean(0, keepdim=True)])
         if self.grad_scaler is None:
             record = record.cpu()
             self.guard.check(record.tolist(), place)
         self.peers.step()
+        building.settle_memory(self)
+        with torch.no_grad():
+            for objective in self.objectives:
+                objective.update(recorded, moved)
         record = record.cpu()  # the step's one transfer to the host
         if self.grad_scaler is not None:
             self.guard.check(record.tolist(), place)
@@ -304,8 +342,14 @@ class MutualTrainer(nnUNetTrainer):
         for logger in self.logger.loggers:
             for name, value in named.items():
                 logger.log(f"term/{name}", value, self.current_epoch)
+        diagnostics = {}
+        for objective in self.objectives:
+            numbers, warnings = objective.diagnose()
+            diagnostics.update(numbers)
+            for warning in warnings:
+                self.print_to_log_file(f"WARNING: {warning}")
         if self.local_rank == 0:
-            self.term_log.append(self.current_epoch, loss, named)
+            self.term_log.append(self.current_epoch, loss, named, diagnostics)
         self.print_to_log_file("terms", {name: round(value, 4) for name, value in named.items()})
 
     # Validation
@@ -315,18 +359,21 @@ class MutualTrainer(nnUNetTrainer):
         self.peers.eval()
 
     def validation_step(self, batch: dict) -> dict:
-        """Loss and voxel counts of the deployed network, of annotated labels only (nnU-Net's hook)."""
+        """Loss and voxel counts of the networks that may be deployed, of annotated labels only (nnU-Net's hook)."""
         moved = self.to_batch(batch)
-        with self.autocast():
-            output = self.deployed_network(moved.data)
-            levels = output if isinstance(output, (list, tuple)) else [output]
-            loss = self.supervised.loss(levels, moved)
         annotated, heirs = self.knowledge.scoring(moved.pattern_index)
-        tp, fp, fn = annotated_counts(levels[0], moved.target[0], annotated, heirs, self.label_manager)
-        return {"loss": loss.detach().cpu().numpy(), "tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
+        losses, counts = [], []
+        for n in self.candidates:
+            with self.autocast():
+                output = self.peers.networks[n](moved.data)
+                levels = output if isinstance(output, (list, tuple)) else [output]
+                losses.append(self.supervised.loss(levels, moved).detach())
+            counts.append(annotated_counts(levels[0], moved.target[0], annotated, heirs, self.label_manager))
+        tp, fp, fn = np.stack(counts, 1)
+        return {"loss": torch.stack(losses).mean().cpu().numpy(), "tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        """Logs loss and Dice per label, over labels that were sampled (nnU-Net's hook)."""
+        """Logs loss and Dice per label, over labels that were sampled; ranks the networks (nnU-Net's hook)."""
         collated = collate_outputs(val_outputs)
         counts = np.stack([np.sum(collated[name], 0, dtype=np.float64) for name in ("tp_hard", "fp_hard", "fn_hard")])
         loss = float(np.mean(collated["loss"]))
@@ -335,15 +382,26 @@ class MutualTrainer(nnUNetTrainer):
             distributed.all_gather_object(gathered, (counts, loss))
             counts = np.sum([c for c, _ in gathered], 0)
             loss = float(np.mean([value for _, value in gathered]))
-        dice, mean = online_dice(counts, self.logger.get_value("mean_fg_dice", step=None))
+        dice = self.ranking.add(counts)
+        self.deployed = self.candidates[self.ranking.best]
+        mean = mean_dice(dice, self.logger.get_value("mean_fg_dice", step=None))
         self.logger.log("mean_fg_dice", mean, self.current_epoch)
         self.logger.log("dice_per_class_or_region", dice, self.current_epoch)
         self.logger.log("val_losses", loss, self.current_epoch)
 
+    def learnt_labels(self) -> np.ndarray:
+        """(candidates, K) bool: which labels each network is taught, and judged by."""
+        return np.ones((len(self.candidates), len(self.table.labels)), bool)
+
+    @property
+    def candidates(self) -> tuple[int, ...]:
+        """The networks that validation compares; the best is deployed."""
+        return (self.deployed,)
+
     @property
     def deployed_network(self) -> nn.Module:
         """The network that validation scores, checkpoints deploy and prediction uses."""
-        return self.peers.networks[0]
+        return self.peers.networks[self.deployed]
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predicts the validation cases whole, restricted to what each annotates (nnU-Net's hook)."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_mutual.annotation import AnnotationTable
 from nnunet_mutual.datasets.coverage import columns
-from nnunet_mutual.datasets.files import shorten
+from nnunet_mutual.datasets.files import read_json, shorten, write_json
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
 from nnunet_mutual.errors import MutualError
 
@@ -73,6 +74,34 @@ def stratified_splits(
         )
     attempts = [_spread(movable, n_folds, seed + attempt) for attempt in range(_TRIES)]
     return _as_splits(min(attempts, key=lambda folds: _cost(folds, movable)), units, table)
+
+
+def provide_splits(table: AnnotationTable, case_keys: Sequence[str], fold: int | str, file: Path) -> str | None:
+    """Makes splits_final.json unless there is one.
+
+    Args:
+        table: the annotation table.
+        case_keys: identifiers of the training cases.
+        fold: that is about to be trained.
+        file: splits_final.json of the preprocessed dataset.
+
+    Returns:
+        A description of the new split, None where one existed.
+
+    Raises:
+        MutualError: the existing one does not have the fold.
+    """
+    if not file.exists():
+        splits = stratified_splits(table, sorted(case_keys))
+        write_json(file, splits)
+        return f"New split, by annotated set:\n{describe_splits(splits, table)}"
+    count = len(read_json(file))
+    if table.declared and int(fold) >= count:
+        raise MutualError(
+            f"fold {fold} is not in {file}, which has the folds 0 to {count - 1}; nnU-Net would draw a random "
+            "split that separates neither patients nor annotated sets: train one of these folds"
+        )
+    return None
 
 
 def describe_splits(

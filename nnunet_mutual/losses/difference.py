@@ -140,7 +140,7 @@ def feature_difference(own: Tensor, others: Tensor, pairs: Tensor, *, margin: fl
 
     Args:
         own: (Q, F), any floating type; computed in float32 or better.
-        others: (M, F), finite; gets no gradient.
+        others: (M, F), finite; gets no gradient and is computed in the precision of ``own``.
         pairs: (Q, M) bool, which vectors are of different organs and count.
         margin: cosine up to which vectors may agree; 0 as in methods/partial.
 
@@ -151,7 +151,8 @@ def feature_difference(own: Tensor, others: Tensor, pairs: Tensor, *, margin: fl
     Source: FD is [S] in arXiv 2407.12611, this equation [I], both choices of vectors [E].
     Fails when: the axes of the two vectors do not correspond, as in independently trained networks without P.
     """
-    cosine = exact_product(unit(at_least_float32(own), 1), unit(at_least_float32(others.detach()), 1).T)
+    own = at_least_float32(own)
+    cosine = exact_product(unit(own, 1), unit(others.detach().to(own), 1).T)
     excess = (cosine - margin).relu()
     return torch.where(pairs, excess, 0).sum() / pairs.sum().clamp_min(1)
 
@@ -163,6 +164,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 def exact_product(a: Tensor, b: Tensor) -> Tensor:
     """Matrix product that autocast leaves in the precision of its factors."""
+    if a.device.type == "mps":  # no autocast there before torch 2.5, and asking for it raises
+        return a @ b
     with torch.autocast(a.device.type, enabled=False):
         return a @ b
 

@@ -6,70 +6,111 @@ index per sample, and everything else is a look-up on the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nnunet_mutual.annotation import AnnotationTable, Case
 from nnunet_mutual.losses.partial import RegionRelations
+from nnunet_mutual.pseudo_labels.codes import PseudoCodes
 from nnunet_mutual.restriction import restriction_for
 
 
-class Knowledge:
-    """Patterns of a set of cases.
+@dataclass(frozen=True)
+class Tables:
+    """What a loss looks up: V values of the target (C of them without pseudo labels), C outputs of the network.
 
     Attributes:
-        annotated: (patterns, C) bool, C = outputs of the network; of plain labels, class 0 (background) is False.
-        possible: (patterns, C, C) bool for plain labels, S(v) of methods/partial: row = drawn value, column = class.
-        heirs: (patterns, C, C) bool for plain labels: row = predicted class, column = classes that such a voxel
-            may count as when the prediction is scored.
+        annotated: (patterns, C) bool, labels that are scored by Dice; of plain labels, class 0 (background) is False.
+        is_full: per pattern, whether nnU-Net's own loss applies.
+        possible: (patterns, V, C) bool for plain labels, S(v) of methods/partial: row = value, column = class.
         relations: (patterns, R, R) for regions.
+        drawn: (V,) class of each value with pseudo labels, None where the value is the class.
+        decided: (patterns, R) bool for regions, labels whose decided voxels count as known.
     """
 
-    def __init__(self, table: AnnotationTable, keys: Iterable[str], num_outputs: int):
+    annotated: Tensor
+    is_full: Sequence[bool]
+    possible: Tensor | None = None
+    relations: RegionRelations | None = None
+    drawn: Tensor | None = None
+    decided: Tensor | None = None
+
+    def to(self, device: torch.device) -> Tables:
+        """Returns the same tables on a device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Tables(**{name: v if v is None or name == "is_full" else v.to(device) for name, v in moved.items()})
+
+
+class Knowledge:
+    """Patterns of a set of cases, and the tables of what each says.
+
+    Args:
+        table: the annotation table.
+        keys: all cases that will be asked about.
+        num_outputs: C of the network.
+        codes: pairs of drawn and decided values, if the target holds them.
+        accepted: labels of each case whose pseudo label is used.
+
+    Attributes:
+        tables: supervision by true labels.
+        pseudo_tables: by true and accepted pseudo labels; the same without them.
+        heirs: (patterns, C, C) bool for plain labels: row = predicted class, column = classes that such a voxel
+            may count as when the prediction is scored.
+        cases: an example of each pattern.
+    """
+
+    def __init__(
+        self,
+        table: AnnotationTable,
+        keys: Iterable[str],
+        num_outputs: int,
+        codes: PseudoCodes | None = None,
+        accepted: Mapping[str, frozenset[str]] | None = None,
+    ):
         self.table = table
+        self.num_outputs = num_outputs
+        self.codes = codes
         self.channel = (
             {label: i for i, label in enumerate(table.labels)}
             if table.is_regions
             else {label: table.values[label][0] for label in table.labels}
         )
+        self.device = torch.device("cpu")
         self._pattern_of: dict[str, int] = {}
+        self.cases: list[Case] = []
+        self.accepted: list[frozenset[str]] = []
         members: dict[tuple, int] = {}
-        examples: list[Case] = []
         for key in keys:
-            case = table.case(key)
+            case, pseudo = table.case(key), (accepted or {}).get(key, frozenset())
             contained = table.contained(case)
-            identity = (
-                case.annotated,
-                tuple(sorted((outer, tuple(sorted(inner))) for outer, inner in contained.items())),
-            )
+            relation = tuple(sorted((outer, tuple(sorted(inner))) for outer, inner in contained.items()))
+            identity = (case.annotated, relation, pseudo)
             if identity not in members:
-                members[identity] = len(examples)
-                examples.append(case)
+                members[identity] = len(self.cases)
+                self.cases.append(case)
+                self.accepted.append(pseudo)
             self._pattern_of[key] = members[identity]
-        self.is_full = [case.annotated == frozenset(table.labels) for case in examples]
-        self.annotated = torch.zeros(len(examples), num_outputs, dtype=torch.bool)
-        for i, case in enumerate(examples):
-            self.annotated[i, [self.channel[label] for label in case.annotated]] = True
-        self.possible: Tensor | None = None
+        self.tables = self._true_tables()
+        self.pseudo_tables = self.tables if codes is None else self._pseudo_tables(codes)
         self.heirs: Tensor | None = None
-        self.relations: RegionRelations | None = None
-        if table.is_regions:
-            self.relations = _stack([self._relations(case) for case in examples])
-        else:
-            self.possible = torch.stack([self._possible(case, num_outputs) for case in examples])
-            self.heirs = torch.stack([self._heirs(case, num_outputs) for case in examples])
+        if not table.is_regions:
+            self.heirs = torch.stack([self._heirs(case) for case in self.cases])
+
+    @property
+    def is_full(self) -> Sequence[bool]:
+        """Per pattern, whether every label is annotated."""
+        return self.tables.is_full
 
     def to(self, device: torch.device) -> Knowledge:
         """Moves the look-up tables to the device of the loss, in place."""
-        self.annotated = self.annotated.to(device)
-        if self.possible is not None:
-            self.possible = self.possible.to(device)
-        if self.heirs is not None:
-            self.heirs = self.heirs.to(device)
-        if self.relations is not None:
-            self.relations = self.relations.to(device)
+        self.device = device
+        self.tables = self.tables.to(device)
+        self.pseudo_tables = self.pseudo_tables.to(device)
+        self.heirs = None if self.heirs is None else self.heirs.to(device)
         return self
 
     def patterns(self, keys: Sequence[str]) -> list[int]:
@@ -78,35 +119,123 @@ class Knowledge:
 
     def scoring(self, pattern: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns ``annotated`` and ``heirs`` of each case of a batch."""
-        return self.annotated[pattern], None if self.heirs is None else self.heirs[pattern]
+        return self.tables.annotated[pattern], None if self.heirs is None else self.heirs[pattern]
 
-    def _possible(self, case: Case, num_outputs: int) -> Tensor:
+    def mask(self, sets: Iterable[Iterable[str]]) -> Tensor:
+        """Returns label sets as (number of sets, C) bool on the device."""
+        sets = [list(labels) for labels in sets]
+        mask = torch.zeros(len(sets), self.num_outputs, dtype=torch.bool)
+        for i, labels in enumerate(sets):
+            mask[i, [self.channel[label] for label in labels]] = True
+        return mask.to(self.device)
+
+    def limited(self, labels: frozenset[str]) -> Tables:
+        """Supervision of a network that segments only these labels and calls the rest background.
+
+        What a case annotates beyond them says nothing here; see :meth:`rivals`.
+        """
+        annotated = self.mask(case.annotated & labels for case in self.cases)
+        is_full = [False] * len(self.cases)
+        if self.table.is_regions:
+            relations = _stack([self._relations(c, c.annotated & labels, labels - c.annotated) for c in self.cases])
+            return Tables(annotated, is_full, relations=relations).to(self.device)
+        possible = torch.stack([self._possible_to(case, labels) for case in self.cases])
+        return Tables(annotated, is_full, possible=possible).to(self.device)
+
+    def rivals(self, labels: frozenset[str]) -> Tensor:
+        """Labels of a network that cannot be where another label was drawn.
+
+        Returns:
+            (patterns, C, C) bool: row = annotated label b that the network does not segment, column = label of the
+            network that the case does not annotate and that shares no voxel with b.
+        """
+        found = torch.zeros(len(self.cases), self.num_outputs, self.num_outputs, dtype=torch.bool)
+        for i, case in enumerate(self.cases):
+            for b in case.annotated - labels:
+                for a in labels - case.annotated:
+                    found[i, self.channel[b], self.channel[a]] = self.exclusive(a, b)
+        return found.to(self.device)
+
+    def exclusive(self, a: str, b: str) -> bool:
+        """Whether no voxel can be drawn as one label and, by somebody else, as the other."""
+        if self.table.is_regions:
+            return not set(self.table.values[a]) & set(self.table.values[b])
+        nested = self.table.ever_contains(a, b) or self.table.ever_contains(b, a)
+        return not nested and b not in self.table.overlap_partners(a)
+
+    def _true_tables(self) -> Tables:
+        full = [case.annotated == frozenset(self.table.labels) for case in self.cases]
+        annotated = self.mask(case.annotated for case in self.cases)
+        if self.table.is_regions:
+            unannotated = [frozenset(self.table.labels) - case.annotated for case in self.cases]
+            relations = [self._relations(c, c.annotated, u) for c, u in zip(self.cases, unannotated, strict=True)]
+            return Tables(annotated, full, relations=_stack(relations))
+        possible = torch.stack([self._possible(case) for case in self.cases])
+        if self.codes is None:
+            return Tables(annotated, full, possible=possible)
+        # A value above the labels is a code: here only what was drawn counts.
+        drawn = torch.tensor(self.codes.true_values(np.arange(self.codes.size))).long()
+        rows = drawn.clamp_max(self.num_outputs - 1)  # the ignore label is masked before it is looked up
+        return Tables(annotated, full, possible=possible[:, rows], drawn=drawn)
+
+    def _pseudo_tables(self, codes: PseudoCodes) -> Tables:
+        known = [case.annotated | pseudo for case, pseudo in zip(self.cases, self.accepted, strict=True)]
+        annotated, full = self.mask(known), self.tables.is_full
+        if self.table.is_regions:
+            decided = self.mask(self.accepted)
+            return Tables(annotated, full, relations=self.tables.relations, decided=decided)
+        assert self.tables.possible is not None and self.tables.drawn is not None
+        possible, drawn = self.tables.possible.clone(), self.tables.drawn.clone()
+        for code, (y, z) in enumerate(codes.pairs, codes.offset):
+            drawn[code] = z
+            possible[:, code] = False
+            possible[:, code, z] = True
+            if y == z:  # decided as what was drawn: none of the accepted labels, but a rejected one may still be there
+                possible[:, code] |= self.tables.possible[:, y] & ~annotated
+                possible[:, code, 0] = y == 0
+        return Tables(annotated, full, possible=possible, drawn=drawn)
+
+    def _possible(self, case: Case) -> Tensor:
         """S(v): classes that a voxel may have, given the value drawn there."""
         contained = self.table.contained(case)
         unannotated = set(self.table.labels) - case.annotated
         excluded = {inner for outer in case.annotated for inner in contained.get(outer, ())}
-        possible = torch.eye(num_outputs, dtype=torch.bool)
+        possible = torch.eye(self.num_outputs, dtype=torch.bool)
         possible[0, [self.channel[a] for a in unannotated - excluded]] = True
         for b in case.annotated:
             partners = (contained.get(b, frozenset()) | self.table.overlap_partners(b)) & unannotated
             possible[self.channel[b], [self.channel[a] for a in partners]] = True
         return possible
 
-    def _heirs(self, case: Case, num_outputs: int) -> Tensor:
+    def _possible_to(self, case: Case, labels: frozenset[str]) -> Tensor:
+        """S(v) for a network that segments only some labels: the others are background to it."""
+        possible = self._possible(case)
+        others = [self.channel[label] for label in set(self.table.labels) - labels]
+        unknown = [self.channel[label] for label in labels - case.annotated]
+        possible[:, others] = False
+        possible[0, others] = True
+        for b in others:
+            possible[b] = possible[0]
+            possible[b, unknown] = True
+        return possible
+
+    def _heirs(self, case: Case) -> Tensor:
         """The rule by which the files in validation/ are restricted, as a table."""
-        heirs = torch.eye(num_outputs, dtype=torch.bool)
+        heirs = torch.eye(self.num_outputs, dtype=torch.bool)
         restriction = restriction_for(self.table, case.key)
         for channel, inheriting in restriction.removed if restriction is not None else ():
             heirs[channel] = False
             heirs[channel, list(inheriting)] = True
         return heirs
 
-    def _relations(self, case: Case) -> tuple[Tensor, Tensor, Tensor]:
-        """Relations of unannotated regions (rows) to annotated ones (columns), from the integers of the regions."""
+    def _relations(
+        self, case: Case, known: frozenset[str], asked_about: frozenset[str]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Relations of regions to ask about (rows) to annotated ones (columns), from the integers of the regions."""
         size = len(self.table.labels)
         absent_if_present, absent_if_absent, present_if_present = (torch.zeros(size, size) for _ in range(3))
-        for a in set(self.table.labels) - case.annotated:
-            for b in case.annotated:
+        for a in asked_about:
+            for b in known:
                 asked, drawn = set(self.table.values[a]), set(self.table.values[b])
                 place = self.channel[a], self.channel[b]
                 absent_if_present[place] = float(not asked & drawn)

@@ -45,6 +45,7 @@ def partial_softmax_loss(
     annotated: Tensor,
     *,
     ignore_label: int | None = None,
+    drawn: Tensor | None = None,
     batch_dice: bool = False,
     smooth: float = 1e-5,
     gather: Gather | None = None,
@@ -63,10 +64,12 @@ def partial_softmax_loss(
 
     Args:
         logits: (B, C, *spatial), class 0 is background.
-        target: (B, 1, *spatial) integers below C, or ``ignore_label``.
-        possible: (B, C, C) bool; ``possible[i, y, k]``: may a voxel of sample i that is drawn as y be of class k?
+        target: (B, 1, *spatial) integers below V, or ``ignore_label``.
+        possible: (B, V, C) bool; ``possible[i, y, k]``: may a voxel of sample i with value y be of class k?
         annotated: (B, C) bool; column 0 is not used.
         ignore_label: voxels of this value count for nothing.
+        drawn: (V,) class of each value; None where the values are classes (V = C). With it, values may also leave open
+            whether a voxel belongs to an annotated label; such a voxel does not count in the Dice of that label.
         batch_dice: one Dice over all samples instead of one per sample, as the plans say.
         smooth: the smoothing term s of the Dice, nnU-Net's 1e-5.
         gather: sums Dice statistics over processes (batch Dice under DDP).
@@ -89,14 +92,16 @@ def partial_softmax_loss(
     log_set, log_p = set_log_probability(logits.flatten(2), allowed)
     cross_entropy = -(log_set * counted).sum() / counted.expand_as(log_set).sum().clamp_min(1)
 
-    drawn = torch.zeros_like(log_p).scatter_(1, labels, 1)[:, 1:]
+    positive = torch.zeros_like(log_p).scatter_(1, labels if drawn is None else drawn[labels], 1)[:, 1:]
     p = log_p[:, 1:].exp()
     if valid is not None:
         p = p * valid  # ignored voxels are drawn as background by now
-    intersection = (drawn * log_set.exp()[:, None]).sum(2)
+    if drawn is not None:
+        p = p.masked_fill(allowed[:, 1:] & (positive == 0), 0)
+    intersection = (positive * log_set.exp()[:, None]).sum(2)
     # q_b at voxels drawn as b is the probability of the whole set, elsewhere of b alone.
-    predicted = p.sum(2) - (p * drawn).sum(2) + intersection
-    dice = supervised_dice(intersection, predicted, drawn.sum(2), annotated[:, 1:], batch_dice, smooth, gather)
+    predicted = p.sum(2) - (p * positive).sum(2) + intersection
+    dice = supervised_dice(intersection, predicted, positive.sum(2), annotated[:, 1:], batch_dice, smooth, gather)
     return cross_entropy - dice
 
 
@@ -107,6 +112,7 @@ def partial_sigmoid_loss(
     annotated: Tensor,
     *,
     has_ignore: bool = False,
+    decided: Tensor | None = None,
     batch_dice: bool = False,
     smooth: float = 1e-5,
     gather: Gather | None = None,
@@ -126,6 +132,8 @@ def partial_sigmoid_loss(
         known_by: relations between regions, (B, R, R) each.
         annotated: (B, R) bool.
         has_ignore: whether the last target channel is the ignore mask.
+        decided: (B, R, *spatial) bool: where the target of a region that nobody drew is a pseudo label, to be learnt
+            like a drawn one; such regions are among ``annotated``.
         batch_dice: as in :func:`partial_softmax_loss`.
         smooth: as in :func:`partial_softmax_loss`.
         gather: as in :func:`partial_softmax_loss`.
@@ -145,13 +153,14 @@ def partial_sigmoid_loss(
         2, keepdim=True
     ) > 0
     present = known_by.present_if_present @ y > 0
-    drawn = annotated[:, :, None]
+    drawn = annotated[:, :, None] if decided is None else annotated[:, :, None] & decided.flatten(2)
     known = (drawn | (absent ^ present)) * valid
     truth = torch.where(drawn, y, present.to(y))
 
     bce = (F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * known).sum() / known.sum().clamp_min(1)
-    p = logits.sigmoid() * valid
-    y = y * valid
+    counted = valid if decided is None else valid * drawn
+    p = logits.sigmoid() * counted
+    y = y * counted
     dice = supervised_dice((p * y).sum(2), p.sum(2), y.sum(2), annotated, batch_dice, smooth, gather)
     return bce * (regions if has_ignore else 1) - dice
 
@@ -167,6 +176,13 @@ class RegionRelations:
     def __getitem__(self, index: Tensor) -> RegionRelations:
         return RegionRelations(
             self.absent_if_present[index], self.absent_if_absent[index], self.present_if_present[index]
+        )
+
+    def where(self, included: Tensor) -> RegionRelations:
+        """Forgets what samples say that are not included, (B, 1) bool."""
+        kept = included[:, :, None]
+        return RegionRelations(
+            self.absent_if_present * kept, self.absent_if_absent * kept, self.present_if_present * kept
         )
 
     def to(self, device: torch.device) -> RegionRelations:

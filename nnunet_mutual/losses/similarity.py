@@ -27,7 +27,7 @@ def feature_similarity(student: Tensor, teacher: Tensor, labels: Tensor, omega: 
         student: (B, F, *spatial), any floating type; computed in float32 or better.
         teacher: (B, F, *spatial), finite; gets no gradient. It may come from different networks in different samples.
         labels: (B, 1, *spatial) integers; a value outside [0, C), as of an ignore label, is no class.
-        omega: (B, C) weights from 0 (not taught) to 1, as of :func:`teaching_weights`.
+        omega: (B, C) weights from 0 (not taught) to 1, as of :func:`teaching_weights`; (C,) where all samples agree.
 
     Returns:
         A scalar between 0 and twice the number of taught classes; 0 (with zero gradient) where nothing is taught. Where
@@ -37,7 +37,7 @@ def feature_similarity(student: Tensor, teacher: Tensor, labels: Tensor, omega: 
     Fails when: the channel axes of student and teacher do not correspond, or one teacher is better at an organ for a
         reason (resolution, contrast) that the student's images do not share.
     """
-    return feature_similarity_regions(student, teacher, class_masks(labels, omega.shape[1]), omega)
+    return feature_similarity_regions(student, teacher, class_masks(labels, omega.shape[-1]), omega)
 
 
 def feature_similarity_regions(student: Tensor, teacher: Tensor, masks: Tensor, omega: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def feature_similarity_regions(student: Tensor, teacher: Tensor, masks: Tensor, 
         student: (B, F, *spatial), any floating type; computed in float32 or better.
         teacher: (B, F, *spatial), finite; gets no gradient.
         masks: (B, R, *spatial) bool, or weights from 0 to 1.
-        omega: (B, R) weights from 0 (not taught) to 1.
+        omega: (B, R) or (R,) weights from 0 (not taught) to 1.
 
     Returns:
         A scalar, as :func:`feature_similarity`.
@@ -59,8 +59,8 @@ def feature_similarity_regions(student: Tensor, teacher: Tensor, masks: Tensor, 
     Source: as :func:`feature_similarity`; overlapping masks are [E].
     Fails when: as :func:`feature_similarity`; a voxel of nested regions is taught once for each of them.
     """
-    h, t = at_least_float32(student.flatten(2)), at_least_float32(teacher.detach().flatten(2))
-    distance = 1 - (unit(h, 1) * unit(t, 1)).sum(1, keepdim=True)
+    h = at_least_float32(student.flatten(2))
+    distance = 1 - (unit(h, 1) * unit(teacher.detach().flatten(2).to(h), 1)).sum(1, keepdim=True)
     weights = masks.flatten(2).to(distance)
     taught = omega.detach().to(distance).clamp_min(0)
     per_sample = exact_product(weights, distance.transpose(1, 2))[..., 0]
@@ -100,18 +100,26 @@ def teaching_weights(scores: Tensor, *, gap: float = 0.02, full: float = 0.1) ->
 
 @torch.no_grad()
 def soft_dice_per_class(
-    logits: Tensor, target: Tensor, annotated: Tensor, *, ignore_label: int | None = None
+    logits: Tensor,
+    target: Tensor,
+    annotated: Tensor,
+    *,
+    possible: Tensor | None = None,
+    ignore_label: int | None = None,
 ) -> Tensor:
     r"""Soft Dice of each annotated class in each sample, to rank networks by; no loss.
 
-    .. math:: D_{i,b} = \frac{2 \sum_{v: y_{i,v} = b} p_{i,b}(v)}{|\{v: y_{i,v} = b\}| + \sum_v p_{i,b}(v)}
+    .. math:: D_{i,b} = \frac{2 \sum_{v: y_{i,v} = b} q_{i,b}(v)}{|\{v: y_{i,v} = b\}| + \sum_v q_{i,b}(v)}
 
-    where :math:`p` is the softmax of the logits and :math:`y` the label map.
+    where :math:`y` is the label map and :math:`q_b` the softmax of the logits, summed over all that the voxel may be
+    where :math:`y = b`: a tumour found in a liver that was drawn with its tumours is no mistake.
 
     Args:
         logits: (B, C, *spatial), any floating type; computed in float32 or better. Class 0 is background.
         target: (B, 1, *spatial) integers, or ``ignore_label``.
         annotated: (B, C) bool; column 0 is not used.
+        possible: (B, V, C) bool, rows for all values of the target, as of
+            :func:`~nnunet_mutual.losses.partial.partial_softmax_loss`; without it, a voxel is what it is drawn as.
         ignore_label: voxels of this value count for nothing.
 
     Returns:
@@ -122,8 +130,16 @@ def soft_dice_per_class(
     Fails when: patches hold a few voxels of a class; average over many.
     """
     p = at_least_float32(logits.flatten(2)).softmax(1)
-    ignored = None if ignore_label is None else target.flatten(2) == ignore_label
-    dice = _soft_dice(p, class_masks(target, p.shape[1]), annotated, ignored)
+    labels = target.flatten(2).long()
+    ignored = None
+    if ignore_label is not None:
+        ignored = labels == ignore_label
+        labels = labels.masked_fill(ignored, 0)
+    drawn = class_masks(labels, p.shape[1])
+    if possible is not None:
+        allowed = possible.transpose(1, 2).gather(2, labels.expand_as(p))
+        p = torch.where(drawn, torch.where(allowed, p, 0).sum(1, keepdim=True), p)
+    dice = _soft_dice(p, drawn, annotated, ignored)
     dice[:, 0] = torch.nan
     return dice
 

@@ -7,9 +7,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnunet_mutual.errors import MutualError
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one network says about a batch.
+
+    Attributes:
+        levels: logits (B, C, *spatial) per deep-supervision level, highest resolution first.
+        features: (B, F, *spatial at its stride) of one decoder stage, if an objective asked for it.
+    """
+
+    levels: Sequence[Tensor]
+    features: Tensor | None = None
+
+    def detach(self) -> Output:
+        """Returns the same values without their graph."""
+        features = None if self.features is None else self.features.detach()
+        return Output([level.detach() for level in self.levels], features)
 
 
 @dataclass(frozen=True)
@@ -20,6 +38,7 @@ class Batch:
         data: (B, M, *spatial) images.
         target: per deep-supervision level, highest resolution first, (B, 1, *spatial) labels or (B, R[+1], *spatial)
             regions.
+        decided: per level, (B, R, *spatial) bool of regions: where a pseudo label is known; None without any.
         keys: case of each sample.
         patterns: annotation pattern of each sample, on the host.
         pattern_index: the same as (B,) tensor on the device.
@@ -30,6 +49,7 @@ class Batch:
     keys: Sequence[str]
     patterns: Sequence[int]
     pattern_index: Tensor
+    decided: Sequence[Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,24 +74,40 @@ class Term:
 
 
 class Objective(ABC):
-    """Turns what the networks say about a batch into named, weighted terms.
+    """Turns what the networks say about a batch into named, weighted terms, network by network.
 
     An objective owns no loop, no loader, no optimiser step and no checkpoint file. State that must survive a resumed
     training goes through :meth:`state_dict`.
+
+    Attributes:
+        needs_features: whether the networks shall return decoder features, too.
+        heads: modules that are trained with the networks and never deployed.
     """
+
+    needs_features: bool = False
+    heads: nn.Module | None = None
 
     @property
     @abstractmethod
     def term_names(self) -> tuple[str, ...]:
         """Names of all terms that :meth:`terms` ever returns; each is logged once per epoch."""
 
-    @abstractmethod
-    def terms(self, outputs: Sequence[Sequence[Tensor]], batch: Batch, progress: Progress) -> dict[str, Term]:
-        """Computes the terms of one step.
+    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress) -> None:  # noqa: B027
+        """Does once per step what the terms of all networks share: random draws, masks, choices of teachers.
 
         Args:
-            outputs: per network, the logits of its deep-supervision levels, highest resolution first,
-                (B, C, *spatial) each.
+            outputs: of all networks, detached.
+            batch: the batch that they saw.
+            progress: where the training is.
+        """
+
+    @abstractmethod
+    def terms(self, peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress) -> dict[str, Term]:
+        """Computes the terms of one network in one step.
+
+        Args:
+            peer: whose terms; only ``outputs[peer]`` has a graph, the others are what this network learns from.
+            outputs: of all networks.
             batch: the batch that they saw.
             progress: where the training is.
 
@@ -79,8 +115,20 @@ class Objective(ABC):
             One term per entry of :attr:`term_names`.
         """
 
+    def update(self, outputs: Sequence[Output], batch: Batch) -> None:  # noqa: B027
+        """Updates banks and running means, once per step and without gradients.
+
+        Args:
+            outputs: of all networks, detached.
+            batch: the batch that they saw.
+        """
+
+    def diagnose(self) -> tuple[dict[str, float], list[str]]:
+        """Returns named numbers about the epoch that ends, and warnings, for the log."""
+        return {}, []
+
     def state_dict(self) -> dict[str, Any]:
-        """Returns tensors and builtins that a resumed training needs; nothing by default."""
+        """Returns tensors and builtins that a resumed training needs; heads are saved by the loop."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # optional: most objectives hold no state
@@ -88,16 +136,16 @@ class Objective(ABC):
 
 
 def collect_terms(
-    objectives: Sequence[Objective], outputs: Sequence[Sequence[Tensor]], batch: Batch, progress: Progress
+    objectives: Sequence[Objective], peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress
 ) -> dict[str, Term]:
-    """Returns the terms of all objectives, in the order of their ``term_names``.
+    """Returns one network's terms of all objectives, in the order of their ``term_names``.
 
     Raises:
         MutualError: an objective returned other terms than it declares, which would be left out of the sum.
     """
     collected = {}
     for objective in objectives:
-        terms = objective.terms(outputs, batch, progress)
+        terms = objective.terms(peer, outputs, batch, progress)
         if terms.keys() != set(objective.term_names):
             raise MutualError(
                 f"{type(objective).__name__} returned the terms {sorted(terms)}, its term_names are "

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_mutual.losses.knowledge import Knowledge
+from nnunet_mutual.losses.knowledge import Knowledge, Tables
 from nnunet_mutual.losses.partial import partial_sigmoid_loss, partial_softmax_loss
-from nnunet_mutual.objectives.base import Batch, Objective, Progress, Term
+from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
 
 
 class SupervisedObjective(Objective):
-    """Tri-state cross-entropy + Dice with nnU-Net's deep supervision, summed over networks.
+    """Tri-state cross-entropy + Dice with nnU-Net's deep supervision, for each network.
 
     A batch in which every case annotates every label goes through nnU-Net's own loss: the value is the same and so is
     the cost.
@@ -48,36 +48,96 @@ class SupervisedObjective(Objective):
         # Processes must take the same path, or those that gather Dice statistics would wait for the others.
         self.may_shortcut = gather is None or all(knowledge.is_full)
 
-    def terms(self, outputs: Sequence[Sequence[Tensor]], batch: Batch, progress: Progress) -> dict[str, Term]:
+    def terms(self, peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress) -> dict[str, Term]:
         """See :meth:`Objective.terms`."""
-        losses = [self.loss(levels, batch) for levels in outputs]
-        return {"supervised": Term(losses[0] if len(losses) == 1 else torch.stack(losses).sum())}
+        return {"supervised": Term(self.loss(outputs[peer].levels, batch))}
 
-    def loss(self, levels: Sequence[Tensor], batch: Batch) -> Tensor:
+    def loss(
+        self,
+        levels: Sequence[Tensor],
+        batch: Batch,
+        tables: Tables | None = None,
+        samples: Sequence[int] | None = None,
+    ) -> Tensor:
         """Returns the loss of one network.
 
         Args:
             levels: logits of each deep-supervision level.
             batch: the batch.
+            tables: what to look up; supervision by all that is annotated by default.
+            samples: which samples count, all by default; 0 (with zero gradient) for none.
         """
-        if self.may_shortcut and all(self.knowledge.is_full[pattern] for pattern in batch.patterns):
-            return self.full_loss(levels, batch.target)
-        parts = [
-            weight * self._level(logits, target, batch.pattern_index)
-            for weight, logits, target in zip(self.level_weights, levels, batch.target, strict=True)
-            if weight > 0
-        ]
+        tables = tables or self.knowledge.tables
+        patterns, target, decided = batch.patterns, batch.target, batch.decided
+        index, included = batch.pattern_index, None
+        if samples is not None and len(samples) < len(patterns):
+            if self.options["gather"] is not None:  # every process must take part in gathering
+                included = torch.zeros(len(patterns), 1, dtype=torch.bool)
+                included[list(samples)] = True
+                included = included.to(index.device, non_blocking=True)
+            elif not samples:
+                return torch.stack([level.flatten()[0] * 0 for level in levels]).sum()
+            else:
+                patterns = [patterns[i] for i in samples]
+                levels, target, (index,) = (_pick(tensors, samples) for tensors in (levels, target, [index]))
+                decided = None if decided is None else _pick(decided, samples)
+        if self.may_shortcut and all(tables.is_full[pattern] for pattern in patterns):
+            return self.full_loss(levels, target)
+        parts = []
+        for i, weight in enumerate(self.level_weights):
+            if weight > 0:
+                known = None if decided is None else decided[i]
+                parts.append(weight * self._level(levels[i], target[i], known, tables, index, included))
         return torch.stack(parts).sum()
 
-    def _level(self, logits: Tensor, target: Tensor, pattern: Tensor) -> Tensor:
-        annotated = self.knowledge.annotated[pattern]
-        if self.knowledge.relations is not None:
-            relations = self.knowledge.relations[pattern]
+    def _level(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        decided: Tensor | None,
+        tables: Tables,
+        pattern: Tensor,
+        included: Tensor | None,
+    ) -> Tensor:
+        annotated = tables.annotated[pattern]
+        if tables.relations is not None:
+            relations = tables.relations[pattern]
+            if tables.decided is None or decided is None:
+                known = None
+            else:  # of a region that somebody drew, every voxel is known
+                known = decided | (annotated & ~tables.decided[pattern]).view(
+                    *annotated.shape, *[1] * (target.ndim - 2)
+                )
+            if included is not None:
+                annotated = annotated & included
+                relations = relations.where(included)
             has_ignore = self.ignore_label is not None
-            return partial_sigmoid_loss(logits, target, relations, annotated, has_ignore=has_ignore, **self.options)
-        assert self.knowledge.possible is not None
-        possible = self.knowledge.possible[pattern]
-        return partial_softmax_loss(logits, target, possible, annotated, ignore_label=self.ignore_label, **self.options)
+            return partial_sigmoid_loss(
+                logits, target, relations, annotated, has_ignore=has_ignore, decided=known, **self.options
+            )
+        assert tables.possible is not None
+        annotated = annotated if included is None else annotated & included
+        return partial_softmax_loss(
+            logits,
+            target,
+            tables.possible[pattern],
+            annotated,
+            ignore_label=self.ignore_label,
+            drawn=tables.drawn,
+            **self.options,
+        )
+
+
+def _per_voxel(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(*values.shape, *[1] * (like.ndim - 2))
+
+
+def _pick(tensors: Sequence[Tensor], samples: Sequence[int]) -> list[Tensor]:
+    """Samples of a batch, without a copy where they are neighbours."""
+    first, last = samples[0], samples[-1]
+    if list(samples) == list(range(first, last + 1)):
+        return [tensor[first : last + 1] for tensor in tensors]
+    return [torch.stack([tensor[i] for i in samples]) for tensor in tensors]
 
 
 def deep_supervision_weights(levels: int, *, keep_last: bool) -> list[float]:

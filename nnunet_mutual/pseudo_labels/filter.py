@@ -232,7 +232,7 @@ def judge_label(
 
     where :math:`V_i` are the volumes of truly labelled cases that have the label, at least 3; sd divides by n - 1.
     Rejected: an agreement below ``min_agreement``, :math:`|z|` above ``max_z``, or nothing found although every truly
-    labelled case (at least 3) has the label.
+    labelled case has the label: a network that has not learnt it must not teach its absence.
 
     Args:
         volume_ml: volume of the pseudo label in millilitres.
@@ -260,14 +260,14 @@ def _judge_volume(volume: float, true_volumes: Sequence[float], max_z: float) ->
     lacking = len(true_volumes) - len(present)
     if volume == 0 and lacking:
         return Verdict(True, f"absent: nothing was found, as in {lacking} of {len(true_volumes)} truly labelled cases")
+    if volume == 0:
+        return Verdict(False, f"missing: nothing was found, but all {len(present)} truly labelled cases have it")
     if len(present) < _MIN_CASES:
         return Verdict(
             True,
             f"volume not judged: {_ml(volume)} ml, but only {len(present)} truly labelled case(s) have the label, "
             f"at least {_MIN_CASES} are needed",
         )
-    if volume == 0:
-        return Verdict(False, f"missing: nothing was found, but all {len(present)} truly labelled cases have it")
     logs = np.log(present)
     z = float((math.log(volume) - logs.mean()) / max(logs.std(ddof=1), _MIN_SPREAD))
     usual = f"{_ml(math.exp(logs.mean()))} ml in {len(present)} truly labelled cases"

@@ -1,0 +1,145 @@
+"""Builds the networks of a training, with nnU-Net's own architecture, optimiser, compilation and distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from nnunetv2.utilities.ddp_allgather import AllGatherGrad
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_mutual.modules.tap import FeatureTap, feature_stage
+from nnunet_mutual.objectives.supervised import SupervisedObjective, deep_supervision_weights
+from nnunet_mutual.peers import Memory, Peers, unwrap
+
+if TYPE_CHECKING:
+    from nnunet_mutual.trainers.base import MutualTrainer
+
+
+def make_peers(trainer: MutualTrainer, number: int) -> Peers:
+    """Returns differently seeded networks of the plans' architecture, the first of which is stock's, and heads.
+
+    Args:
+        trainer: its objectives say whether features are wanted and which heads are to be trained.
+        number: P.
+    """
+    trainer.network = unwrap(trainer.network)
+    plain = [trainer.network, *(new_network(trainer) for _ in range(number - 1))]
+    features = any(objective.needs_features for objective in trainer.objectives)
+    heads = nn.ModuleList([o.heads for o in trainer.objectives if o.heads is not None]).to(trainer.device)
+    trained = [*plain, heads] if len(heads) else plain
+    optimizers, schedulers = zip(*(_optimizer_for(trainer, module) for module in trained), strict=True)
+    networks = [trainer.wrap(network, features=features) for network in plain]
+    wanted = getattr(trainer.settings, "memory", "joint")
+    automatic: Memory = "sequential" if trainer.device.type == "cuda" else "joint"
+    memory: Memory = automatic if wanted == "auto" else wanted
+    used = heads if len(heads) else None
+    return Peers(networks, optimizers, schedulers, trainer.grad_scaler, memory=memory, heads=used)
+
+
+def settle_memory(trainer: MutualTrainer) -> None:
+    """After the first step on a GPU: lets the networks run jointly if that fits and the settings leave it open."""
+    peers = trainer.peers
+    if trainer.memory_settled or trainer.device.type != "cuda":
+        return
+    trainer.memory_settled = True
+    if len(peers.networks) > 1 and getattr(trainer.settings, "memory", "joint") == "auto":
+        peak, kept = torch.cuda.max_memory_allocated(trainer.device), torch.cuda.memory_allocated(trainer.device)
+        fits = joint_fits(
+            peak, kept, len(peers.networks), torch.cuda.get_device_properties(trainer.device).total_memory
+        )
+        peers.memory = "joint" if fits else "sequential"
+        trainer.print_to_log_file(f"Memory: {peers.memory} ({peak / 2**30:.1f} GiB with one graph at a time)")
+
+
+def build_supervision(trainer: MutualTrainer) -> SupervisedObjective:
+    """Returns the supervised loss with nnU-Net's deep supervision and batch Dice."""
+    levels = trainer._get_deep_supervision_scales()
+    batch_dice = trainer.configuration_manager.batch_dice
+
+    def full_loss(outputs: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
+        loss: Tensor = trainer.loss(outputs, target) if levels is not None else trainer.loss(outputs[0], target[0])
+        return loss
+
+    return SupervisedObjective(
+        trainer.knowledge,
+        full_loss,
+        deep_supervision_weights(len(levels or [1]), keep_last=trainer.is_ddp and not trainer._do_i_compile()),
+        ignore_label=trainer.label_manager.ignore_label,
+        batch_dice=batch_dice,
+        gather=(lambda sums: AllGatherGrad.apply(sums).sum(0)) if trainer.is_ddp and batch_dice else None,
+    )
+
+
+def share_encoder(networks: Sequence[nn.Module]) -> None:
+    """Gives all networks the encoder of the first, after pretrained weights reached only that one."""
+    encoder = unwrap(networks[0]).encoder.state_dict()  # type: ignore[union-attr]
+    for network in networks[1:]:
+        unwrap(network).encoder.load_state_dict(encoder)  # type: ignore[union-attr]
+
+
+def joint_fits(peak: int, kept: int, networks: int, total: int) -> bool:
+    """Whether the graphs of all networks fit together, judged by a step that kept one at a time.
+
+    Args:
+        peak: highest memory during the step, bytes.
+        kept: memory between steps (weights, momentum), bytes.
+        networks: P.
+        total: memory of the device, bytes; a tenth of it is left free.
+    """
+    return kept + networks * (peak - kept) <= 0.9 * total
+
+
+def new_network(trainer: MutualTrainer) -> nn.Module:
+    """Returns one more network as nnU-Net builds it from the plans, on the device."""
+    network: nn.Module = trainer.build_network_architecture(
+        trainer.plans_manager,
+        trainer.configuration_manager,
+        trainer.num_input_channels,
+        trainer.label_manager.num_segmentation_heads,
+        trainer.enable_deep_supervision,
+    )
+    return network.to(trainer.device)
+
+
+def wrap(trainer: MutualTrainer, network: nn.Module, features: bool) -> nn.Module:
+    """Compiles and distributes a network as nnU-Net does.
+
+    Args:
+        trainer: whose plans, device and process group count.
+        network: a plain network.
+        features: whether it shall return decoder features in training.
+    """
+    if features:
+        network = FeatureTap(network, feature_stage(strides(trainer)))
+    if trainer._do_i_compile():
+        network = torch.compile(network)  # type: ignore[assignment] # a module, as nnU-Net relies on
+    if trainer.is_ddp:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        network = DistributedDataParallel(network, [trainer.local_rank] if trainer.device.type == "cuda" else None)
+    return network
+
+
+def strides(trainer: MutualTrainer) -> list[Any]:
+    """Returns the strides of the encoder stages, highest resolution first."""
+    return list(trainer.configuration_manager.network_arch_init_kwargs["strides"])
+
+
+def feature_channels(trainer: MutualTrainer) -> int:
+    """Returns the number of channels of the features that networks give to objectives."""
+    sizes = trainer.configuration_manager.network_arch_init_kwargs["features_per_stage"]
+    return int(sizes[len(sizes) - 2 - feature_stage(strides(trainer))])
+
+
+def _optimizer_for(trainer: MutualTrainer, module: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
+    """nnU-Net makes optimiser and schedule for ``self.network``, over all epochs instead of those of a stage."""
+    network, trainer.network = trainer.network, module
+    try:
+        optimizer, scheduler = trainer.configure_optimizers()
+    finally:
+        trainer.network = network
+    first, end = trainer.stage_span
+    scheduler.max_steps = end - first
+    return optimizer, scheduler

@@ -1,0 +1,1 @@
+"""Training-only networks and state."""

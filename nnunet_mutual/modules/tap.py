@@ -1,0 +1,66 @@
+"""A stock network that also returns the features of one decoder stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nnunet_mutual.errors import MutualError
+
+COARSEST_STRIDE = 4
+
+
+def feature_stage(strides: Sequence[Sequence[int]]) -> int:
+    """Returns the first decoder stage whose features have at most stride 4 on every axis.
+
+    Args:
+        strides: of each encoder stage, highest resolution first, as in the plans.
+    """
+    total = np.cumprod(np.asarray([np.atleast_1d(stride) for stride in strides]), 0)
+    fine = [stage for stage in range(len(total) - 1) if (total[-2 - stage] <= COARSEST_STRIDE).all()]
+    return fine[0]  # the last stage has the resolution of the first encoder stage, which has stride 1
+
+
+class FeatureTap(nn.Module):
+    """Runs nnU-Net's own sub-modules; in training mode it returns (logits per level, features).
+
+    Compiled as a whole it needs no hooks, which torch.compile may ignore.
+
+    Args:
+        network: a U-Net of dynamic_network_architectures, as nnU-Net builds it from the plans.
+        stage: decoder stage, 0 is the coarsest.
+
+    Raises:
+        MutualError: the architecture has no decoder stages.
+    """
+
+    def __init__(self, network: nn.Module, stage: int):
+        super().__init__()
+        if not all(
+            hasattr(getattr(network, "decoder", None), part) for part in ("stages", "transpconvs", "seg_layers")
+        ):
+            raise MutualError(
+                f"{type(network).__name__} has no decoder stages to take features from; set the weights of the terms "
+                "that compare features to 0, or plan a U-Net (PlainConvUNet or ResidualEncoderUNet)"
+            )
+        self.network = network
+        self.stage = stage
+
+    def forward(self, data: Tensor) -> list[Tensor] | Tensor | tuple[list[Tensor], Tensor]:
+        if not self.training:
+            return self.network(data)
+        skips = self.network.encoder(data)  # type: ignore[operator]
+        decoder = self.network.decoder
+        x, levels, features = skips[-1], [], skips[-1]
+        for stage, (upsample, convolve, segment) in enumerate(
+            zip(decoder.transpconvs, decoder.stages, decoder.seg_layers, strict=True)  # type: ignore[union-attr, arg-type]
+        ):
+            x = convolve(torch.cat((upsample(x), skips[-2 - stage]), 1))
+            if stage == self.stage:
+                features = x
+            if decoder.deep_supervision or stage == len(skips) - 2:  # type: ignore[union-attr]
+                levels.append(segment(x))
+        return levels[::-1], features

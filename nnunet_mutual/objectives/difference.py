@@ -1,0 +1,177 @@
+"""Stage 1 of deep mutual learning among partially labelled datasets: networks of different organs keep apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_mutual.grouping import Group, home
+from nnunet_mutual.losses.difference import (
+    feature_difference,
+    prediction_difference,
+    prediction_difference_regions,
+    region_vectors,
+)
+from nnunet_mutual.losses.knowledge import Knowledge
+from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
+from nnunet_mutual.objectives.collapse import CollapseAlarm
+from nnunet_mutual.objectives.organs import organ_masks, ramp
+from nnunet_mutual.objectives.supervised import SupervisedObjective
+
+PROJECTED_SIZE = 64
+BANK_MOMENTUM = 0.99
+LEAST_VOXELS = 8
+
+
+class DifferenceObjective(Objective):
+    """Difference mutual learning of partial-organ networks [S]; the form of each term is our reading [I].
+
+    ``seg`` is the tri-state loss on what cases annotate of the network's labels. ``pd`` pushes the network's labels
+    away from voxels where a case annotates another label. ``fd`` pushes features of its labels away from features of
+    other labels: ``projected`` compares networks through a shared trained projection, ``own`` compares the network's
+    features with running means of its own organs.
+
+    Args:
+        knowledge: what each case annotates.
+        supervised: computes the tri-state loss.
+        groups: labels of each network.
+        weights: of pd and fd.
+        form: of fd.
+        feature_size: channels of the features.
+        ramp_from_to: shares of the stage between which the weights of pd and fd rise.
+        foreground_from: samples from this one on hold foreground by force, and are left out of the collapse alarm.
+
+    Source: arXiv 2407.12611.
+    """
+
+    term_names = ("seg", "pd", "fd")
+
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        supervised: SupervisedObjective,
+        groups: Sequence[Group],
+        *,
+        weights: tuple[float, float],
+        form: Literal["projected", "own"],
+        feature_size: int,
+        ramp_from_to: tuple[float, float],
+        foreground_from: int,
+    ):
+        self.knowledge = knowledge
+        self.supervised = supervised
+        self.weights = weights
+        self.form = form
+        self.ramp_from_to = ramp_from_to
+        self.needs_features = weights[1] > 0
+        self.tables = [knowledge.limited(group) for group in groups]
+        self.rivals = [knowledge.rivals(group) for group in groups]
+        cases = knowledge.cases
+        self.teaches = [[bool(case.annotated & group) for case in cases] for group in groups]
+        self.opposes = [tables.flatten(1).any(1).tolist() for tables in self.rivals]
+        self.home = [home(groups, case.annotated) for case in cases]
+        self.learns = knowledge.mask(groups)  # (P, C)
+        classes = self.learns.shape[1]
+        # May the features of label a (row) of network n be compared with those of label b (column)?
+        apart = torch.zeros(len(groups), classes, classes, dtype=torch.bool)
+        for n, group in enumerate(groups):
+            for a in group:
+                for b in set(knowledge.table.labels) - group:
+                    apart[n, knowledge.channel[a], knowledge.channel[b]] = knowledge.exclusive(a, b)
+        self.apart = apart.to(knowledge.device)
+        self.bank = torch.zeros(len(groups), classes, feature_size, device=knowledge.device)
+        self.filled = torch.zeros(len(groups), classes, dtype=torch.bool, device=knowledge.device)
+        if self.needs_features and form == "projected":
+            self.heads = nn.Linear(feature_size, PROJECTED_SIZE, bias=False)
+        self.alarm = CollapseAlarm(knowledge, groups, foreground_from)
+        self._ramp = 0.0
+        self._masks: Tensor | None = None
+        self._vectors: list[tuple[Tensor, Tensor]] = []
+
+    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress) -> None:
+        """Finds the organs at the resolution of the features, and what they look like to every network."""
+        self._ramp = ramp(progress, *self.ramp_from_to)
+        if self.needs_features:
+            assert outputs[0].features is not None
+            self._masks = organ_masks(batch, self.knowledge, outputs[0].features.shape[2:])
+            self._vectors = [self._vectors_of(output) for output in outputs]
+
+    def terms(self, peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress) -> dict[str, Term]:
+        """See :meth:`Objective.terms`."""
+        own = outputs[peer]
+        teaching = [i for i, pattern in enumerate(batch.patterns) if self.teaches[peer][pattern]]
+        seg = self.supervised.loss(own.levels, batch, self.tables[peer], teaching)
+        fd = self._feature_difference(peer, own) if self.needs_features else own.levels[0].flatten()[0] * 0
+        return {
+            "seg": Term(seg),
+            "pd": Term(self._prediction_difference(peer, own.levels[0], batch), self.alarm.capped(self._weight(0))),
+            "fd": Term(fd, self._weight(1)),
+        }
+
+    def update(self, outputs: Sequence[Output], batch: Batch) -> None:
+        """Moves the running means of organ features and counts predicted volumes."""
+        self.alarm.count(outputs, batch, [self.home[pattern] for pattern in batch.patterns])
+        if not self.needs_features or self.form != "own":
+            return
+        for n, (vectors, valid) in enumerate(self._vectors):
+            weight = (valid & self.learns[n]).float()[..., None]
+            count = weight.sum(0)
+            mean = (torch.nan_to_num(vectors) * weight).sum(0) / count.clamp_min(1)
+            seen = count[:, 0] > 0
+            momentum = torch.where(self.filled[n], BANK_MOMENTUM, 0.0)[:, None]
+            moved = momentum * self.bank[n] + (1 - momentum) * mean
+            self.bank[n] = torch.where(seen[:, None], moved, self.bank[n])
+            self.filled[n] |= seen
+
+    def diagnose(self) -> tuple[dict[str, float], list[str]]:
+        """Reports predicted volumes of each label per source group; see :class:`CollapseAlarm`."""
+        return self.alarm.diagnose(self._weight(0))
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`Objective.state_dict`."""
+        return {"bank": self.bank.clone(), "filled": self.filled.clone(), "alarm": self.alarm.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :meth:`Objective.load_state_dict`."""
+        self.bank.copy_(state["bank"])
+        self.filled.copy_(state["filled"])
+        self.alarm.load_state_dict(state["alarm"])
+
+    def _weight(self, term: int) -> float:
+        return self.weights[term] * self._ramp
+
+    def _prediction_difference(self, peer: int, logits: Tensor, batch: Batch) -> Tensor:
+        samples = [i for i, pattern in enumerate(batch.patterns) if self.opposes[peer][pattern]]
+        if not samples or self.weights[0] == 0:
+            return logits.flatten()[0] * 0
+        rivals = self.rivals[peer][batch.pattern_index]
+        if self.knowledge.table.is_regions:
+            has_ignore = self.supervised.ignore_label is not None
+            return prediction_difference_regions(
+                logits, batch.target[0], rivals.transpose(1, 2).float(), has_ignore=has_ignore
+            )
+        return prediction_difference(logits, batch.target[0], rivals, ignore_label=self.supervised.ignore_label)
+
+    def _vectors_of(self, output: Output) -> tuple[Tensor, Tensor]:
+        assert output.features is not None and self._masks is not None
+        return region_vectors(output.features, self._masks, minimum=LEAST_VOXELS)
+
+    def _feature_difference(self, peer: int, own: Output) -> Tensor:
+        vectors, valid = self._vectors_of(own)
+        samples, classes = valid.shape
+        apart = self.apart[peer]
+        if self.form == "own":  # features at organs of others, away from the means of the network's organs
+            here = valid[:, :, None] & apart.transpose(0, 1) & self.filled[peer]
+            return feature_difference(vectors.flatten(0, 1), self.bank[peer], here.flatten(0, 1))
+        assert self.heads is not None
+        others = torch.stack([v for v, _ in self._vectors])  # (P, B, C, F)
+        seen = torch.stack([found for _, found in self._vectors]) & self.learns[:, None]
+        seen[peer] = False
+        pairs = (
+            (valid & self.learns[peer]).view(samples, classes, 1, 1, 1) & seen & apart.view(1, classes, 1, 1, classes)
+        )
+        projected = self.heads(vectors.flatten(0, 1))
+        return feature_difference(projected, self.heads(others.flatten(0, 2)), pairs.flatten(2).flatten(0, 1))

@@ -1,0 +1,167 @@
+"""Stage 2 of deep mutual learning among partially labelled datasets: full-organ networks teach each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from nnunet_mutual.grouping import Group, home
+from nnunet_mutual.losses.knowledge import Knowledge
+from nnunet_mutual.losses.similarity import (
+    feature_similarity_regions,
+    soft_dice_per_class,
+    soft_dice_per_region,
+    teaching_weights,
+)
+from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
+from nnunet_mutual.objectives.organs import organ_masks, ramp
+from nnunet_mutual.objectives.supervised import SupervisedObjective
+
+PROJECTED_SIZE = 64
+MOMENTUM = 0.9
+
+
+class SimilarityObjective(Objective):
+    """Similarity mutual learning of full-organ networks [S]; the form of each term is our reading [I].
+
+    ``seg`` is the tri-state loss with true and pseudo labels on a network's own group and on cases of no group, ``ps``
+    that with true labels only on the cases of other groups. ``dfs`` passes features of an organ from the network with
+    the highest running Dice of that organ on a group's images to those that lag behind.
+
+    Args:
+        knowledge: what each case annotates, and which pseudo labels were accepted.
+        supervised: computes the tri-state loss.
+        groups: of which each network is the home of one; a single network is the home of all.
+        weights: of ps and dfs.
+        feature_size: channels of the features.
+        ramp_from_to: shares of the stage between which the weight of dfs rises.
+
+    Source: arXiv 2407.12611.
+    """
+
+    term_names = ("seg", "ps", "dfs")
+
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        supervised: SupervisedObjective,
+        groups: Sequence[Group],
+        *,
+        weights: tuple[float, float],
+        feature_size: int,
+        ramp_from_to: tuple[float, float],
+    ):
+        self.knowledge = knowledge
+        self.supervised = supervised
+        self.weights = weights
+        self.ramp_from_to = ramp_from_to
+        self.alone = len(groups) < 2
+        self.needs_features = weights[1] > 0 and not self.alone
+        self.home = [home(groups, case.annotated) for case in knowledge.cases]
+        number = max(1, len(groups))
+        classes = knowledge.tables.annotated.shape[1]
+        # Running soft Dice of each network on the annotated labels of each group's images.
+        self.scores = torch.full((number, number, classes), torch.nan, device=knowledge.device)  # group, network, label
+        if self.needs_features:
+            first = nn.Linear(feature_size, PROJECTED_SIZE, bias=False)
+            self.heads = nn.ModuleList([nn.Linear(feature_size, PROJECTED_SIZE, bias=False) for _ in range(number)])
+            for head in self.heads:  # the networks start from the same weights, so the axes of their features agree
+                head.load_state_dict(first.state_dict())
+        self._dfs_weight = 0.0
+        self._masks: Tensor | None = None
+        self._teaching: tuple[Tensor, Tensor] | None = None
+        self._features: list[Tensor] = []
+
+    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress) -> None:
+        """Chooses who teaches which organ on the images of the batch."""
+        self._dfs_weight = self.weights[1] * ramp(progress, *self.ramp_from_to)
+        if not self.needs_features:
+            return
+        assert outputs[0].features is not None
+        self._masks = organ_masks(batch, self.knowledge, outputs[0].features.shape[2:])
+        best, omega = teaching_weights(self.scores)  # (G, C), (G, P, C)
+        homes = [self.home[pattern] for pattern in batch.patterns]
+        groups = torch.tensor([0 if g is None else g for g in homes]).to(best.device, non_blocking=True)
+        inside = torch.tensor([g is not None for g in homes]).to(best.device, non_blocking=True)
+        self._teaching = best[groups], omega[groups] * inside[:, None, None]
+        with torch.no_grad():
+            self._features = [self._project(n, output) for n, output in enumerate(outputs)]
+
+    def terms(self, peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress) -> dict[str, Term]:
+        """See :meth:`Objective.terms`."""
+        own = outputs[peer]
+        homes = [None if self.alone else self.home[pattern] for pattern in batch.patterns]
+        mine = [i for i, group in enumerate(homes) if group is None or group == peer]
+        others = [i for i, group in enumerate(homes) if group is not None and group != peer]
+        nothing = own.levels[0].flatten()[0] * 0
+        taught = self.weights[0] > 0 and not self.alone
+        return {
+            "seg": Term(self.supervised.loss(own.levels, batch, self.knowledge.pseudo_tables, mine)),
+            "ps": Term(self.supervised.loss(own.levels, batch, None, others) if taught else nothing, self.weights[0]),
+            "dfs": Term(self._feature_similarity(peer, own) if self.needs_features else nothing, self._dfs_weight),
+        }
+
+    def update(self, outputs: Sequence[Output], batch: Batch) -> None:
+        """Moves the running Dice of every network; processes share it, so that they agree on the teachers."""
+        if not self.needs_features:
+            return
+        found = torch.stack([self._dice(output, batch) for output in outputs], 1)  # (B, P, C)
+        homes = torch.tensor([-1 if (g := self.home[p]) is None else g for p in batch.patterns]).to(found.device)
+        of_group = (homes == torch.arange(len(self.scores), device=found.device)[:, None]).to(found)  # (G, B)
+        known = torch.isfinite(found).to(found)
+        sums = torch.stack([torch.tensordot(of_group, part, 1) for part in (torch.nan_to_num(found), known)])
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(sums)
+        total, count = sums
+        mean = total / count.clamp_min(1)
+        before = torch.where(torch.isnan(self.scores), mean, self.scores)
+        self.scores = torch.where(count > 0, MOMENTUM * before + (1 - MOMENTUM) * mean, self.scores)
+
+    def diagnose(self) -> tuple[dict[str, float], list[str]]:
+        """Reports the running Dice of every network."""
+        numbers = {}
+        table = self.knowledge.table
+        for g, of_group in enumerate(self.scores.cpu().tolist() if self.needs_features else []):
+            for n, of_network in enumerate(of_group):
+                for label in table.labels:
+                    value = of_network[self.knowledge.channel[label]]
+                    if value == value:
+                        numbers[f"soft Dice of {label} by network {n} on group {g}"] = value
+        return numbers, []
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`Objective.state_dict`."""
+        return {"scores": self.scores.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :meth:`Objective.load_state_dict`."""
+        self.scores.copy_(state["scores"])
+
+    def _project(self, peer: int, output: Output) -> Tensor:
+        assert output.features is not None and isinstance(self.heads, nn.ModuleList)
+        return self.heads[peer](output.features.movedim(1, -1)).movedim(-1, 1)
+
+    def _feature_similarity(self, peer: int, own: Output) -> Tensor:
+        assert self._masks is not None and self._teaching is not None
+        best, omega = self._teaching
+        student = self._project(peer, own)
+        parts = []
+        for teacher, features in enumerate(self._features):
+            if teacher != peer:
+                taught = omega[:, peer] * (best == teacher)
+                parts.append(feature_similarity_regions(student, features, self._masks, taught))
+        return torch.stack(parts).sum()
+
+    def _dice(self, output: Output, batch: Batch) -> Tensor:
+        level = min(1, len(output.levels) - 1)
+        annotated = self.knowledge.tables.annotated[batch.pattern_index]
+        ignore = self.supervised.ignore_label
+        target = batch.target[level]
+        if self.knowledge.table.is_regions:
+            return soft_dice_per_region(output.levels[level], target, annotated, has_ignore=ignore is not None)
+        drawn = self.knowledge.tables.drawn
+        labels = target.long() if drawn is None else drawn[target.long()]
+        return soft_dice_per_class(output.levels[level], labels, annotated, ignore_label=ignore)

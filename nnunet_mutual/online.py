@@ -1,0 +1,114 @@
+"""Online validation: Dice on patches of the validation cases, network by network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from torch import Tensor
+
+MOMENTUM = 0.9  # of nnU-Net's moving average of the Dice
+
+
+def annotated_counts(
+    logits: Tensor, target: Tensor, annotated: Tensor, heirs: Tensor | None, label_manager: LabelManager
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """True positive, false positive and false negative voxels per label, over samples that annotate the label.
+
+    Args:
+        logits: (B, C, *spatial), highest resolution.
+        target: (B, 1, *spatial) labels, or (B, R[+1], *spatial) regions.
+        annotated: (B, C) bool.
+        heirs: (B, C, C) bool, of plain labels: what a voxel of a predicted class counts as, so that a tumour predicted
+            in a liver that was drawn with its tumours is no mistake about the liver.
+        label_manager: nnU-Net's.
+
+    Returns:
+        Three arrays (K,), K foreground labels or regions.
+    """
+    mask = None
+    if label_manager.has_regions:
+        prediction = (logits > 0).float()
+        if label_manager.has_ignore_label:
+            target, mask = target[:, :-1], (~target[:, -1:].bool()).float()
+    else:
+        assert heirs is not None
+        likeliest = logits.argmax(1).flatten(1)[:, None].expand(-1, logits.shape[1], -1)
+        allowed = heirs.transpose(1, 2).gather(2, likeliest).view_as(logits)
+        restricted = logits.masked_fill(~allowed, -torch.inf).argmax(1, keepdim=True)
+        prediction = torch.zeros_like(logits, dtype=torch.float32).scatter_(1, restricted, 1)
+        if label_manager.has_ignore_label:
+            mask = (target != label_manager.ignore_label).float()
+            target = torch.where(mask.bool(), target, 0)
+    counts = get_tp_fp_fn_tn(prediction, target, tuple(range(2, logits.ndim)), mask)[:3]
+    sums = torch.stack([(count * annotated).sum(0) for count in counts]).cpu().numpy()
+    return tuple(sums if label_manager.has_regions else sums[:, 1:])
+
+
+class Ranking:
+    """Moving average of each network's mean Dice, from which the network to deploy is chosen.
+
+    Args:
+        learns: (P, K) bool, which labels each network is taught; a network is judged by these.
+    """
+
+    def __init__(self, learns: np.ndarray):
+        self.learns = learns
+        self.averages: list[float | None] = [None] * len(learns)
+
+    @property
+    def best(self) -> int:
+        """The network with the highest moving average; the first one before anything was sampled."""
+        return max(range(len(self.averages)), key=lambda n: -1.0 if (a := self.averages[n]) is None else a)
+
+    def add(self, counts: np.ndarray) -> list[float]:
+        """Takes in the voxel counts of an epoch.
+
+        Args:
+            counts: (3, P, K) true positive, false positive, false negative voxels.
+
+        Returns:
+            Dice of each label: of the best network if it learns the label, else the mean over those that do; NaN for a
+            label that was not sampled.
+        """
+        tp, fp, fn = counts
+        with np.errstate(invalid="ignore"):
+            dice = np.where(self.learns, 2 * tp / (2 * tp + fp + fn), np.nan)
+        for n, row in enumerate(dice):
+            if (mean := _mean(row)) is not None:
+                before = self.averages[n]
+                self.averages[n] = mean if before is None else MOMENTUM * before + (1 - MOMENTUM) * mean
+        shown = []
+        for label, own in enumerate(dice[self.best]):
+            mean = own if self.learns[self.best, label] else _mean(dice[:, label])
+            shown.append(float("nan") if mean is None else float(mean))
+        return shown
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns builtins for a checkpoint."""
+        return {"averages": list(self.averages)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        self.averages = list(state["averages"])
+
+
+def mean_dice(dice: Sequence[float], earlier: Sequence[float]) -> float:
+    """Mean over labels that were sampled.
+
+    Args:
+        dice: of each label; NaN where not sampled.
+        earlier: means of earlier epochs; the last one stands in where nothing was sampled, since a NaN would stay in
+            nnU-Net's moving average for ever.
+    """
+    mean = _mean(np.asarray(dice))
+    return mean if mean is not None else (earlier[-1] if earlier else 0.0)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    sampled = values[~np.isnan(values)]
+    return float(sampled.mean()) if sampled.size else None

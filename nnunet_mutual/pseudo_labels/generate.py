@@ -1,0 +1,324 @@
+"""Predicts the training cases of a fold and turns what the networks are sure of into pseudo labels."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from torch import Tensor, distributed, nn
+
+from nnunet_mutual.annotation import AnnotationTable, Case
+from nnunet_mutual.peers import unwrap
+from nnunet_mutual.pseudo_labels.audit import Decision
+from nnunet_mutual.pseudo_labels.codes import UNDECIDED, PseudoCodes
+from nnunet_mutual.pseudo_labels.filter import (
+    FilterSettings,
+    agreement,
+    decide_regions,
+    decide_voxels,
+    judge_label,
+    keep_main_component,
+)
+from nnunet_mutual.pseudo_labels.store import PseudoStore
+from nnunet_mutual.validation import BARRIER_EVERY, predictor_for
+
+if TYPE_CHECKING:
+    from nnunet_mutual.trainers.base import MutualTrainer
+
+Volumes = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the networks say about a case.
+
+    Attributes:
+        probability: (C, *spatial), mean over the networks that learnt the output; 0 where none did.
+        agreements: smallest Dice between two opinions on a label; None if there is only one.
+        networks: which networks were asked about a label.
+        conflict: (*spatial) bool, where two networks are sure of different labels; None for regions.
+    """
+
+    probability: np.ndarray
+    agreements: dict[str, float | None]
+    networks: dict[str, list[int]]
+    conflict: np.ndarray | None
+
+
+class PseudoLabeller:
+    """Makes the pseudo labels of single cases.
+
+    Args:
+        trainer: an initialised trainer.
+        predictors: nnU-Net's, one per network, without mirroring.
+        learnt: labels that each network was trained on.
+        settings: of the filter.
+    """
+
+    def __init__(
+        self,
+        trainer: MutualTrainer,
+        predictors: Sequence[nnUNetPredictor],
+        learnt: Sequence[frozenset[str]],
+        settings: FilterSettings,
+    ):
+        self.table: AnnotationTable = trainer.table
+        self.labels = trainer.label_manager
+        self.settings = settings
+        self.learnt = list(learnt)
+        self.codes = PseudoCodes.from_table(self.table, self.labels.ignore_label)
+        self.mirror_axes = trainer.inference_allowed_mirroring_axes or ()
+        self.dimensions = len(trainer.configuration_manager.patch_size)
+        self.predictors = list(predictors)
+        self.channel = trainer.knowledge.channel
+        self.true_volumes: Volumes = {}
+
+    def open_labels(self, case: Case) -> list[str]:
+        """Labels that the case does not annotate and some network has learnt."""
+        everything = frozenset().union(*self.learnt)
+        return [label for label in self.table.labels if label in everything - case.annotated]
+
+    def label(self, case: Case, image: Tensor, drawn: np.ndarray, voxel_ml: float) -> tuple[np.ndarray, list[Decision]]:
+        """Makes the pseudo labels of a case.
+
+        Args:
+            case: who it is and what it annotates.
+            image: (M, *spatial), preprocessed.
+            drawn: (*spatial) integers of the preprocessed label map.
+            voxel_ml: volume of a voxel in millilitres.
+
+        Returns:
+            (*spatial) int16 codes of drawn and decided values, and a decision for each open label.
+        """
+        names = self.open_labels(case)
+        found = self._predict(names, image)
+        decided = self._decide(case, names, found, drawn)
+        singles = [self.table.values[name] for name in names if name in self.table.singles]
+        decided = keep_main_component(decided, singles, self.settings)
+        chosen = decided != UNDECIDED
+        share = float(chosen.sum()) / max(1, int((chosen | self._is_open(case, names, drawn)).sum()))
+        decisions = []
+        for name in names:
+            inside = np.isin(decided, self.table.values[name])
+            volume = float(inside.sum()) * voxel_ml
+            verdict = judge_label(
+                volume_ml=volume,
+                agreement=found.agreements[name],
+                true_volumes_ml=self.true_volumes.get(name, []),
+                settings=self.settings,
+            )
+            if not verdict.accepted and not self.table.is_regions:  # "none of the accepted labels" is still decided
+                decided[inside] = drawn[inside]
+            decision = Decision(
+                case=case.key,
+                source=case.source,
+                label=name,
+                accepted=verdict.accepted,
+                reason=verdict.reason,
+                volume_ml=volume,
+                agreement=found.agreements[name],
+                z=verdict.z,
+                decided_share=share,
+                networks="+".join(map(str, found.networks[name])),
+            )
+            decisions.append(decision)
+        return self.codes.encode(drawn, decided), decisions
+
+    def _predict(self, names: Sequence[str], image: Tensor) -> Prediction:
+        networks = {name: [n for n, own in enumerate(self.learnt) if name in own] for name in names}
+        masks: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        total: Any = 0.0
+        for n in sorted({n for members in networks.values() for n in members}):
+            halves = self._halves(n, image)
+            p = self._probabilities(_mean_of(halves, 2 ** len(self.mirror_axes)))
+            own = [name for name in names if n in networks[name]]
+            weight = np.zeros((len(p), *[1] * (p.ndim - 1)), np.float32)
+            for name in own:
+                weight[self.channel[name]] = 1 / len(networks[name])
+                alone = len(networks[name]) == 1  # then nnU-Net's mirroring gives the second opinion
+                opinions = [self._probabilities(half) for half in halves] if alone else [p]
+                masks[name] += [opinion[self.channel[name]] > 0.5 for opinion in opinions]
+            total = total + weight * p
+        agreements = {
+            name: min((agreement(a, b) for a, b in itertools.combinations(found, 2)), default=None)
+            for name, found in masks.items()
+        }
+        # Within one softmax only one label can exceed one half: two of them come from two networks.
+        several = (total[[self.channel[name] for name in names]] > 0.5).sum(0) > 1
+        return Prediction(total, agreements, networks, None if self.table.is_regions else several)
+
+    def _halves(self, network: int, image: Tensor) -> list[Tensor]:
+        """Logits without mirroring, and the mean over all mirrored images, at the cost of nnU-Net's mirroring."""
+        predictor = self.predictors[network]
+        axes = [image.ndim - self.dimensions + axis for axis in self.mirror_axes]
+        flips = [c for r in range(1, len(axes) + 1) for c in itertools.combinations(axes, r)]
+        plain = predictor.predict_sliding_window_return_logits(image).cpu().float()
+        if not flips:
+            return [plain]
+        mirrored = torch.zeros_like(plain)
+        for flip in flips:
+            mirrored += predictor.predict_sliding_window_return_logits(image.flip(flip)).cpu().float().flip(flip)
+        return [plain, mirrored / len(flips)]
+
+    def _probabilities(self, logits: Tensor) -> np.ndarray:
+        return (logits.sigmoid() if self.table.is_regions else logits.softmax(0)).numpy()
+
+    def _decide(self, case: Case, names: Sequence[str], found: Prediction, drawn: np.ndarray) -> np.ndarray:
+        if self.table.is_regions:
+            hypotheses, membership = self._hypotheses(case)
+            unknown = set(self.table.labels) - case.annotated - set(names)
+            found.probability[[self.channel[name] for name in unknown]] = np.nan
+            return decide_regions(found.probability, drawn, hypotheses, membership, self.settings)
+        return decide_voxels(found.probability, drawn, self._open_values(case, names), found.conflict, self.settings)
+
+    def _open_values(self, case: Case, names: Sequence[str]) -> dict[int, tuple[int, ...]]:
+        """Per drawn value, the unannotated values that it leaves open."""
+        contained = self.table.contained(case)
+        excluded = {inner for outer in case.annotated for inner in contained.get(outer, ())}
+        values = {name: self.table.values[name][0] for name in names}
+        found = {0: tuple(value for name, value in values.items() if name not in excluded)}
+        for b in case.annotated:
+            inside = contained.get(b, frozenset()) | self.table.overlap_partners(b)
+            found[self.table.values[b][0]] = tuple(value for name, value in values.items() if name in inside)
+        return found
+
+    def _hypotheses(self, case: Case) -> tuple[dict[int, tuple[int, ...]], np.ndarray]:
+        """Per drawn integer, those that agree with it on every annotated region; and which regions each is in."""
+        values = sorted({0}.union(*self.table.values.values()))
+        membership = np.zeros((max(values) + 1, len(self.table.labels)), bool)
+        for label in self.table.labels:
+            membership[list(self.table.values[label]), self.channel[label]] = True
+        annotated = [self.channel[label] for label in sorted(case.annotated)]
+        same = {
+            y: tuple(z for z in values if (membership[z, annotated] == membership[y, annotated]).all()) for y in values
+        }
+        return same, membership
+
+    def _is_open(self, case: Case, names: Sequence[str], drawn: np.ndarray) -> np.ndarray:
+        """Where what was drawn leaves a choice."""
+        if self.table.is_regions:
+            choice = [y for y, integers in self._hypotheses(case)[0].items() if len(integers) > 1]
+        else:
+            choice = [y for y, values in self._open_values(case, names).items() if values]
+        return np.isin(drawn, choice)
+
+
+def make_pseudo_labels(
+    trainer: MutualTrainer,
+    store: PseudoStore,
+    networks: Sequence[nn.Module],
+    learnt: Sequence[frozenset[str]],
+    settings: FilterSettings,
+    between_cases: Callable[[], None] = lambda: None,
+) -> list[Decision]:
+    """Makes the pseudo labels of a fold's training cases; cases that are there are kept, processes share the work.
+
+    Args:
+        trainer: an initialised trainer.
+        store: where they go.
+        networks: the networks to ask.
+        learnt: labels that each was trained on.
+        settings: of the filter.
+        between_cases: called after each case, to stop on a signal.
+
+    Returns:
+        All decisions.
+    """
+    with ExitStack() as stack:
+        predictors = [stack.enter_context(predictor_for(trainer, network, mirroring=False)) for network in networks]
+        labeller = PseudoLabeller(trainer, predictors, learnt, settings)
+        return _label_all(labeller, trainer, store, identity(networks, settings), between_cases)
+
+
+def _label_all(
+    labeller: PseudoLabeller,
+    trainer: MutualTrainer,
+    store: PseudoStore,
+    made_by: dict[str, Any],
+    between_cases: Callable[[], None],
+) -> list[Decision]:
+    training, _ = trainer.do_split()
+    dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, sorted(training))
+    wanted = [key for key in sorted(training) if labeller.open_labels(trainer.table.case(key))]
+    if trainer.local_rank == 0 and store.claim(made_by):
+        trainer.print_to_log_file(f"{store.folder} held pseudo labels of other networks or settings: made anew")
+    world = distributed.get_world_size() if trainer.is_ddp else 1
+    if trainer.is_ddp:
+        distributed.barrier()
+    mine = wanted[trainer.local_rank :: world]
+    if not all(store.has(key) for key in mine):
+        labeller.true_volumes = true_volumes(trainer.table, dataset)
+    for i, key in enumerate(mine):
+        if not store.has(key):
+            trainer.print_to_log_file(f"pseudo labels of {key} ({i + 1} of {len(mine)})")
+            _label_case(labeller, trainer, dataset, store, key)
+            between_cases()
+        if trainer.is_ddp and (i + 1) % BARRIER_EVERY == 0 and i + 1 < len(wanted) // world:
+            distributed.barrier()
+    if trainer.is_ddp:
+        distributed.barrier()
+    return store.summarise(wanted) if trainer.local_rank == 0 else store.decisions(wanted)
+
+
+def _mean_of(halves: Sequence[Tensor], number: int) -> Tensor:
+    """nnU-Net's mean over an image and its ``number - 1`` mirrored ones."""
+    return halves[0] if len(halves) == 1 else (halves[0] + (number - 1) * halves[1]) / number
+
+
+def identity(networks: Sequence[nn.Module], settings: FilterSettings) -> dict[str, Any]:
+    """Returns what pseudo labels depend on, as builtins: the weights (hashed) and the settings of the filter."""
+    digest = hashlib.sha256()
+    for network in networks:
+        for value in unwrap(network).state_dict().values():
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return {"weights": digest.hexdigest(), "settings": asdict(settings)}
+
+
+def true_volumes(table: AnnotationTable, dataset: Any) -> Volumes:
+    """Returns, per label, its volumes in millilitres in the cases that annotate it, zeros included."""
+    volumes: Volumes = {label: [] for label in table.labels}
+    for key in dataset.identifiers:
+        _, seg, _, properties = dataset.load_case(key)
+        values, counts = np.unique(seg[0], return_counts=True)
+        found = dict(zip(values.tolist(), counts.tolist(), strict=True))
+        for label in table.case(key).annotated:
+            voxels = sum(found.get(value, 0) for value in table.values[label])
+            volumes[label].append(voxels * voxel_volume(properties, seg.shape[1:]))
+    return volumes
+
+
+def voxel_volume(properties: dict[str, Any], shape: Sequence[int]) -> float:
+    """Returns the volume of a preprocessed voxel in millilitres, of whatever configuration.
+
+    Args:
+        properties: nnU-Net's, of the case.
+        shape: of the preprocessed image.
+    """
+    before = properties["shape_after_cropping_and_before_resampling"]
+    cubic_millimetres = np.prod(properties["spacing"]) * np.prod(before) / np.prod(shape)
+    return float(cubic_millimetres) / 1000
+
+
+def _label_case(labeller: PseudoLabeller, trainer: MutualTrainer, dataset: Any, store: PseudoStore, key: str) -> None:
+    data, seg, _, properties = dataset.load_case(key)
+    case, drawn = trainer.table.case(key), np.asarray(seg[0])
+    image = torch.from_numpy(np.array(data[:], copy=True))
+    codes, decisions = labeller.label(case, image, drawn, voxel_volume(properties, drawn.shape))
+    accepted = case.annotated | {decision.label for decision in decisions if decision.accepted}
+    decided = labeller.codes.decided_values(codes)
+    merged = np.where(decided == UNDECIDED, drawn, decided)
+    table, manager = labeller.table, trainer.label_manager
+    classes: list[Any] = [tuple(table.values[n]) if table.is_regions else table.values[n][0] for n in table.labels]
+    known = [c for c, name in zip(classes, table.labels, strict=True) if name in accepted]
+    asked = [*known, (-1, *map(int, manager.all_labels))] if manager.has_ignore_label else known
+    locations = DefaultPreprocessor._sample_foreground_locations(merged[None], asked) if asked else {}
+    locations = {c: locations.get(c, []) for c in [*classes, *asked]}
+    store.write(key, codes[None], locations, decisions, like=seg)

@@ -1,0 +1,144 @@
+"""Pseudo labels of one fold on disk, case by case, and the dataset that hands them to nnU-Net's loader."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+
+from nnunet_mutual.datasets.files import read_json, write_json
+from nnunet_mutual.pseudo_labels.audit import Decision, write_decisions
+
+IDENTITY = "made_by.json"
+CSV = "decisions.csv"
+
+
+class PseudoStore:
+    """A folder with, per case, a compressed map of codes, locations of every label, and decisions.
+
+    A case is there when its decisions are: they are written last, each file under a temporary name first.
+
+    Args:
+        folder: below the output folder of the fold, so that two folds never meet.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.folder = Path(folder)
+
+    def claim(self, identity: Mapping[str, Any]) -> bool:
+        """Prepares the folder; empties it if what is there was made by other networks or settings.
+
+        Returns:
+            Whether something was thrown away.
+        """
+        file = self.folder / IDENTITY
+        if file.exists() and read_json(file) == json.loads(json.dumps(identity)):
+            return False
+        old = self.folder.exists() and any(self.folder.iterdir())
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        write_json(file, identity)
+        return old
+
+    def has(self, case: str) -> bool:
+        """Whether the pseudo labels of a case are complete."""
+        return self._decisions(case).exists()
+
+    def write(
+        self,
+        case: str,
+        codes: np.ndarray,
+        locations: Mapping[Any, np.ndarray],
+        decisions: Sequence[Decision],
+        like: Any = None,
+    ) -> None:
+        """Writes a case.
+
+        Args:
+            case: identifier.
+            codes: (1, *spatial) int16.
+            locations: as nnU-Net's ``class_locations``: label or tuple of integers -> (n, 4).
+            decisions: one per label that the case does not annotate.
+            like: nnU-Net's compressed label map, whose chunks fit the patches that a loader will read.
+        """
+        arrays: dict[str, Any] = {json.dumps(key): np.asarray(value) for key, value in locations.items()}
+        npz, b2nd = self.folder / f"{case}.npz", self.folder / f"{case}.b2nd"
+        temporary = self.folder / f".{case}.tmp{os.getpid()}.npz"
+        np.savez_compressed(temporary, **arrays)
+        os.replace(temporary, npz)
+        temporary = temporary.with_suffix(".b2nd")
+        temporary.unlink(missing_ok=True)
+        chunks = {name: getattr(like, name) for name in ("chunks", "blocks") if hasattr(like, name)}
+        codec = {"codec": blosc2.Codec.ZSTD}
+        blosc2.asarray(np.ascontiguousarray(codes), urlpath=str(temporary), cparams=codec, **chunks)
+        os.replace(temporary, b2nd)
+        write_json(self._decisions(case), [asdict(decision) for decision in decisions])
+
+    def codes(self, case: str) -> Any:
+        """Returns the codes of a case, (1, *spatial) int16, decompressed where they are read."""
+        return blosc2.open(urlpath=str(self.folder / f"{case}.b2nd"), mode="r")
+
+    def locations(self, case: str) -> dict[Any, np.ndarray]:
+        """Returns the voxels of each label of a case, as nnU-Net's ``class_locations``."""
+        with np.load(self.folder / f"{case}.npz") as arrays:
+            found = {key: arrays[key] for key in arrays.files}
+        names = {key: json.loads(key) for key in found}
+        return {tuple(n) if isinstance(n := names[key], list) else n: value for key, value in found.items()}
+
+    def decisions(self, cases: Iterable[str]) -> list[Decision]:
+        """Returns all decisions about some cases."""
+        return [Decision(**entry) for case in cases for entry in read_json(self._decisions(case))]
+
+    def accepted(self, cases: Iterable[str]) -> dict[str, frozenset[str]]:
+        """Returns the accepted labels of every case that has any."""
+        found: dict[str, set[str]] = {}
+        for decision in self.decisions(case for case in cases if self.has(case)):
+            if decision.accepted:
+                found.setdefault(decision.case, set()).add(decision.label)
+        return {case: frozenset(labels) for case, labels in found.items()}
+
+    def summarise(self, cases: Iterable[str]) -> list[Decision]:
+        """Writes the CSV of all decisions and returns them."""
+        decisions = self.decisions(cases)
+        write_decisions(self.folder / CSV, decisions)
+        return decisions
+
+    def _decisions(self, case: str) -> Path:
+        return self.folder / f"{case}.json"
+
+
+class PseudoDataset:
+    """A dataset of nnU-Net in which the labels of some cases are codes of true and pseudo labels.
+
+    Args:
+        dataset: nnU-Net's.
+        store: the pseudo labels.
+    """
+
+    def __init__(self, dataset: Any, store: PseudoStore):
+        self.dataset = dataset
+        self.store = store
+        self.pseudo = frozenset(key for key in dataset.identifiers if store.has(key))
+
+    @property
+    def identifiers(self) -> list[str]:
+        """The cases, as nnU-Net's loader asks for them."""
+        return self.dataset.identifiers
+
+    def __getitem__(self, identifier: str) -> tuple[Any, Any, Any, dict]:
+        return self.load_case(identifier)
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict]:
+        """Returns data, labels, previous stage and properties of a case."""
+        data, seg, previous, properties = self.dataset.load_case(identifier)
+        if identifier in self.pseudo:
+            seg = self.store.codes(identifier)
+            properties = {**properties, "class_locations": self.store.locations(identifier)}
+        return data, seg, previous, properties

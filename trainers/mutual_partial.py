@@ -1,0 +1,274 @@
+"""Deep mutual learning among partially labelled datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from batchgenerators.utilities.file_and_folder_operations import join
+
+from nnunet_mutual.building import feature_channels, make_peers
+from nnunet_mutual.checkpoints import StopSignals
+from nnunet_mutual.config import PeersSettings
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.grouping import choose_groups, describe_groups, home
+from nnunet_mutual.loading import restart_loaders
+from nnunet_mutual.losses.knowledge import Knowledge
+from nnunet_mutual.objectives import Batch, Objective
+from nnunet_mutual.objectives.difference import DifferenceObjective
+from nnunet_mutual.objectives.similarity import SimilarityObjective
+from nnunet_mutual.peers import Peers, unwrap
+from nnunet_mutual.pseudo_labels.audit import summarise
+from nnunet_mutual.pseudo_labels.codes import PseudoCodes
+from nnunet_mutual.pseudo_labels.filter import FilterSettings
+from nnunet_mutual.pseudo_labels.generate import make_pseudo_labels
+from nnunet_mutual.pseudo_labels.store import PseudoDataset, PseudoStore
+from nnunet_mutual.trainers.base import MutualTrainer
+
+STAGE_1_CHECKPOINT = "checkpoint_stage1.pth"
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the terms of mutual learning, next to the supervised loss of weight 1.
+
+    Attributes:
+        pd: prediction difference, stage 1.
+        fd: feature difference, stage 1.
+        ps: prediction similarity, stage 2.
+        dfs: dynamic feature similarity, stage 2.
+    """
+
+    pd: float = 1.0
+    fd: float = 0.1
+    ps: float = 1.0
+    dfs: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("pd", "fd", "ps", "dfs"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise MutualError(f'setting "loss.{name}" must be 0 or more, found {getattr(self, name)}')
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """Shares of a stage between which the weights of pd, fd and dfs rise."""
+
+    start: float = 0.05
+    end: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end <= 1:
+            raise MutualError(
+                'settings "ramp.start" and "ramp.end" must be shares of a stage, start before end, '
+                f"found {self.start} and {self.end}"
+            )
+
+
+@dataclass(frozen=True)
+class MutualPartialSettings(PeersSettings):
+    """Settings of :class:`MutualPartialTrainer`, beside those of every trainer.
+
+    ``num_epochs`` counts epochs of one network: a stage of P networks has its share of them divided by P, so the total
+    number of network updates is that of one network trained for ``num_epochs``.
+
+    Attributes:
+        loss: weights of the terms.
+        ramp: of the weights.
+        fd_form: "projected" or "own"; see :class:`~nnunet_mutual.objectives.difference.DifferenceObjective`.
+        stage1_share: share of the updates for the partial-organ networks.
+        stage1_networks: "groups" is one network per group of cases, "one" a single network for all labels.
+        stage2_networks: likewise, of the full-organ networks.
+        pseudo_labels: the filter.
+    """
+
+    loss: LossWeights = field(default_factory=LossWeights)
+    ramp: Ramp = field(default_factory=Ramp)
+    fd_form: Literal["projected", "own"] = "projected"
+    stage1_share: float = 0.4
+    stage1_networks: Literal["groups", "one"] = "groups"
+    stage2_networks: Literal["groups", "one"] = "groups"
+    pseudo_labels: FilterSettings = field(default_factory=FilterSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.stage1_share < 1:
+            raise MutualError(f'setting "stage1_share" must be between 0 and 1, found {self.stage1_share}')
+
+
+class MutualPartialTrainer(MutualTrainer):
+    """Two stages around pseudo labels, in one training [S]; how each part is done is our reading [I] or choice [E].
+
+    Stage 1 trains a network per group of cases that annotate the same labels; they learn from other groups' labels
+    where their own are not. They make pseudo labels of what cases do not annotate. Stage 2 trains networks of all
+    labels with true and pseudo labels; the one with the best validation Dice is deployed.
+
+    Source: after Liu et al., arXiv 2407.12611.
+    """
+
+    settings_class = MutualPartialSettings
+    settings: MutualPartialSettings
+
+    # Stages
+
+    def initialize(self) -> None:
+        """Finds the groups, from which the lengths of the stages follow (nnU-Net's hook)."""
+        if self.is_cascaded:
+            raise MutualError(
+                "MutualPartialTrainer does not train cascades, whose second stage would need the first one's pseudo "
+                "labels; train 3d_fullres, or the cascade with PartialTrainer"
+            )
+        training, _ = self.do_split()
+        self.table.require(self._table_keys())
+        self.groups = choose_groups(self.table, training)
+        mutual = len(self.groups) > 1
+        self.stage1_groups = self.groups if mutual and self.settings.stage1_networks == "groups" else []
+        self.stage2_groups = self.groups if mutual and self.settings.stage2_networks == "groups" else []
+        share, total = self.settings.stage1_share, self.settings.num_epochs
+        self.stage1_epochs = max(1, round(share * total / max(1, len(self.stage1_groups))))
+        if self._nothing_to_decide(training):
+            self.stage1_epochs = 0
+        rest = (1 - share) * total if self.stage1_epochs else total
+        self.num_epochs = self.stage1_epochs + max(1, round(rest / max(1, len(self.stage2_groups))))
+        self.store = PseudoStore(Path(self.output_folder) / "pseudo_labels")
+        if not self.stage1_epochs:
+            self.stage = 2
+        super().initialize()
+        self.print_to_log_file(self._describe())
+
+    def _nothing_to_decide(self, training: list[str]) -> bool:
+        return all(self.table.case(key).annotated == frozenset(self.table.labels) for key in training)
+
+    def _describe(self) -> str:
+        training, _ = self.do_split()
+        if self._nothing_to_decide(training):
+            return "Every case annotates every label: there is nothing to be mutual about; trained as by PartialTrainer"
+        said = describe_groups(self.table, training, self.groups)
+        if len(self.groups) < 2:
+            said = "One annotated set covers all labels: one network in both stages, with one round of pseudo labels"
+        first, second = max(1, len(self.stage1_groups)), max(1, len(self.stage2_groups))
+        later = self.num_epochs - self.stage1_epochs
+        updates = (self.stage1_epochs * first + later * second) * self.num_iterations_per_epoch
+        return (
+            f"{said}\nStage 1: {self.stage1_epochs} epochs of {first} network(s); stage 2: {later} epochs of {second}; "
+            f"{updates} network updates in all"
+        )
+
+    @property
+    def stage_span(self) -> tuple[int, int]:
+        """First epoch of the stage and the one after its last."""
+        return (0, self.stage1_epochs) if self.stage == 1 else (self.stage1_epochs, self.num_epochs)
+
+    def before_epoch(self, signals: StopSignals) -> None:
+        """Makes the pseudo labels when stage 1 is over, and goes on to stage 2."""
+        if self.stage == 2 or self.current_epoch < self.stage1_epochs:
+            return
+        self.save_checkpoint(join(self.output_folder, STAGE_1_CHECKPOINT))
+        self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
+        self.print_to_log_file("Stage 1 is over: making pseudo labels")
+        learnt = self.stage1_groups or [frozenset(self.table.labels)]
+        settings = self.settings.pseudo_labels
+        decisions = make_pseudo_labels(
+            self, self.store, self.peers.networks, learnt, settings, lambda: None if self.is_ddp else self.obey(signals)
+        )
+        self.print_to_log_file(f"{summarise(decisions)}\nEvery decision: {self.store.folder / 'decisions.csv'}")
+        best = unwrap(self.deployed_network).state_dict()
+        best = {name: value.clone() for name, value in best.items()}
+        self.restore_stage(2)
+        for network in self.peers.networks:
+            unwrap(network).load_state_dict(best)
+        self._best_ema = None
+        restart_loaders(self)
+        self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
+
+    def restore_stage(self, stage: int) -> None:
+        """Builds the networks and objectives of a stage, with fresh optimisers."""
+        if stage == self.stage:
+            return
+        self.stage, self.deployed = stage, 0
+        codes = PseudoCodes.from_table(self.table, self.label_manager.ignore_label)
+        accepted = self.store.accepted(self._table_keys())
+        heads = self.label_manager.num_segmentation_heads
+        self.knowledge = Knowledge(self.table, self._table_keys(), heads, codes, accepted).to(self.device)
+        self.supervised = self.build_supervision()
+        self.start_stage()
+
+    def build_peers(self) -> Peers:
+        """Returns a network per group, or one."""
+        return make_peers(self, max(1, len(self.stage1_groups if self.stage == 1 else self.stage2_groups)))
+
+    def build_objectives(self) -> list[Objective]:
+        """Returns what the networks of this stage learn."""
+        loss, ramp = self.settings.loss, (self.settings.ramp.start, self.settings.ramp.end)
+        common: dict[str, Any] = {"feature_size": feature_channels(self), "ramp_from_to": ramp}
+        if self.stage == 2:
+            weights = loss.ps, loss.dfs
+            return [SimilarityObjective(self.knowledge, self.supervised, self.stage2_groups, weights=weights, **common)]
+        if not self.stage1_groups:
+            return [self.supervised]
+        forced = round(self.batch_size * (1 - self.oversample_foreground_percent))
+        weights, form = (loss.pd, loss.fd), self.settings.fd_form
+        return [
+            DifferenceObjective(
+                self.knowledge,
+                self.supervised,
+                self.stage1_groups,
+                weights=weights,
+                form=form,
+                foreground_from=forced,
+                **common,
+            )
+        ]
+
+    @property
+    def candidates(self) -> tuple[int, ...]:
+        """All networks of the stage."""
+        return tuple(range(len(self.peers.networks)))
+
+    def learnt_labels(self) -> np.ndarray:
+        """Partial-organ networks are judged by the labels of their group."""
+        groups = self.stage1_groups if self.stage == 1 else []
+        everything = [frozenset(self.table.labels)] * len(self.candidates)
+        return np.array([[label in own for label in self.table.labels] for own in groups or everything])
+
+    # Data
+
+    def case_pools(self, keys: Sequence[str]) -> list[list[str]] | None:
+        """A batch holds cases of different groups, where several networks learn."""
+        groups = self.stage1_groups if self.stage == 1 else self.stage2_groups
+        if not groups:
+            return None
+        pools: dict[int | None, list[str]] = {}
+        for key in keys:
+            pools.setdefault(home(groups, self.table.case(key).annotated), []).append(key)
+        return list(pools.values())
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """Stage 2 trains with pseudo labels (nnU-Net's hook)."""
+        training, validation = super().get_tr_and_val_datasets()
+        return (PseudoDataset(training, self.store) if self.stage == 2 else training), validation
+
+    def training_regions(self, regions: Any) -> Any:
+        """With pseudo labels, the regions of true and decided values, and where anything was decided."""
+        if regions is None or self.stage == 1 or self.knowledge.codes is None:
+            return regions
+        codes = self.knowledge.codes
+        coded = list(enumerate(codes.pairs, codes.offset))
+        values = [region if isinstance(region, (list, tuple)) else (region,) for region in regions]
+        truth = [(*region, *(code for code, (_, z) in coded if z in region)) for region in values]
+        return [*truth, tuple(code for code, _ in coded)]
+
+    def to_batch(self, batch: dict) -> Batch:
+        """Splits off where regions were decided."""
+        moved = super().to_batch(batch)
+        regions = len(self.table.labels)
+        expected = regions + (self.label_manager.ignore_label is not None)
+        if not self.label_manager.has_regions or moved.target[0].shape[1] == expected:
+            return moved
+        decided = [level[:, regions : regions + 1].bool() for level in moved.target]
+        target = [torch.cat([level[:, :regions], level[:, regions + 1 :]], 1) for level in moved.target]
+        return replace(moved, target=target, decided=decided)
