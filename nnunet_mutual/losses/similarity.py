@@ -94,7 +94,7 @@ def teaching_weights(scores: Tensor, *, gap: float = 0.02, full: float = 0.1) ->
     measured = ~r.isnan()
     ranked = torch.where(measured, r, -torch.inf)
     lead = ranked.amax(-2, keepdim=True) - torch.nan_to_num(r)
-    learns = measured & (lead > gap) & (measured.sum(-2, keepdim=True) > 1)
+    learns = measured & (lead > gap)  # who was measured alone is the best and has no lead over itself
     return ranked.argmax(-2), torch.where(learns, (lead / full).clamp_max(1), 0)
 
 
