@@ -10,6 +10,7 @@ from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_mutual.config import PeersSettings
 from nnunet_mutual.modules.tap import FeatureTap, feature_stage
 from nnunet_mutual.objectives.supervised import SupervisedObjective, deep_supervision_weights
 from nnunet_mutual.peers import Memory, Peers, unwrap
@@ -32,9 +33,9 @@ def make_peers(trainer: MutualTrainer, number: int) -> Peers:
     trained = [*plain, heads] if len(heads) else plain
     optimizers, schedulers = zip(*(_optimizer_for(trainer, module) for module in trained), strict=True)
     networks = [trainer.wrap(network, features=features) for network in plain]
-    wanted = getattr(trainer.settings, "memory", "joint")
-    automatic: Memory = "sequential" if trainer.device.type == "cuda" else "joint"
-    memory: Memory = automatic if wanted == "auto" else wanted
+    memory: Memory = "sequential" if trainer.device.type == "cuda" else "joint"
+    if isinstance(trainer.settings, PeersSettings) and trainer.settings.memory != "auto":
+        memory = trainer.settings.memory
     used = heads if len(heads) else None
     return Peers(networks, optimizers, schedulers, trainer.grad_scaler, memory=memory, heads=used)
 
@@ -45,7 +46,7 @@ def settle_memory(trainer: MutualTrainer) -> None:
     if trainer.memory_settled or trainer.device.type != "cuda":
         return
     trainer.memory_settled = True
-    if len(peers.networks) > 1 and getattr(trainer.settings, "memory", "joint") == "auto":
+    if len(peers.networks) > 1 and isinstance(trainer.settings, PeersSettings) and trainer.settings.memory == "auto":
         peak, kept = torch.cuda.max_memory_allocated(trainer.device), torch.cuda.memory_allocated(trainer.device)
         fits = joint_fits(
             peak, kept, len(peers.networks), torch.cuda.get_device_properties(trainer.device).total_memory

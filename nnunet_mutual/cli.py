@@ -174,6 +174,38 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument(
         "--name", dest="output_name", help="plans name of the exported model (default: made from them)"
     )
+    command.add_argument(
+        "--peers",
+        action="store_true",
+        help="export all networks that learnt together in one fold, as an ensemble; network p becomes fold_p",
+    )
+
+    command = add(
+        "pseudo_label",
+        _pseudo_label,
+        "label what the training cases of a fold do not annotate, with a trained network",
+        "Predicts the training cases with the networks of a checkpoint, keeps what they are sure of, and writes every\n"
+        "decision with its reason into a CSV, in a folder beside the checkpoint. It can be interrupted and repeated.\n"
+        "MutualPartialTrainer does this by itself; here one can look first, or try another filter.",
+        "nnunet_mutual pseudo_label 111 3d_fullres 0 -tr PartialTrainer -o labels_to_look_at",
+    )
+    cli_datasets.add_dataset(command)
+    command.add_argument("configuration", metavar="CONFIGURATION", help="configuration of the training")
+    command.add_argument("fold", metavar="FOLD", help="fold of the training, or 'all'")
+    command.add_argument("-tr", dest="trainer", metavar="TRAINER", required=True, help="trainer of the training")
+    command.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier (%(default)s)")
+    command.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="checkpoint (%(default)s)")
+    command.add_argument("-o", dest="output", metavar="FOLDER", help="also write label maps of drawn and pseudo labels")
+    command.add_argument("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="where (%(default)s)")
+    command.add_argument(
+        "--set",
+        dest="settings",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="settings of the filter (high=0.8 label=false)",
+    )
 
     command = add(
         "demo",
@@ -255,6 +287,24 @@ def _export(options: argparse.Namespace) -> int:
         folds=options.folds,
         checkpoint=options.checkpoint,
         output_name=options.output_name,
+        peers=options.peers,
+    )
+    return 0
+
+
+def _pseudo_label(options: argparse.Namespace) -> int:
+    from nnunet_mutual.pseudo_labels.command import pseudo_label
+
+    pseudo_label(
+        options.dataset,
+        options.configuration,
+        options.fold,
+        trainer=options.trainer,
+        plans=options.plans,
+        checkpoint=options.checkpoint,
+        output=options.output,
+        device=options.device,
+        settings=options.settings,
     )
     return 0
 

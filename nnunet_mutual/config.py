@@ -18,7 +18,7 @@ from nnunet_mutual.annotation import BLOCK
 from nnunet_mutual.datasets.files import meant
 from nnunet_mutual.errors import MutualError
 
-S = TypeVar("S", bound="Settings")
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,12 @@ from nnunet_mutual.datasets.files import meant, read_object, write_json
 from nnunet_mutual.datasets.locate import locate
 from nnunet_mutual.errors import MutualError
 
+PEERS_CARD = """
+## Ensemble
+
+This folder holds the {number} networks of one training that learnt together; fold_p is network p, not a fold of a
+cross-validation, and prediction averages them. The validation above is that of the one network that is deployed alone.
+"""
 # What a checkpoint keeps besides its weights; optimiser and training state stay behind.
 _KEPT = ("logging", "_best_ema", "current_epoch", "inference_allowed_mirroring_axes")
 
@@ -34,6 +40,7 @@ def export(
     folds: Sequence[str],
     checkpoint: str,
     output_name: str | None,
+    peers: bool = False,
 ) -> None:
     """Writes ``nnUNetTrainer__<plans>_<method>__<configuration>`` beside the training folder.
 
@@ -47,40 +54,48 @@ def export(
         folds: trained folds ("0" ... "4", "all"); all go into the one folder.
         checkpoint: which checkpoint becomes the model, usually checkpoint_final.pth.
         output_name: plans name of the export; by default ``<plans>_<trainer without "Trainer">``.
+        peers: export all networks that learnt together, network p as fold_p: stock prediction averages them.
 
     Raises:
         MutualError: a file is missing (with the command that makes it), or the target exists; nothing is written then.
     """
     folders = locate(dataset)
     source = _training_folder(folders.name, trainer, plans, configuration)
-    name = output_name or f"{plans}_{trainer.removesuffix('Trainer')}"
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or "__" in name:
-        raise MutualError(f"the export cannot be called {name!r}: use letters, digits, '-' and single '_'")
-    target = source.parent / f"{STOCK_TRAINER}__{name}__{configuration}"
+    if peers and len(folds) != 1:
+        raise MutualError(
+            f"--peers exports the networks of one fold as an ensemble, found -f {' '.join(folds)}; name one"
+        )
+    plans_name = output_name or f"{plans}_{trainer.removesuffix('Trainer')}{'_Peers' if peers else ''}"
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", plans_name) or "__" in plans_name:
+        raise MutualError(f"the export cannot be called {plans_name!r}: use letters, digits, '-' and single '_'")
+    target = source.parent / f"{STOCK_TRAINER}__{plans_name}__{configuration}"
     if target.exists():
         raise MutualError(f"{target} exists and is never overwritten; remove it or choose another name with --name")
     command = f"nnUNetv2_train {folders.number} {configuration} FOLD -p {plans} -tr {trainer}"
     for fold in folds:
         _require_trained(source / f"fold_{fold}", checkpoint, command.replace("FOLD", fold))
     dataset_json = read_object(source / "dataset.json")
-    plan = {**read_object(source / "plans.json"), "plans_name": name}
+    plan = {**read_object(source / "plans.json"), "plans_name": plans_name}
     temporary = target.with_name(f".{target.name}.tmp{os.getpid()}")
     try:
         temporary.mkdir()
         write_json(temporary / "plans.json", plan)
         write_json(temporary / "dataset.json", without_identities(dataset_json))
         shutil.copyfile(source / "dataset_fingerprint.json", temporary / "dataset_fingerprint.json")
-        summaries = [_export_fold(source, temporary, fold, checkpoint, plan, dataset_json) for fold in folds]
-        card = model_card(
-            target.name, trainer, folds, checkpoint, AnnotationTable.from_dataset_json(dataset_json), summaries
-        )
+        summaries, shown = [], []
+        for name, origin, trained in _models(source, folds, checkpoint, peers):
+            summaries.append(_export_fold(origin, temporary / f"fold_{name}", trained, plan, dataset_json))
+            shown.append(name)
+        table = AnnotationTable.from_dataset_json(dataset_json)
+        card = model_card(target.name, trainer, folds, checkpoint, table, summaries[:1] if peers else summaries)
+        card += PEERS_CARD.format(number=len(shown)) if peers else ""
         (temporary / "model_card.md").write_text(card, encoding="utf-8")
         os.replace(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     print(f"{target}: a stock nnU-Net model, read model_card.md in it first")
-    model = f"-d {folders.number} -c {configuration} -p {name} -f {' '.join(folds)}"
+    model = f"-d {folders.number} -c {configuration} -p {plans_name} -f {' '.join(shown)}"
     print(f"Next: nnUNetv2_predict {model} -i IMAGES -o SEGMENTATIONS")
 
 
@@ -113,12 +128,27 @@ def _require_trained(fold: Path, checkpoint: str, command: str) -> None:
         )
 
 
+def _models(
+    source: Path, folds: Sequence[str], checkpoint: str, peers: bool
+) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    """Yields the name of each exported fold, the folder it comes from and its checkpoint, one in memory at a time."""
+    for fold in folds:
+        origin = source / f"fold_{fold}"
+        trained = load_own(origin / checkpoint, torch.device("cpu"))
+        if not peers:
+            yield fold, origin, trained
+            continue
+        networks = trained[STATE_KEY]["peers"]["networks"]
+        if len(networks) < 2:
+            raise MutualError(f"{checkpoint} holds one network, so there is no ensemble of peers; leave --peers out")
+        for n, weights in enumerate(networks):
+            yield str(n), origin, {**trained, "network_weights": weights}
+
+
 def _export_fold(
-    source: Path, target: Path, fold: str, checkpoint: str, plan: dict[str, Any], dataset_json: dict[str, Any]
+    source: Path, folder: Path, trained: Mapping[str, Any], plan: dict[str, Any], dataset_json: dict[str, Any]
 ) -> dict[str, Any]:
-    folder = target / f"fold_{fold}"
     (folder / "validation").mkdir(parents=True)
-    trained = load_own(source / folder.name / checkpoint, torch.device("cpu"))
     arguments = {
         **trained["init_args"],
         "plans": plan,
@@ -132,13 +162,13 @@ def _export_fold(
         **{key: trained[key] for key in _KEPT},
     }
     save_atomically(model, folder / "checkpoint_final.pth")
-    progress = source / folder.name / "progress.png"
+    progress = source / "progress.png"
     if not progress.is_file():
         raise MutualError(
             f"{progress} is missing, which nnUNetv2_export_model_to_zip needs; resume the training with --c"
         )
     shutil.copyfile(progress, folder / "progress.png")
-    summary = without_case_names(read_object(source / folder.name / "validation" / "summary.json"))
+    summary = without_case_names(read_object(source / "validation" / "summary.json"))
     write_json(folder / "validation" / "summary.json", summary)
     return {"summary": summary, "state": trained[STATE_KEY], "epochs": trained["current_epoch"]}
 

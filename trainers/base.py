@@ -118,7 +118,8 @@ class MutualTrainer(nnUNetTrainer):
         names = [name for objective in self.objectives for name in objective.term_names]
         if len(set(names)) != len(names):
             raise MutualError(f"two objectives give a term the same name: {names}; rename one")
-        self.ranking = Ranking(self.learnt_labels())
+        taught = self.network_labels()
+        self.ranking = Ranking(np.array([[x in taught[n] for x in self.table.labels] for n in self.candidates]))
         first, end = self.stage_span
         self.forecast = Forecast((end - max(first, self.current_epoch)) * self.num_iterations_per_epoch)
         number = len(self.peers.networks)
@@ -389,9 +390,9 @@ class MutualTrainer(nnUNetTrainer):
         self.logger.log("dice_per_class_or_region", dice, self.current_epoch)
         self.logger.log("val_losses", loss, self.current_epoch)
 
-    def learnt_labels(self) -> np.ndarray:
-        """(candidates, K) bool: which labels each network is taught, and judged by."""
-        return np.ones((len(self.candidates), len(self.table.labels)), bool)
+    def network_labels(self) -> list[frozenset[str]]:
+        """The labels that each network is taught, and judged by: all, by default."""
+        return [frozenset(self.table.labels)] * len(self.peers.networks)
 
     @property
     def candidates(self) -> tuple[int, ...]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import join
 
@@ -170,11 +169,8 @@ class MutualPartialTrainer(MutualTrainer):
         self.save_checkpoint(join(self.output_folder, STAGE_1_CHECKPOINT))
         self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
         self.print_to_log_file("Stage 1 is over: making pseudo labels")
-        learnt = self.stage1_groups or [frozenset(self.table.labels)]
-        settings = self.settings.pseudo_labels
-        decisions = make_pseudo_labels(
-            self, self.store, self.peers.networks, learnt, settings, lambda: None if self.is_ddp else self.obey(signals)
-        )
+        settings, stop = self.settings.pseudo_labels, lambda: None if self.is_ddp else self.obey(signals)
+        decisions = make_pseudo_labels(self, self.store, self.peers.networks, self.network_labels(), settings, stop)
         self.print_to_log_file(f"{summarise(decisions)}\nEvery decision: {self.store.folder / 'decisions.csv'}")
         best = unwrap(self.deployed_network).state_dict()
         best = {name: value.clone() for name, value in best.items()}
@@ -229,11 +225,9 @@ class MutualPartialTrainer(MutualTrainer):
         """All networks of the stage."""
         return tuple(range(len(self.peers.networks)))
 
-    def learnt_labels(self) -> np.ndarray:
-        """Partial-organ networks are judged by the labels of their group."""
-        groups = self.stage1_groups if self.stage == 1 else []
-        everything = [frozenset(self.table.labels)] * len(self.candidates)
-        return np.array([[label in own for label in self.table.labels] for own in groups or everything])
+    def network_labels(self) -> list[frozenset[str]]:
+        """Partial-organ networks learn the labels of their group."""
+        return list(self.stage1_groups) if self.stage == 1 and self.stage1_groups else super().network_labels()
 
     # Data
 

@@ -164,4 +164,7 @@ class SimilarityObjective(Objective):
             return soft_dice_per_region(output.levels[level], target, annotated, has_ignore=ignore is not None)
         drawn = self.knowledge.tables.drawn
         labels = target.long() if drawn is None else drawn[target.long()]
-        return soft_dice_per_class(output.levels[level], labels, annotated, ignore_label=ignore)
+        possible = self.knowledge.tables.possible
+        assert possible is not None
+        possible = possible[batch.pattern_index]
+        return soft_dice_per_class(output.levels[level], labels, annotated, possible=possible, ignore_label=ignore)

@@ -1,0 +1,138 @@
+"""`nnunet_mutual pseudo_label`: pseudo labels of a fold from a trained checkpoint, outside of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from acvl_utils.cropping_and_padding.bounding_boxes import insert_crop_into_image
+from nnunetv2.paths import nnUNet_results
+
+from nnunet_mutual.config import read_settings
+from nnunet_mutual.datasets.files import meant, read_object
+from nnunet_mutual.datasets.locate import locate
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.plan import parse_settings
+from nnunet_mutual.pseudo_labels.audit import summarise
+from nnunet_mutual.pseudo_labels.codes import UNDECIDED, PseudoCodes
+from nnunet_mutual.pseudo_labels.filter import FilterSettings
+from nnunet_mutual.pseudo_labels.generate import make_pseudo_labels
+from nnunet_mutual.pseudo_labels.store import CSV, PseudoStore
+
+
+def pseudo_label(
+    dataset: str,
+    configuration: str,
+    fold: str,
+    *,
+    trainer: str,
+    plans: str,
+    checkpoint: str,
+    output: str | None,
+    device: str,
+    settings: Sequence[str],
+) -> None:
+    """Makes pseudo labels of the training cases of a fold and says what was decided.
+
+    Args:
+        dataset: ID or name.
+        configuration: of the training.
+        fold: of the training.
+        trainer: a trainer of this package.
+        plans: identifier.
+        checkpoint: whose networks are asked.
+        output: folder for label maps in the geometry of the images, of drawn labels and accepted pseudo labels.
+        device: "cuda", "cpu" or "mps".
+        settings: ``key=value`` of the filter; otherwise those of the training, or the defaults.
+
+    Raises:
+        MutualError: the training or its checkpoint is missing, or an entry is wrong.
+    """
+    folders = locate(dataset)
+    made = _load(folders.name, configuration, fold, trainer, plans, checkpoint, device)
+    base = getattr(made.settings, "pseudo_labels", FilterSettings())
+    chosen = read_settings(FilterSettings, {**vars(base), **parse_settings(settings)}, "pseudo_labels")
+    if output is not None and Path(output).exists() and any(Path(output).iterdir()):
+        raise MutualError(f"{output} is not empty; give -o a new folder, so that no label map is overwritten")
+    store = PseudoStore(Path(made.output_folder) / f"pseudo_labels_{Path(checkpoint).stem.removeprefix('checkpoint_')}")
+    decisions = make_pseudo_labels(made, store, made.peers.networks, made.network_labels(), chosen)
+    print(summarise(decisions))
+    print(f"Every decision: {store.folder / CSV}")
+    if output is not None:
+        _write_label_maps(made, store, Path(output))
+        print(f"Label maps: {output}; what was drawn is in them as it was drawn")
+    print("Next, to train with pseudo labels:")
+    print(f"  nnUNetv2_train {folders.number} {configuration} {fold} -p {plans} -tr MutualPartialTrainer")
+
+
+def _load(dataset: str, configuration: str, fold: str, name: str, plans: str, checkpoint: str, device: str) -> Any:
+    """Returns the trainer with the networks of the checkpoint."""
+    import nnunet_mutual.trainers as trainers
+
+    if name not in trainers.__all__:
+        raise MutualError(
+            f"{name} is no trainer of this package{meant(name, trainers.__all__)}; it has {', '.join(trainers.__all__)}"
+        )
+    if not nnUNet_results.is_set():
+        raise MutualError('nnUNet_results is not set; set it as for nnU-Net: export nnUNet_results="/path/to/it"')
+    folder = Path(nnUNet_results) / dataset / f"{name}__{plans}__{configuration}"
+    file = folder / f"fold_{fold}" / checkpoint
+    if not file.is_file():
+        there = sorted(f.name for f in file.parent.glob("checkpoint_*.pth"))
+        instead = f", or give -chk one of {', '.join(there)}" if there else ""
+        command = f"nnUNetv2_train {dataset} {configuration} {fold} -p {plans} -tr {name}"
+        raise MutualError(f"{file} does not exist; train it with: {command}{instead}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MutualError("this machine has no CUDA device; add -device cpu")
+    plan, dataset_json = read_object(folder / "plans.json"), read_object(folder / "dataset.json")
+    number = fold if fold == "all" else int(fold)
+    made = getattr(trainers, name)(
+        {**plan, "continue_training": True}, configuration, number, dataset_json, torch.device(device)
+    )
+    made.load_checkpoint(str(file))
+    return made
+
+
+def _write_label_maps(trainer: Any, store: PseudoStore, folder: Path) -> None:
+    """Writes drawn and accepted pseudo labels in the geometry of the images."""
+    folder.mkdir(parents=True, exist_ok=True)
+    reader = trainer.plans_manager.image_reader_writer_class()
+    ending = trainer.dataset_json["file_ending"]
+    codes = PseudoCodes.from_table(trainer.table, trainer.label_manager.ignore_label)
+    training, _ = trainer.do_split()
+    cases = [key for key in sorted(training) if store.has(key)]
+    accepted = store.accepted(cases)
+    dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, list(cases))
+    for key in cases:
+        properties = dataset.load_case(key)[3]
+        decided = codes.decided_values(np.asarray(store.codes(key)[:])[0])
+        values = [v for label in accepted.get(key, ()) for v in trainer.table.values[label]]
+        found = in_image_space(trainer, np.where(np.isin(decided, values), decided, UNDECIDED), properties)
+        reference = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations" / f"{key}{ending}"
+        drawn, described = reader.read_seg(str(reference))
+        drawn = drawn[0].astype(np.int16)
+        open_pairs = set(codes.pairs)
+        fits = np.isin(drawn * 1000 + found, [y * 1000 + z for y, z in open_pairs]) & (found != UNDECIDED)
+        reader.write_seg(np.where(fits, found, drawn).astype(np.uint8), str(folder / f"{key}{ending}"), described)
+
+
+def in_image_space(trainer: Any, values: np.ndarray, properties: dict[str, Any]) -> np.ndarray:
+    """Undoes nnU-Net's resampling, cropping and transposition of a label map, with nearest neighbours.
+
+    Args:
+        trainer: of whose configuration the map is.
+        values: (*spatial) integers, preprocessed.
+        properties: of the case.
+
+    Returns:
+        Integers in the shape of the image as its reader gives it; -1 outside of the crop.
+    """
+    shape = properties["shape_after_cropping_and_before_resampling"]
+    tensor = torch.from_numpy(values.astype(np.float32))[None, None]
+    cropped = torch.nn.functional.interpolate(tensor, size=tuple(map(int, shape)), mode="nearest-exact")[0, 0].numpy()
+    whole = np.full(properties["shape_before_cropping"], UNDECIDED, np.int16)
+    whole = insert_crop_into_image(whole, cropped.astype(np.int16), properties["bbox_used_for_cropping"])
+    return whole.transpose(trainer.plans_manager.transpose_backward)
