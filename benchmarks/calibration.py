@@ -2,7 +2,8 @@
 
 The rule, fixed before any arm was compared: (1) the learning rate with the highest mean Dice over the seeds at the
 shortest length; (2) with it, the shortest length at which the seeds' mean Dice differ by less than ``range`` and at
-which training twice as long changes the mean over the seeds by less than ``gain``.
+which training twice as long changes the mean over the seeds by less than ``gain``; (3) every arm gets ``factor`` times
+as many network updates (1 unless the protocol says otherwise), so that networks that share them are not cut short.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ def collect(setting: Setting) -> dict[str, Any]:
         "benchmark": setting.name,
         "rule": " ".join((__doc__ or "").split("\n\n")[1].split()),
         **{k: rule[k] for k in ("arm", "seeds", "range", "gain")},
+        "factor": rule.get("factor", 1),
         "scored_on": "calibration cases: neither trained on nor among the held-out test cases",
         "training": setting["training"],
         "learning_rates": rates,
         "lengths": lengths,
-        "chosen": None if updates is None or rate is None else asdict(Schedule(updates, rate)),
+        "chosen": None if updates is None or rate is None else asdict(Schedule(updates * rule.get("factor", 1), rate)),
         "reason": reason,
         "source": setting["source"],
     }

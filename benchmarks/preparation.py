@@ -42,7 +42,8 @@ def write_raw(setting: Setting, dataset: str) -> None:
         source_folder = setting.data_folder(group["folder"])
         original = read_json(source_folder / "dataset.json")
         channels, integers = original["channel_names"], original["labels"]
-        annotated_of = annotated_sets(source_folder, group["annotated"], setting["cases"][group["cases"]])
+        drawn = annotated_sets(source_folder, group["annotated"], setting["cases"][group["cases"]])
+        annotated_of = {case: [x for x in labels if x in entry["labels"]] for case, labels in drawn.items()}
         common = sorted(
             {label for annotated in annotated_of.values() for label in annotated}, key=entry["labels"].index
         )

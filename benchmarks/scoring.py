@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,18 @@ from numpy.typing import NDArray
 from settings import CONFIGURATION, Network, Setting, read_json
 
 
-def score(
-    setting: Setting, networks: list[Network], weights: list[dict[str, torch.Tensor]], cases: list[str]
-) -> dict[str, dict[str, float | None]]:
+@dataclass(frozen=True)
+class Model:
+    """A stock network and the labels that it is asked for."""
+
+    network: Network
+    weights: dict[str, torch.Tensor]
+    labels: list[str]
+
+
+def score(setting: Setting, models: list[Model], cases: list[str]) -> dict[str, dict[str, float | None]]:
     """Returns Dice (0 to 1) for each case and label; null where neither reference nor prediction has the label."""
-    predictors = [make_predictor(setting, n, w) for n, w in zip(networks, weights, strict=True)]
+    predictors = [make_predictor(setting, model) for model in models]
     folder = setting.test_folder()
     dataset_json = read_json(folder / "dataset.json")
     reader = SimpleITKIO()
@@ -28,8 +36,8 @@ def score(
         image, properties = reader.read_images(images)
         reference = reader.read_seg(str(folder / "labelsTr" / f"{case}.nii.gz"))[0][0]
         outputs = [p.predict_single_npy_array(image, properties, None, None, True) for p in predictors]
-        names = [setting["datasets"][n.dataset]["labels"] for n in networks]
-        prediction = merge(outputs, names, setting["labels"])
+        names = [setting["datasets"][m.network.dataset]["labels"] for m in models]
+        prediction = merge(outputs, names, [m.labels for m in models], setting["labels"])
         result[case] = {
             label: dice(prediction == i + 1, reference == dataset_json["labels"][label])
             for i, label in enumerate(setting["labels"])
@@ -37,30 +45,36 @@ def score(
     return result
 
 
-def merge(outputs: list[tuple[NDArray[Any], NDArray[Any]]], names: list[list[str]], labels: list[str]) -> NDArray[Any]:
+def merge(
+    outputs: list[tuple[NDArray[Any], NDArray[Any]]],
+    names: list[list[str]],
+    asked: list[list[str]],
+    labels: list[str],
+) -> NDArray[Any]:
     """Returns one label map, label i of ``labels`` as i + 1.
 
-    One network: its own segmentation. Several: the label with the highest probability p over all networks, where that
-    exceeds the background's, which is 1 - max p: each network knows only its own label, its "rest" holds the others.
+    One network: its own segmentation. Several: the label with the highest probability p over all networks that are
+    asked for it, where that exceeds the background's, which is 1 - max p: each network knows only its own labels.
 
     Args:
-        outputs: for each network its segmentation (Z, Y, X) and its probabilities (1 + its labels, Z, Y, X).
-        names: the labels of each network.
+        outputs: for each network its segmentation (Z, Y, X) and its probabilities (1 + its outputs, Z, Y, X).
+        names: the outputs of each network.
+        asked: the labels for which each network is asked.
         labels: the labels of the benchmark.
     """
     if len(outputs) == 1:
         return outputs[0][0]
     foreground = np.zeros((len(labels), *outputs[0][0].shape), dtype=np.float32)
-    for (_, probabilities), own in zip(outputs, names, strict=True):
-        for channel, label in enumerate(own, start=1):
+    for (_, probabilities), own, wanted in zip(outputs, names, asked, strict=True):
+        for label in wanted:
             row = labels.index(label)
-            foreground[row] = np.maximum(foreground[row], probabilities[channel])
+            foreground[row] = np.maximum(foreground[row], probabilities[1 + own.index(label)])
     return np.where(foreground.max(0) > 0.5, foreground.argmax(0) + 1, 0)
 
 
-def make_predictor(setting: Setting, network: Network, weights: dict[str, torch.Tensor]) -> nnUNetPredictor:
+def make_predictor(setting: Setting, model: Model) -> nnUNetPredictor:
     """Returns nnU-Net's predictor around the stock network of the plans; strict loading shows that it is one."""
-    folder = setting.work / "nnUNet_preprocessed" / setting.dataset_name(network.dataset)
+    folder = setting.work / "nnUNet_preprocessed" / setting.dataset_name(model.network.dataset)
     dataset_json = read_json(folder / "dataset.json")
     plans = PlansManager(read_json(folder / "nnUNetPlans.json"))
     configuration = plans.get_configuration(CONFIGURATION)
@@ -68,7 +82,7 @@ def make_predictor(setting: Setting, network: Network, weights: dict[str, torch.
     net = nnUNetTrainer.build_network_architecture(
         plans, configuration, len(dataset_json["channel_names"]), heads, False
     )
-    net.load_state_dict(weights)
+    net.load_state_dict(model.weights)
     predictor = nnUNetPredictor(
         tile_step_size=0.5,
         use_gaussian=True,
@@ -77,7 +91,7 @@ def make_predictor(setting: Setting, network: Network, weights: dict[str, torch.
         device=torch.device("cpu"),
         allow_tqdm=False,
     )
-    predictor.manual_initialization(net, plans, configuration, [weights], dataset_json, "nnUNetTrainer", None)
+    predictor.manual_initialization(net, plans, configuration, [model.weights], dataset_json, "nnUNetTrainer", None)
     return predictor
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,29 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Network:
-    """One network that an arm trains: which of the protocol's datasets, which trainer."""
+    """One training of an arm: which of the protocol's datasets, which trainer.
+
+    Attributes:
+        dataset: key of the protocol's ``datasets``.
+        trainer: "stock" or a trainer of the package.
+        settings: of the trainer, beside those of the protocol's ``training``.
+        share: of the arm's updates; separate networks share them.
+        deployed: "final" or "stage1", the checkpoint whose networks are scored (of stage 1, all of them).
+    """
 
     dataset: str
     trainer: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    share: float = 1.0
+    deployed: str = "final"
+
+    @property
+    def variant(self) -> str:
+        """What tells this training from others with the same dataset and trainer, as part of a file name."""
+        if not self.settings and self.share == 1:
+            return ""
+        text = json.dumps([self.settings, self.share], sort_keys=True)
+        return "_" + hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 class Setting:
@@ -86,7 +105,7 @@ class Setting:
         return (
             self.work
             / f"networks-{self._digest('training', 'mirroring')}"
-            / f"{network.dataset}_{network.trainer}_{schedule}_s{seed}.pth"
+            / f"{network.dataset}_{network.trainer}{network.variant}_{schedule}_s{seed}.pth"
         )
 
     def data_folder(self, folder: str) -> Path:

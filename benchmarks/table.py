@@ -6,6 +6,8 @@ import os
 import statistics
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from settings import HERE, BenchmarkError, Setting, read_json
 
 SEEDS = (0, 1, 2)
@@ -62,7 +64,42 @@ def render(setting: Setting) -> str:
         cells.append(f"{statistics.fmean(minutes):.1f}" if minutes else "not run")
         lines.append("| " + " | ".join(cells) + " |")
     text = "\n".join([f"### {setting['title']}", "", *lines, "", f"Data: {setting['source']}."])
-    return text + comparison(setting, means)
+    return text + comparison(setting, means) + paired(setting)
+
+
+def paired(setting: Setting) -> str:
+    """Returns the protocol's pairs of arms: differences per case (mean of labels and common seeds) with an interval."""
+    if "pairs" not in setting.protocol:
+        return ""
+    found = rows(setting)
+    head = ["first - second", "difference", "95 % interval", "cases better / worse", "seeds"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for first, second in setting["pairs"]:
+        both = sorted(set(found[first]) & set(found[second]))
+        if not both:
+            lines.append(f"| `{first}` - `{second}` |" + " not run |" * 4)
+            continue
+        cases = sorted(found[first][both[0]]["dice"])
+        difference = np.array(
+            [[case_mean(found[first][s], c) - case_mean(found[second][s], c) for c in cases] for s in both]
+        ).mean(0)
+        low, high = bootstrap(difference)
+        better = f"{int((difference > 0).sum())} / {int((difference < 0).sum())}"
+        numbers = f"{difference.mean():+.4f} | {low:+.4f} to {high:+.4f} | {better}"
+        lines.append(f"| `{first}` - `{second}` | {numbers} | {', '.join(map(str, both))} |")
+    return "\n\n" + "\n".join(lines)
+
+
+def case_mean(evidence: dict[str, Any], case: str) -> float:
+    """Returns the mean Dice over the labels that a case has."""
+    return statistics.fmean(v for v in evidence["dice"][case].values() if v is not None)
+
+
+def bootstrap(values: NDArray[Any], draws: int = 10_000) -> tuple[float, float]:
+    """Returns the percentile interval of the mean over resampled cases (seeded)."""
+    index = np.random.default_rng(2407).integers(0, len(values), (draws, len(values)))
+    low, high = np.percentile(values[index].mean(1), [2.5, 97.5])
+    return float(low), float(high)
 
 
 def comparison(setting: Setting, means: dict[str, dict[int, float]]) -> str:

@@ -126,7 +126,9 @@ def test_separate_networks_merge_by_the_higher_probability(bench: SimpleNamespac
     first = np.array([0.9, 0.6, 0.4, 0.1], dtype=np.float32).reshape(1, 1, 4)
     second = np.array([0.1, 0.8, 0.3, 0.7], dtype=np.float32).reshape(1, 1, 4)
     outputs = [((p > 0.5).astype(np.uint8), np.stack([1 - p, p])) for p in (first, second)]
-    merged = scoring.merge(outputs, [["Anterior"], ["Posterior"]], ["Anterior", "Posterior"])
+    merged = scoring.merge(
+        outputs, [["Anterior"], ["Posterior"]], [["Anterior"], ["Posterior"]], ["Anterior", "Posterior"]
+    )
     assert merged.ravel().tolist() == [1, 2, 0, 2]
 
 

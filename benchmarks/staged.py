@@ -1,0 +1,98 @@
+"""Trainings in two stages: arms that differ in the second stage only share the first one.
+
+A stage 1 is kept with its pseudo labels under what it depends on; another arm starts from there as ``--c`` would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from settings import Network, Schedule, Setting
+
+# Settings that only the second stage reads.
+SECOND = (("stage2_networks",), ("loss", "ps"), ("loss", "dfs"))
+CHECKPOINT, PSEUDO, SECONDS = "checkpoint_stage1.pth", "pseudo_labels", "seconds.json"
+
+
+def train(setting: Setting, network: Network, schedule: Schedule, seed: int, trainer: Any) -> dict[str, Any]:
+    """Trains to the end and returns what :func:`training.train_network` keeps."""
+    output = Path(trainer.output_folder)
+    staged = hasattr(trainer, "stage1_epochs")
+    kept = stage1_folder(setting, network, schedule, seed, trainer) if staged else None
+    before = resume(trainer, kept) if kept is not None and (kept / SECONDS).is_file() else 0.0
+    first_stage = {"seconds": before}
+    if kept is not None and not before:
+        remember_stage1(trainer, first_stage)
+    started = time.perf_counter()
+    trainer.run_training()
+    seconds = before + time.perf_counter() - started
+    last = torch.load(output / "checkpoint_final.pth", weights_only=False, map_location="cpu")
+    result: dict[str, Any] = {"network_weights": last["network_weights"], "seconds": seconds}
+    if kept is None:
+        return {**result, "updates": trainer.num_epochs * trainer.num_iterations_per_epoch, "networks": 1}
+    if not before:
+        keep(output, kept, first_stage["seconds"])
+    first, second = max(1, len(trainer.stage1_groups)), max(1, len(trainer.stage2_groups))
+    epochs = trainer.stage1_epochs * first + (trainer.num_epochs - trainer.stage1_epochs) * second
+    checkpoint = torch.load(kept / CHECKPOINT, weights_only=True, map_location="cpu")
+    labels = [sorted(group) for group in trainer.stage1_groups] or [list(trainer.table.labels)]
+    return {
+        **result,
+        "updates": epochs * trainer.num_iterations_per_epoch,
+        "networks": second,
+        "stage1": [checkpoint["mutual_state"]["peers"]["networks"], labels],
+    }
+
+
+def stage1_folder(setting: Setting, network: Network, schedule: Schedule, seed: int, trainer: Any) -> Path:
+    """Returns the folder of the stage 1 that a training shares with others."""
+    relevant = json.loads(json.dumps(asdict(trainer.settings)))
+    for *path, last in SECOND:
+        place = relevant
+        for key in path:
+            place = place[key]
+        del place[last]
+    text = json.dumps([network.dataset, network.share, relevant], sort_keys=True)
+    name = f"stage1_{hashlib.sha256(text.encode()).hexdigest()[:8]}_{schedule}_s{seed}"
+    return setting.weights_file(network, schedule, seed).parent / name
+
+
+def remember_stage1(trainer: Any, note: dict[str, float]) -> None:
+    """Notes how long stage 1 and its pseudo labels took."""
+    started, original = time.perf_counter(), trainer.restore_stage
+
+    def restore_stage(stage: int) -> None:
+        note["seconds"] = time.perf_counter() - started
+        original(stage)
+
+    trainer.restore_stage = restore_stage
+
+
+def keep(output: Path, kept: Path, seconds: float) -> None:
+    """Keeps stage 1 for other arms; the file that says so is written last."""
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir(parents=True)
+    shutil.copyfile(output / CHECKPOINT, kept / CHECKPOINT)
+    shutil.copytree(output / PSEUDO, kept / PSEUDO)
+    (kept / SECONDS).write_text(json.dumps(seconds))
+
+
+def resume(trainer: Any, kept: Path) -> float:
+    """Puts a trainer to the end of a stage 1 that another arm trained; returns the seconds that it took."""
+    shutil.copytree(kept / PSEUDO, Path(trainer.output_folder) / PSEUDO, dirs_exist_ok=True)
+    checkpoint: dict[str, Any] = torch.load(kept / CHECKPOINT, weights_only=True)
+    state: Mapping[str, Any] = checkpoint["mutual_state"]
+    checkpoint["mutual_state"] = {**state, "settings": asdict(trainer.settings)}
+    file = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    torch.save(checkpoint, file)
+    trainer.load_checkpoint(str(file))
+    seconds: float = json.loads((kept / SECONDS).read_text())
+    return seconds
