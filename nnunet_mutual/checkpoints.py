@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from time import time
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -174,7 +175,8 @@ def unpack(trainer: MutualTrainer, checkpoint: Mapping[str, Any], filename: str)
     if not trainer.was_initialized:
         trainer.initialize()
     trainer.my_init_kwargs = checkpoint["init_args"]
-    trainer.current_epoch = trainer.epochs_done = trainer.last_saved_epoch = checkpoint["current_epoch"]
+    trainer.current_epoch = trainer.epochs_done = checkpoint["current_epoch"]
+    trainer.rhythm.saved(trainer.current_epoch)
     trainer.logger.load_checkpoint(checkpoint["logging"])
     trainer._best_ema = checkpoint["_best_ema"]
     trainer.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
@@ -230,3 +232,45 @@ class StopSignals:
         """Returns the signal received since the last call."""
         number, self.received = self.received, None
         return number
+
+
+def obey(trainer: MutualTrainer, signals: StopSignals) -> None:
+    """Saves a training when a signal was received on any process; SIGTERM also stops it."""
+    number = signals.take()
+    if trainer.is_ddp:
+        received: list = [None] * distributed.get_world_size()
+        distributed.all_gather_object(received, number)
+        number = max((n for n in received if n is not None), default=None)
+    if number is None:
+        return
+    trainer.save_checkpoint(os.path.join(trainer.output_folder, "checkpoint_latest.pth"))
+    name, place = signal.Signals(number).name, f"epoch {trainer.current_epoch}, iteration {trainer.iteration}"
+    trainer.print_to_log_file(f"{name} received: saved at {place}; continue with --c")
+    if number == signal.SIGTERM:
+        raise SystemExit(128 + number)
+
+
+class SaveRhythm:
+    """When ``checkpoint_latest`` is due.
+
+    Args:
+        epochs: at least every so many epochs ...
+        minutes: ... or minutes.
+    """
+
+    def __init__(self, epochs: int, minutes: float):
+        self.epochs = epochs
+        self.minutes = minutes
+        self.saved(0)
+
+    def saved(self, epoch: int) -> None:
+        """Notes a checkpoint after so many epochs."""
+        self._time, self._epoch = time(), epoch
+
+    def due(self, trainer: MutualTrainer) -> bool:
+        """Whether it is time; the first process decides, since clocks differ and all take part in a checkpoint."""
+        passed = trainer.epochs_done - self._epoch, (time() - self._time) / 60
+        decision = [passed[0] >= self.epochs or passed[1] >= self.minutes]
+        if trainer.is_ddp:
+            distributed.broadcast_object_list(decision)
+        return decision[0]

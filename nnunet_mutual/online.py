@@ -3,15 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
+from nnunetv2.utilities.collate_outputs import collate_outputs
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from torch import Tensor
+from torch import Tensor, distributed
+
+from nnunet_mutual.objectives.base import Batch
+
+if TYPE_CHECKING:
+    from nnunet_mutual.trainers.base import MutualTrainer
 
 MOMENTUM = 0.9  # of nnU-Net's moving average of the Dice
+
+
+def score_batch(trainer: MutualTrainer, batch: Batch) -> dict[str, np.ndarray]:
+    """Returns the mean loss and the voxel counts (P, K) of the candidates on a validation batch."""
+    annotated, heirs = trainer.knowledge.scoring(batch.pattern_index)
+    losses, counts = [], []
+    for n in trainer.candidates:
+        with trainer.autocast():
+            output = trainer.peers.networks[n](batch.data)
+            levels = output if isinstance(output, (list, tuple)) else [output]
+            losses.append(trainer.supervised.loss(levels, batch).detach())
+        counts.append(annotated_counts(levels[0], batch.target[0], annotated, heirs, trainer.label_manager))
+    tp, fp, fn = np.stack(counts, 1)
+    return {"loss": torch.stack(losses).mean().cpu().numpy(), "tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
+
+
+def log_scores(trainer: MutualTrainer, outputs: list[dict]) -> None:
+    """Logs what :func:`score_batch` returned in an epoch, on all processes, and chooses the network to deploy."""
+    collated = collate_outputs(outputs)
+    counts = np.stack([np.sum(collated[name], 0, dtype=np.float64) for name in ("tp_hard", "fp_hard", "fn_hard")])
+    loss = float(np.mean(collated["loss"]))
+    if trainer.is_ddp:
+        gathered: list = [None] * distributed.get_world_size()
+        distributed.all_gather_object(gathered, (counts, loss))
+        counts = np.sum([c for c, _ in gathered], 0)
+        loss = float(np.mean([value for _, value in gathered]))
+    dice = trainer.ranking.add(counts)
+    trainer.deployed = trainer.candidates[trainer.ranking.best]
+    mean = mean_dice(dice, trainer.logger.get_value("mean_fg_dice", step=None))
+    trainer.logger.log("mean_fg_dice", mean, trainer.current_epoch)
+    trainer.logger.log("dice_per_class_or_region", dice, trainer.current_epoch)
+    trainer.logger.log("val_losses", loss, trainer.current_epoch)
 
 
 def annotated_counts(

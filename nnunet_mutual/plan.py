@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +99,15 @@ def _trainers_that_accept(block: dict[str, Any]) -> list[str]:
     """Names the trainers for which the settings are valid."""
     import nnunet_mutual.trainers as trainers
 
+    # From few settings to many: the first one suits if several do, the last one knows most if none does.
+    classes = {name: getattr(trainers, name).settings_class for name in trainers.__all__}
     accepting, reason = [], None
-    for name in trainers.__all__:
+    for name in sorted(classes, key=lambda name: (len(fields(classes[name])), name)):
         try:
-            read_settings(getattr(trainers, name).settings_class, block)
+            read_settings(classes[name], block)
             accepting.append(name)
         except MutualError as error:
-            reason = reason or error
+            reason = error
     if reason is not None and not accepting:
         raise reason
     return accepting

@@ -173,7 +173,10 @@ def test_plan_writes_an_inheriting_configuration(nnunet_folders: Path, capsys: p
         "mutual": {"num_iterations_per_epoch": 9, "optimizer": "adamw"},
     }
     assert "nnUNetv2_train 901 3d_fullres_long 0 -p nnUNetPlans -tr PartialTrainer" in capsys.readouterr().out
+    plan("901", settings=["loss.pd=0.5", "stage2_networks=one"], **{**options, "name": "own"})
+    assert capsys.readouterr().out.rstrip().endswith("3d_fullres_own 0 -p nnUNetPlans -tr MutualPartialTrainer")
     for settings, sentence in (
+        (["los.pd=3"], "did you mean 'loss'"),
         (["num_epoch=3"], "did you mean 'num_epochs'"),
         (["num_epochs=many"], '"mutual.num_epochs" must be int'),
         (["num_epochs"], "key=value"),

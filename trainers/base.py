@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import signal
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -23,7 +22,16 @@ from torch import distributed, nn
 
 from nnunet_mutual import building, compat
 from nnunet_mutual.annotation import AnnotationTable
-from nnunet_mutual.checkpoints import StopSignals, load_own, pack, restore_random_state, save_atomically, unpack
+from nnunet_mutual.checkpoints import (
+    SaveRhythm,
+    StopSignals,
+    load_own,
+    obey,
+    pack,
+    restore_random_state,
+    save_atomically,
+    unpack,
+)
 from nnunet_mutual.config import Settings, merged_block, read_settings
 from nnunet_mutual.datasets.files import write_json
 from nnunet_mutual.datasets.splits import fold_problems, provide_splits
@@ -34,7 +42,7 @@ from nnunet_mutual.losses.knowledge import Knowledge
 from nnunet_mutual.monitor import FiniteGuard, Forecast, TermLog
 from nnunet_mutual.objectives import Batch, Objective, Progress, collect_terms
 from nnunet_mutual.objectives.supervised import SupervisedObjective
-from nnunet_mutual.online import Ranking, annotated_counts, mean_dice
+from nnunet_mutual.online import Ranking, log_scores, score_batch
 from nnunet_mutual.peers import Peers
 from nnunet_mutual.validation import validate_fold
 
@@ -76,8 +84,7 @@ class MutualTrainer(nnUNetTrainer):
         self.stage = 1
         self.memory_settled = False
         self.deployed = 0
-        self.last_saved = time()
-        self.last_saved_epoch = 0
+        self.rhythm = SaveRhythm(self.settings.checkpoint_epochs, self.settings.checkpoint_minutes)
         self._last_plot = 0.0
         self._split: tuple[list[str], list[str]] | None = None
         self.epoch_outputs: list[dict] = []
@@ -282,20 +289,7 @@ class MutualTrainer(nnUNetTrainer):
 
     def obey(self, signals: StopSignals) -> None:
         """Saves when the cluster announces the end of the job; SIGTERM also stops."""
-        number = signals.take()
-        if self.is_ddp:
-            received: list = [None] * distributed.get_world_size()
-            distributed.all_gather_object(received, number)
-            number = max((n for n in received if n is not None), default=None)
-        if number is None:
-            return
-        name = signal.Signals(number).name
-        self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
-        self.print_to_log_file(
-            f"{name} received: saved at epoch {self.current_epoch}, iteration {self.iteration}; continue with --c"
-        )
-        if number == signal.SIGTERM:
-            raise SystemExit(128 + number)
+        obey(self, signals)
 
     def train_step(self, batch: dict) -> dict:
         """One forward, one backward, one optimiser step of all networks on all objectives (nnU-Net's hook)."""
@@ -361,34 +355,11 @@ class MutualTrainer(nnUNetTrainer):
 
     def validation_step(self, batch: dict) -> dict:
         """Loss and voxel counts of the networks that may be deployed, of annotated labels only (nnU-Net's hook)."""
-        moved = self.to_batch(batch)
-        annotated, heirs = self.knowledge.scoring(moved.pattern_index)
-        losses, counts = [], []
-        for n in self.candidates:
-            with self.autocast():
-                output = self.peers.networks[n](moved.data)
-                levels = output if isinstance(output, (list, tuple)) else [output]
-                losses.append(self.supervised.loss(levels, moved).detach())
-            counts.append(annotated_counts(levels[0], moved.target[0], annotated, heirs, self.label_manager))
-        tp, fp, fn = np.stack(counts, 1)
-        return {"loss": torch.stack(losses).mean().cpu().numpy(), "tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
+        return score_batch(self, self.to_batch(batch))
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """Logs loss and Dice per label, over labels that were sampled; ranks the networks (nnU-Net's hook)."""
-        collated = collate_outputs(val_outputs)
-        counts = np.stack([np.sum(collated[name], 0, dtype=np.float64) for name in ("tp_hard", "fp_hard", "fn_hard")])
-        loss = float(np.mean(collated["loss"]))
-        if self.is_ddp:
-            gathered: list = [None] * distributed.get_world_size()
-            distributed.all_gather_object(gathered, (counts, loss))
-            counts = np.sum([c for c, _ in gathered], 0)
-            loss = float(np.mean([value for _, value in gathered]))
-        dice = self.ranking.add(counts)
-        self.deployed = self.candidates[self.ranking.best]
-        mean = mean_dice(dice, self.logger.get_value("mean_fg_dice", step=None))
-        self.logger.log("mean_fg_dice", mean, self.current_epoch)
-        self.logger.log("dice_per_class_or_region", dice, self.current_epoch)
-        self.logger.log("val_losses", loss, self.current_epoch)
+        log_scores(self, val_outputs)
 
     def network_labels(self) -> list[frozenset[str]]:
         """The labels that each network is taught, and judged by: all, by default."""
@@ -426,15 +397,9 @@ class MutualTrainer(nnUNetTrainer):
             self._best_ema = float(value("ema_fg_dice", -1))
             self.print_to_log_file(f"New best moving average of the pseudo Dice: {self._best_ema:.4f}")
             self.save_checkpoint(join(self.output_folder, "checkpoint_best.pth"))
-        epochs, minutes = self.epochs_done - self.last_saved_epoch, (time() - self.last_saved) / 60
-        due = epochs >= self.settings.checkpoint_epochs or minutes >= self.settings.checkpoint_minutes
-        if self.is_ddp:  # clocks differ, and all ranks take part in a checkpoint
-            decision = [due]
-            distributed.broadcast_object_list(decision)
-            due = decision[0]
-        if due and self.epochs_done < self.num_epochs:
+        if self.rhythm.due(self) and self.epochs_done < self.num_epochs:
             self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
-            self.last_saved, self.last_saved_epoch = time(), self.epochs_done
+            self.rhythm.saved(self.epochs_done)
         self._plot_progress()
         self.current_epoch += 1
 

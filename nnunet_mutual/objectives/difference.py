@@ -117,9 +117,10 @@ class DifferenceObjective(Objective):
         if not self.needs_features or self.form != "own":
             return
         for n, (vectors, valid) in enumerate(self._vectors):
-            weight = (valid & self.learns[n]).float()[..., None]
+            finite = torch.isfinite(vectors).all(2)  # a step that overflowed in float16 must not stay in the means
+            weight = (valid & finite & self.learns[n]).float()[..., None]
             count = weight.sum(0)
-            mean = (torch.nan_to_num(vectors) * weight).sum(0) / count.clamp_min(1)
+            mean = (vectors.masked_fill(weight == 0, 0) * weight).sum(0) / count.clamp_min(1)
             seen = count[:, 0] > 0
             momentum = torch.where(self.filled[n], BANK_MOMENTUM, 0.0)[:, None]
             moved = momentum * self.bank[n] + (1 - momentum) * mean
