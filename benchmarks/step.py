@@ -11,6 +11,7 @@ MutualPartialTrainer is measured in its first stage, with the networks that the 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -29,6 +30,7 @@ BARS = {
     "partial": {"step": 1.10, "memory": 1.05, "loader": 1.05},
     "mutual_partial_joint": {"step": 2.3},
     "mutual_partial_sequential": {"step": 2.6, "memory": 1.25},
+    "pseudo_labels": {"case": 1.1},  # of stock predictions of that case by each network, with mirroring
 }
 SMALL = {"patch_size": [40, 56, 40], "batch_size": 2, "features_per_stage": [8, 16, 32, 64]}
 NAME = "Dataset990_Step"
@@ -206,8 +208,10 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
                 "memory": round(sum(memory[name].values()) / sum(memory["stock"].values()), 4),
                 "loader": round(loader[name] / loader["stock"], 4),
             }
-            for name in BARS
-        },
+            for name in trainers
+            if name != "stock"
+        }
+        | {"pseudo_labels": {"case": labelling(trainers["mutual_partial_joint"], trainers["stock"])}},
         "bars": BARS,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "hardware": {
@@ -244,6 +248,32 @@ def alternate(trainers: dict[str, Any], call: Callable[[Any, int], Any], pairs: 
             if i >= 0:
                 seconds[name].append(time.perf_counter() - started)
     return {name: round(statistics.median(values), 5) for name, values in seconds.items()}
+
+
+def labelling(trainer: Any, stock: Any) -> float:
+    """Returns seconds to pseudo-label a case over those of predicting it with stock nnU-Net, once per network."""
+    import numpy as np
+    import torch
+
+    from nnunet_mutual.pseudo_labels.filter import FilterSettings
+    from nnunet_mutual.pseudo_labels.generate import PseudoLabeller
+    from nnunet_mutual.validation import predictor_for
+
+    key = trainer.do_split()[0][0]
+    data, seg, _, _ = trainer.dataset_class(trainer.preprocessed_dataset_folder, [key]).load_case(key)
+    image, drawn = torch.from_numpy(np.array(data[:])), np.asarray(seg[0])
+    networks = networks_of(trainer)
+    with contextlib.ExitStack() as stack:
+        predictors = [stack.enter_context(predictor_for(trainer, n, mirroring=False)) for n in networks]
+        reference = stack.enter_context(predictor_for(stock, stock.network, mirroring=True))
+        labeller = PseudoLabeller(trainer, predictors, trainer.network_labels(), FilterSettings())
+        calls = {
+            "mutual": lambda: labeller.label(trainer.table.case(key), image, drawn, 0.001),
+            "stock": lambda: reference.predict_sliding_window_return_logits(image),
+        }
+        seconds = alternate(calls, lambda call, _: call(), 4)
+    asked = sum(bool(own - trainer.table.case(key).annotated) for own in trainer.network_labels())
+    return round(seconds["mutual"] / (asked * seconds["stock"]), 4)
 
 
 def networks_of(trainer: Any) -> list[Any]:
