@@ -13,9 +13,14 @@ from loss_contract import keeps_the_contract, slope_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nnunet_mutual.losses.difference import feature_difference, organ_vectors, region_vectors, unit
+from nnunet_mutual.losses.difference import class_masks, feature_difference, organ_vectors, unit
 
 HALF = [torch.float16, torch.bfloat16]
+
+
+def vectors_of_labels(features: Tensor, labels: Tensor, classes: int, **options: float) -> tuple[Tensor, Tensor]:
+    """Masks of a label map; values that are no class belong to none."""
+    return organ_vectors(features, class_masks(labels, classes), **options)
 
 
 # Vectors of organs and regions.
@@ -29,7 +34,7 @@ def test_vectors_equal_loops(shape: tuple[int, ...]) -> None:
     labels[1][labels[1] == 2] = 0
     labels[0][labels[0] == 1] = 0
     labels[(0, 0, *(0,) * len(shape))] = 1
-    vectors, valid = organ_vectors(torch.from_numpy(features), torch.from_numpy(labels), 4, minimum=4)
+    vectors, valid = vectors_of_labels(torch.from_numpy(features), torch.from_numpy(labels), 4, minimum=4)
     assert vectors.shape == (2, 4, 5) and vectors.dtype == torch.float64 and valid.dtype == torch.bool
     for sample, label in np.ndindex(2, 4):
         voxels = [v for v in np.ndindex(*shape) if labels[(sample, 0, *v)] == label]
@@ -42,26 +47,26 @@ def test_vectors_equal_loops(shape: tuple[int, ...]) -> None:
 def test_vectors_need_a_minimum_of_voxels() -> None:
     labels = torch.tensor([1] * 8 + [2] * 7 + [0])[None, None, None]
     features = torch.ones(1, 3, 1, 16)
-    assert organ_vectors(features, labels, 3)[1].tolist() == [[False, True, False]]
-    assert organ_vectors(features, labels, 4, minimum=1)[1].tolist() == [[True, True, True, False]]
-    assert organ_vectors(features, labels, 4, minimum=0)[1].tolist() == [[True, True, True, False]]
+    assert vectors_of_labels(features, labels, 3)[1].tolist() == [[False, True, False]]
+    assert vectors_of_labels(features, labels, 4, minimum=1)[1].tolist() == [[True, True, True, False]]
+    assert vectors_of_labels(features, labels, 4, minimum=0)[1].tolist() == [[True, True, True, False]]
 
 
-def test_region_vectors_overlap_and_may_be_weighted() -> None:
+def test_organ_vectors_overlap_and_may_be_weighted() -> None:
     features = torch.tensor([[1.0, 2.0, 6.0]])[None, :, None]
     masks = torch.tensor([[1, 1, 1], [0, 0, 1], [0, 0.25, 0.25], [0, 0, 0]])[None, :, None]
-    vectors, valid = region_vectors(features, masks, minimum=0.5)
+    vectors, valid = organ_vectors(features, masks, minimum=0.5)
     assert vectors.flatten().tolist() == [3, 6, 4, 0]
     assert valid.tolist() == [[True, True, True, False]]
-    again, _ = region_vectors(features, masks[:, :2].bool(), minimum=0.5)
+    again, _ = organ_vectors(features, masks[:, :2].bool(), minimum=0.5)
     assert torch.equal(again, vectors[:, :2])
 
 
 def test_vectors_pass_the_gradient_to_their_voxels() -> None:
     features = torch.randn(1, 2, 2, 3, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([[1, 1, 0], [7, 7, 0]])[None, None]
-    assert torch.autograd.gradcheck(lambda h: organ_vectors(h, labels, 3)[0], features)
-    slope = slope_of(lambda h: organ_vectors(h, labels, 3)[0][:, 1:].sum(), features)
+    assert torch.autograd.gradcheck(lambda h: vectors_of_labels(h, labels, 3)[0], features)
+    slope = slope_of(lambda h: vectors_of_labels(h, labels, 3)[0][:, 1:].sum(), features)
     assert torch.equal(slope, (labels == 1).expand_as(slope) / 2)
 
 
@@ -71,12 +76,12 @@ def test_vectors_of_half_precision_features(dtype: torch.dtype) -> None:
     features = torch.ones(1, 1, 70, 1000, dtype=dtype)
     labels = torch.zeros(1, 1, 70, 1000, dtype=torch.int16)
     with torch.autocast("cpu", torch.bfloat16):
-        vectors, valid = organ_vectors(features, labels, 1)
+        vectors, valid = vectors_of_labels(features, labels, 1)
     assert vectors.dtype == torch.float32 and vectors.item() == 1 and valid.all()
     fine = torch.randn(1, 3, 9, 9)
-    plain, _ = organ_vectors(fine, labels[..., :9, :9], 1)
+    plain, _ = vectors_of_labels(fine, labels[..., :9, :9], 1)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(organ_vectors(fine, labels[..., :9, :9], 1)[0], plain)
+        assert torch.equal(vectors_of_labels(fine, labels[..., :9, :9], 1)[0], plain)
 
 
 # Feature difference.
@@ -191,8 +196,8 @@ def test_all_keep_the_contract_of_losses() -> None:
         torch.from_numpy(rng.integers(-1, 3, (2, 1, 2, 5))),
     )
     nested = torch.cat([labels >= 0, labels >= 1], 1)
-    keeps_the_contract(lambda h: organ_vectors(h, labels, 3)[0].square(), features)
-    keeps_the_contract(lambda h: region_vectors(h, nested)[0].square(), features)
+    keeps_the_contract(lambda h: vectors_of_labels(h, labels, 3)[0].square(), features)
+    keeps_the_contract(lambda h: organ_vectors(h, nested)[0].square(), features)
     own, others, pairs = random_vectors(5)
     keeps_the_contract(lambda w: feature_difference(w, others, pairs, margin=-0.2), own)
 
@@ -201,7 +206,7 @@ def test_nothing_waits_for_the_device() -> None:
     """Tensors without data: whatever reads a value or depends on one in Python raises."""
     with FakeTensorMode():
         features, labels = torch.randn(2, 3, 4, 4, requires_grad=True), torch.zeros(2, 1, 4, 4)
-        vectors, valid = organ_vectors(features, labels, 5)
+        vectors, valid = vectors_of_labels(features, labels, 5)
         pairs = valid.flatten()[:, None] & valid.flatten()
         feature_difference(vectors.flatten(0, 1), vectors.flatten(0, 1), pairs).backward()
         assert features.grad is not None and features.grad.shape == features.shape

@@ -13,9 +13,9 @@ from loss_contract import keeps_the_contract
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from nnunet_mutual.losses.difference import class_masks
 from nnunet_mutual.losses.similarity import (
     feature_similarity,
-    feature_similarity_regions,
     soft_dice_per_class,
     soft_dice_per_region,
     teaching_weights,
@@ -23,6 +23,11 @@ from nnunet_mutual.losses.similarity import (
 
 SHAPES = [(3, 4), (2, 2, 3)]
 HALF = [torch.float16, torch.bfloat16]
+
+
+def taught_by_labels(student: Tensor, teacher: Tensor, labels: Tensor, omega: Tensor) -> Tensor:
+    """Masks of a label map; values that are no class belong to none."""
+    return feature_similarity(student, teacher, class_masks(labels, omega.shape[-1]), omega)
 
 
 # Feature similarity.
@@ -64,7 +69,7 @@ def masks_of(labels: Tensor, classes: int = 4) -> Tensor:
 
 def slope_of(student: Tensor, teacher: Tensor, labels: Tensor, omega: Tensor) -> Tensor:
     leaf = student.detach().clone().requires_grad_()
-    feature_similarity(leaf, teacher, labels, omega).backward()
+    taught_by_labels(leaf, teacher, labels, omega).backward()
     assert leaf.grad is not None
     return leaf.grad
 
@@ -76,7 +81,7 @@ def test_by_hand() -> None:
     labels = torch.tensor([1, 1, 1, 2])[None, None, None]
 
     def loss(*omega: float) -> float:
-        return feature_similarity(student, teacher, labels, torch.tensor([omega])).item()
+        return taught_by_labels(student, teacher, labels, torch.tensor([omega])).item()
 
     assert loss(0, 1, 0) == pytest.approx((0 + 1 + 2) / 3)
     assert loss(0, 0.5, 0) == pytest.approx(0.5)
@@ -88,8 +93,8 @@ def test_samples_that_are_not_taught_do_not_dilute() -> None:
     student, teacher, _, _ = random_features(0)
     labels = torch.ones(3, 1, 3, 4)
     omega = torch.tensor([[0.0, 0.7], [0.0, 0.0], [0.0, 0.0]])
-    alone = feature_similarity(student[:1], teacher[:1], labels[:1], omega[:1])
-    torch.testing.assert_close(feature_similarity(student, teacher, labels, omega), alone)
+    alone = taught_by_labels(student[:1], teacher[:1], labels[:1], omega[:1])
+    torch.testing.assert_close(taught_by_labels(student, teacher, labels, omega), alone)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -101,9 +106,9 @@ def test_equals_loops(shape: tuple[int, ...]) -> None:
         arrays = student.numpy(), teacher.numpy(), masks_of(labels).numpy(), omega.numpy()
         expected = taught_distance(*arrays)
         assert expected > 0.1
-        found = feature_similarity(student, teacher, labels, omega)
+        found = taught_by_labels(student, teacher, labels, omega)
         assert found.dtype == torch.float64 and found.item() == pytest.approx(expected, rel=1e-10)
-        single = feature_similarity(student.float(), teacher.float(), labels.float(), omega.float())
+        single = taught_by_labels(student.float(), teacher.float(), labels.float(), omega.float())
         assert single.dtype == torch.float32 and single.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -113,19 +118,19 @@ def test_regions_equal_loops_and_may_overlap(shape: tuple[int, ...]) -> None:
     masks = np.random.default_rng(5).random((3, 4, *shape)) < 0.5
     expected = taught_distance(student.numpy(), teacher.numpy(), masks, omega.numpy())
     for drawn in (torch.from_numpy(masks), torch.from_numpy(masks).float()):
-        found = feature_similarity_regions(student, teacher, drawn, omega)
+        found = feature_similarity(student, teacher, drawn, omega)
         assert found.item() == pytest.approx(expected, rel=1e-10)
     labels = random_features(5, shape)[2]
-    plain = feature_similarity(student, teacher, labels, omega)
-    assert torch.equal(feature_similarity_regions(student, teacher, masks_of(labels), omega), plain)
+    plain = taught_by_labels(student, teacher, labels, omega)
+    assert torch.equal(feature_similarity(student, teacher, masks_of(labels), omega), plain)
 
 
 def test_weights_may_be_common_to_all_samples() -> None:
     student, teacher, labels, omega = random_features(6)
     common = torch.tensor([0.0, 0.3, 1.0, 0.0])
-    expected = feature_similarity(student, teacher, labels, common.expand_as(omega))
+    expected = taught_by_labels(student, teacher, labels, common.expand_as(omega))
     assert expected > 0
-    torch.testing.assert_close(feature_similarity(student, teacher, labels, common), expected)
+    torch.testing.assert_close(taught_by_labels(student, teacher, labels, common), expected)
 
 
 def test_only_the_student_learns_and_only_where_it_is_taught() -> None:
@@ -133,7 +138,7 @@ def test_only_the_student_learns_and_only_where_it_is_taught() -> None:
     teacher.requires_grad_()
     omega.requires_grad_()
     leaf = student.clone().requires_grad_()
-    loss = feature_similarity(leaf, teacher, labels, omega)
+    loss = taught_by_labels(leaf, teacher, labels, omega)
     loss.backward()
     assert teacher.grad is None and omega.grad is None and leaf.grad is not None
     for sample, *voxel in np.ndindex(3, 3, 4):
@@ -141,30 +146,30 @@ def test_only_the_student_learns_and_only_where_it_is_taught() -> None:
         taught = 0 <= label < 4 and bool(omega[sample, label] > 0)
         assert leaf.grad[(sample, slice(None), *voxel)].any() == taught
     stepped = student - 0.1 * leaf.grad
-    assert feature_similarity(stepped, teacher, labels, omega) < loss
+    assert taught_by_labels(stepped, teacher, labels, omega) < loss
 
 
 def test_both_keep_the_contract_of_losses() -> None:
     student, teacher, labels, omega = random_features(8, (2, 2))
-    keeps_the_contract(lambda h: feature_similarity(h, teacher, labels, omega), student)
+    keeps_the_contract(lambda h: taught_by_labels(h, teacher, labels, omega), student)
     nested = torch.cat([labels >= 0, labels >= 1], 1)
-    keeps_the_contract(lambda h: feature_similarity_regions(h, teacher, nested, omega[:, 2:]), student)
+    keeps_the_contract(lambda h: feature_similarity(h, teacher, nested, omega[:, 2:]), student)
 
 
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10_000), scale=st.floats(1e-3, 1e3), order=st.permutations(range(3)))
 def test_directions_only_in_any_order(seed: int, scale: float, order: list[int]) -> None:
     student, teacher, labels, omega = random_features(seed)
-    plain = feature_similarity(student, teacher, labels, omega)
-    torch.testing.assert_close(feature_similarity(scale * student, teacher / scale, labels, omega), plain)
-    torch.testing.assert_close(feature_similarity(student[order], teacher[order], labels[order], omega[order]), plain)
-    assert feature_similarity(teacher, 2 * teacher, labels, omega).item() == pytest.approx(0, abs=1e-12)
+    plain = taught_by_labels(student, teacher, labels, omega)
+    torch.testing.assert_close(taught_by_labels(scale * student, teacher / scale, labels, omega), plain)
+    torch.testing.assert_close(taught_by_labels(student[order], teacher[order], labels[order], omega[order]), plain)
+    assert taught_by_labels(teacher, 2 * teacher, labels, omega).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_nothing_taught_is_zero_with_zero_gradient() -> None:
     student, teacher, labels, omega = random_features(9)
     for drawn, weights in ((labels, 0 * omega), (0 * labels + 9, omega), (0 * labels - 1, omega)):
-        assert feature_similarity(student, teacher, drawn, weights).item() == 0
+        assert taught_by_labels(student, teacher, drawn, weights).item() == 0
         assert torch.equal(slope_of(student, teacher, drawn, weights), torch.zeros_like(student))
 
 
@@ -176,14 +181,14 @@ def test_zero_and_half_precision_vectors(dtype: torch.dtype) -> None:
     student, teacher = student.to(dtype), teacher.to(dtype)
     student[0, :, 0], teacher[1, :, 0] = 0, 0
     student[2, :, 0] *= 1e-8  # a subnormal of float16, or zero
-    loss = feature_similarity(student, teacher, labels, omega)
+    loss = taught_by_labels(student, teacher, labels, omega)
     assert loss.dtype == torch.float32 and loss.isfinite()
-    assert torch.equal(loss, feature_similarity(student.float(), teacher.float(), labels, omega))
+    assert torch.equal(loss, taught_by_labels(student.float(), teacher.float(), labels, omega))
     slope = slope_of(student, teacher, labels, omega)
     assert slope.dtype == dtype and slope.isfinite().all() and slope[:, :, 1:].any()
     assert torch.equal(slope[:, :, 0], torch.zeros_like(slope[:, :, 0]))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(feature_similarity(student, teacher, labels, omega), loss)
+        assert torch.equal(taught_by_labels(student, teacher, labels, omega), loss)
 
 
 # Who teaches whom.
@@ -345,9 +350,7 @@ def test_nothing_waits_for_the_device() -> None:
         of_region = soft_dice_per_region(student, torch.zeros(2, 4, 4, 4), annotated, has_ignore=True)
         best, omega = teaching_weights(torch.stack([of_class, of_region], 1))
         assert best.shape == (2, 3)
-        total = sum(
-            feature_similarity(student, torch.randn(2, 3, 4, 4), labels, weights) for weights in omega.unbind(1)
-        )
+        total = sum(taught_by_labels(student, torch.randn(2, 3, 4, 4), labels, weights) for weights in omega.unbind(1))
         assert isinstance(total, Tensor)
         total.backward()
         assert student.grad is not None and student.grad.shape == student.shape

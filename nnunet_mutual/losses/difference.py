@@ -84,43 +84,24 @@ def prediction_difference_regions(
     return _mean_surprise(F.logsigmoid(-z), excluded)
 
 
-def organ_vectors(features: Tensor, labels: Tensor, classes: int, *, minimum: float = 8.0) -> tuple[Tensor, Tensor]:
-    r"""One feature vector per sample and class: the mean over the voxels of the class.
+def organ_vectors(features: Tensor, masks: Tensor, *, minimum: float = 8.0) -> tuple[Tensor, Tensor]:
+    r"""One feature vector per sample and organ: the mean over the voxels of the organ.
 
-    .. math:: w_{i,a} = \operatorname{mean}_{v: y_{i,v} = a} h_i(v)
+    .. math:: w_{i,a} = \sum_v m_{i,a}(v) h_i(v) \, / \, \sum_v m_{i,a}(v)
 
-    where :math:`h` is a feature map and :math:`y` the label map at its resolution.
+    where :math:`h` is a feature map and :math:`m` the masks at its resolution, which may overlap.
 
     Args:
         features: (B, F, *spatial), any floating type; computed in float32 or better.
-        labels: (B, 1, *spatial) integers; a value outside [0, classes), as of an ignore label, is no class.
-        classes: how many, with background.
-        minimum: feature voxels that a class needs; 8 as in methods/partial.
+        masks: (B, C, *spatial) bool, or weights from 0 to 1.
+        minimum: least sum of a mask, in feature voxels; 8 as in methods/partial.
 
     Returns:
-        Vectors (B, classes, F), zero where the class has no voxel, and whether they count, (B, classes) bool.
+        Vectors (B, C, F), zero where the mask is empty, and whether they count, (B, C) bool.
 
     Source: masked average pooling for FD, [I] in arXiv 2407.12611; the minimum is [E].
-    Fails when: labels were reduced to the resolution of the features so coarsely that thin organs vanish.
-    """
-    return region_vectors(features, class_masks(labels, classes), minimum=minimum)
-
-
-def region_vectors(features: Tensor, masks: Tensor, *, minimum: float = 8.0) -> tuple[Tensor, Tensor]:
-    r"""One feature vector per sample and region: :func:`organ_vectors` for masks that may overlap.
-
-    .. math:: w_{i,r} = \sum_v m_{i,r}(v) h_i(v) \, / \, \sum_v m_{i,r}(v)
-
-    Args:
-        features: (B, F, *spatial), any floating type; computed in float32 or better.
-        masks: (B, R, *spatial) bool, or weights from 0 to 1.
-        minimum: least sum of a mask, in feature voxels.
-
-    Returns:
-        Vectors (B, R, F), zero where the mask is empty, and whether they count, (B, R) bool.
-
-    Source: as :func:`organ_vectors`; overlapping masks are [E].
-    Fails when: nested regions differ by few voxels; their vectors are then nearly the same.
+    Fails when: labels were reduced to the resolution of the features so coarsely that thin organs vanish, or nested
+        regions differ by few voxels; their vectors are then nearly the same.
     """
     h = at_least_float32(features.flatten(2))
     weights = masks.flatten(2).to(h)

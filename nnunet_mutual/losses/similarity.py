@@ -13,20 +13,20 @@ from torch import Tensor
 from nnunet_mutual.losses.difference import at_least_float32, class_masks, exact_product, unit
 
 
-def feature_similarity(student: Tensor, teacher: Tensor, labels: Tensor, omega: Tensor) -> Tensor:
+def feature_similarity(student: Tensor, teacher: Tensor, masks: Tensor, omega: Tensor) -> Tensor:
     r"""Features of a student, turned towards those of its teacher where the taught organs are.
 
     .. math::
-        L = \sum_a \frac{\sum_i \omega_{i,a} \sum_{v: y_{i,v} = a} (1 - \cos(h_i(v), \operatorname{sg}(t_i(v))))}
-        {\max(1, |\{(i, v): y_{i,v} = a, \omega_{i,a} > 0\}|)}
+        L = \sum_a \frac{\sum_i \omega_{i,a} \sum_v m_{i,a}(v) (1 - \cos(h_i(v), \operatorname{sg}(t_i(v))))}
+        {\max(1, \sum_{i: \omega_{i,a} > 0} \sum_v m_{i,a}(v))}
 
     where :math:`h` and :math:`t` are feature maps of student and teacher for the same images, already on common axes;
-    :math:`y` the label map at their resolution and :math:`\omega` how strongly an organ is taught.
+    :math:`m` the masks of the organs at their resolution and :math:`\omega` how strongly an organ is taught.
 
     Args:
         student: (B, F, *spatial), any floating type; computed in float32 or better.
         teacher: (B, F, *spatial), finite; gets no gradient. It may come from different networks in different samples.
-        labels: (B, 1, *spatial) integers; a value outside [0, C), as of an ignore label, is no class.
+        masks: (B, C, *spatial) bool, or weights from 0 to 1; a voxel of nested regions is taught once for each of them.
         omega: (B, C) weights from 0 (not taught) to 1, as of :func:`teaching_weights`; (C,) where all samples agree.
 
     Returns:
@@ -36,28 +36,6 @@ def feature_similarity(student: Tensor, teacher: Tensor, labels: Tensor, omega: 
     Source: DFS is [S] in arXiv 2407.12611, this equation [I]; the mean over voxels of all samples is [E].
     Fails when: the channel axes of student and teacher do not correspond, or one teacher is better at an organ for a
         reason (resolution, contrast) that the student's images do not share.
-    """
-    return feature_similarity_regions(student, teacher, class_masks(labels, omega.shape[-1]), omega)
-
-
-def feature_similarity_regions(student: Tensor, teacher: Tensor, masks: Tensor, omega: Tensor) -> Tensor:
-    r"""Features of a student, turned towards those of its teacher: :func:`feature_similarity` for overlapping regions.
-
-    .. math::
-        L = \sum_r \frac{\sum_i \omega_{i,r} \sum_v m_{i,r}(v) (1 - \cos(h_i(v), \operatorname{sg}(t_i(v))))}
-        {\max(1, \sum_{i: \omega_{i,r} > 0} \sum_v m_{i,r}(v))}
-
-    Args:
-        student: (B, F, *spatial), any floating type; computed in float32 or better.
-        teacher: (B, F, *spatial), finite; gets no gradient.
-        masks: (B, R, *spatial) bool, or weights from 0 to 1.
-        omega: (B, R) or (R,) weights from 0 (not taught) to 1.
-
-    Returns:
-        A scalar, as :func:`feature_similarity`.
-
-    Source: as :func:`feature_similarity`; overlapping masks are [E].
-    Fails when: as :func:`feature_similarity`; a voxel of nested regions is taught once for each of them.
     """
     h = at_least_float32(student.flatten(2))
     distance = 1 - (unit(h, 1) * unit(teacher.detach().flatten(2).to(h), 1)).sum(1, keepdim=True)

@@ -71,7 +71,7 @@ class CollapseAlarm:
         if min(self.samples) < LEAST_SAMPLES:
             return {}, []
         volume, samples = self.volume.cpu(), self.samples
-        self.volume.zero_()
+        self.volume = torch.zeros_like(self.volume)
         self.samples = [0] * len(self.groups)
         numbers, warnings = {}, []
         for n, own in enumerate(self.groups):

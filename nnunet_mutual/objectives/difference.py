@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from nnunet_mutual.grouping import Group, home
 from nnunet_mutual.losses.difference import (
     feature_difference,
+    organ_vectors,
     prediction_difference,
     prediction_difference_regions,
-    region_vectors,
 )
 from nnunet_mutual.losses.knowledge import Knowledge
 from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
@@ -158,7 +158,7 @@ class DifferenceObjective(Objective):
 
     def _vectors_of(self, output: Output) -> tuple[Tensor, Tensor]:
         assert output.features is not None and self._masks is not None
-        return region_vectors(output.features, self._masks, minimum=LEAST_VOXELS)
+        return organ_vectors(output.features, self._masks, minimum=LEAST_VOXELS)
 
     def _feature_difference(self, peer: int, own: Output) -> Tensor:
         vectors, valid = self._vectors_of(own)

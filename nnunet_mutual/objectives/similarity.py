@@ -11,7 +11,7 @@ from torch import Tensor, distributed, nn
 from nnunet_mutual.grouping import Group, home
 from nnunet_mutual.losses.knowledge import Knowledge
 from nnunet_mutual.losses.similarity import (
-    feature_similarity_regions,
+    feature_similarity,
     soft_dice_per_class,
     soft_dice_per_region,
     teaching_weights,
@@ -152,7 +152,7 @@ class SimilarityObjective(Objective):
         for teacher, features in enumerate(self._features):
             if teacher != peer:
                 taught = omega[:, peer] * (best == teacher)
-                parts.append(feature_similarity_regions(student, features, self._masks, taught))
+                parts.append(feature_similarity(student, features, self._masks, taught))
         return torch.stack(parts).sum()
 
     def _dice(self, output: Output, batch: Batch) -> Tensor:
