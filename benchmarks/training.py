@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import shutil
@@ -101,6 +102,7 @@ def use_channels_last(trainer: Any) -> None:
     """Memory order, not arithmetic: a third faster on CPUs that have no AVX-512."""
     original = trainer.build_network_architecture
 
+    @functools.wraps(original)  # nnU-Net looks at the signature
     def build(*arguments: Any, **options: Any) -> Any:
         return original(*arguments, **options).to(memory_format=torch.channels_last_3d)
 
