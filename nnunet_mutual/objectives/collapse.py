@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from nnunet_mutual.grouping import Group
 from nnunet_mutual.losses.knowledge import Knowledge
@@ -68,10 +68,16 @@ class CollapseAlarm:
         Args:
             weight: of the negatives now; kept as the highest one if the alarm goes off.
         """
-        if min(self.samples) < LEAST_SAMPLES:
+        counted = torch.cat([self.volume.flatten(), torch.tensor(self.samples).to(self.volume)])
+        if distributed.is_available() and distributed.is_initialized():  # so that all processes cap alike
+            distributed.all_reduce(counted)
+        volume, samples = (
+            counted[: -len(self.groups)].view(self.volume.shape).cpu(),
+            counted[-len(self.groups) :].tolist(),
+        )
+        if min(samples) < LEAST_SAMPLES:
             return {}, []
-        volume, samples = self.volume.cpu(), self.samples
-        self.volume = torch.zeros_like(self.volume)
+        self.volume.zero_()
         self.samples = [0] * len(self.groups)
         numbers, warnings = {}, []
         for n, own in enumerate(self.groups):
