@@ -139,11 +139,15 @@ def validate_fold(trainer: MutualTrainer, save_probabilities: bool) -> None:
         _summarise(trainer, keys)
 
 
+def set_deep_supervision(network: nn.Module, enabled: bool) -> None:
+    """Whether a network returns all levels or only the highest resolution."""
+    unwrap(network).decoder.deep_supervision = enabled  # type: ignore[union-attr] # nnU-Net's own attribute
+
+
 @contextmanager
 def predictor_for(trainer: MutualTrainer, network: nn.Module, *, mirroring: bool) -> Iterator[nnUNetPredictor]:
     """nnU-Net's sliding window around a network that is being trained, as it predicts the trainer's configuration."""
-    decoder: Any = unwrap(network).decoder
-    decoder.deep_supervision = False
+    set_deep_supervision(network, False)
     network.eval()
     predictor = nnUNetPredictor(use_mirroring=mirroring, device=trainer.device, allow_tqdm=False)
     predictor.manual_initialization(
@@ -158,7 +162,7 @@ def predictor_for(trainer: MutualTrainer, network: nn.Module, *, mirroring: bool
     try:
         yield predictor
     finally:
-        decoder.deep_supervision = trainer.enable_deep_supervision
+        set_deep_supervision(network, trainer.enable_deep_supervision)
         compute_gaussian.cache_clear()
 
 

@@ -97,6 +97,8 @@ def test_every_configuration(nnunet_folders: Path, configuration: str, options: 
         {f"{t}[{n}]" for t in ("seg", "ps", "dfs") for n in (0, 1)}
     ] * 2
     assert all(np.isfinite(list(line["terms"].values())).all() for line in lines)
+    rates = trainer.logger.get_value("lrs", step=None)
+    assert rates[0] == rates[1] == 0.01 and 0 < rates[2] < 0.01, "each stage has its own schedule"
     assert lines[0]["terms"]["pd[0]"] > 0 and lines[1]["terms"]["ps[1]"] != 0
     training, _ = trainer.do_split()
     assert decisions_of(trainer) == {

@@ -44,7 +44,7 @@ from nnunet_mutual.objectives import Batch, Objective, Progress, collect_terms
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 from nnunet_mutual.online import Ranking, log_scores, score_batch
 from nnunet_mutual.peers import Peers
-from nnunet_mutual.validation import validate_fold
+from nnunet_mutual.validation import set_deep_supervision, validate_fold
 
 SKIPPED_STEPS_TOLERATED = 10
 PLOT_SECONDS = 30
@@ -278,6 +278,19 @@ class MutualTrainer(nnUNetTrainer):
         self.iteration = 0
         self.on_epoch_end()
         self.obey(signals)
+
+    def on_train_epoch_start(self) -> None:
+        """Puts networks and learning rates to the epoch of their stage (nnU-Net's hook)."""
+        self.peers.set_epoch(self.current_epoch - self.stage_span[0])
+        rate = float(self.peers.optimizers[0].param_groups[0]["lr"])
+        for line in ("", f"Epoch {self.current_epoch}", f"Current learning rate: {rate:.5g}"):
+            self.print_to_log_file(line)
+        self.logger.log("lrs", rate, self.current_epoch)
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Sets it for all networks (nnU-Net's hook)."""
+        for network in self.peers.networks:
+            set_deep_supervision(network, enabled)
 
     def _next_batch(self, signals: StopSignals) -> dict:
         try:
