@@ -36,8 +36,9 @@ def make_peers(trainer: MutualTrainer, number: int) -> Peers:
     memory: Memory = "sequential" if trainer.device.type == "cuda" else "joint"
     if isinstance(trainer.settings, PeersSettings) and trainer.settings.memory != "auto":
         memory = trainer.settings.memory
+    decay = trainer.settings.ema if isinstance(trainer.settings, PeersSettings) else 0.0
     used = heads if len(heads) else None
-    return Peers(networks, optimizers, schedulers, trainer.grad_scaler, memory=memory, heads=used)
+    return Peers(networks, optimizers, schedulers, trainer.grad_scaler, memory=memory, heads=used, decay=decay)
 
 
 def settle_memory(trainer: MutualTrainer) -> None:

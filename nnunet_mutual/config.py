@@ -71,9 +71,17 @@ class PeersSettings(Settings):
         memory: "joint" keeps the graphs of all networks alive, which is fastest; "sequential" keeps one, for about 17 %
             (two networks) to 25 % (four) more time; "auto" is joint where the first step shows that it fits the GPU,
             and on a CPU. The gradients are the same.
+        ema: decay of a moving average of each network's weights, such as 0.999, which is then validated, deployed and
+            asked for pseudo labels in its place; 0 for none.
     """
 
     memory: Literal["auto", "joint", "sequential"] = "auto"
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.ema < 1:
+            raise MutualError(f'setting "ema" must be from 0 to below 1, found {self.ema}')
 
 
 def merged_block(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:

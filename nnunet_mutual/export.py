@@ -138,7 +138,8 @@ def _models(
         if not peers:
             yield fold, origin, trained
             continue
-        networks = trained[STATE_KEY]["peers"]["networks"]
+        state = trained[STATE_KEY]["peers"]
+        networks = [average["weights"] for average in state["averages"]] or state["networks"]
         if len(networks) < 2:
             raise MutualError(f"{checkpoint} holds one network, so there is no ensemble of peers; leave --peers out")
         for n, weights in enumerate(networks):

@@ -26,7 +26,7 @@ def score_batch(trainer: MutualTrainer, batch: Batch) -> dict[str, np.ndarray]:
     losses, counts = [], []
     for n in trainer.candidates:
         with trainer.autocast():
-            output = trainer.peers.networks[n](batch.data)
+            output = trainer.peers.evaluated[n](batch.data)
             levels = output if isinstance(output, (list, tuple)) else [output]
             losses.append(trainer.supervised.loss(levels, batch).detach())
         counts.append(annotated_counts(levels[0], batch.target[0], annotated, heirs, trainer.label_manager))

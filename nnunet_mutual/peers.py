@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_mutual.modules.ema import MovingAverage
 from nnunet_mutual.modules.tap import FeatureTap
 from nnunet_mutual.objectives.base import Output
 
@@ -45,6 +46,7 @@ class Peers:
         scaler: shared gradient scaler (float16 on CUDA) or None.
         memory: "joint" or "sequential".
         heads: modules that objectives train beside the networks.
+        decay: of a moving average of each network's weights, which then is evaluated in its place; 0 for none.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Peers:
         *,
         memory: Memory = "joint",
         heads: nn.Module | None = None,
+        decay: float = 0.0,
     ):
         self.networks = list(networks)
         self.optimizers = list(optimizers)
@@ -63,6 +66,7 @@ class Peers:
         self.scaler = scaler
         self.memory: Memory = memory
         self.heads = heads
+        self.averages = [MovingAverage(unwrap(network), decay) for network in self.networks] if decay else []
 
     def __repr__(self) -> str:
         return f"Peers({len(self.networks)} x {type(unwrap(self.networks[0])).__name__}, {self.memory})"
@@ -70,6 +74,16 @@ class Peers:
     @property
     def _trained(self) -> list[nn.Module]:
         return [*self.networks, self.heads] if self.heads is not None else self.networks
+
+    @property
+    def evaluated(self) -> list[nn.Module]:
+        """What validation scores and checkpoints deploy: the moving averages if there are any, else the networks."""
+        return [average.network for average in self.averages] or self.networks
+
+    def restart_averages(self) -> None:
+        """Begins the moving averages anew, after the networks got other weights."""
+        for network, average in zip(self.networks, self.averages, strict=False):
+            average.restart(unwrap(network))
 
     def set_epoch(self, epoch: int) -> None:
         """Puts the networks into training mode and the learning rates to those of an epoch of the schedule."""
@@ -136,11 +150,14 @@ class Peers:
                 self.scaler.step(optimizer)
         if self.scaler is not None:
             self.scaler.update()
+        for network, average in zip(self.networks, self.averages, strict=False):
+            average.update(unwrap(network))
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all networks, heads, optimisers and the scaler."""
         return {
             "networks": [unwrap(network).state_dict() for network in self.networks],
+            "averages": [average.state_dict() for average in self.averages],
             "heads": None if self.heads is None else self.heads.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
@@ -150,6 +167,8 @@ class Peers:
         """Restores what :meth:`state_dict` returned."""
         for network, weights in zip(self.networks, state["networks"], strict=True):
             unwrap(network).load_state_dict(weights)
+        for average, values in zip(self.averages, state["averages"], strict=True):
+            average.load_state_dict(values)
         if self.heads is not None:
             self.heads.load_state_dict(state["heads"])
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):

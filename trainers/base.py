@@ -237,6 +237,8 @@ class MutualTrainer(nnUNetTrainer):
         if fresh and len(self.peers.networks) > 1 and not self._first_weight.equal(next(self.network.parameters())):
             building.share_encoder(self.peers.networks)
             self.print_to_log_file("All networks start from the pretrained encoder; only the first from its decoder")
+        if fresh:
+            self.peers.restart_averages()
         if self.resumed_random_state is not None:
             restore_random_state(self.resumed_random_state, self.device)
             self.resumed_random_state = None
@@ -289,7 +291,7 @@ class MutualTrainer(nnUNetTrainer):
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Sets it for all networks (nnU-Net's hook)."""
-        for network in self.peers.networks:
+        for network in {*self.peers.networks, *self.peers.evaluated}:
             set_deep_supervision(network, enabled)
 
     def _next_batch(self, signals: StopSignals) -> dict:
@@ -386,7 +388,7 @@ class MutualTrainer(nnUNetTrainer):
     @property
     def deployed_network(self) -> nn.Module:
         """The network that validation scores, checkpoints deploy and prediction uses."""
-        return self.peers.networks[self.deployed]
+        return self.peers.evaluated[self.deployed]
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predicts the validation cases whole, restricted to what each annotates (nnU-Net's hook)."""

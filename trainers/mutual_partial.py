@@ -170,13 +170,14 @@ class MutualPartialTrainer(MutualTrainer):
         self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
         self.print_to_log_file("Stage 1 is over: making pseudo labels")
         settings, stop = self.settings.pseudo_labels, lambda: None if self.is_ddp else self.obey(signals)
-        decisions = make_pseudo_labels(self, self.store, self.peers.networks, self.network_labels(), settings, stop)
+        decisions = make_pseudo_labels(self, self.store, self.peers.evaluated, self.network_labels(), settings, stop)
         self.print_to_log_file(f"{summarise(decisions)}\nEvery decision: {self.store.folder / 'decisions.csv'}")
         best = unwrap(self.deployed_network).state_dict()
         best = {name: value.clone() for name, value in best.items()}
         self.restore_stage(2)
         for network in self.peers.networks:
             unwrap(network).load_state_dict(best)
+        self.peers.restart_averages()
         self._best_ema = None
         restart_loaders(self)
         self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
