@@ -7,12 +7,23 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from time import time
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from nnunetv2.utilities.collate_outputs import collate_outputs
+from torch import distributed
 
+from nnunet_mutual import compat
+from nnunet_mutual.datasets.files import write_json
+from nnunet_mutual.datasets.splits import fold_problems
 from nnunet_mutual.errors import MutualError
+
+if TYPE_CHECKING:
+    from nnunet_mutual.trainers.base import MutualTrainer
 
 
 class FiniteGuard:
@@ -110,6 +121,64 @@ class TermLog:
             temporary = self.file.with_suffix(".tmp")
             temporary.write_text("".join(line + "\n" for line in kept))
             os.replace(temporary, self.file)
+
+
+def say_start(trainer: MutualTrainer) -> None:
+    """Prints the settings in force and what to know of the split, and saves the settings beside plans.json."""
+    untested = compat.warn_untested()
+    if untested:
+        trainer.print_to_log_file(f"WARNING: {untested}")
+    settings = {"trainer": type(trainer).__name__, **asdict(trainer.settings)}
+    precision = trainer.autocast_dtype or "float32"
+    trainer.print_to_log_file(f"Settings: {json.dumps(settings)}", f"Precision: {precision}")
+    if trainer.local_rank == 0:
+        write_json(Path(trainer.output_folder_base) / "mutual_settings.json", settings)
+    if trainer.fold != "all":
+        training, validation = trainer.do_split()
+        for problem in fold_problems(trainer.table, {"train": training, "val": validation}, trainer.fold):
+            trainer.print_to_log_file(f"WARNING: {problem.place}: {problem.text}")
+
+
+def log_terms(trainer: MutualTrainer, outputs: list[dict]) -> None:
+    """Logs the loss, every term by name and what the objectives report about an epoch, over all processes.
+
+    Args:
+        trainer: whose training steps returned ``outputs``.
+        outputs: of each step, the loss and the values of all terms.
+    """
+    collated = collate_outputs(outputs)
+    columns = np.column_stack([np.asarray(collated["loss"]).reshape(-1, 1), collated["terms"]])
+    if trainer.is_ddp:
+        gathered: list = [None] * distributed.get_world_size()
+        distributed.all_gather_object(gathered, columns)
+        columns = np.concatenate(gathered)
+    # A step that the gradient scaler skipped has no loss to speak of.
+    loss, *terms = (float(value) for value in np.nanmean(np.where(np.isfinite(columns), columns, np.nan), 0))
+    trainer.logger.log("train_losses", loss, trainer.current_epoch)
+    named = dict(zip(trainer.term_names, terms, strict=True))
+    for logger in trainer.logger.loggers:
+        for name, value in named.items():
+            logger.log(f"term/{name}", value, trainer.current_epoch)
+    diagnostics = {}
+    for objective in trainer.objectives:
+        numbers, warnings = objective.diagnose()
+        diagnostics.update(numbers)
+        for warning in warnings:
+            trainer.print_to_log_file(f"WARNING: {warning}")
+    if trainer.local_rank == 0:
+        trainer.term_log.append(trainer.current_epoch, loss, named, diagnostics)
+    trainer.print_to_log_file("terms", {name: round(value, 4) for name, value in named.items()})
+
+
+def say_epoch(trainer: MutualTrainer) -> None:
+    """Prints what nnU-Net prints about an epoch, labels by name."""
+    value = trainer.logger.get_value
+    losses = round(value("train_losses", -1), 4), round(value("val_losses", -1), 4)
+    trainer.print_to_log_file("train_loss", losses[0], "val_loss", losses[1])
+    dice = zip(trainer.table.labels, value("dice_per_class_or_region", -1), strict=True)
+    trainer.print_to_log_file("Pseudo dice", {name: round(d, 4) for name, d in dice})
+    seconds = value("epoch_end_timestamps", -1) - value("epoch_start_timestamps", -1)
+    trainer.print_to_log_file(f"Epoch time: {seconds:.2f} s")
 
 
 def _epoch_of(line: str) -> float:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from time import time
 from typing import Any
@@ -17,8 +15,7 @@ from batchgenerators.utilities.file_and_folder_operations import join
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.collate_outputs import collate_outputs
-from torch import distributed, nn
+from torch import nn
 
 from nnunet_mutual import building, compat
 from nnunet_mutual.annotation import AnnotationTable
@@ -33,13 +30,12 @@ from nnunet_mutual.checkpoints import (
     unpack,
 )
 from nnunet_mutual.config import Settings, merged_block, read_settings
-from nnunet_mutual.datasets.files import write_json
-from nnunet_mutual.datasets.splits import fold_problems, provide_splits
+from nnunet_mutual.datasets.splits import provide_splits
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.loading import start_loaders
 from nnunet_mutual.losses.knowledge import Knowledge
-from nnunet_mutual.monitor import FiniteGuard, Forecast, TermLog
+from nnunet_mutual.monitor import FiniteGuard, Forecast, TermLog, log_terms, say_epoch, say_start
 from nnunet_mutual.objectives import Batch, Objective, Progress, collect_terms
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 from nnunet_mutual.online import Ranking, log_scores, score_batch
@@ -221,18 +217,9 @@ class MutualTrainer(nnUNetTrainer):
     def on_train_start(self) -> None:
         """Prints the settings and what to know of the split, goes on where a resumed run stopped (nnU-Net's hook)."""
         super().on_train_start()
-        untested = compat.warn_untested()
-        if untested:
-            self.print_to_log_file(f"WARNING: {untested}")
-        settings = {"trainer": type(self).__name__, **asdict(self.settings)}
-        self.print_to_log_file(f"Settings: {json.dumps(settings)}", f"Precision: {self.autocast_dtype or 'float32'}")
+        say_start(self)
         if self.local_rank == 0:
-            write_json(Path(self.output_folder_base) / "mutual_settings.json", settings)
             self.term_log.drop_from(self.current_epoch)
-        if self.fold != "all":
-            training, validation = self.do_split()
-            for problem in fold_problems(self.table, {"train": training, "val": validation}, self.fold):
-                self.print_to_log_file(f"WARNING: {problem.place}: {problem.text}")
         fresh = self.current_epoch == self.iteration == 0
         if fresh and len(self.peers.networks) > 1 and not self._first_weight.equal(next(self.network.parameters())):
             building.share_encoder(self.peers.networks)
@@ -339,28 +326,7 @@ class MutualTrainer(nnUNetTrainer):
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Logs the loss and every term by name (nnU-Net's hook)."""
-        collated = collate_outputs(train_outputs)
-        columns = np.column_stack([np.asarray(collated["loss"]).reshape(-1, 1), collated["terms"]])
-        if self.is_ddp:
-            gathered: list = [None] * distributed.get_world_size()
-            distributed.all_gather_object(gathered, columns)
-            columns = np.concatenate(gathered)
-        # A step that the gradient scaler skipped has no loss to speak of.
-        loss, *terms = (float(value) for value in np.nanmean(np.where(np.isfinite(columns), columns, np.nan), 0))
-        self.logger.log("train_losses", loss, self.current_epoch)
-        named = dict(zip(self.term_names, terms, strict=True))
-        for logger in self.logger.loggers:
-            for name, value in named.items():
-                logger.log(f"term/{name}", value, self.current_epoch)
-        diagnostics = {}
-        for objective in self.objectives:
-            numbers, warnings = objective.diagnose()
-            diagnostics.update(numbers)
-            for warning in warnings:
-                self.print_to_log_file(f"WARNING: {warning}")
-        if self.local_rank == 0:
-            self.term_log.append(self.current_epoch, loss, named, diagnostics)
-        self.print_to_log_file("terms", {name: round(value, 4) for name, value in named.items()})
+        log_terms(self, train_outputs)
 
     # Validation
 
@@ -400,14 +366,8 @@ class MutualTrainer(nnUNetTrainer):
         """Logs, keeps the best and the latest checkpoint, counts the epoch (nnU-Net's hook)."""
         self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
         self.epochs_done = self.current_epoch + 1
+        say_epoch(self)
         value = self.logger.get_value
-        self.print_to_log_file(
-            "train_loss", round(value("train_losses", -1), 4), "val_loss", round(value("val_losses", -1), 4)
-        )
-        dice = value("dice_per_class_or_region", -1)
-        self.print_to_log_file("Pseudo dice", {n: round(d, 4) for n, d in zip(self.table.labels, dice, strict=True)})
-        seconds = value("epoch_end_timestamps", -1) - value("epoch_start_timestamps", -1)
-        self.print_to_log_file(f"Epoch time: {seconds:.2f} s")
         if self._best_ema is None or value("ema_fg_dice", -1) > self._best_ema:
             self._best_ema = float(value("ema_fg_dice", -1))
             self.print_to_log_file(f"New best moving average of the pseudo Dice: {self._best_ema:.4f}")
