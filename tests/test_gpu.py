@@ -1,0 +1,103 @@
+"""What only a CUDA device shows: mixed precision, compilation, waiting for the device, memory modes."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from training import SHORT, largest_difference, partial_block
+
+from nnunet_mutual.trainers import MutualPartialTrainer, PartialTrainer
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+TRAINERS = [PartialTrainer, MutualPartialTrainer]
+SETTINGS = {**SHORT, "num_epochs": 5, "num_iterations_per_epoch": 4, "amp": "auto"}
+
+
+def on_cuda(preprocessed: Path, trainer_class: type, **settings: Any) -> Any:
+    plans, dataset = (json.loads((preprocessed / n).read_text()) for n in ("nnUNetPlans.json", "dataset.json"))
+    plans["configurations"]["3d_fullres"]["mutual"].update(settings)
+    plans["continue_training"] = False
+    trainer = trainer_class(plans, "3d_fullres", 0, dataset, torch.device("cuda"))
+    trainer.logger.plot_progress_png = lambda folder: None
+    return trainer
+
+
+@pytest.fixture()
+def preprocessed(nnunet_folders: Path) -> Path:
+    return tiny.make_dataset(nnunet_folders, block=partial_block(), settings=SETTINGS)
+
+
+@pytest.mark.parametrize("compiled", ["0", "1"], ids=["eager", "compiled"])
+@pytest.mark.parametrize("trainer_class", TRAINERS)
+def test_mixed_precision_trains(
+    preprocessed: Path, trainer_class: type, compiled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_compile", compiled)
+    trainer = on_cuda(preprocessed, trainer_class)
+    trainer.run_training()
+    assert trainer.grad_scaler is not None and trainer.autocast_dtype == torch.float16
+    logged = trainer.logger.get_value("train_losses", step=None)
+    assert np.isfinite(logged).all() and logged[-1] < logged[0] + 1
+    fold = Path(trainer.output_folder)
+    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(fold.parent), (0,), "checkpoint_final.pth")
+    image = np.zeros((1, 16, 20, 18), np.float32)
+    assert predictor.predict_single_npy_array(image, {"spacing": [1.0, 1.0, 1.0]}).shape == image.shape[1:]
+
+
+@pytest.mark.parametrize("memory", ["joint", "sequential"])
+@pytest.mark.parametrize("trainer_class", TRAINERS)
+def test_a_step_waits_for_the_device_once(
+    preprocessed: Path, trainer_class: type, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_compile", "0")
+    options = {"memory": memory} if trainer_class is MutualPartialTrainer else {}
+    trainer = on_cuda(preprocessed, trainer_class, **options)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    batches = [next(trainer.dataloader_train) for _ in range(4)]
+    for batch in batches:  # cuDNN and the scaler settle
+        trainer.train_step(batch)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer.train_step(batches[0])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [str(w.message) for w in caught if "synchroniz" in str(w.message)]
+    # One for what is logged; the gradient scaler asks once per optimiser whether to step, as in stock nnU-Net.
+    assert len(waits) <= 1 + len(trainer.peers.optimizers), waits
+
+
+def test_memory_modes_agree(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_compile", "0")
+    results = []
+    for memory in ("joint", "sequential"):
+        trainer = on_cuda(preprocessed, MutualPartialTrainer, memory=memory, amp="off", num_iterations_per_epoch=2)
+        trainer.run_training()
+        results.append([network.network.state_dict() for network in trainer.peers.networks])
+    for mine, theirs in zip(*results, strict=True):
+        assert largest_difference(mine, theirs) < 1e-3
+
+
+def test_compiled_networks_do_not_recompile(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_compile", "1")
+    trainer = on_cuda(preprocessed, MutualPartialTrainer)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    batches = [next(trainer.dataloader_train) for _ in range(6)]
+    for batch in batches[:3]:
+        trainer.train_step(batch)
+    before = torch._dynamo.utils.counters["frames"]["ok"]
+    for batch in batches[3:]:
+        trainer.train_step(batch)
+    assert torch._dynamo.utils.counters["frames"]["ok"] == before
