@@ -109,7 +109,8 @@ class SimilarityObjective(Objective):
         if not self.needs_features:
             return
         found = torch.stack([self._dice(output, batch) for output in outputs], 1)  # (B, P, C)
-        homes = torch.tensor([-1 if (g := self.home[p]) is None else g for p in batch.patterns]).to(found.device)
+        homes = torch.tensor([-1 if (g := self.home[p]) is None else g for p in batch.patterns])
+        homes = homes.to(found.device, non_blocking=True)
         of_group = (homes == torch.arange(len(self.scores), device=found.device)[:, None]).to(found)  # (G, B)
         known = torch.isfinite(found).to(found)
         sums = torch.stack([torch.tensordot(of_group, part, 1) for part in (torch.nan_to_num(found), known)])
