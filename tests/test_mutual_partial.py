@@ -169,6 +169,29 @@ def test_many_sets_and_an_unlabelled_case(nnunet_folders: Path) -> None:
     assert_true_labels_untouched(trainer)
 
 
+def test_a_batch_of_one_is_raised(nnunet_folders: Path) -> None:
+    preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=SETTINGS)
+    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+    plans["configurations"]["3d_fullres"]["batch_size"] = 1
+    (preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    trainer = trainer_for(preprocessed, MutualPartialTrainer)
+    trainer.on_train_start()
+    keys = next(trainer.dataloader_train)["keys"]
+    assert {int(key[-1]) % 2 for key in keys} == {0, 1}, "one case of each group"
+    log = next(Path(trainer.output_folder).glob("training_log*")).read_text()
+    assert "raised from 1 to 2" in log
+
+
+def test_a_wrong_table_is_found_before_a_split_is_made_of_it(nnunet_folders: Path) -> None:
+    preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=SETTINGS)
+    content = json.loads((preprocessed / "dataset.json").read_text())
+    content["mutual"]["cases"]["case_00"]["patient"] = "p1"
+    (preprocessed / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(MutualError, match="nnunet_mutual sync"):
+        trainer_for(preprocessed, MutualPartialTrainer).initialize()
+    assert not (preprocessed / "splits_final.json").exists()
+
+
 @pytest.mark.parametrize(("first", "second"), [("one", "one"), ("groups", "one"), ("one", "groups")])
 def test_single_networks(nnunet_folders: Path, first: str, second: str) -> None:
     settings = {"num_epochs": 10, "stage1_networks": first, "stage2_networks": second}

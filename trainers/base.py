@@ -104,6 +104,7 @@ class MutualTrainer(nnUNetTrainer):
             torch.manual_seed(self.settings.seed)
             np.random.seed(self.settings.seed)
             random.seed(self.settings.seed)
+        self.plan_stages()
         super().initialize()
         training, _ = self.do_split()
         self.knowledge = Knowledge(self.table, self._table_keys(), self.label_manager.num_segmentation_heads).to(
@@ -113,6 +114,9 @@ class MutualTrainer(nnUNetTrainer):
         self.supervised = self.build_supervision()
         self.start_stage()
         self._first_weight = next(self.network.parameters()).detach().clone()
+
+    def plan_stages(self) -> None:
+        """Decides from the data how the training proceeds, before any network is built; nothing by default."""
 
     def start_stage(self) -> None:
         """Builds what is to be learnt and the networks that learn it, at the start and wherever a method changes."""

@@ -111,18 +111,18 @@ class MutualPartialTrainer(MutualTrainer):
 
     settings_class = MutualPartialSettings
     settings: MutualPartialSettings
+    batch_size: int
 
     # Stages
 
-    def initialize(self) -> None:
-        """Finds the groups, from which the lengths of the stages follow (nnU-Net's hook)."""
+    def plan_stages(self) -> None:
+        """Finds the groups, from which the lengths of the stages follow."""
         if self.is_cascaded:
             raise MutualError(
                 "MutualPartialTrainer does not train cascades, whose second stage would need the first one's pseudo "
                 "labels; train 3d_fullres, or the cascade with PartialTrainer"
             )
         training, _ = self.do_split()
-        self.table.require(self._table_keys())
         self.groups = choose_groups(self.table, training)
         mutual = len(self.groups) > 1
         self.stage1_groups = self.groups if mutual and self.settings.stage1_networks == "groups" else []
@@ -136,8 +136,14 @@ class MutualPartialTrainer(MutualTrainer):
         self.store = PseudoStore(Path(self.output_folder) / "pseudo_labels")
         if not self.stage1_epochs:
             self.stage = 2
-        super().initialize()
         self.print_to_log_file(self._describe())
+
+    def start_stage(self) -> None:
+        """Builds a stage; its batches must have room for two groups where networks of different groups learn."""
+        if self.batch_size < 2 and (self.stage1_groups if self.stage == 1 else self.stage2_groups):
+            self.print_to_log_file(f"The batch size is raised from {self.batch_size} to 2: a case each of two groups")
+            self.batch_size = 2
+        super().start_stage()
 
     def _nothing_to_decide(self, training: list[str]) -> bool:
         return all(self.table.case(key).annotated == frozenset(self.table.labels) for key in training)
