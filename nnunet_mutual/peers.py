@@ -192,25 +192,28 @@ class _Live:
 
 
 class _Replay:
-    """A forward pass without a graph that is repeated with one later, drawing the same dropout masks."""
+    """A forward pass without a graph that is repeated with one later, drawing the same random numbers.
+
+    Running statistics, such as those of batch normalisation, move with the repetition only: once per step.
+    """
 
     def __init__(self, network: nn.Module, data: Tensor, autocast: Autocast):
         self._again = partial(_forward, network, data, autocast)
-        self._random: dict[str, Tensor] | None = None
-        if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in network.modules()):
-            self._random = {"cpu": torch.get_rng_state()}
-            if data.is_cuda:
-                self._random["cuda"] = torch.cuda.get_rng_state(data.device)
         self._device = data.device
+        # Always, not only with dropout layers of torch: architectures have random layers of their own.
+        self._random = {"cpu": torch.get_rng_state()}
+        if data.is_cuda:
+            self._random["cuda"] = torch.cuda.get_rng_state(data.device)
+        before = [buffer.clone() for buffer in network.buffers()]
         with torch.no_grad():
             self.recorded = _forward(
                 network.module if isinstance(network, DistributedDataParallel) else network, data, autocast
             )
+            for buffer, value in zip(network.buffers(), before, strict=True):
+                buffer.copy_(value)
 
     def take(self) -> Output:
         """Runs again, with a graph."""
-        if self._random is None:
-            return self._again()
         with torch.random.fork_rng([self._device] if "cuda" in self._random else []):
             torch.set_rng_state(self._random["cpu"])
             if "cuda" in self._random:

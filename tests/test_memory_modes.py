@@ -1,0 +1,133 @@
+"""Joint and sequential memory leave the same state behind, not only the same gradients."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from dynamic_network_architectures.building_blocks.regularization import DropPath
+from test_peers import gradients, learn, unet
+from torch import Tensor, nn
+from training import SHORT, assert_same_optimizer, largest_difference, partial_block, trainer_for
+
+from nnunet_mutual.peers import Memory, Peers
+from nnunet_mutual.trainers import MutualPartialTrainer
+
+MODES: tuple[Memory, Memory] = ("joint", "sequential")
+
+
+class Dropping(nn.Module):
+    """A network whose randomness is no dropout layer of torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv3d(1, 2, 3, padding=1)
+        self.drop = DropPath(0.5)
+
+    def forward(self, data: Tensor) -> Tensor:
+        return self.drop(self.convolution(data))
+
+
+def one_step(networks: list[nn.Module], memory: Memory, data: Tensor) -> Peers:
+    optimizers = [torch.optim.SGD(network.parameters(), 0.1) for network in networks]
+    peers = Peers(networks, optimizers, [None] * len(networks), None, memory=memory)
+    for n, outputs, _ in peers.passes(data, nullcontext):
+        peers.backward(outputs[n].levels[0].square().mean())
+    return peers
+
+
+@pytest.mark.parametrize("norm", [{}, {"momentum": None}], ids=["moving average", "mean of all batches"])
+def test_statistics_of_batch_normalisation_move_once_per_step(norm: dict[str, Any]) -> None:
+    buffers = {}
+    for memory in MODES:
+        torch.manual_seed(1)
+        networks = [unet(norm_op=nn.BatchNorm3d, norm_op_kwargs=norm) for _ in range(3)]
+        data = torch.randn(2, 1, 16, 16, 16)
+        one_step(networks, memory, data)
+        buffers[memory] = [dict(network.named_buffers()) for network in networks]
+    for mine, theirs in zip(*buffers.values(), strict=True):
+        assert mine.keys() == theirs.keys() != set()
+        assert largest_difference(mine, theirs) == 0
+    counted = [value for name, value in buffers["joint"][1].items() if name.endswith("num_batches_tracked")]
+    assert counted and all(value == 1 for value in counted)
+
+
+def test_outputs_of_a_replay_are_those_that_the_others_learnt_from() -> None:
+    """Whatever a network draws at random, dropout layers or not."""
+    torch.manual_seed(1)
+    networks: list[nn.Module] = [Dropping() for _ in range(2)]
+    peers = Peers(networks, [], [], None, memory="sequential")
+    data = torch.randn(8, 1, 4, 4, 4)
+    dropped = set()
+    for n, outputs, recorded in peers.passes(data, nullcontext):
+        assert torch.equal(outputs[n].levels[0], recorded[n].levels[0])
+        dropped.add(tuple((recorded[n].levels[0].flatten(1) == 0).all(1).tolist()))
+    assert len(dropped) == 2, "each network draws its own"
+    assert any(any(mask) and not all(mask) for mask in dropped), "something is dropped, and something is not"
+
+
+@pytest.mark.parametrize("name", ["difference projected", "similarity"])
+def test_random_numbers_go_on_alike(name: str) -> None:
+    after = []
+    for memory in MODES:
+        learn(memory, name, dropout=0.5)
+        after.append(torch.rand(4))
+    assert torch.equal(*after)
+
+
+def test_dropout_of_networks_with_heads_is_replayed() -> None:
+    (joint, values), (alone, again) = (learn(m, "difference projected", dropout=0.5) for m in MODES)
+    assert values == again
+    mine, theirs = gradients(joint), gradients(alone)
+    assert mine.keys() == theirs.keys() and any(name.startswith("heads") for name in mine)
+    assert max(float((mine[name] - theirs[name]).abs().max()) for name in mine) < 1e-7
+
+
+def test_states_hold_every_optimiser() -> None:
+    """Momentum of the heads' own optimiser included."""
+    made = []
+    for _ in range(2):
+        peers, _ = learn("joint", "similarity")
+        for optimizer in peers.optimizers:
+            optimizer.param_groups[0]["momentum"] = 0.9
+        made.append(peers)
+    first, second = made
+    first.clip()
+    first.step()
+    second.load_state_dict(first.state_dict())
+    assert len(first.optimizers) == 3
+    for mine, theirs in zip(second.optimizers, first.optimizers, strict=True):
+        assert_same_optimizer(mine, theirs)
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same training in both modes."""
+    made = {}
+    for memory in MODES:
+        root = tmp_path_factory.mktemp(memory)
+        settings = {**SHORT, "num_epochs": 5, "memory": memory, "ramp": {"start": 0.0, "end": 0.1}}
+        settings["pseudo_labels"] = {"label": False, "voxel": False}
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+                patch.setenv(name, str(root / name))
+            preprocessed = tiny.make_dataset(root, block=partial_block(), settings=settings)
+            trainer = trainer_for(preprocessed, MutualPartialTrainer)
+            trainer.run_training()
+        assert trainer.peers.memory == memory
+        made[memory] = trainer
+    return made
+
+
+def test_whole_trainings_are_the_same(trainings: dict[str, Any]) -> None:
+    joint, alone = (trainings[memory] for memory in MODES)
+    stored = [(Path(t.output_folder) / "pseudo_labels" / "decisions.csv").read_text() for t in (joint, alone)]
+    assert stored[0] == stored[1]
+    assert joint.deployed == alone.deployed
+    for mine, theirs in zip(alone.peers.networks, joint.peers.networks, strict=True):
+        assert largest_difference(mine.state_dict(), theirs.state_dict()) < 1e-5
+    assert largest_difference(*(n.state_dict() for n in joint.peers.networks)) > 1e-3, "they differ from each other"
