@@ -93,3 +93,32 @@ def test_no_group_is_always_the_one_with_forced_foreground() -> None:
     made = loader([["a1"], ["b1"]], 2)
     last = Counter(made.get_indices()[-1] for _ in range(400))
     assert 140 < last["a1"] < 260
+
+
+def test_a_seed_fixes_the_batches() -> None:
+    pools = [["a1", "a2", "a3"], ["b1", "b2"], ["c1"]]
+    drawn = []
+    for seed in (1, 1, 2):
+        np.random.seed(seed)
+        made = loader(pools, 2)
+        drawn.append([made.get_indices() for _ in range(30)])
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_groups_are_drawn_by_the_probability_of_their_cases() -> None:
+    """Two groups of three in a batch: the rare one less often, each case within its group as often as its weight."""
+    np.random.seed(0)
+    made = loader([["a1", "a2"], ["b1"], ["c1"]], 2, [0.45, 0.15, 0.3, 0.1])
+    count = Counter(key for _ in range(3000) for key in made.get_indices())
+    assert count["a1"] / count["a2"] == pytest.approx(3, rel=0.15)
+    # P(pool in batch) = p + sum over the other q of q * p / (1 - q), drawn without replacement.
+    for keys, p, rest in ((("a1", "a2"), 0.6, (0.3, 0.1)), (("b1",), 0.3, (0.6, 0.1)), (("c1",), 0.1, (0.6, 0.3))):
+        expected = p + sum(q * p / (1 - q) for q in rest)
+        assert sum(count[key] for key in keys) / 3000 == pytest.approx(expected, abs=0.03)
+
+
+def test_the_order_of_cases_does_not_matter_to_the_groups() -> None:
+    cases = {"x": "ab", "y": "bc", "z": "cd", "u": "ad"}
+    table, names = table_of(**cases), list(cases)
+    chosen = {tuple(choose_groups(table, order)) for order in (names, names[::-1], names[2:] + names[:2])}
+    assert chosen == {(frozenset("ab"), frozenset("cd"))}

@@ -198,7 +198,7 @@ def test_undecided_voxels_of_regions_teach_nothing() -> None:
         return (2 * (q * y).sum() + 1e-5) / (q.sum() + y.sum() + 1e-5)
 
     expected = entropy - (dice(p[:, :1], whole) + dice(p[:, 1:][decided], core[decided])) / 2
-    assert float(loss) == pytest.approx(float(expected), abs=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
     (gradient,) = torch.autograd.grad(loss, logits)
     assert (gradient[:, 1:][~known_core] == 0).all() and (gradient[:, :1] != 0).all()
 
