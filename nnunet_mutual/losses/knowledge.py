@@ -186,13 +186,17 @@ class Knowledge:
             return Tables(annotated, full, relations=self.tables.relations, decided=decided)
         assert self.tables.possible is not None and self.tables.drawn is not None
         possible, drawn = self.tables.possible.clone(), self.tables.drawn.clone()
+        within = torch.zeros(self.num_outputs, self.num_outputs, dtype=torch.bool)
+        for y, z in codes.pairs:
+            within[y, z] = y > 0
         for code, (y, z) in enumerate(codes.pairs, codes.offset):
             drawn[code] = z
-            possible[:, code] = False
+            # None of the accepted labels but z; a label that is not accepted may be where it could be if z was drawn.
+            possible[:, code] = self.tables.possible[:, y] & ~annotated
+            if y != z:
+                possible[:, code] &= within[z]
+            possible[:, code, 0] = False
             possible[:, code, z] = True
-            if y == z:  # decided as what was drawn: none of the accepted labels, but a rejected one may still be there
-                possible[:, code] |= self.tables.possible[:, y] & ~annotated
-                possible[:, code, 0] = y == 0
         return Tables(annotated, full, possible=possible, drawn=drawn)
 
     def _possible(self, case: Case) -> Tensor:

@@ -133,7 +133,7 @@ def partial_sigmoid_loss(
         annotated: (B, R) bool.
         has_ignore: whether the last target channel is the ignore mask.
         decided: (B, R, *spatial) bool: where the target of a region that nobody drew is a pseudo label, to be learnt
-            like a drawn one; such regions are among ``annotated``.
+            like a drawn one; such regions are among ``annotated``. Elsewhere they count where drawn ones decide.
         batch_dice: as in :func:`partial_softmax_loss`.
         smooth: as in :func:`partial_softmax_loss`.
         gather: as in :func:`partial_softmax_loss`.
@@ -158,9 +158,8 @@ def partial_sigmoid_loss(
     truth = torch.where(drawn, y, present.to(y))
 
     bce = (F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * known).sum() / known.sum().clamp_min(1)
-    counted = valid if decided is None else valid * drawn
-    p = logits.sigmoid() * counted
-    y = y * counted
+    p = logits.sigmoid() * known  # of annotated regions; of pseudo labels, where they are decided or follow from others
+    y = truth * known
     dice = supervised_dice((p * y).sum(2), p.sum(2), y.sum(2), annotated, batch_dice, smooth, gather)
     return bce * (regions if has_ignore else 1) - dice
 

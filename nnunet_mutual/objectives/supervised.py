@@ -66,6 +66,8 @@ class SupervisedObjective(Objective):
             batch: the batch.
             tables: what to look up; supervision by all that is annotated by default.
             samples: which samples count, all by default; 0 (with zero gradient) for none.
+
+        Where Dice statistics are gathered, all processes must give samples, or none.
         """
         tables = tables or self.knowledge.tables
         patterns, target, decided = batch.patterns, batch.target, batch.decided
@@ -81,7 +83,9 @@ class SupervisedObjective(Objective):
                 patterns = [patterns[i] for i in samples]
                 levels, target, (index,) = (_pick(tensors, samples) for tensors in (levels, target, [index]))
                 decided = None if decided is None else _pick(decided, samples)
-        if self.may_shortcut and all(tables.is_full[pattern] for pattern in patterns):
+        # Whatever samples the other processes give, all must gather in the same way.
+        alike = self.options["gather"] is None or samples is None
+        if self.may_shortcut and alike and all(tables.is_full[pattern] for pattern in patterns):
             return self.full_loss(levels, target)
         parts = []
         for i, weight in enumerate(self.level_weights):

@@ -15,7 +15,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from torch import Tensor, distributed, nn
 
-from nnunet_mutual.annotation import AnnotationTable, Case
+from nnunet_mutual.annotation import AnnotationTable, Case, table_fingerprint
 from nnunet_mutual.peers import unwrap
 from nnunet_mutual.pseudo_labels.audit import Decision
 from nnunet_mutual.pseudo_labels.codes import UNDECIDED, PseudoCodes
@@ -101,22 +101,24 @@ class PseudoLabeller:
         names = self.open_labels(case)
         found = self._predict(names, image)
         decided = self._decide(case, names, found, drawn)
-        singles = [self.table.values[name] for name in names if name in self.table.singles]
-        decided = keep_main_component(decided, singles, self.settings)
+        for name in names:
+            if name in self.table.singles:
+                decided = self._keep_main(case, name, decided, drawn)
         chosen = decided != UNDECIDED
         share = float(chosen.sum()) / max(1, int((chosen | self._is_open(case, names, drawn)).sum()))
         decisions = []
+        rejected = np.zeros(drawn.shape, bool)
         for name in names:
             inside = np.isin(decided, self.table.values[name])
-            volume = float(inside.sum()) * voxel_ml
+            volume = float((inside | self._is_certain(case, name, drawn)).sum()) * voxel_ml
             verdict = judge_label(
                 volume_ml=volume,
                 agreement=found.agreements[name],
                 true_volumes_ml=self.true_volumes.get(name, []),
                 settings=self.settings,
             )
-            if not verdict.accepted and not self.table.is_regions:  # "none of the accepted labels" is still decided
-                decided[inside] = drawn[inside]
+            if not verdict.accepted and not self.table.is_regions:
+                rejected |= inside
             decision = Decision(
                 case=case.key,
                 source=case.source,
@@ -130,6 +132,10 @@ class PseudoLabeller:
                 networks="+".join(map(str, found.networks[name])),
             )
             decisions.append(decision)
+        if rejected.any():  # "none of the accepted labels" may still be certain there
+            accepted = [decision.label for decision in decisions if decision.accepted]
+            none = self._decide(case, accepted, found, drawn) == drawn
+            decided[rejected] = np.where(none, drawn, UNDECIDED)[rejected]
         return self.codes.encode(drawn, decided), decisions
 
     def _predict(self, names: Sequence[str], image: Tensor) -> Prediction:
@@ -202,6 +208,18 @@ class PseudoLabeller:
         }
         return same, membership
 
+    def _is_certain(self, case: Case, name: str, drawn: np.ndarray) -> np.ndarray:
+        """Where other drawn regions leave no doubt that a region is there, as a drawn core for the whole around it."""
+        if not self.table.is_regions:
+            return np.zeros(drawn.shape, bool)
+        values = set(self.table.values[name])
+        return np.isin(drawn, [y for y, integers in self._hypotheses(case)[0].items() if values.issuperset(integers)])
+
+    def _keep_main(self, case: Case, name: str, decided: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        values, certain = self.table.values[name], self._is_certain(case, name, drawn)
+        whole = np.where(certain, values[0], decided)  # pieces that a drawn part connects are one
+        return np.where(certain, decided, keep_main_component(whole, [values], self.settings))
+
     def _is_open(self, case: Case, names: Sequence[str], drawn: np.ndarray) -> np.ndarray:
         """Where what was drawn leaves a choice."""
         if self.table.is_regions:
@@ -235,7 +253,8 @@ def make_pseudo_labels(
     with ExitStack() as stack:
         predictors = [stack.enter_context(predictor_for(trainer, network, mirroring=False)) for network in networks]
         labeller = PseudoLabeller(trainer, predictors, learnt, settings)
-        return _label_all(labeller, trainer, store, identity(networks, settings), between_cases)
+        made_by = identity(networks, learnt, settings, trainer.dataset_json)
+        return _label_all(labeller, trainer, store, made_by, between_cases)
 
 
 def _label_all(
@@ -273,13 +292,24 @@ def _mean_of(halves: Sequence[Tensor], number: int) -> Tensor:
     return halves[0] if len(halves) == 1 else (halves[0] + (number - 1) * halves[1]) / number
 
 
-def identity(networks: Sequence[nn.Module], settings: FilterSettings) -> dict[str, Any]:
-    """Returns what pseudo labels depend on, as builtins: the weights (hashed) and the settings of the filter."""
+def identity(
+    networks: Sequence[nn.Module],
+    learnt: Sequence[frozenset[str]],
+    settings: FilterSettings,
+    dataset_json: dict[str, Any],
+) -> dict[str, Any]:
+    """Returns what pseudo labels depend on, as builtins: weights (hashed), labels, the table and the settings."""
     digest = hashlib.sha256()
     for network in networks:
         for value in unwrap(network).state_dict().values():
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return {"weights": digest.hexdigest(), "settings": asdict(settings)}
+    return {
+        "weights": digest.hexdigest(),
+        "learnt": [sorted(labels) for labels in learnt],
+        "labels": dataset_json["labels"],  # with the table, what the codes mean
+        "table": table_fingerprint(dataset_json),
+        "settings": asdict(settings),
+    }
 
 
 def true_volumes(table: AnnotationTable, dataset: Any) -> Volumes:

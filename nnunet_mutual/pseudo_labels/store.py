@@ -42,6 +42,7 @@ class PseudoStore:
         if file.exists() and read_json(file) == json.loads(json.dumps(identity)):
             return False
         old = self.folder.exists() and any(self.folder.iterdir())
+        file.unlink(missing_ok=True)  # first: what is left of an interrupted removal must belong to nobody
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         write_json(file, identity)
@@ -83,7 +84,7 @@ class PseudoStore:
 
     def codes(self, case: str) -> Any:
         """Returns the codes of a case, (1, *spatial) int16, decompressed where they are read."""
-        return blosc2.open(urlpath=str(self.folder / f"{case}.b2nd"), mode="r")
+        return blosc2.open(urlpath=str(self.folder / f"{case}.b2nd"), mode="r", dparams={"nthreads": 1})
 
     def locations(self, case: str) -> dict[Any, np.ndarray]:
         """Returns the voxels of each label of a case, as nnU-Net's ``class_locations``."""
