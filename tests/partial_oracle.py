@@ -5,7 +5,7 @@ Nothing here uses the package's annotation table or its look-up tables; a datase
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,21 @@ def possible_names(content: dict[str, Any], key: str, drawn: str) -> set[str]:
         return {"background"} | {u for u in unannotated if not any(u in inside(content, key, b) for b in annotated)}
     overlaps = [set(pair) for pair in content["mutual"].get("may_overlap", [])]
     return {drawn} | {u for u in unannotated if u in inside(content, key, drawn) or {u, drawn} in overlaps}
+
+
+def may_hide_in(content: dict[str, Any], drawn: str) -> set[str]:
+    """Labels that a voxel called ``drawn`` may have as well, by the rules of any source."""
+    found = {other for pair in content["mutual"].get("may_overlap", []) if drawn in pair for other in pair} - {drawn}
+    return found.union(*(inside(content, key, drawn) for key in content["mutual"]["cases"]))
+
+
+def left_open(content: dict[str, Any], key: str, accepted: Set[str], drawn: str, decided: str | None) -> set[str]:
+    """What a voxel may be, given what is drawn there and what was decided; accepted: pseudo labels of the case."""
+    by_drawing = possible_names(content, key, drawn)
+    if decided is None:
+        return by_drawing
+    doubtful = by_drawing - annotated_names(content, key) - accepted - {"background"}
+    return {decided} | (doubtful if decided == drawn else doubtful & may_hide_in(content, decided))
 
 
 def mean_dice(statistics: dict[tuple[int, str], list[tuple[Any, Any, Any]]], batch_dice: bool) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import tiny
 from test_mutual_partial_resume import SETTINGS, STAGE_1_STEPS, Killed, assert_same_training, interrupt
 from training import largest_difference, partial_block, stop_at, trainer_for
 
+from nnunet_mutual.errors import MutualError
 from nnunet_mutual.pseudo_labels import store as store_module
 from nnunet_mutual.trainers import MutualPartialTrainer
 
@@ -198,3 +200,32 @@ def test_a_finished_training_is_finished(whole: tuple[Path, Any], preprocessed: 
     again.run_training()
     assert again.stage == 2
     assert_same(again, whole[1])
+
+
+@pytest.mark.parametrize("whole", ["plain"], indirect=True)
+@pytest.mark.parametrize(("lost", "number"), [("*", 5), ("case_02.*", 1)], ids=["the folder", "a case"])
+def test_lost_pseudo_labels_are_missed(whole: tuple[Path, Any], preprocessed: Path, lost: str, number: int) -> None:
+    """What the sentence advises ends as the training that lost nothing."""
+    stopped = trainer_for(preprocessed, MutualPartialTrainer)
+    interrupt(stopped, lambda trainer: stop_at(trainer, STAGE_1_STEPS + 5, signal.SIGTERM), SystemExit)
+    fold = Path(stopped.output_folder)
+    for file in (fold / "pseudo_labels").glob(lost):
+        file.unlink()
+    resumed = trainer_for(preprocessed, MutualPartialTrainer, resume="latest")
+    with pytest.raises(MutualError, match=rf"lacks the pseudo labels of {number} cases .*copy checkpoint_stage1.pth"):
+        resumed.run_training()
+    shutil.copy(fold / "checkpoint_stage1.pth", fold / "checkpoint_latest.pth")
+    repeated = trainer_for(preprocessed, MutualPartialTrainer, resume="latest")
+    repeated.run_training()
+    assert_same(repeated, whole[1])
+
+
+@pytest.mark.parametrize("whole", ["plain"], indirect=True)
+def test_a_finished_training_needs_no_pseudo_labels(whole: tuple[Path, Any], preprocessed: Path) -> None:
+    trainer = trainer_for(preprocessed, MutualPartialTrainer)
+    trainer.run_training()
+    shutil.rmtree(Path(trainer.output_folder) / "pseudo_labels")
+    again = trainer_for(preprocessed, MutualPartialTrainer, resume="final")
+    again.run_training()
+    for mine, theirs in zip(again.peers.networks, trainer.peers.networks, strict=True):
+        assert largest_difference(mine.state_dict(), theirs.state_dict()) == 0

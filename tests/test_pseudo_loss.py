@@ -1,4 +1,4 @@
-"""Tables and losses with pseudo labels, and those of networks that segment some labels only, against sets and loops."""
+"""Losses with pseudo labels, against loops over voxels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-from partial_oracle import annotated_names, dataset, possible_names
+from partial_oracle import annotated_names, dataset, left_open, possible_names
 from torch import Tensor
 
 from nnunet_mutual.annotation import AnnotationTable
@@ -41,61 +41,6 @@ def made(accepted: dict[str, frozenset[str]] | None = None) -> Knowledge:
     return Knowledge(table, KEYS, 5, PseudoCodes.from_table(table), ACCEPTED if accepted is None else accepted)
 
 
-def row(table: Tensor) -> set[str]:
-    return {NAMES[i] for i, value in enumerate(table.tolist()) if value}
-
-
-@pytest.mark.parametrize("key", KEYS)
-def test_what_codes_leave_open(key: str) -> None:
-    known = made()
-    assert known.codes is not None and known.tables.possible is not None and known.pseudo_tables.possible is not None
-    pattern, accepted = known.patterns([key])[0], ACCEPTED.get(key, frozenset())
-    annotated = annotated_names(CONTENT, key)
-    assert row(known.pseudo_tables.annotated[pattern]) == annotated | accepted
-    assert row(known.tables.annotated[pattern]) == annotated
-    drawable = [0, *(NAMES.index(name) for name in annotated)]
-    for y in drawable:
-        everything = possible_names(CONTENT, key, NAMES[y])
-        assert row(known.tables.possible[pattern, y]) == row(known.pseudo_tables.possible[pattern, y]) == everything
-        for code, (true, z) in enumerate(known.codes.pairs, known.codes.offset):
-            if true != y or (NAMES[z] not in everything):
-                continue
-            assert row(known.tables.possible[pattern, code]) == everything, "true labels know of no decision"
-            expected = {NAMES[z]}
-            if z == y:  # decided as drawn: only labels whose pseudo label was not accepted may still be there
-                expected |= everything - accepted - annotated
-            assert row(known.pseudo_tables.possible[pattern, code]) == expected
-            assert known.pseudo_tables.drawn is not None and known.tables.drawn is not None
-            assert (int(known.pseudo_tables.drawn[code]), int(known.tables.drawn[code])) == (z, y)
-
-
-@pytest.mark.parametrize("labels", [{"liver"}, {"spleen", "tumour"}, {"kidney", "liver"}])
-def test_networks_of_some_labels(labels: set[str]) -> None:
-    table = AnnotationTable.from_dataset_json(CONTENT)
-    known = Knowledge(table, KEYS, 5)
-    tables, rivals = known.limited(frozenset(labels)), known.rivals(frozenset(labels))
-    assert tables.possible is not None
-    for key in KEYS:
-        pattern, annotated = known.patterns([key])[0], annotated_names(CONTENT, key)
-        others = set(NAMES[1:]) - labels
-        assert row(tables.annotated[pattern]) == annotated & labels
-        for y in [0, *(NAMES.index(name) for name in annotated)]:
-            found, name = row(tables.possible[pattern, y]), NAMES[y]
-            everything = possible_names(CONTENT, key, name)
-            if name in labels:
-                assert found == everything & labels
-            elif y == 0:
-                assert found == {"background"} | others | (everything & labels)
-            else:  # another organ is background to this network; what it does not know is left to PD
-                assert found == {"background"} | others | (labels - annotated)
-            against = row(rivals[pattern, y])
-            if y == 0 or name in labels:
-                assert against == set()
-            else:
-                friends = {"liver": {"tumour"}, "tumour": {"liver"}, "spleen": {"kidney"}, "kidney": {"spleen"}}
-                assert against == labels - annotated - friends[name]
-
-
 def cross_entropy_and_dice(logits: np.ndarray, values: np.ndarray, key: str, known: Knowledge) -> float:
     """Of one sample, from the definitions, voxel by voxel."""
     assert known.codes is not None
@@ -107,10 +52,7 @@ def cross_entropy_and_dice(logits: np.ndarray, values: np.ndarray, key: str, kno
     for place in np.ndindex(values.shape):
         value = int(values[place])
         y, z = (value, None) if value < known.codes.offset else known.codes.pairs[value - known.codes.offset]
-        open_names = possible_names(CONTENT, key, NAMES[y])
-        if z is not None:
-            open_names = {NAMES[z]} | (open_names - accepted - annotated if z == y else set())
-            open_names.add(NAMES[z])
+        open_names = left_open(CONTENT, key, accepted, NAMES[y], None if z is None else NAMES[z])
         chosen = NAMES[y if z is None else z]
         mass = sum(p[(NAMES.index(name), *place)] for name in open_names)
         entropy.append(-np.log(mass))
@@ -197,7 +139,7 @@ def test_undecided_voxels_of_regions_teach_nothing() -> None:
     def dice(q: Tensor, y: Tensor) -> Tensor:
         return (2 * (q * y).sum() + 1e-5) / (q.sum() + y.sum() + 1e-5)
 
-    expected = entropy - (dice(p[:, :1], whole) + dice(p[:, 1:][decided], core[decided])) / 2
+    expected = entropy - (dice(p[:, :1], whole) + dice(p[:, 1:][known_core], core[known_core])) / 2
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
     (gradient,) = torch.autograd.grad(loss, logits)
     assert (gradient[:, 1:][~known_core] == 0).all() and (gradient[:, :1] != 0).all()

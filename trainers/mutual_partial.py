@@ -251,7 +251,22 @@ class MutualPartialTrainer(MutualTrainer):
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """Stage 2 trains with pseudo labels (nnU-Net's hook)."""
         training, validation = super().get_tr_and_val_datasets()
-        return (PseudoDataset(training, self.store) if self.stage == 2 else training), validation
+        if self.stage == 1:
+            return training, validation
+        if self.stage1_epochs and self.current_epoch < self.num_epochs:
+            self._require_pseudo_labels(training.identifiers)
+        return PseudoDataset(training, self.store), validation
+
+    def _require_pseudo_labels(self, cases: Sequence[str]) -> None:
+        """A stage 2 that goes on without what it began with would be another training, and nobody would notice."""
+        learnt = frozenset().union(*self.stage1_groups) if self.stage1_groups else frozenset(self.table.labels)
+        lost = [key for key in cases if learnt - self.table.case(key).annotated and not self.store.has(key)]
+        if lost:
+            raise MutualError(
+                f"{self.store.folder} lacks the pseudo labels of {len(lost)} cases ({', '.join(lost[:5])}"
+                f"{', ...' if len(lost) > 5 else ''}) with which stage 2 began; put them back and continue with --c, "
+                f"or repeat stage 2: copy {STAGE_1_CHECKPOINT} over checkpoint_latest.pth and continue with --c"
+            )
 
     def training_regions(self, regions: Any) -> Any:
         """With pseudo labels, the regions of true and decided values, and where anything was decided."""

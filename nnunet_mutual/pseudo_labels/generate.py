@@ -298,7 +298,7 @@ def identity(
     settings: FilterSettings,
     dataset_json: dict[str, Any],
 ) -> dict[str, Any]:
-    """Returns what pseudo labels depend on, as builtins: weights (hashed), labels, the table and the settings."""
+    """Returns what pseudo labels depend on, as builtins: weights (hashed), labels, table (hashed), settings."""
     digest = hashlib.sha256()
     for network in networks:
         for value in unwrap(network).state_dict().values():
@@ -307,7 +307,7 @@ def identity(
         "weights": digest.hexdigest(),
         "learnt": [sorted(labels) for labels in learnt],
         "labels": dataset_json["labels"],  # with the table, what the codes mean
-        "table": table_fingerprint(dataset_json),
+        "table": hashlib.sha256(table_fingerprint(dataset_json).encode()).hexdigest(),
         "settings": asdict(settings),
     }
 
