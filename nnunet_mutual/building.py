@@ -19,16 +19,17 @@ if TYPE_CHECKING:
     from nnunet_mutual.trainers.base import MutualTrainer
 
 
-def make_peers(trainer: MutualTrainer, number: int) -> Peers:
+def make_peers(trainer: MutualTrainer, number: int, auxiliary: Sequence[nn.Module] = ()) -> Peers:
     """Returns differently seeded networks of the plans' architecture, the first of which is stock's, and heads.
 
     Args:
         trainer: its objectives say whether features are wanted and which heads are to be trained.
-        number: P.
+        number: of networks of the plans' architecture, which may be deployed.
+        auxiliary: further networks, which are never deployed.
     """
     trainer.network = unwrap(trainer.network)
-    plain = [trainer.network, *(new_network(trainer) for _ in range(number - 1))]
-    features = any(objective.needs_features for objective in trainer.objectives)
+    plain = [trainer.network, *(new_network(trainer) for _ in range(number - 1)), *auxiliary]
+    features = min((o.feature_stride for o in trainer.objectives if o.needs_features), default=None)
     heads = nn.ModuleList([o.heads for o in trainer.objectives if o.heads is not None]).to(trainer.device)
     trained = [*plain, heads] if len(heads) else plain
     optimizers, schedulers = zip(*(_optimizer_for(trainer, module) for module in trained), strict=True)
@@ -38,7 +39,16 @@ def make_peers(trainer: MutualTrainer, number: int) -> Peers:
         memory = trainer.settings.memory
     decay = trainer.settings.ema if isinstance(trainer.settings, PeersSettings) else 0.0
     used = heads if len(heads) else None
-    return Peers(networks, optimizers, schedulers, trainer.grad_scaler, memory=memory, heads=used, decay=decay)
+    return Peers(
+        networks,
+        optimizers,
+        schedulers,
+        trainer.grad_scaler,
+        memory=memory,
+        heads=used,
+        decay=decay,
+        auxiliary=len(auxiliary),
+    )
 
 
 def settle_memory(trainer: MutualTrainer) -> None:
@@ -106,21 +116,27 @@ def new_network(trainer: MutualTrainer) -> nn.Module:
     return network.to(trainer.device)
 
 
-def wrap(trainer: MutualTrainer, network: nn.Module, features: bool) -> nn.Module:
+def wrap(trainer: MutualTrainer, network: nn.Module, features: int | None) -> nn.Module:
     """Compiles and distributes a network as nnU-Net does.
 
     Args:
         trainer: whose plans, device and process group count.
         network: a plain network.
-        features: whether it shall return decoder features in training.
+        features: largest stride of the decoder features that it shall return in training; None for no features.
     """
-    if features:
-        network = FeatureTap(network, feature_stage(strides(trainer)))
-    if trainer._do_i_compile():
-        network = torch.compile(network)  # type: ignore[assignment] # a module, as nnU-Net relies on
+    if features is not None:
+        network = FeatureTap(network, feature_stage(strides(trainer), features))
+    network = compiled(trainer, network)
     if trainer.is_ddp:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         network = DistributedDataParallel(network, [trainer.local_rank] if trainer.device.type == "cuda" else None)
+    return network
+
+
+def compiled(trainer: MutualTrainer, network: nn.Module) -> nn.Module:
+    """Returns a network as nnU-Net runs it: compiled, unless it does not compile here."""
+    if trainer._do_i_compile():
+        network = torch.compile(network)  # type: ignore[assignment] # a module, as nnU-Net relies on
     return network
 
 
@@ -129,10 +145,10 @@ def strides(trainer: MutualTrainer) -> list[Any]:
     return list(trainer.configuration_manager.network_arch_init_kwargs["strides"])
 
 
-def feature_channels(trainer: MutualTrainer) -> int:
-    """Returns the number of channels of the features that networks give to objectives."""
+def feature_channels(trainer: MutualTrainer, coarsest: int = 4) -> int:
+    """Returns the number of channels of the features that networks give to objectives, of stride ``coarsest``."""
     sizes = trainer.configuration_manager.network_arch_init_kwargs["features_per_stage"]
-    return int(sizes[len(sizes) - 2 - feature_stage(strides(trainer))])
+    return int(sizes[len(sizes) - 2 - feature_stage(strides(trainer), coarsest)])
 
 
 def _optimizer_for(trainer: MutualTrainer, module: nn.Module) -> tuple[torch.optim.Optimizer, Any]:

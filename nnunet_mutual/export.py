@@ -139,9 +139,12 @@ def _models(
             yield fold, origin, trained
             continue
         state = trained[STATE_KEY]["peers"]
-        networks = [average["weights"] for average in state["averages"]] or state["networks"]
+        networks = [average["weights"] for average in state["averages"]] or state["networks"][: state["deployable"]]
         if len(networks) < 2:
-            raise MutualError(f"{checkpoint} holds one network, so there is no ensemble of peers; leave --peers out")
+            raise MutualError(
+                f"{checkpoint} holds one network that stock nnU-Net knows, so there is no ensemble of peers; "
+                "leave --peers out"
+            )
         for n, weights in enumerate(networks):
             yield str(n), origin, {**trained, "network_weights": weights}
 

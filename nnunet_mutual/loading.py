@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -119,6 +118,7 @@ def start_loaders(trainer: MutualTrainer) -> tuple[Augmenter, Augmenter]:
     transforms = trainer.get_training_transforms(
         patch_size, rotation, scales, mirror_axes, dummy_2d, use_mask_for_norm=mask, **shared_training
     )
+    transforms = trainer.training_transforms(transforms)
     training, validation = trainer.get_tr_and_val_datasets()
     balanced = case_probabilities(trainer.table, training.identifiers) if trainer.settings.balance_sources else None
     return (
@@ -151,8 +151,7 @@ def _start(
     *,
     is_training: bool,
 ) -> Augmenter:
-    pools = trainer.case_pools(dataset.identifiers) if is_training else None
-    make = nnUNetDataLoader if pools is None else partial(PooledLoader, pools=pools)
+    make = trainer.training_loader(dataset.identifiers) if is_training else nnUNetDataLoader
     loader = make(
         dataset,
         trainer.batch_size,

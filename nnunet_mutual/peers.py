@@ -47,6 +47,7 @@ class Peers:
         memory: "joint" or "sequential".
         heads: modules that objectives train beside the networks.
         decay: of a moving average of each network's weights, which then is evaluated in its place; 0 for none.
+        auxiliary: how many of the last networks are of another architecture and learn along, never to be deployed.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Peers:
         memory: Memory = "joint",
         heads: nn.Module | None = None,
         decay: float = 0.0,
+        auxiliary: int = 0,
     ):
         self.networks = list(networks)
         self.optimizers = list(optimizers)
@@ -66,7 +68,8 @@ class Peers:
         self.scaler = scaler
         self.memory: Memory = memory
         self.heads = heads
-        self.averages = [MovingAverage(unwrap(network), decay) for network in self.networks] if decay else []
+        self.auxiliary = auxiliary
+        self.averages = [MovingAverage(unwrap(network), decay) for network in self.deployable] if decay else []
 
     def __repr__(self) -> str:
         return f"Peers({len(self.networks)} x {type(unwrap(self.networks[0])).__name__}, {self.memory})"
@@ -76,9 +79,14 @@ class Peers:
         return [*self.networks, self.heads] if self.heads is not None else self.networks
 
     @property
+    def deployable(self) -> list[nn.Module]:
+        """The networks of the plans' architecture."""
+        return self.networks[: len(self.networks) - self.auxiliary]
+
+    @property
     def evaluated(self) -> list[nn.Module]:
         """What validation scores and checkpoints deploy: the moving averages if there are any, else the networks."""
-        return [average.network for average in self.averages] or self.networks
+        return [average.network for average in self.averages] or self.deployable
 
     def restart_averages(self) -> None:
         """Begins the moving averages anew, after the networks got other weights."""
@@ -158,6 +166,7 @@ class Peers:
         return {
             "networks": [unwrap(network).state_dict() for network in self.networks],
             "averages": [average.state_dict() for average in self.averages],
+            "deployable": len(self.deployable),
             "heads": None if self.heads is None else self.heads.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": None if self.scaler is None else self.scaler.state_dict(),

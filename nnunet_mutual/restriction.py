@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnunet_mutual.annotation import AnnotationTable
+from nnunet_mutual.annotation import AnnotationTable, Case
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,12 @@ class Restriction:
     removed: tuple[tuple[int, tuple[int, ...]], ...]
 
 
-def restriction_for(table: AnnotationTable, key: str) -> Restriction | None:
+def restriction_for(table: AnnotationTable, case: Case) -> Restriction | None:
     """Returns how to restrict the prediction of a case, or None if it annotates everything.
 
     An unannotated label goes to the annotated label that contains it; else to the likelier of background and the
     annotated labels that may overlap it; else to background.
     """
-    case = table.case(key)
     unannotated = [label for label in table.labels if label not in case.annotated]
     if not unannotated:
         return None

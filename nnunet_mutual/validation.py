@@ -184,7 +184,7 @@ def _predict_case(
         image = torch.from_numpy(data)
     logits = predictor.predict_sliding_window_return_logits(image).cpu()
     managers = (trainer.configuration_manager, trainer.plans_manager)
-    restriction = restriction_for(trainer.table, key)
+    restriction = restriction_for(trainer.table, trainer.table.case(key))
     folder = trainer.output_folder
     pool.submit(
         export_case, logits, properties, *managers, trainer.dataset_json, folder, key, restriction, save_probabilities

@@ -15,6 +15,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from training import KEYS, SHORT, largest_difference, lines_of, partial_block, trainer_for, weights
 
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.loading import PooledLoader
 from nnunet_mutual.losses.knowledge import Knowledge
 from nnunet_mutual.pseudo_labels.audit import read_decisions
 from nnunet_mutual.pseudo_labels.codes import PseudoCodes
@@ -200,8 +201,7 @@ def test_single_networks(nnunet_folders: Path, first: str, second: str) -> None:
     assert trainer.stage1_epochs == 4 // number[first]
     assert trainer.num_epochs - trainer.stage1_epochs == 6 // number[second]
     assert len(trainer.peers.networks) == number[second]
-    pools = trainer.case_pools(trainer.do_split()[0])
-    assert (pools is None) == (second == "one")
+    assert isinstance(trainer.dataloader_train.data_loader, PooledLoader) == (second == "groups")
 
 
 def test_all_networks_of_stage_2_start_from_the_best_of_stage_1(nnunet_folders: Path) -> None:

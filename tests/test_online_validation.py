@@ -65,7 +65,8 @@ def test_plain_labels(nnunet_folders: Path, ignore: bool, contains: bool) -> Non
     expected = np.zeros((3, 3), int)
     for i, key in enumerate(batch["keys"]):
         target = batch["target"][0][i, 0].numpy()
-        probabilities, restriction = logits[i].softmax(0).numpy(), restriction_for(trainer.table, str(key))
+        probabilities = logits[i].softmax(0).numpy()
+        restriction = restriction_for(trainer.table, trainer.table.case(str(key)))
         assert restriction is not None
         prediction = restrict(probabilities, restriction).argmax(0)
         for value in [1] if key == "case_00" else [2, 3]:

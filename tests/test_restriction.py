@@ -40,15 +40,16 @@ def one_voxel(**probabilities: float) -> np.ndarray:
 
 
 def restricted(table: AnnotationTable, probabilities: np.ndarray) -> np.ndarray:
-    restriction = restriction_for(table, "x")
+    restriction = restriction_for(table, table.case("x"))
     assert restriction is not None
     return restrict(probabilities, restriction)
 
 
 def test_a_fully_annotated_case_is_left_alone() -> None:
-    assert restriction_for(table_of(NAMES), "x") is None
+    table = table_of(NAMES)
+    assert restriction_for(table, table.case("x")) is None
     plain = AnnotationTable.from_dataset_json({"channel_names": {"0": "CT"}, "labels": {"background": 0, **VALUES}})
-    assert restriction_for(plain, "any case") is None
+    assert restriction_for(plain, plain.case("any case")) is None
 
 
 def test_a_contained_label_goes_to_its_container() -> None:
@@ -56,9 +57,8 @@ def test_a_contained_label_goes_to_its_container() -> None:
     found = restricted(table, one_voxel(background=0.2, liver=0.1, tumour=0.4, vessel=0.3))
     np.testing.assert_allclose(found, one_voxel(background=0.2, liver=0.4))
     # A container that is not annotated is none.
-    assert restriction_for(table_of(["spleen"], {"liver": ["tumour"]}), "x") == Restriction(
-        ((2, (0,)), (3, (0,)), (4, (0,)))
-    )
+    table = table_of(["spleen"], {"liver": ["tumour"]})
+    assert restriction_for(table, table.case("x")) == Restriction(((2, (0,)), (3, (0,)), (4, (0,))))
 
 
 def test_without_a_container_the_likelier_of_background_and_overlap_partners() -> None:
@@ -157,6 +157,6 @@ def test_of_regions_the_channel_is_emptied() -> None:
     found = restricted(table, probabilities)
     np.testing.assert_array_equal(found, probabilities * np.array([1, 0, 1])[:, None, None])
     for key, kept in (("y", [0, 0, 0]), ("z", [0, 1, 0])):
-        restriction = restriction_for(table, key)
+        restriction = restriction_for(table, table.case(key))
         assert restriction is not None
         np.testing.assert_array_equal(restrict(probabilities, restriction), probabilities * np.reshape(kept, (3, 1, 1)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from time import time
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import join
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -107,13 +108,15 @@ class MutualTrainer(nnUNetTrainer):
         self.plan_stages()
         super().initialize()
         training, _ = self.do_split()
-        self.knowledge = Knowledge(self.table, self._table_keys(), self.label_manager.num_segmentation_heads).to(
-            self.device
-        )
+        self.knowledge = self.build_knowledge().to(self.device)
         self.table.require_annotated(training, self.fold)
         self.supervised = self.build_supervision()
         self.start_stage()
         self._first_weight = next(self.network.parameters()).detach().clone()
+
+    def build_knowledge(self) -> Knowledge:
+        """Returns what each case says about each label."""
+        return Knowledge(self.table, self._table_keys(), self.label_manager.num_segmentation_heads)
 
     def plan_stages(self) -> None:
         """Decides from the data how the training proceeds, before any network is built; nothing by default."""
@@ -144,7 +147,7 @@ class MutualTrainer(nnUNetTrainer):
         """Returns the networks that learn together; stock's one network by default."""
         return Peers([self.network], [self.optimizer], [self.lr_scheduler], self.grad_scaler)
 
-    def wrap(self, network: nn.Module, *, features: bool) -> nn.Module:
+    def wrap(self, network: nn.Module, *, features: int | None) -> nn.Module:
         """Compiles and distributes a network."""
         return building.wrap(self, network, features)
 
@@ -192,9 +195,13 @@ class MutualTrainer(nnUNetTrainer):
             self._split = super().do_split()
         return list(self._split[0]), list(self._split[1])
 
-    def case_pools(self, keys: Sequence[str]) -> list[list[str]] | None:
-        """Groups of training cases of which a batch shall hold different ones; None: cases are drawn one by one."""
-        return None
+    def training_transforms(self, transforms: Any) -> Any:
+        """Changes nnU-Net's transforms of training patches; not by default."""
+        return transforms
+
+    def training_loader(self, keys: Sequence[str]) -> Callable[..., nnUNetDataLoader]:
+        """Returns what makes the loader of the training cases from nnU-Net's arguments; stock's by default."""
+        return nnUNetDataLoader
 
     def training_regions(self, regions: Any) -> Any:
         """Regions into which the loader turns training labels; nnU-Net's by default."""
@@ -215,6 +222,10 @@ class MutualTrainer(nnUNetTrainer):
             patterns=patterns,
             pattern_index=torch.tensor(patterns).to(self.device, non_blocking=True),
         )
+
+    def training_batch(self, batch: dict) -> Batch:
+        """Moves a batch of the training loader to the device; a method may draw other views of its images here."""
+        return self.to_batch(batch)
 
     # The loop
 
@@ -299,7 +310,7 @@ class MutualTrainer(nnUNetTrainer):
 
     def train_step(self, batch: dict) -> dict:
         """One forward, one backward, one optimiser step of all networks on all objectives (nnU-Net's hook)."""
-        moved, progress = self.to_batch(batch), self._progress()
+        moved, progress = self.training_batch(batch), self._progress()
         place = f"epoch {self.current_epoch}, iteration {self.iteration} (cases {', '.join(moved.keys)})"
         values, totals = [], []
         self.peers.zero_grad()

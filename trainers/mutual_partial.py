@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from batchgenerators.utilities.file_and_folder_operations import join
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
 from nnunet_mutual.building import feature_channels, make_peers
 from nnunet_mutual.checkpoints import StopSignals
 from nnunet_mutual.config import PeersSettings
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.grouping import choose_groups, describe_groups, home
-from nnunet_mutual.loading import restart_loaders
+from nnunet_mutual.loading import PooledLoader, restart_loaders
 from nnunet_mutual.losses.knowledge import Knowledge
 from nnunet_mutual.objectives import Batch, Objective
 from nnunet_mutual.objectives.difference import DifferenceObjective
@@ -238,15 +240,15 @@ class MutualPartialTrainer(MutualTrainer):
 
     # Data
 
-    def case_pools(self, keys: Sequence[str]) -> list[list[str]] | None:
+    def training_loader(self, keys: Sequence[str]) -> Callable[..., nnUNetDataLoader]:
         """A batch holds cases of different groups, where several networks learn."""
         groups = self.stage1_groups if self.stage == 1 else self.stage2_groups
         if not groups:
-            return None
+            return super().training_loader(keys)
         pools: dict[int | None, list[str]] = {}
         for key in keys:
             pools.setdefault(home(groups, self.table.case(key).annotated), []).append(key)
-        return list(pools.values())
+        return partial(PooledLoader, pools=list(pools.values()))
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """Stage 2 trains with pseudo labels (nnU-Net's hook)."""

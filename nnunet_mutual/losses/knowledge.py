@@ -54,6 +54,7 @@ class Knowledge:
         num_outputs: C of the network.
         codes: pairs of drawn and decided values, if the target holds them.
         accepted: labels of each case whose pseudo label is used.
+        unlabelled: further cases, which annotate nothing; the table need not list them.
 
     Attributes:
         tables: supervision by true labels.
@@ -70,6 +71,7 @@ class Knowledge:
         num_outputs: int,
         codes: PseudoCodes | None = None,
         accepted: Mapping[str, frozenset[str]] | None = None,
+        unlabelled: Iterable[str] = (),
     ):
         self.table = table
         self.num_outputs = num_outputs
@@ -84,8 +86,10 @@ class Knowledge:
         self.cases: list[Case] = []
         self.accepted: list[frozenset[str]] = []
         members: dict[tuple, int] = {}
-        for key in keys:
-            case, pseudo = table.case(key), (accepted or {}).get(key, frozenset())
+        any_source = next(iter(table.sources))  # which draws nothing here
+        cases = [*(table.case(key) for key in keys), *(Case(key, any_source, frozenset()) for key in unlabelled)]
+        for case in cases:
+            pseudo = (accepted or {}).get(case.key, frozenset())
             contained = table.contained(case)
             relation = tuple(sorted((outer, tuple(sorted(inner))) for outer, inner in contained.items()))
             identity = (case.annotated, relation, pseudo)
@@ -93,7 +97,7 @@ class Knowledge:
                 members[identity] = len(self.cases)
                 self.cases.append(case)
                 self.accepted.append(pseudo)
-            self._pattern_of[key] = members[identity]
+            self._pattern_of[case.key] = members[identity]
         self.tables = self._true_tables()
         self.pseudo_tables = self.tables if codes is None else self._pseudo_tables(codes)
         self.heirs: Tensor | None = None
@@ -226,7 +230,7 @@ class Knowledge:
     def _heirs(self, case: Case) -> Tensor:
         """The rule by which the files in validation/ are restricted, as a table."""
         heirs = torch.eye(self.num_outputs, dtype=torch.bool)
-        restriction = restriction_for(self.table, case.key)
+        restriction = restriction_for(self.table, case)
         for channel, inheriting in restriction.removed if restriction is not None else ():
             heirs[channel] = False
             heirs[channel, list(inheriting)] = True

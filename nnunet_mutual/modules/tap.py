@@ -10,17 +10,16 @@ from torch import Tensor, nn
 
 from nnunet_mutual.errors import MutualError
 
-COARSEST_STRIDE = 4
 
-
-def feature_stage(strides: Sequence[Sequence[int]]) -> int:
-    """Returns the first decoder stage whose features have at most stride 4 on every axis.
+def feature_stage(strides: Sequence[Sequence[int]], coarsest: int = 4) -> int:
+    """Returns the first decoder stage whose features have at most a given stride on every axis.
 
     Args:
         strides: of each encoder stage, highest resolution first, as in the plans.
+        coarsest: the largest stride, at least 1.
     """
     total = np.cumprod(np.asarray([np.atleast_1d(stride) for stride in strides]), 0)
-    fine = [stage for stage in range(len(total) - 1) if (total[-2 - stage] <= COARSEST_STRIDE).all()]
+    fine = [stage for stage in range(len(total) - 1) if (total[-2 - stage] <= coarsest).all()]
     return fine[0]  # the last stage has the resolution of the first encoder stage, which has stride 1
 
 

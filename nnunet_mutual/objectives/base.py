@@ -39,9 +39,10 @@ class Batch:
         target: per deep-supervision level, highest resolution first, (B, 1, *spatial) labels or (B, R[+1], *spatial)
             regions.
         decided: per level, (B, R, *spatial) bool of regions: where a pseudo label is known; None without any.
-        keys: case of each sample.
+        keys: case of each sample; of the two streams, unlabelled cases come first.
         patterns: annotation pattern of each sample, on the host.
         pattern_index: the same as (B,) tensor on the device.
+        views: of batches with unlabelled samples, what their loader and augmentation know; None otherwise.
     """
 
     data: Tensor
@@ -50,6 +51,38 @@ class Batch:
     patterns: Sequence[int]
     pattern_index: Tensor
     decided: Sequence[Tensor] | None = None
+    views: Views | None = None
+
+    @property
+    def labelled(self) -> list[int] | None:
+        """Samples with labels; None for all."""
+        return None if self.views is None else list(range(self.views.unlabelled, len(self.keys)))
+
+
+@dataclass(frozen=True)
+class Views:
+    """What a batch of a labelled and an unlabelled stream says beyond its images and labels.
+
+    Attributes:
+        unlabelled: number of unlabelled samples, which come first.
+        inside: (B, 1, *spatial) bool, where the image is: neither padded nor outside of nnU-Net's mask of it.
+        weak: (unlabelled, M, *spatial) images as the loader gave them, where ``data`` holds a stronger view of them.
+        pasted: which boxes were pasted into ``data``, the same for what is said about these voxels.
+    """
+
+    unlabelled: int
+    inside: Tensor
+    weak: Tensor | None = None
+    pasted: Sequence[Paste] = ()
+
+
+@dataclass(frozen=True)
+class Paste:
+    """A box of one sample of a batch that replaced the same box of an unlabelled one."""
+
+    into: int
+    origin: int
+    box: tuple[slice, ...]
 
 
 @dataclass(frozen=True)
@@ -81,10 +114,12 @@ class Objective(ABC):
 
     Attributes:
         needs_features: whether the networks shall return decoder features, too.
+        feature_stride: of these features, at most, on every axis.
         heads: modules that are trained with the networks and never deployed.
     """
 
     needs_features: bool = False
+    feature_stride: int = 4
     heads: nn.Module | None = None
 
     @property

@@ -1,4 +1,4 @@
-"""What objectives of partially labelled data share: where organs are at the resolution of features, and ramps."""
+"""What objectives share: where organs are, what is known of a voxel, and ramps."""
 
 from __future__ import annotations
 
@@ -48,3 +48,27 @@ def organ_masks(batch: Batch, knowledge: Knowledge, size: torch.Size) -> Tensor:
     labels = target.long() if drawn is None else drawn[target.long()]
     channels = torch.arange(annotated.shape[1], device=target.device)
     return (labels == channels.view(1, -1, *[1] * (target.ndim - 2))) & annotated
+
+
+def truth_of(knowledge: Knowledge, target: Tensor, pattern: Tensor, ignore_label: int | None) -> tuple[Tensor, Tensor]:
+    """Returns what the labels of a sample say, and where they leave no doubt about any label.
+
+    Args:
+        knowledge: what the case annotates.
+        target: some voxels of the sample's target, (1, *voxels) labels or (R[+1], *voxels) regions.
+        pattern: annotation pattern of the sample, a scalar on the device.
+        ignore_label: nnU-Net's, if there is one.
+
+    Returns:
+        (C, *voxels) float32, probabilities where it is known, and (*voxels) bool.
+    """
+    tables = knowledge.tables
+    if knowledge.table.is_regions:
+        number = len(knowledge.table.labels)
+        known = tables.annotated[pattern].all().expand(target.shape[1:])
+        return target[:number].float(), known if ignore_label is None else known & ~target[number].bool()
+    assert tables.possible is not None
+    labels = target[0].long()
+    valid = labels != (-1 if ignore_label is None else ignore_label)
+    possible = tables.possible[pattern][torch.where(valid, labels, 0)].movedim(-1, 0)
+    return possible.float(), valid & (possible.sum(0) == 1)

@@ -1,0 +1,82 @@
+"""Omni-correlation: how unlabelled voxels relate to a memory of labelled ones, on which two networks shall agree."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nnunet_mutual.losses.difference import unit
+
+
+def correlation(queries: Tensor, memory: Tensor, usable: Tensor, *, temperature: float, cosine: bool = True) -> Tensor:
+    r"""Logarithm of a voxel's similarities to the memory as a distribution, :math:`\log \operatorname{softmax}(q R^T / T)`.
+
+    Args:
+        queries: q, (N, D).
+        memory: R, (M, D).
+        usable: (M,) bool, columns of the memory that are filled, at least one.
+        temperature: T.
+        cosine: lengths of the vectors do not count. Without it (as published) dot products saturate the softmax.
+
+    Returns:
+        (N, M) float32, -inf in columns that are not usable.
+
+    Source: arXiv 2307.06312; the normalisation is [E].
+    """
+    q, r = queries.float(), memory.float()
+    if cosine:
+        q, r = unit(q, 1), unit(r, 1)
+    return (q @ r.T / temperature).masked_fill(~usable, -torch.inf).log_softmax(1)
+
+
+def correlation_cross_entropy(log_prediction: Tensor, log_target: Tensor, counted: Tensor) -> Tensor:
+    r"""Cross-entropy of two correlation distributions, mean over the counted queries.
+
+    Args:
+        log_prediction: (N, M), as of :func:`correlation`.
+        log_target: likewise, with the same usable columns; whoever wants no gradient through it detaches it.
+        counted: (N,) bool.
+
+    Returns:
+        A scalar, at least the entropy of the target; 0 (with zero gradient) where no query counts.
+    """
+    finite = torch.isfinite(log_target)
+    each = -(log_target.exp() * log_prediction.masked_fill(~finite, 0)).sum(1)
+    return (each * counted).sum() / counted.sum().clamp_min(1)
+
+
+def row_entropy(log_distribution: Tensor, counted: Tensor) -> Tensor:
+    """Mean entropy of the counted rows as a share of the highest possible one, ln(usable columns).
+
+    Args:
+        log_distribution: (N, M), as of :func:`correlation`.
+        counted: (N,) bool.
+
+    Returns:
+        A scalar from 0 (each voxel resembles one memory entry only: saturated) to 1 (all alike: dead).
+    """
+    finite = torch.isfinite(log_distribution)
+    entropy = -(log_distribution.exp() * log_distribution.masked_fill(~finite, 0)).sum(1)
+    highest = finite.sum(1).clamp_min(2).log()
+    return (entropy / highest * counted).sum() / counted.sum().clamp_min(1)
+
+
+def most_and_any(score: Tensor, eligible: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Chooses, for each class, half of the voxels by the highest score and half at random among the eligible ones.
+
+    Args:
+        score: (K, R), 0 or more.
+        eligible: (K, R) bool.
+        number: of voxels per class, even, at most R.
+
+    Returns:
+        Indices (K, number) and, as not every class has enough eligible voxels, which of them count, (K, number) bool.
+        A voxel may be chosen twice, once by each rule.
+
+    Source: [E]; the published method takes the most confident only, which are easy interior voxels.
+    """
+    half = number // 2
+    best = torch.where(eligible, score, -1.0).topk(half, 1).indices
+    anyone = torch.where(eligible, torch.rand_like(score), -1.0).topk(number - half, 1).indices
+    chosen = torch.cat([best, anyone], 1)
+    return chosen, eligible.gather(1, chosen)

@@ -1,0 +1,152 @@
+"""Attention within and across the samples of a batch, and the auxiliary network that has it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunet_mutual.errors import MutualError
+
+Inter = Literal["pooled", "position"]
+MOST_TOKENS = 4096
+POOL = 4
+
+
+class _Attention(nn.Module):
+    """Pre-norm multi-head attention, added with a scale that starts at zero, so that it first changes nothing."""
+
+    def __init__(self, channels: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(channels)
+        self.to_query = nn.Linear(channels, channels)
+        self.to_key_value = nn.Linear(channels, 2 * channels)
+        self.out = nn.Sequential(nn.Linear(channels, channels), nn.Dropout(dropout))
+        self.scale = nn.Parameter(torch.zeros(channels))
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Lets tokens x (B, T, C) attend to ``context`` (B, S, C)."""
+        batch, tokens, channels = x.shape
+        query = self.to_query(self.norm(x)).view(batch, tokens, self.heads, -1).transpose(1, 2)
+        key, value = (
+            part.view(batch, -1, self.heads, channels // self.heads).transpose(1, 2)
+            for part in self.to_key_value(self.norm(context)).chunk(2, -1)
+        )
+        found = F.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout if self.training else 0.0)
+        return x + self.scale * self.out(found.transpose(1, 2).reshape(batch, tokens, channels))
+
+
+class CrossSampleAttention(nn.Module):
+    """Cross-sample mutual attention (CMA): tokens attend to their own image, then to the other images of the batch.
+
+    Args:
+        channels: of the feature map.
+        inter: "position": to the same place of the other images, as published, which supposes aligned images; "pooled":
+            to 4 x 4 x 4 (4 x 4) averages of all places of the other images.
+        dropout: share of attention weights and outputs.
+        dimensions: of the images, 2 or 3.
+
+    Source: arXiv 2307.06312. Pre-norm, the residual scales and "pooled" are [E].
+    Fails when: used alone, as in inference: what it returns depends on the other images.
+    """
+
+    def __init__(self, channels: int, *, inter: Inter = "pooled", dropout: float = 0.1, dimensions: int = 3):
+        super().__init__()
+        heads = math.gcd(4, channels)
+        self.inter = inter
+        self.pool = nn.AvgPool3d(POOL, ceil_mode=True) if dimensions == 3 else nn.AvgPool2d(POOL, ceil_mode=True)
+        self.within = _Attention(channels, heads, dropout)
+        self.across = _Attention(channels, heads, dropout)
+        self.norm = nn.LayerNorm(channels)
+        self.mix = nn.Sequential(
+            nn.Linear(channels, 4 * channels), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * channels, channels)
+        )
+        self.scale = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Takes and returns (B, C, *spatial)."""
+        x = features.flatten(2).transpose(1, 2)
+        x = self.within(x, x)
+        x = self._across(x, features.shape)
+        x = x + self.scale * self.mix(self.norm(x))
+        return x.transpose(1, 2).reshape(features.shape)
+
+    def _across(self, x: Tensor, shape: torch.Size) -> Tensor:
+        batch = len(x)
+        if self.inter == "position":
+            by_place = x.transpose(0, 1)
+            return self.across(by_place, by_place).transpose(0, 1)
+        pooled = self.pool(x.transpose(1, 2).reshape(shape)).flatten(2).transpose(1, 2)
+        if batch == 1:  # nobody else to look at
+            return self.across(x, pooled)
+        others = torch.cat([pooled.roll(-k, 0) for k in range(1, batch)], 1)
+        return self.across(x, others)
+
+
+class Interpolation(nn.Module):
+    """Upsampling by a 1 x 1 convolution and interpolation, in place of a transposed convolution.
+
+    Args:
+        transposed: whose channels, stride and bias are taken over.
+    """
+
+    def __init__(self, transposed: nn.Module):
+        super().__init__()
+        three = isinstance(transposed, nn.ConvTranspose3d)
+        if not three and not isinstance(transposed, nn.ConvTranspose2d):
+            raise MutualError(f"{type(transposed).__name__} is no upsampling layer of nnU-Net; plan a U-Net")
+        convolution = nn.Conv3d if three else nn.Conv2d
+        self.factors = [float(factor) for factor in transposed.stride]  # type: ignore[union-attr]
+        self.mode = "trilinear" if three else "bilinear"
+        self.project = convolution(transposed.in_channels, transposed.out_channels, 1, bias=transposed.bias is not None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(self.project(x), scale_factor=self.factors, mode=self.mode)
+
+
+def attention_stage(patch_size: Sequence[int], strides: Sequence[int | Sequence[int]]) -> int:
+    """Returns the first encoder stage with at most 4096 voxels per patch, the last one if none has so few.
+
+    Args:
+        patch_size: voxels.
+        strides: of each encoder stage, as in the plans.
+    """
+    total = np.cumprod(np.asarray([np.atleast_1d(stride) for stride in strides]), 0)
+    tokens = np.prod(np.ceil(np.asarray(patch_size) / total), 1)
+    few = np.flatnonzero(tokens <= MOST_TOKENS)
+    return int(few[0]) if len(few) else len(total) - 1
+
+
+def make_auxiliary(network: nn.Module, stage: int, channels: int, *, inter: Inter, dropout: float) -> nn.Module:
+    """Turns a U-Net of nnU-Net into the auxiliary network: CMA after an encoder stage, interpolating upsampling.
+
+    Args:
+        network: fresh, as built from the plans; changed in place.
+        stage: of the encoder.
+        channels: of that stage.
+        inter: see :class:`CrossSampleAttention`.
+        dropout: likewise.
+
+    Raises:
+        MutualError: the architecture has no stages to change.
+    """
+    encoder, decoder = getattr(network, "encoder", None), getattr(network, "decoder", None)
+    if not isinstance(getattr(encoder, "stages", None), nn.Sequential) or not hasattr(decoder, "transpconvs"):
+        raise MutualError(
+            f"{type(network).__name__} has no encoder stages for the attention of the auxiliary network; plan a U-Net "
+            "(PlainConvUNet or ResidualEncoderUNet)"
+        )
+    transposed = decoder.transpconvs  # type: ignore[union-attr]
+    decoder.transpconvs = nn.ModuleList(Interpolation(layer) for layer in transposed)  # type: ignore[union-attr]
+    attention = CrossSampleAttention(
+        channels, inter=inter, dropout=dropout, dimensions=3 if isinstance(transposed[0], nn.ConvTranspose3d) else 2
+    )
+    encoder.stages[stage] = nn.Sequential(encoder.stages[stage], attention)  # type: ignore[union-attr]
+    return network

@@ -1,0 +1,117 @@
+"""A student learns from a moving average of itself what unlabelled images show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunet_mutual.losses.consistency import probabilities, soft_cross_entropy_and_dice
+from nnunet_mutual.losses.knowledge import Knowledge
+from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
+from nnunet_mutual.objectives.organs import ramp, truth_of
+from nnunet_mutual.objectives.supervised import SupervisedObjective
+
+CONFIDENT = 0.95
+
+
+class MeanTeacherObjective(Objective):
+    """Supervision of labelled samples, and the teacher's predictions as soft labels of unlabelled ones.
+
+    The teacher sees the images as the loader gives them, the student a stronger view. Where a box of a labelled image
+    was pasted, its label is the target.
+
+    Args:
+        knowledge: what each case annotates.
+        supervised: of labelled samples.
+        teacher: gives logits (B, C, *spatial) for images, in evaluation mode.
+        weight: of the consistency after the ramp.
+        ramp_end: share of the training during which the weight rises.
+        temperature: sharpens the teacher's predictions if below 1.
+
+    Source: Tarvainen & Valpola, NeurIPS 2017, with strong views; the loss is nnU-Net's with soft targets [E].
+    """
+
+    term_names = ("supervised", "consistency")
+
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        supervised: SupervisedObjective,
+        teacher: Callable[[Tensor], Tensor],
+        *,
+        weight: float,
+        ramp_end: float,
+        temperature: float,
+    ):
+        self.knowledge = knowledge
+        self.supervised = supervised
+        self.teacher = teacher
+        self.weight = weight
+        self.ramp_end = ramp_end
+        self.temperature = temperature
+        self._now = 0.0
+        self._target: Tensor | None = None
+        self._inside: Tensor | None = None
+        self._confident = torch.zeros(2, device=knowledge.device)
+
+    @torch.no_grad()
+    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress) -> None:
+        """Asks the teacher."""
+        self._now = self.weight * ramp(progress, 0.0, self.ramp_end)
+        self._target = None
+        views = batch.views
+        if views is None or self.weight == 0:
+            return
+        weak = batch.data[: views.unlabelled] if views.weak is None else views.weak
+        regions = self.knowledge.table.is_regions
+        said = probabilities(self.teacher(weak), regions=regions, temperature=self.temperature)
+        inside = views.inside[: views.unlabelled]
+        sure = torch.maximum(said, 1 - said).amin(1, keepdim=True) > CONFIDENT
+        self._confident += torch.stack([(sure & inside).sum(), inside.sum()])
+        self._target, self._inside = said.clone(), inside.clone()
+        for paste in views.pasted:
+            place = (paste.into, slice(None), *paste.box)
+            if paste.origin < views.unlabelled:
+                self._target[place] = said[(paste.origin, *place[1:])]
+                self._inside[place] = inside[(paste.origin, *place[1:])]
+            else:
+                where = (paste.origin, slice(None), *paste.box)
+                truth, known = truth_of(
+                    self.knowledge,
+                    batch.target[0][where],
+                    batch.pattern_index[paste.origin],
+                    self.supervised.ignore_label,
+                )
+                self._target[place] = truth
+                self._inside[place] = views.inside[where] & known
+
+    def terms(self, peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress) -> dict[str, Term]:
+        """See :meth:`Objective.terms`."""
+        levels = outputs[peer].levels
+        if self._target is None or self._inside is None:
+            consistency = levels[0].flatten()[0] * 0
+        else:
+            mine = levels[0][: len(self._target)]
+            regions = self.knowledge.table.is_regions
+            consistency = soft_cross_entropy_and_dice(mine, self._target, self._inside, regions=regions)
+        return {
+            "supervised": Term(self.supervised.loss(levels, batch, samples=batch.labelled)),
+            "consistency": Term(consistency, self._now),
+        }
+
+    def diagnose(self) -> tuple[dict[str, float], list[str]]:
+        """Reports how sure the teacher is."""
+        sure, voxels = self._confident.tolist()
+        self._confident.zero_()
+        return ({"share of unlabelled voxels of which the teacher is sure": sure / voxels} if voxels else {}), []
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`Objective.state_dict`."""
+        return {"confident": self._confident.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :meth:`Objective.load_state_dict`."""
+        self._confident.copy_(state["confident"])

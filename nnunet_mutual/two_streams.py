@@ -1,0 +1,113 @@
+"""Batches of unlabelled and labelled patches, from one loader with nnU-Net's worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, SegOnlyTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from torch import Tensor
+
+
+class TwoStreamDataset:
+    """Labelled and unlabelled cases behind nnU-Net's interface of a dataset.
+
+    Args:
+        labelled: nnU-Net's dataset of the training cases.
+        unlabelled: of the unlabelled images, if there are any.
+        keys: the labelled cases; only these are listed.
+    """
+
+    def __init__(self, labelled: Any, unlabelled: Any, keys: Sequence[str]):
+        self.labelled = labelled
+        self.unlabelled = unlabelled
+        self.identifiers = list(keys)
+        self._elsewhere = frozenset() if unlabelled is None else frozenset(unlabelled.identifiers)
+
+    def __getitem__(self, identifier: str) -> tuple[Any, Any, Any, dict]:
+        return self.load_case(identifier)
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict]:
+        """Returns data, labels, previous stage and properties of a case."""
+        return (self.unlabelled if identifier in self._elsewhere else self.labelled).load_case(identifier)
+
+
+class TwoStreamLoader(nnUNetDataLoader):
+    """nnU-Net's loader with unlabelled patches before the labelled ones.
+
+    Only labelled patches are forced to hold foreground, as many of them as without the others.
+
+    Args:
+        data: lists the labelled cases and loads all.
+        batch_size: labelled patches.
+        arguments: nnU-Net's.
+        unlabelled: the unlabelled cases.
+        number: unlabelled patches.
+        options: nnU-Net's.
+    """
+
+    def __init__(
+        self, data: Any, batch_size: int, *arguments: Any, unlabelled: Sequence[str], number: int, **options: Any
+    ):
+        super().__init__(data, batch_size + number, *arguments, **options)
+        self.unlabelled = list(unlabelled)
+        self.number = number
+        self.forces_by_chance = options.get("probabilistic_oversampling", False)
+        self.get_do_oversample = self._force_labelled
+
+    def _force_labelled(self, sample: int) -> bool:
+        if sample < self.number:
+            return False
+        if self.forces_by_chance:
+            return self._probabilistic_oversampling(sample)
+        labelled = self.batch_size - self.number
+        return sample - self.number >= round(labelled * (1 - self.oversample_foreground_percent))
+
+    def get_indices(self) -> list[str]:
+        """Draws the cases of a batch, the unlabelled ones without repetition where there are enough."""
+        labelled = np.random.choice(self.indices, self.batch_size - self.number, p=self.sampling_probabilities)
+        repeated = self.number > len(self.unlabelled)
+        unlabelled = np.random.choice(self.unlabelled, self.number, replace=repeated)
+        return [*map(str, unlabelled), *map(str, labelled)]
+
+
+class MarkInside(SegOnlyTransform):
+    """Gives the background a value of its own, before nnU-Net turns what lies outside of the image into background.
+
+    Args:
+        value: above all labels.
+    """
+
+    def __init__(self, value: int):
+        super().__init__()
+        self.value = value
+
+    def _apply_to_segmentation(self, segmentation: Tensor, **params: Any) -> Tensor:
+        return torch.where(segmentation == 0, self.value, segmentation)
+
+
+def marking(value: int, transforms: BasicTransform) -> BasicTransform:
+    """Returns nnU-Net's transforms with the mark before them."""
+    return ComposeTransforms([MarkInside(value), transforms])
+
+
+def split_mark(target: Sequence[Tensor], value: int, regions: int | None) -> tuple[list[Tensor], Tensor]:
+    """Takes the mark out of a target again.
+
+    Args:
+        target: per level; labels (B, 1, *spatial) with the mark, or regions (B, R + 1[+1], *spatial), of which channel
+            R says where the image is.
+        value: of the mark.
+        regions: R, None for labels.
+
+    Returns:
+        The target as nnU-Net's loader gives it, and (B, 1, *spatial) bool at full resolution: inside of the image.
+    """
+    if regions is None:
+        return [torch.where(level == value, 0, level) for level in target], target[0] != 0
+    kept = [torch.cat([level[:, :regions], level[:, regions + 1 :]], 1) for level in target]
+    return kept, target[0][:, regions : regions + 1].bool()

@@ -1,0 +1,133 @@
+"""Stronger views of unlabelled images, made on the device without waiting for it.
+
+All random numbers are drawn on the host, so that no transform asks the device which of its branches to take (nnU-Net's
+own transforms do, which costs nothing in its loader but would stop a GPU at every step).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nnunet_mutual.objectives import Batch, Paste
+
+Partners = Literal["any", "unlabelled", "labelled", "off"]
+PROBABILITY = 0.5  # of each transform
+BOX_SHARE = (0.05, 0.4)  # of the voxels of a patch
+
+
+def strengthen(batch: Batch, *, intensity: bool, partners: Partners) -> Batch:
+    """Replaces the unlabelled images of a batch by stronger views: other intensities, then boxes of other samples.
+
+    Args:
+        batch: of two streams.
+        intensity: whether to change brightness, contrast, gamma, noise and resolution.
+        partners: the samples from which boxes may come. From unlabelled ones this is CutMix (Yun et al., ICCV 2019) in
+            3D; from labelled ones the copy-paste of Bai et al., CVPR 2023, in the direction of unlabelled images.
+
+    Returns:
+        The batch with ``views.weak`` and ``views.pasted``.
+    """
+    assert batch.views is not None
+    number = batch.views.unlabelled
+    weak = batch.data[:number]
+    strong = [change_intensity(image) for image in weak] if intensity else list(weak)
+    data = torch.cat([torch.stack(strong), batch.data[number:]])
+    pasted = draw_boxes(number, len(data), data.shape[2:], partners)
+    before = data.clone() if pasted else data
+    for paste in pasted:
+        place = (slice(None), *paste.box)
+        data[paste.into][place] = before[paste.origin][place]
+    return replace(batch, data=data, views=replace(batch.views, weak=weak, pasted=pasted))
+
+
+def draw_boxes(unlabelled: int, samples: int, size: Sequence[int], partners: Partners) -> list[Paste]:
+    """Draws, for about half of the unlabelled samples, a box and the sample from which it comes.
+
+    Args:
+        unlabelled: number of unlabelled samples, the first ones.
+        samples: of the batch.
+        size: of a patch.
+        partners: see :func:`strengthen`.
+    """
+    allowed = {
+        "any": range(samples),
+        "unlabelled": range(unlabelled),
+        "labelled": range(unlabelled, samples),
+        "off": range(0),
+    }[partners]
+    found = []
+    for sample in range(unlabelled):
+        others = [other for other in allowed if other != sample]
+        if others and np.random.uniform() < PROBABILITY:
+            found.append(Paste(sample, int(np.random.choice(others)), _box(size)))
+    return found
+
+
+def _box(size: Sequence[int]) -> tuple[slice, ...]:
+    """A box of random proportions somewhere in a patch; axes of one voxel are taken whole."""
+    axes = [n for n in size if n > 1]
+    logs = np.random.uniform(0.5, 1.5, len(axes))
+    exponents = iter(logs / logs.sum() * np.log(np.random.uniform(*BOX_SHARE)))
+    slices = []
+    for n in size:
+        length = max(1, round(n * float(np.exp(next(exponents))))) if n > 1 else 1
+        start = int(np.random.randint(0, n - length + 1))
+        slices.append(slice(start, start + length))
+    return tuple(slices)
+
+
+def change_intensity(image: Tensor) -> Tensor:
+    """Returns an image of other contrast, brightness, gamma, noise and resolution; about half of them change.
+
+    Args:
+        image: (M, *spatial), normalised as by nnU-Net: of about unit variance.
+    """
+    x = image
+    for transform in (_contrast, _brightness, _gamma, _blur, _noise):
+        if np.random.uniform() < PROBABILITY:
+            x = transform(x)
+    return x
+
+
+def _each_channel(x: Tensor, low: float, high: float) -> list[float]:
+    return [float(np.random.uniform(low, high)) for _ in x]
+
+
+def _contrast(x: Tensor) -> Tensor:
+    return torch.stack([(c - c.mean()) * f + c.mean() for c, f in zip(x, _each_channel(x, 0.6, 1.5), strict=True)])
+
+
+def _brightness(x: Tensor) -> Tensor:
+    return torch.stack([c + f for c, f in zip(x, _each_channel(x, -0.5, 0.5), strict=True)])
+
+
+def _gamma(x: Tensor) -> Tensor:
+    """Bends the grey scale between minimum and maximum, mean and spread kept."""
+    changed = []
+    for channel, log_gamma in zip(x, _each_channel(x, -0.7, 0.7), strict=True):
+        low, high = torch.aminmax(channel)
+        width = (high - low).clamp_min(1e-7)
+        bent = ((channel - low) / width) ** float(np.exp(log_gamma)) * width
+        spread = channel.std().clamp_min(1e-7) / bent.std().clamp_min(1e-7)
+        changed.append((bent - bent.mean()) * spread + channel.mean())
+    return torch.stack(changed)
+
+
+def _blur(x: Tensor) -> Tensor:
+    """Lower resolution and back."""
+    factor = float(np.random.uniform(0.4, 0.9))
+    size = [max(1, round(n * factor)) for n in x.shape[1:]]
+    mode = "trilinear" if x.ndim == 4 else "bilinear"
+    small = F.interpolate(x[None], size=size, mode="area")
+    return F.interpolate(small, size=x.shape[1:], mode=mode)[0]
+
+
+def _noise(x: Tensor) -> Tensor:
+    return x + torch.randn_like(x) * float(np.random.uniform(0, 0.3))

@@ -1,0 +1,137 @@
+"""What trainers with unlabelled images share: which images, batches of two streams, and what to do without any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from torch import distributed
+
+from nnunet_mutual.config import PeersSettings
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.losses.knowledge import Knowledge
+from nnunet_mutual.objectives import Batch, Views
+from nnunet_mutual.trainers.base import MutualTrainer
+from nnunet_mutual.two_streams import TwoStreamDataset, TwoStreamLoader, marking, split_mark
+from nnunet_mutual.unlabelled import unlabelled_dataset
+
+
+@dataclass(frozen=True)
+class TwoStreamSettings(PeersSettings):
+    """Settings of trainers with unlabelled images.
+
+    Attributes:
+        labelled_per_batch: labelled patches in a batch (of one GPU); null: half of the plans' batch.
+        unlabelled_per_batch: unlabelled ones; null: the other half, at least one.
+        ramp: share of the training during which the weights of unlabelled terms rise.
+    """
+
+    labelled_per_batch: int | None = None
+    unlabelled_per_batch: int | None = None
+    ramp: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("labelled_per_batch", "unlabelled_per_batch"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise MutualError(f'setting "{name}" must be at least 1, found {getattr(self, name)}')
+        if not 0 < self.ramp <= 1:
+            raise MutualError(f'setting "ramp" must be a share of the training, above 0, found {self.ramp}')
+
+
+class TwoStreamTrainer(MutualTrainer):
+    """Batches hold unlabelled patches, then labelled ones; a base class.
+
+    Unlabelled are the images of imagesUn, except those of validation patients, and training cases that annotate
+    nothing. ``batch_size`` is the number of labelled patches.
+    """
+
+    settings_class = TwoStreamSettings
+    settings: TwoStreamSettings
+    batch_size: int
+
+    def plan_stages(self) -> None:
+        """Finds the unlabelled images and divides the batch."""
+        name = type(self).__name__
+        if self.is_cascaded:
+            raise MutualError(
+                f"{name} does not train cascades, whose second stage would need the first one's prediction of every "
+                "unlabelled image; train 3d_fullres, or the cascade with PartialTrainer"
+            )
+        training, validation = self.do_split()
+        self.labelled_keys = [key for key in training if self.table.case(key).annotated]
+        self.images = unlabelled_dataset(
+            Path(self.preprocessed_dataset_folder_base),
+            self.plans_manager,
+            self.configuration_manager,
+            self.table,
+            () if self.fold == "all" else validation,
+        )
+        further = [] if self.images is None else list(self.images.identifiers)
+        self.unlabelled_keys = sorted({*training} - {*self.labelled_keys}) + further
+        if not self.unlabelled_keys:
+            self.unlabelled_per_batch = 0
+            self.print_to_log_file(
+                "There are no unlabelled images (imagesUn, or cases that annotate nothing), so there is nothing to be "
+                "mutual about; trained as by PartialTrainer"
+            )
+            return
+        whole = ceil(self.configuration_manager.batch_size / (distributed.get_world_size() if self.is_ddp else 1))
+        whole = max(2, whole)
+        labelled, unlabelled = self.settings.labelled_per_batch, self.settings.unlabelled_per_batch
+        self.unlabelled_per_batch = unlabelled or max(1, whole - (labelled or ceil(whole / 2)))
+        self.batch_size = labelled or max(1, whole - self.unlabelled_per_batch)
+        self.print_to_log_file(
+            f"{len(self.labelled_keys)} cases with labels, {len(self.unlabelled_keys)} unlabelled images; a batch "
+            f"holds {self.batch_size} and {self.unlabelled_per_batch} of them (the plans' batch size is "
+            f"{self.configuration_manager.batch_size})"
+        )
+
+    def build_knowledge(self) -> Knowledge:
+        """Unlabelled images annotate nothing."""
+        further = [] if self.images is None else self.images.identifiers
+        return Knowledge(self.table, self._table_keys(), self.label_manager.num_segmentation_heads, unlabelled=further)
+
+    # Data
+
+    @property
+    def _mark(self) -> int:
+        """Value of the background inside of images, in the training loader."""
+        return int(max(self.label_manager.all_labels)) + 2  # one more may be the ignore label
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """Training loads from both streams (nnU-Net's hook)."""
+        training, validation = super().get_tr_and_val_datasets()
+        if not self.unlabelled_per_batch:
+            return training, validation
+        return TwoStreamDataset(training, self.images, self.labelled_keys), validation
+
+    def training_loader(self, keys: Sequence[str]) -> Callable[..., nnUNetDataLoader]:
+        """Adds the unlabelled stream."""
+        if not self.unlabelled_per_batch:
+            return super().training_loader(keys)
+        return partial(TwoStreamLoader, unlabelled=self.unlabelled_keys, number=self.unlabelled_per_batch)
+
+    def training_transforms(self, transforms: Any) -> Any:
+        """Marks where the images are."""
+        return marking(self._mark, transforms) if self.unlabelled_per_batch else transforms
+
+    def training_regions(self, regions: Any) -> Any:
+        """One more region: the image."""
+        if regions is None or not self.unlabelled_per_batch:
+            return regions
+        return [*regions, tuple(range(1, self._mark + 1))]
+
+    def training_batch(self, batch: dict) -> Batch:
+        """Reads the mark."""
+        moved = self.to_batch(batch)
+        if not self.unlabelled_per_batch:
+            return moved
+        regions = len(self.table.labels) if self.label_manager.has_regions else None
+        target, inside = split_mark(moved.target, self._mark, regions)
+        return replace(moved, target=target, views=Views(self.unlabelled_per_batch, inside))
