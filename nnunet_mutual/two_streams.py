@@ -39,7 +39,7 @@ class TwoStreamDataset:
 class TwoStreamLoader(nnUNetDataLoader):
     """nnU-Net's loader with unlabelled patches before the labelled ones.
 
-    Only labelled patches are forced to hold foreground, as many of them as without the others.
+    Only labelled patches are forced to hold foreground, as many of them as without the others; a single one by chance.
 
     Args:
         data: lists the labelled cases and loads all.
@@ -56,7 +56,7 @@ class TwoStreamLoader(nnUNetDataLoader):
         super().__init__(data, batch_size + number, *arguments, **options)
         self.unlabelled = list(unlabelled)
         self.number = number
-        self.forces_by_chance = options.get("probabilistic_oversampling", False)
+        self.forces_by_chance = batch_size == 1 or options.get("probabilistic_oversampling", False)
         self.get_do_oversample = self._force_labelled
 
     def _force_labelled(self, sample: int) -> bool:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_mutual.objectives import Batch, Paste
+from nnunet_mutual.objectives import Batch, Paste, within
 
 Partners = Literal["any", "unlabelled", "labelled", "off"]
 PROBABILITY = 0.5  # of each transform
@@ -42,8 +42,7 @@ def strengthen(batch: Batch, *, intensity: bool, partners: Partners) -> Batch:
     pasted = draw_boxes(number, len(data), data.shape[2:], partners)
     before = data.clone() if pasted else data
     for paste in pasted:
-        place = (slice(None), *paste.box)
-        data[paste.into][place] = before[paste.origin][place]
+        within(data, paste.into, paste).copy_(within(before, paste.origin, paste))
     return replace(batch, data=data, views=replace(batch.views, weak=weak, pasted=pasted))
 
 

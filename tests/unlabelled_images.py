@@ -18,6 +18,14 @@ from nnunet_mutual.unlabelled import UNLABELLED, unlabelled_dataset
 DATA = "nnUNetPlans_3d_fullres"
 
 
+def add_unlabelled(root: Path, images: int) -> None:
+    """Adds images without labels, un_0, un_1, ... to the raw tiny dataset."""
+    folder = root / "nnUNet_raw" / NAME / "imagesUn"
+    folder.mkdir()
+    for number in range(images):
+        write_nifti(image_and_labels(20 + number)[0], folder / f"un_{number}_0000.nii.gz")
+
+
 class Tiny:
     """A small preprocessed dataset with images in imagesUn."""
 
@@ -26,9 +34,7 @@ class Tiny:
         self.preprocessed = make_dataset(root, cases=2, **options)
         self.raw = root / "nnUNet_raw" / NAME
         self.folder = self.preprocessed / UNLABELLED / DATA
-        (self.raw / "imagesUn").mkdir()
-        for number in range(images):
-            self.image(f"un_{number}", 20 + number)
+        add_unlabelled(root, images)
 
     def image(self, key: str, seed: int, **geometry: Any) -> Path:
         path = self.raw / "imagesUn" / f"{key}_0000.nii.gz"

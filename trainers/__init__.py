@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from nnunet_mutual.trainers.mean_teacher import MeanTeacherTrainer
+from nnunet_mutual.trainers.mutual_correlation import MutualCorrelationTrainer
 from nnunet_mutual.trainers.mutual_partial import MutualPartialTrainer
 from nnunet_mutual.trainers.partial import PartialTrainer
 
-__all__ = ["MeanTeacherTrainer", "MutualPartialTrainer", "PartialTrainer"]
+__all__ = ["MeanTeacherTrainer", "MutualCorrelationTrainer", "MutualPartialTrainer", "PartialTrainer"]

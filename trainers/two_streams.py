@@ -85,12 +85,18 @@ class TwoStreamTrainer(MutualTrainer):
         whole = max(2, whole)
         labelled, unlabelled = self.settings.labelled_per_batch, self.settings.unlabelled_per_batch
         self.unlabelled_per_batch = unlabelled or max(1, whole - (labelled or ceil(whole / 2)))
-        self.batch_size = labelled or max(1, whole - self.unlabelled_per_batch)
+        self.labelled_per_batch = labelled or max(1, whole - self.unlabelled_per_batch)
         self.print_to_log_file(
             f"{len(self.labelled_keys)} cases with labels, {len(self.unlabelled_keys)} unlabelled images; a batch "
-            f"holds {self.batch_size} and {self.unlabelled_per_batch} of them (the plans' batch size is "
+            f"holds {self.labelled_per_batch} and {self.unlabelled_per_batch} of them (the plans' batch size is "
             f"{self.configuration_manager.batch_size})"
         )
+
+    def start_stage(self) -> None:
+        """Sets the number of labelled patches, after nnU-Net set that of its batch."""
+        if self.unlabelled_per_batch:
+            self.batch_size = self.labelled_per_batch
+        super().start_stage()
 
     def build_knowledge(self) -> Knowledge:
         """Unlabelled images annotate nothing."""

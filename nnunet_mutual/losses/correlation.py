@@ -9,7 +9,7 @@ from nnunet_mutual.losses.difference import unit
 
 
 def correlation(queries: Tensor, memory: Tensor, usable: Tensor, *, temperature: float, cosine: bool = True) -> Tensor:
-    r"""Logarithm of a voxel's similarities to the memory as a distribution, :math:`\log \operatorname{softmax}(q R^T / T)`.
+    r"""Logarithm of the distribution of voxels over a memory, :math:`\log \operatorname{softmax}(q R^T / T)`.
 
     Args:
         queries: q, (N, D).

@@ -97,13 +97,11 @@ class Interpolation(nn.Module):
         transposed: whose channels, stride and bias are taken over.
     """
 
-    def __init__(self, transposed: nn.Module):
+    def __init__(self, transposed: nn.ConvTranspose2d | nn.ConvTranspose3d):
         super().__init__()
         three = isinstance(transposed, nn.ConvTranspose3d)
-        if not three and not isinstance(transposed, nn.ConvTranspose2d):
-            raise MutualError(f"{type(transposed).__name__} is no upsampling layer of nnU-Net; plan a U-Net")
         convolution = nn.Conv3d if three else nn.Conv2d
-        self.factors = [float(factor) for factor in transposed.stride]  # type: ignore[union-attr]
+        self.factors = [float(factor) for factor in transposed.stride]
         self.mode = "trilinear" if three else "bilinear"
         self.project = convolution(transposed.in_channels, transposed.out_channels, 1, bias=transposed.bias is not None)
 
@@ -112,7 +110,7 @@ class Interpolation(nn.Module):
 
 
 def attention_stage(patch_size: Sequence[int], strides: Sequence[int | Sequence[int]]) -> int:
-    """Returns the first encoder stage with at most 4096 voxels per patch, the last one if none has so few.
+    """Returns the first encoder stage below full resolution with at most 4096 voxels per patch, else the last one.
 
     Args:
         patch_size: voxels.
@@ -120,8 +118,7 @@ def attention_stage(patch_size: Sequence[int], strides: Sequence[int | Sequence[
     """
     total = np.cumprod(np.asarray([np.atleast_1d(stride) for stride in strides]), 0)
     tokens = np.prod(np.ceil(np.asarray(patch_size) / total), 1)
-    few = np.flatnonzero(tokens <= MOST_TOKENS)
-    return int(few[0]) if len(few) else len(total) - 1
+    return next((stage for stage in range(1, len(tokens)) if tokens[stage] <= MOST_TOKENS), len(tokens) - 1)
 
 
 def make_auxiliary(network: nn.Module, stage: int, channels: int, *, inter: Inter, dropout: float) -> nn.Module:

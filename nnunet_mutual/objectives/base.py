@@ -53,11 +53,6 @@ class Batch:
     decided: Sequence[Tensor] | None = None
     views: Views | None = None
 
-    @property
-    def labelled(self) -> list[int] | None:
-        """Samples with labels; None for all."""
-        return None if self.views is None else list(range(self.views.unlabelled, len(self.keys)))
-
 
 @dataclass(frozen=True)
 class Views:
@@ -83,6 +78,12 @@ class Paste:
     into: int
     origin: int
     box: tuple[slice, ...]
+
+
+def within(values: Tensor, sample: int, paste: Paste) -> Tensor:
+    """Returns the part of one sample of (B, C, *spatial) that a box covers, (C, *box), as a view."""
+    place: tuple[Any, ...] = (sample, slice(None), *paste.box)
+    return values[place]
 
 
 @dataclass(frozen=True)

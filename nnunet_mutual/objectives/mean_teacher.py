@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nnunet_mutual.losses.consistency import probabilities, soft_cross_entropy_and_dice
 from nnunet_mutual.losses.knowledge import Knowledge
-from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
+from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term, within
 from nnunet_mutual.objectives.organs import ramp, truth_of
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 
@@ -73,20 +73,15 @@ class MeanTeacherObjective(Objective):
         self._confident += torch.stack([(sure & inside).sum(), inside.sum()])
         self._target, self._inside = said.clone(), inside.clone()
         for paste in views.pasted:
-            place = (paste.into, slice(None), *paste.box)
+            into, origin = within(self._target, paste.into, paste), within(views.inside, paste.origin, paste)
             if paste.origin < views.unlabelled:
-                self._target[place] = said[(paste.origin, *place[1:])]
-                self._inside[place] = inside[(paste.origin, *place[1:])]
+                into.copy_(within(said, paste.origin, paste))
             else:
-                where = (paste.origin, slice(None), *paste.box)
-                truth, known = truth_of(
-                    self.knowledge,
-                    batch.target[0][where],
-                    batch.pattern_index[paste.origin],
-                    self.supervised.ignore_label,
-                )
-                self._target[place] = truth
-                self._inside[place] = views.inside[where] & known
+                drawn, pattern = within(batch.target[0], paste.origin, paste), batch.pattern_index[paste.origin]
+                truth, known = truth_of(self.knowledge, drawn, pattern, self.supervised.ignore_label)
+                into.copy_(truth)
+                origin = origin & known
+            within(self._inside, paste.into, paste).copy_(origin)
 
     def terms(self, peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress) -> dict[str, Term]:
         """See :meth:`Objective.terms`."""
@@ -98,7 +93,7 @@ class MeanTeacherObjective(Objective):
             regions = self.knowledge.table.is_regions
             consistency = soft_cross_entropy_and_dice(mine, self._target, self._inside, regions=regions)
         return {
-            "supervised": Term(self.supervised.loss(levels, batch, samples=batch.labelled)),
+            "supervised": Term(self.supervised.labelled(levels, batch)),
             "consistency": Term(consistency, self._now),
         }
 

@@ -47,10 +47,18 @@ class SupervisedObjective(Objective):
         self.ignore_label = ignore_label
         # Processes must take the same path, or those that gather Dice statistics would wait for the others.
         self.may_shortcut = gather is None or all(knowledge.is_full)
+        labelled = [full for full, case in zip(knowledge.is_full, knowledge.cases, strict=True) if case.annotated]
+        self.may_shortcut_labelled = gather is None or all(labelled)
 
     def terms(self, peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress) -> dict[str, Term]:
         """See :meth:`Objective.terms`."""
         return {"supervised": Term(self.loss(outputs[peer].levels, batch))}
+
+    def labelled(self, levels: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Returns the loss of one network on the labelled stream of a batch, or on all of one without streams."""
+        if batch.views is None:
+            return self.loss(levels, batch)
+        return self.loss(levels, batch, samples=range(batch.views.unlabelled, len(batch.keys)), everywhere=True)
 
     def loss(
         self,
@@ -58,6 +66,8 @@ class SupervisedObjective(Objective):
         batch: Batch,
         tables: Tables | None = None,
         samples: Sequence[int] | None = None,
+        *,
+        everywhere: bool = False,
     ) -> Tensor:
         """Returns the loss of one network.
 
@@ -66,6 +76,7 @@ class SupervisedObjective(Objective):
             batch: the batch.
             tables: what to look up; supervision by all that is annotated by default.
             samples: which samples count, all by default; 0 (with zero gradient) for none.
+            everywhere: whether every process has as many of them, all with labels.
 
         Where Dice statistics are gathered, all processes must give samples, or none.
         """
@@ -73,7 +84,7 @@ class SupervisedObjective(Objective):
         patterns, target, decided = batch.patterns, batch.target, batch.decided
         index, included = batch.pattern_index, None
         if samples is not None and len(samples) < len(patterns):
-            if self.options["gather"] is not None:  # every process must take part in gathering
+            if self.options["gather"] is not None and not everywhere:  # every process must take part in gathering
                 included = torch.zeros(len(patterns), 1, dtype=torch.bool)
                 included[list(samples)] = True
                 included = included.to(index.device, non_blocking=True)
@@ -84,8 +95,9 @@ class SupervisedObjective(Objective):
                 levels, target, (index,) = (_pick(tensors, samples) for tensors in (levels, target, [index]))
                 decided = None if decided is None else _pick(decided, samples)
         # Whatever samples the other processes give, all must gather in the same way.
-        alike = self.options["gather"] is None or samples is None
-        if self.may_shortcut and alike and all(tables.is_full[pattern] for pattern in patterns):
+        alike = self.may_shortcut and (self.options["gather"] is None or samples is None)
+        alike = self.may_shortcut_labelled if everywhere else alike
+        if alike and all(tables.is_full[pattern] for pattern in patterns):
             return self.full_loss(levels, target)
         parts = []
         for i, weight in enumerate(self.level_weights):

@@ -1,0 +1,282 @@
+"""Correlation-aware mutual learning: two networks agree on labels and on how voxels relate to labelled ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from nnunet_mutual.losses.consistency import probabilities, squared_difference
+from nnunet_mutual.losses.correlation import correlation, correlation_cross_entropy, most_and_any, row_entropy
+from nnunet_mutual.losses.knowledge import Knowledge
+from nnunet_mutual.modules.bank import FeatureBank
+from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
+from nnunet_mutual.objectives.organs import ramp, truth_of
+from nnunet_mutual.objectives.supervised import SupervisedObjective
+
+SIZE = 32  # D, of an embedding
+SLOTS = 64  # of the bank, per case and class
+POOL = 2**16  # voxels among which queries are chosen
+MOST_QUERIES, MOST_MEMORY, MEMORY_PER_CLASS = 12800, 2048, 256
+CORRELATION_TEMPERATURE = 0.1
+SATURATED, DEAD = 0.05, 0.98  # shares of the highest row entropy
+
+
+@dataclass(frozen=True)
+class CorrelationWeights:
+    """Weights after the ramp, and the form of the terms.
+
+    Attributes:
+        consistency: of mutual consistency.
+        correlation: of omni-correlation consistency.
+        temperature: of sharpened targets.
+        published: dot products instead of cosines, gradients through targets, one direction.
+    """
+
+    consistency: float
+    correlation: float
+    temperature: float
+    published: bool = False
+
+
+class _Heads(nn.Module):
+    """Embedding of a voxel's features, and what is compared with the memory."""
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.project = _two_layers(features)
+        self.predict = _two_layers(SIZE)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.predict(self.project(features))
+
+
+class CorrelationObjective(Objective):
+    """Supervision, mutual consistency, and omni-correlation consistency (OCC) of network V (0) with network A (1).
+
+    Args:
+        knowledge: what each case annotates.
+        supervised: of labelled samples.
+        keys: the labelled cases, for which the bank has room.
+        feature_size: channels of the features.
+        weights: of the terms.
+        ramp_end: share of the training during which they rise.
+
+    Source: Gao et al., MICCAI 2023, arXiv 2307.06312. Cosines, stopped gradients, both directions, the choice of
+        queries and the fixed bank are [E].
+    """
+
+    term_names = ("supervised", "consistency", "correlation")
+    feature_stride = 1
+
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        supervised: SupervisedObjective,
+        keys: Sequence[str],
+        *,
+        feature_size: int,
+        weights: CorrelationWeights,
+        ramp_end: float,
+    ):
+        self.knowledge = knowledge
+        self.supervised = supervised
+        self.weights = weights
+        self.ramp_end = ramp_end
+        self.row = {key: i for i, key in enumerate(sorted(keys))}
+        self.regions = knowledge.table.is_regions
+        self.classes = len(knowledge.table.labels) + 1
+        self.needs_features = weights.correlation > 0
+        if self.needs_features:
+            self.heads = nn.ModuleList(_Heads(feature_size) for _ in range(2)).to(knowledge.device)
+        self.bank = FeatureBank(self.classes, len(self.row), SLOTS, SIZE, knowledge.device)
+        self._numbers = torch.zeros(4, device=knowledge.device)  # entropy, agreeing voxels, voxels, steps
+        self._rise = 0.0
+        self._places: tuple[Tensor, Tensor] | None = None
+        self._counted: Tensor | None = None
+        self._memory: tuple[Tensor, Tensor] | None = None
+        self._said: list[Tensor] = []
+
+    # Once per step
+
+    @torch.no_grad()
+    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress) -> None:
+        """Chooses queries and memory, and compares them for both networks."""
+        self._rise = ramp(progress, 0.0, self.ramp_end)
+        self._places = None
+        if not self.needs_features or batch.views is None:
+            return
+        self._places, self._counted = self._queries([output.levels[0] for output in outputs], batch)
+        per_class = min(MEMORY_PER_CLASS, MOST_MEMORY // self.classes)
+        memory, usable = self.bank.draw(per_class)
+        # Nothing is known before the first labelled voxels are in the bank: a row needs at least one column.
+        self._counted = self._counted & usable.any()
+        self._memory = memory, usable | ~usable.any()
+        self._said = [self._correlation(n, output) for n, output in enumerate(outputs)]
+        entropy = row_entropy(self._said[0], self._counted)
+        self._numbers[0] += entropy
+        self._numbers[3] += usable.any()
+
+    def _queries(self, logits: Sequence[Tensor], batch: Batch) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Unlabelled voxels on which both networks agree, as many of each class: (sample, voxel), and which count."""
+        assert batch.views is not None
+        number = batch.views.unlabelled
+        inside = batch.views.inside[:number].flatten(1)
+        voxels = inside.shape[1]
+        places = spread(number * voxels, POOL, inside.device)
+        sample, voxel = torch.div(places, voxels, rounding_mode="floor"), places % voxels
+        chances = [self._chances(z.flatten(2)[sample, :, voxel]) for z in logits]
+        agree = chances[0][1] & chances[1][1] & inside[sample, voxel]
+        score = torch.minimum(chances[0][0], chances[1][0])
+        wanted = min(MOST_QUERIES, number * voxels // 64) // self.classes
+        chosen, counted = most_and_any(score, agree, min(max(2, wanted // 2 * 2), len(places)))
+        self._numbers[1] += agree.any(0).sum()
+        self._numbers[2] += inside[sample, voxel].sum()
+        return (sample[chosen].flatten(), voxel[chosen].flatten()), counted.flatten()
+
+    def _chances(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Confidence in each class and whether it is decided, (K, N) each, from (N, C); class 0 is "no region"."""
+        if not self.regions:
+            p = logits.float().softmax(1).T
+            return p, p == p.amax(0)
+        p = logits.float().sigmoid().T
+        p = torch.cat([(1 - p).amin(0, keepdim=True), p])
+        return p, p > 0.5
+
+    def _correlation(self, peer: int, output: Output) -> Tensor:
+        assert isinstance(self.heads, nn.ModuleList) and self._places is not None and self._memory is not None
+        assert output.features is not None
+        sample, voxel = self._places
+        queries = self.heads[peer](output.features.flatten(2)[sample, :, voxel])
+        return correlation(
+            queries, *self._memory, temperature=CORRELATION_TEMPERATURE, cosine=not self.weights.published
+        )
+
+    # Per network
+
+    def terms(self, peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress) -> dict[str, Term]:
+        """See :meth:`Objective.terms`."""
+        own = outputs[peer]
+        nothing = own.levels[0].flatten()[0] * 0
+        mutual = batch.views is not None and len(outputs) > 1
+        weights = self.weights
+        found = {
+            "supervised": Term(self.supervised.labelled(own.levels, batch), 0.5 if weights.published else 1.0),
+            "consistency": Term(nothing, weights.consistency * self._rise),
+            "correlation": Term(nothing, weights.correlation * self._rise),
+        }
+        if mutual and weights.consistency > 0:
+            found["consistency"] = Term(self._consistency(peer, outputs, batch), found["consistency"].weight)
+        if self._places is not None:
+            found["correlation"] = Term(self._agreement(peer, own), found["correlation"].weight)
+        return found
+
+    def _consistency(self, peer: int, outputs: Sequence[Output], batch: Batch) -> Tensor:
+        assert batch.views is not None
+        mine, other = outputs[peer].levels[0], outputs[1 - peer].levels[0].detach()
+        sharp = self.weights.temperature
+        target = probabilities(other, regions=self.regions, temperature=sharp)
+        inside = batch.views.inside
+        loss = squared_difference(probabilities(mine, regions=self.regions), target, inside)
+        if self.weights.published:  # the other network's term also has a gradient through its target, which is ours
+            own_target = probabilities(mine, regions=self.regions, temperature=sharp)
+            loss = loss + squared_difference(probabilities(other, regions=self.regions), own_target, inside)
+        return loss
+
+    def _agreement(self, peer: int, own: Output) -> Tensor:
+        assert self._counted is not None
+        mine, other = self._correlation(peer, own), self._said[1 - peer]
+        if self.weights.published and peer == 1:  # the target is A's correlation, through which the gradient goes
+            return correlation_cross_entropy(other, mine, self._counted)
+        return correlation_cross_entropy(mine, other, self._counted)
+
+    # The bank
+
+    def update(self, outputs: Sequence[Output], batch: Batch) -> None:
+        """Remembers labelled voxels that both networks predict correctly."""
+        if not self.needs_features or batch.views is None:
+            return
+        found = [self._embeddings(i, outputs, batch) for i in range(batch.views.unlabelled, len(batch.keys))]
+        rows = torch.tensor([self.row[key] for key in batch.keys[batch.views.unlabelled :]])
+        rows = rows.to(self.knowledge.device, non_blocking=True)
+        vectors, usable = (torch.stack(parts) for parts in zip(*found, strict=True))
+        if distributed.is_available() and distributed.is_initialized():  # so that all processes remember the same
+            rows, vectors, usable = (_gathered(part) for part in (rows, vectors, usable))
+        self.bank.put(rows, vectors, usable)
+
+    def _embeddings(self, sample: int, outputs: Sequence[Output], batch: Batch) -> tuple[Tensor, Tensor]:
+        """(K, slots, D) embeddings of voxels of a labelled sample, and (K, slots) which of them are of any use."""
+        assert batch.views is not None and isinstance(self.heads, nn.ModuleList)
+        target, pattern = batch.target[0][sample].flatten(1), batch.pattern_index[sample]
+        voxels = target.shape[1]
+        places = spread(voxels, POOL, target.device)
+        truth, known = truth_of(self.knowledge, target[:, places], pattern, self.supervised.ignore_label)
+        known = known & batch.views.inside[sample].flatten()[places]
+        if self.regions:
+            truth = torch.cat([1 - truth.amax(0, keepdim=True), truth])
+        right = (truth > 0.5) & known
+        for output in outputs:
+            right = right & self._chances(output.levels[0][sample].flatten(1)[:, places].T)[1]
+        number = min(SLOTS, len(places))
+        chosen, usable = most_and_any(torch.zeros_like(truth), right, number)
+        where = places[chosen]
+        projected = [
+            head.project(output.features[sample].flatten(1)[:, where].movedim(0, -1).float())  # type: ignore
+            for head, output in zip(self.heads, outputs, strict=True)
+        ]
+        vectors = torch.stack(projected).mean(0)
+        missing = SLOTS - number
+        return nn.functional.pad(vectors, (0, 0, 0, missing)), nn.functional.pad(usable, (0, missing))
+
+    # The log and checkpoints
+
+    def diagnose(self) -> tuple[dict[str, float], list[str]]:
+        """Reports agreement, the bank and the entropy of the correlation, with an alarm."""
+        entropy, agreeing, voxels, steps = self._numbers.tolist()
+        self._numbers.zero_()
+        if not voxels:
+            return {}, []
+        numbers = {
+            "share of unlabelled voxels on which the networks agree": agreeing / voxels,
+            "share of the bank that is filled": float(self.bank.filled.float().mean()),
+        }
+        if not steps:
+            return numbers, []
+        share = entropy / steps
+        numbers["row entropy of the correlation, of its highest"] = share
+        if SATURATED <= share <= DEAD:
+            return numbers, []
+        state = "saturated: each voxel resembles one" if share < SATURATED else "dead: all voxels resemble all alike"
+        return numbers, [
+            f"the correlation is {state} (row entropy {share:.2f} of the highest), so it teaches nothing; look at the "
+            "images of the cases with labels, or set correlation to 0"
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`Objective.state_dict`."""
+        return {"bank": self.bank.state_dict(), "numbers": self._numbers.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :meth:`Objective.load_state_dict`."""
+        self.bank.load_state_dict(state["bank"])
+        self._numbers.copy_(state["numbers"])
+
+
+def spread(voxels: int, most: int, device: torch.device) -> Tensor:
+    """Returns at most so many different places of [0, voxels), spread evenly with a random shift each, (R,) long."""
+    number = min(voxels, most)
+    width = voxels // number
+    return torch.arange(number, device=device) * width + torch.randint(width, (number,), device=device)
+
+
+def _two_layers(features: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(features, SIZE), nn.LayerNorm(SIZE), nn.ReLU(), nn.Linear(SIZE, SIZE))
+
+
+def _gathered(part: Tensor) -> Tensor:
+    parts = [torch.empty_like(part) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, part.contiguous())
+    return torch.cat(parts)

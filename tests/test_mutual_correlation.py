@@ -1,0 +1,356 @@
+"""MutualCorrelationTrainer: what each network learns from the other, and that stock nnU-Net gets V."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from training import (
+    KEYS,
+    assert_same_optimizer,
+    change_settings,
+    curves,
+    largest_difference,
+    lines_of,
+    partial_block,
+    region_block,
+    stop_at,
+    trainer_for,
+    weights,
+)
+from two_streams import two_stream_dataset
+
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.losses.consistency import probabilities
+from nnunet_mutual.objectives import Output, Progress
+from nnunet_mutual.objectives.correlation import SLOTS, spread
+from nnunet_mutual.trainers import MeanTeacherTrainer, MutualCorrelationTrainer
+
+LATE = Progress(90, 100)
+TRAINERS = [MeanTeacherTrainer, MutualCorrelationTrainer]
+
+
+def started(preprocessed: Path, trainer_class: Any = MutualCorrelationTrainer, steps: int = 0) -> tuple[Any, Any]:
+    """A trainer after some steps, and its training loader."""
+    trainer = trainer_for(preprocessed, trainer_class)
+    trainer.initialize()
+    loader, _ = trainer.get_dataloaders()
+    trainer.peers.set_epoch(0)
+    for _ in range(steps):
+        trainer.train_step(next(loader))
+    return trainer, loader
+
+
+def outputs_of(trainer: Any, batch: Any) -> list[Output]:
+    found = []
+    for network in trainer.peers.networks:
+        levels, features = network(batch.data)
+        found.append(Output(levels, features))
+    return found
+
+
+def test_the_sum_holds_all_three_terms_of_both_networks(nnunet_folders: Path) -> None:
+    preprocessed = two_stream_dataset(nnunet_folders, settings={"ramp": 0.001})
+    trainer, loader = started(preprocessed, steps=2)
+    (objective,) = trainer.objectives
+    trainer.current_epoch = 2
+    seen: list[float] = []
+    backward = trainer.peers.backward
+    trainer.peers.backward = lambda total: (seen.append(float(total)), backward(total))
+    found = trainer.train_step(next(loader))
+    terms = dict(zip(trainer.term_names, found["terms"].tolist(), strict=True))
+    assert list(terms) == [f"{name}[{n}]" for n in (0, 1) for name in ("supervised", "consistency", "correlation")]
+    assert objective._rise == 1 and all(terms[f"{name}[{n}]"] > 0 for n in (0, 1) for name in objective.term_names[1:])
+    for n in (0, 1):
+        expected = terms[f"supervised[{n}]"] + terms[f"consistency[{n}]"] + 0.05 * terms[f"correlation[{n}]"]
+        assert seen[n] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_which_switch_lets_gradients_through(nnunet_folders: Path, published: bool) -> None:
+    """Each network's terms against a joint loss, in which targets are (published) or are not differentiated."""
+    preprocessed = two_stream_dataset(nnunet_folders, settings={"published": published, "ramp": 0.001})
+    trainer, loader = started(preprocessed, steps=3)
+    (objective,) = trainer.objectives
+    batch = trainer.training_batch(next(loader))
+    trainer.peers.eval()  # no dropout; the taps return features in training mode only
+    for network in trainer.peers.networks:
+        network.training = True
+    torch.manual_seed(0)
+    objective.prepare([o.detach() for o in outputs_of(trainer, batch)], batch, LATE)
+    both = outputs_of(trainer, batch)
+    leaves = [o.levels[0] for o in both]
+    heads = list(objective.heads.parameters())
+    mine: list[torch.Tensor] = []
+    for n in (0, 1):
+        shown = [both[k] if k == n else both[k].detach() for k in (0, 1)]
+        terms = objective.terms(n, shown, batch, LATE)
+        value = terms["consistency"].value + terms["correlation"].value
+        mine.append(torch.autograd.grad(value, leaves[n], retain_graph=True)[0])
+
+    inside = batch.views.inside
+    v, a = leaves
+    sharp = [probabilities(z, regions=False, temperature=0.1) for z in leaves]
+    kept = (lambda x: x) if published else torch.Tensor.detach
+    half = [0.5 * (z.softmax(1) - kept(s)).square().sum(1, keepdim=True) for z, s in ((v, sharp[1]), (a, sharp[0]))]
+    consistency = sum((h * inside).sum() / inside.sum() for h in half)
+    joint = torch.autograd.grad(consistency, leaves, retain_graph=True)
+    for found, expected in zip(mine, joint, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-8)
+
+    said = [objective._correlation(n, both[n]) for n in (0, 1)]
+    counted = objective._counted
+
+    def entropy(target: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+        finite = torch.isfinite(target)
+        return (-(target.exp() * prediction.masked_fill(~finite, 0)).sum(1) * counted).sum() / counted.sum()
+
+    if published:
+        total = entropy(said[1], said[0])
+    else:
+        total = entropy(said[1].detach(), said[0]) + entropy(said[0].detach(), said[1])
+    expected_heads = torch.autograd.grad(total, heads, retain_graph=True, allow_unused=True)
+    trainer.peers.zero_grad()
+    for n in (0, 1):
+        shown = [both[k] if k == n else both[k].detach() for k in (0, 1)]
+        objective.terms(n, shown, batch, LATE)["correlation"].value.backward(retain_graph=True)
+    assert any(parameter.grad is not None for parameter in heads)
+    for parameter, expected in zip(heads, expected_heads, strict=True):
+        if expected is not None:
+            torch.testing.assert_close(parameter.grad, expected, rtol=1e-3, atol=1e-7)
+
+
+def test_the_bank_keeps_its_size_and_only_right_voxels(nnunet_folders: Path) -> None:
+    preprocessed = two_stream_dataset(nnunet_folders)
+    trainer, loader = started(preprocessed)
+    (objective,) = trainer.objectives
+    size = objective.bank.vectors.shape
+    assert size == (4, 4, SLOTS, 32)  # background and three labels, four training cases
+    for _ in range(5):
+        trainer.train_step(next(loader))
+    assert objective.bank.vectors.shape == size and objective.bank.filled.any()
+    batch = trainer.training_batch(next(loader))
+    wrong = torch.zeros(2, 4, 16, 16, 16)
+    wrong.scatter_(1, (batch.target[0].long() + 1) % 4, 50.0)
+    before = objective.bank.filled.clone()
+    outputs = [Output([wrong], torch.randn(2, 4, 16, 16, 16))] * 2
+    objective.bank.filled.zero_()
+    objective.update(outputs, batch)
+    assert not objective.bank.filled.any(), "a voxel that nobody predicts correctly was remembered"
+    right = torch.zeros(2, 4, 16, 16, 16).scatter_(1, batch.target[0].long(), 50.0)
+    objective.update([Output([right], torch.randn(2, 4, 16, 16, 16))] * 2, batch)
+    present = set(batch.target[0][1][batch.views.inside[1]].long().tolist())
+    row = objective.row[batch.keys[1]]
+    assert {k for k in range(4) if objective.bank.filled[k, row].any()} == present
+    assert before.shape == objective.bank.filled.shape
+
+
+def test_undrawn_labels_are_not_remembered_as_background(nnunet_folders: Path) -> None:
+    """Where a case does not annotate the liver, its background is unknown."""
+    preprocessed = two_stream_dataset(nnunet_folders, block=partial_block())
+    (preprocessed / "splits_final.json").write_text(json.dumps([{"train": KEYS[1:], "val": KEYS[:1]}]))
+    trainer, loader = started(preprocessed)
+    (objective,) = trainer.objectives
+    remembered = set()
+    for _ in range(12):
+        batch = trainer.training_batch(next(loader))
+        right = torch.zeros(2, 4, 16, 16, 16).scatter_(1, batch.target[0].long(), 50.0)
+        objective.bank.filled.zero_()
+        objective.update([Output([right], torch.randn(2, 4, 16, 16, 16))] * 2, batch)
+        source = trainer.table.case(batch.keys[1]).source
+        remembered |= {(source, k) for k in range(4) if objective.bank.filled[k].any()}
+    assert remembered == {("a", 1), ("b", 2), ("b", 3)}
+
+
+def test_queries_are_agreed_unlabelled_voxels_inside_of_images(nnunet_folders: Path) -> None:
+    preprocessed = two_stream_dataset(nnunet_folders, settings={"unlabelled_per_batch": 2})
+    trainer, loader = started(preprocessed, steps=2)
+    (objective,) = trainer.objectives
+    batch = trainer.training_batch(next(loader))
+    number = batch.views.unlabelled
+    logits = [torch.randn(3, 4, 16, 16, 16), torch.randn(3, 4, 16, 16, 16)]
+    (sample, voxel), counted = objective._queries(logits, batch)
+    wanted = number * 16**3 // 64 // 4 // 2 * 2
+    assert len(sample) == len(counted) == 4 * wanted and counted.any()
+    for k in range(4):
+        rows = slice(k * wanted, (k + 1) * wanted)
+        s, v, use = sample[rows], voxel[rows], counted[rows]
+        assert (s < number).all()
+        decided = [z.flatten(2).argmax(1)[s, v] for z in logits]
+        ok = (decided[0] == k) & (decided[1] == k) & batch.views.inside.flatten(1)[s, v]
+        assert torch.equal(ok, use)
+
+
+def test_spread_places_are_different_and_reach_everywhere() -> None:
+    torch.manual_seed(0)
+    found = torch.stack([spread(1000, 64, torch.device("cpu")) for _ in range(300)])
+    assert all(len(set(row)) == 64 for row in found.tolist())
+    assert found.min() < 15 and found.max() > 944 and found.max() < 1000
+    assert spread(10, 64, torch.device("cpu")).tolist() == list(range(10))
+
+
+def test_the_checkpoint_is_v_alone_for_stock(nnunet_folders: Path) -> None:
+    preprocessed = two_stream_dataset(nnunet_folders)
+    trainer = trainer_for(preprocessed, MutualCorrelationTrainer)
+    trainer.run_training()
+    file = Path(trainer.output_folder) / "checkpoint_final.pth"
+    checkpoint = torch.load(file, weights_only=True)
+    assert largest_difference(checkpoint["network_weights"], weights(trainer)) == 0
+    stock = trainer_for(preprocessed, nnUNetTrainer)
+    stock.initialize()
+    stock.load_checkpoint(str(file))
+    assert largest_difference(weights(stock), weights(trainer)) == 0
+    assert trainer.deployed == 0 and trainer.candidates == (0,)
+    auxiliary = checkpoint["mutual_state"]["peers"]["networks"][1]
+    assert auxiliary.keys() != checkpoint["network_weights"].keys()
+
+
+def test_the_average_of_v_is_deployed_where_asked_for(nnunet_folders: Path) -> None:
+    preprocessed = two_stream_dataset(nnunet_folders, settings={"ema": 0.9})
+    trainer = trainer_for(preprocessed, MutualCorrelationTrainer)
+    trainer.run_training()
+    assert len(trainer.peers.averages) == 1
+    assert trainer.deployed_network is trainer.peers.averages[0].network
+    checkpoint = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=True)
+    assert largest_difference(checkpoint["network_weights"], weights(trainer)) > 0
+
+
+def test_the_entropy_of_the_correlation_is_reported_and_alarms(nnunet_folders: Path) -> None:
+    preprocessed = two_stream_dataset(nnunet_folders)
+    trainer, loader = started(preprocessed, steps=4)
+    (objective,) = trainer.objectives
+    numbers, warnings = objective.diagnose()
+    assert 0.05 < numbers["row entropy of the correlation, of its highest"] < 0.98 and not warnings
+    assert 0 < numbers["share of the bank that is filled"] <= 1
+    assert 0 < numbers["share of unlabelled voxels on which the networks agree"] <= 1
+    for share, word in ((0.01, "saturated"), (0.99, "dead")):
+        objective._numbers.copy_(torch.tensor([share * 3, 5.0, 10.0, 3.0]))
+        numbers, (warning,) = objective.diagnose()
+        assert word in warning and f"{share:.2f}" in warning
+    assert objective.diagnose() == ({}, [])
+
+
+def test_the_published_form(nnunet_folders: Path) -> None:
+    preprocessed = two_stream_dataset(nnunet_folders, settings={"published": True})
+    trainer, loader = started(preprocessed)
+    rates = []
+    for epoch in range(3):
+        trainer.peers.set_epoch(epoch)
+        rates.append(trainer.peers.optimizers[0].param_groups[0]["lr"])
+    assert rates == [0.01] * 3
+    attention = [m for m in trainer.peers.networks[1].modules() if isinstance(m, torch.nn.Dropout)]
+    assert attention and all(layer.p == 0.5 for layer in attention)
+    batch = trainer.training_batch(next(loader))
+    both = outputs_of(trainer, batch)
+    trainer.objectives[0].prepare([o.detach() for o in both], batch, LATE)
+    term = trainer.objectives[0].terms(0, [both[0], both[1].detach()], batch, LATE)["supervised"]
+    assert term.weight == 0.5 and -1 <= term.value.item() < 0, "not a Dice loss"
+    change_settings(preprocessed, published=True)
+    for file in (preprocessed, nnunet_folders / "nnUNet_raw" / tiny.NAME):
+        content = json.loads((file / "dataset.json").read_text())
+        (file / "dataset.json").write_text(json.dumps({**content, "mutual": partial_block()}))
+    with pytest.raises(MutualError, match="published=true needs cases that annotate every label, but case_0"):
+        trainer_for(preprocessed, MutualCorrelationTrainer).initialize()
+
+
+@pytest.mark.parametrize("trainer_class", TRAINERS)
+def test_without_weights_and_unlabelled_samples_it_is_stock(nnunet_folders: Path, trainer_class: Any) -> None:
+    """Fed batches of stock's loader, V or the student does the steps of stock nnU-Net."""
+    off = (
+        {"consistency": 0.0} if trainer_class is MeanTeacherTrainer else {"loss": {"consistency": 0, "correlation": 0}}
+    )
+    preprocessed = two_stream_dataset(nnunet_folders, settings=off)
+    ours, stock = trainer_for(preprocessed, trainer_class), trainer_for(preprocessed, nnUNetTrainer)
+    ours.initialize()
+    stock.initialize()
+    stock.network.load_state_dict(ours.network.state_dict())
+    before = weights(ours)
+    loader, _ = stock.get_dataloaders()
+    ours.training_batch = ours.to_batch
+    ours.peers.set_epoch(0)
+    stock.network.train()
+    for _ in range(20):
+        batch = next(loader)
+        stock.train_step(batch)
+        ours.train_step(batch)
+    assert largest_difference(weights(ours), weights(stock)) <= 1e-6
+    assert largest_difference(weights(ours), before) > 1e-3
+
+
+@pytest.mark.parametrize("memory", ["joint", "sequential"])
+def test_memory_modes_agree(nnunet_folders: Path, memory: str) -> None:
+    """Dropout, queries and the bank included: the same training in both modes."""
+    found = []
+    for mode in ("joint", memory):
+        root = nnunet_folders / mode / str(len(found))
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+                patch.setenv(name, str(root / name))
+            preprocessed = two_stream_dataset(root, settings={"memory": mode, "ramp": 0.01, "dropout": 0.3})
+            trainer, _ = started(preprocessed, steps=4)
+            found.append([{k: v.clone() for k, v in n.state_dict().items()} for n in trainer.peers.networks])
+            found[-1].append({"bank": trainer.objectives[0].bank.vectors.float()})
+    for one, other in zip(*found, strict=True):
+        assert largest_difference(one, other) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"block": partial_block()},
+        {"labels": tiny.REGIONS, "block": region_block()},
+        {"ignore": True},
+        {"labels": tiny.REGIONS, "ignore": True},
+        {"configuration": "2d"},
+        {"configuration": "3d_aniso", "batch_dice": True},
+        {"settings": {"inter": "position"}},
+    ],
+    ids=["partial", "regions", "ignore", "regions with ignore", "2d", "anisotropic", "position"],
+)
+def test_every_kind_of_dataset_trains(nnunet_folders: Path, options: dict[str, Any]) -> None:
+    preprocessed = two_stream_dataset(nnunet_folders, **options)
+    trainer = trainer_for(preprocessed, MutualCorrelationTrainer, options.get("configuration", "3d_fullres"))
+    trainer.run_training()
+    first, *_, last = lines_of(trainer)
+    for n in (0, 1):
+        assert first["terms"][f"supervised[{n}]"] > last["terms"][f"supervised[{n}]"]
+        assert last["terms"][f"consistency[{n}]"] > 0 and math.isfinite(last["terms"][f"correlation[{n}]"])
+    assert not np.isnan(trainer.logger.get_value("mean_fg_dice", -1))
+
+
+@pytest.mark.parametrize("trainer_class", TRAINERS)
+def test_it_goes_on_to_the_bit(nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch, trainer_class: Any) -> None:
+    settings = {"num_iterations_per_epoch": 4, "unlabelled_per_batch": 2, "ramp": 0.5}
+    preprocessed = two_stream_dataset(nnunet_folders, settings=settings)
+    whole = trainer_for(preprocessed, trainer_class)
+    whole.run_training()
+    for number, stop in enumerate((2, 7)):  # within the first and the second epoch
+        monkeypatch.setenv("nnUNet_results", str(nnunet_folders / f"other_{number}"))
+        stopped = trainer_for(preprocessed, trainer_class)
+        stop_at(stopped, stop, signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            stopped.run_training()
+        resumed = trainer_for(preprocessed, trainer_class, resume="latest")
+        resumed.run_training()
+        assert_same(resumed, whole)
+
+
+def assert_same(a: Any, b: Any, compare: Callable[[Any, Any], None] = assert_same_optimizer) -> None:
+    for mine, reference in zip(a.peers.networks, b.peers.networks, strict=True):
+        assert largest_difference(mine.state_dict(), reference.state_dict()) == 0
+    for mine, reference in zip(a.peers.averages, b.peers.averages, strict=True):
+        assert largest_difference(mine.network.state_dict(), reference.network.state_dict()) == 0
+    for mine, reference in zip(a.peers.optimizers, b.peers.optimizers, strict=True):
+        compare(mine, reference)
+    if isinstance(a, MutualCorrelationTrainer):
+        assert torch.equal(a.objectives[0].bank.vectors, b.objectives[0].bank.vectors)
+    assert curves(a) == curves(b) and lines_of(a) == lines_of(b)

@@ -1,0 +1,23 @@
+"""Trainers with unlabelled images on the tiny dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tiny
+from training import SHORT
+from unlabelled_images import add_unlabelled
+
+from nnunet_mutual.cli import main
+
+UNLABELLED = [f"un_{n}" for n in range(3)]
+
+
+def two_stream_dataset(root: Path, *, configuration: str = "3d_fullres", settings: Any = None, **options: Any) -> Path:
+    """A tiny dataset with images in imagesUn, preprocessed."""
+    settings = {**SHORT, **(settings or {})}
+    preprocessed = tiny.make_dataset(root, configurations=(configuration,), settings=settings, **options)
+    add_unlabelled(root, len(UNLABELLED))
+    assert main(["preprocess_unlabelled", "-d", "901", "-c", configuration]) == 0
+    return preprocessed

@@ -1,0 +1,130 @@
+"""Correlation-aware mutual learning from few labelled and many unlabelled images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+
+from nnunet_mutual.building import feature_channels, make_peers, new_network, strides
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.modules.attention import Inter, attention_stage, make_auxiliary
+from nnunet_mutual.objectives import Objective
+from nnunet_mutual.objectives.correlation import CorrelationObjective, CorrelationWeights
+from nnunet_mutual.peers import Peers
+from nnunet_mutual.trainers.two_streams import TwoStreamSettings, TwoStreamTrainer
+
+PUBLISHED_DROPOUT = 0.5
+
+
+@dataclass(frozen=True)
+class CorrelationLoss:
+    """Weights of the terms of mutual learning, next to the supervised loss of weight 1.
+
+    Attributes:
+        consistency: mutual consistency of the predictions.
+        correlation: omni-correlation consistency (OCC).
+    """
+
+    consistency: float = 1.0
+    correlation: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("consistency", "correlation"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise MutualError(f'setting "loss.{name}" must be 0 or more, found {getattr(self, name)}')
+
+
+@dataclass(frozen=True)
+class MutualCorrelationSettings(TwoStreamSettings):
+    """Settings of :class:`MutualCorrelationTrainer`, beside those of every trainer with unlabelled images.
+
+    Attributes:
+        loss: weights of the terms.
+        temperature: of sharpened predictions, as targets of the other network.
+        inter: what attends to what in the auxiliary network across images: "pooled" or "position".
+        dropout: of the attention.
+        published: the form of the paper, to compare with: dot products, gradients through targets, correlation in one
+            direction, dropout 0.5, constant learning rate, supervision by Dice alone at half weight. Needs labelled
+            cases that annotate every label.
+    """
+
+    loss: CorrelationLoss = field(default_factory=CorrelationLoss)
+    temperature: float = 0.1
+    inter: Inter = "pooled"
+    dropout: float = 0.1
+    published: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.temperature < float("inf"):
+            raise MutualError(f'setting "temperature" must be above 0, found {self.temperature}')
+        if not 0 <= self.dropout < 1:
+            raise MutualError(f'setting "dropout" must be from 0 to below 1, found {self.dropout}')
+
+
+class MutualCorrelationTrainer(TwoStreamTrainer):
+    """Network V and an auxiliary network A with attention across images learn from each other; V is deployed.
+
+    Source: Gao et al., MICCAI 2023, arXiv 2307.06312; what differs is marked [E] where it is done.
+    """
+
+    settings_class = MutualCorrelationSettings
+    settings: MutualCorrelationSettings
+
+    def plan_stages(self) -> None:
+        """Finds the unlabelled images; the published form knows no partial labels."""
+        super().plan_stages()
+        partial = [k for k in self.labelled_keys if self.table.case(k).annotated != frozenset(self.table.labels)]
+        if self.settings.published and partial:
+            raise MutualError(
+                f"published=true needs cases that annotate every label, but {partial[0]} annotates "
+                f"{', '.join(sorted(self.table.case(partial[0]).annotated))}; leave the setting out"
+            )
+
+    def build_objectives(self) -> list[Objective]:
+        """Returns what the two networks learn, or supervision alone without unlabelled images."""
+        if not self.unlabelled_per_batch:
+            return [self.supervised]
+        chosen = self.settings
+        weights = CorrelationWeights(
+            chosen.loss.consistency, chosen.loss.correlation, chosen.temperature, chosen.published
+        )
+        return [
+            CorrelationObjective(
+                self.knowledge,
+                self.supervised,
+                self.labelled_keys,
+                feature_size=feature_channels(self, CorrelationObjective.feature_stride),
+                weights=weights,
+                ramp_end=chosen.ramp,
+            )
+        ]
+
+    def build_peers(self) -> Peers:
+        """Returns V, and A unless there is nothing to be mutual about."""
+        if not self.unlabelled_per_batch:
+            return make_peers(self, 1)
+        stage = attention_stage(self.configuration_manager.patch_size, strides(self))
+        channels = self.configuration_manager.network_arch_init_kwargs["features_per_stage"][stage]
+        dropout = PUBLISHED_DROPOUT if self.settings.published else self.settings.dropout
+        auxiliary = make_auxiliary(
+            new_network(self), stage, int(channels), inter=self.settings.inter, dropout=dropout
+        ).to(self.device)
+        return make_peers(self, 1, [auxiliary])
+
+    def build_supervision(self) -> Any:
+        """The published form is supervised by Dice alone."""
+        if self.settings.published:
+            loss = getattr(self.loss, "loss", self.loss)  # inside of nnU-Net's deep supervision
+            loss.weight_ce = 0
+        return super().build_supervision()
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """The published form keeps its learning rate (nnU-Net's hook)."""
+        optimizer, scheduler = super().configure_optimizers()
+        if self.settings.published:
+            scheduler = PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, exponent=0)
+        return optimizer, scheduler
