@@ -65,7 +65,7 @@ def test_the_sum_holds_all_three_terms_of_both_networks(nnunet_folders: Path) ->
     trainer.current_epoch = 2
     seen: list[float] = []
     backward = trainer.peers.backward
-    trainer.peers.backward = lambda total: (seen.append(float(total)), backward(total))
+    trainer.peers.backward = lambda total: (seen.append(total.item()), backward(total))
     found = trainer.train_step(next(loader))
     terms = dict(zip(trainer.term_names, found["terms"].tolist(), strict=True))
     assert list(terms) == [f"{name}[{n}]" for n in (0, 1) for name in ("supervised", "consistency", "correlation")]

@@ -209,3 +209,47 @@ def test_regions_of_partially_labelled_cases_and_none(nnunet_folders: Path) -> N
     trainer = trainer_for(preprocessed, MutualCorrelationTrainer)
     trainer.run_training()
     assert trainer.logger.get_value("train_losses", -1) == pytest.approx(trainer.logger.get_value("train_losses", -1))
+
+
+@pytest.mark.parametrize("kind", ["plain", "regions", "ignore", "2d"])
+def test_patches_are_drawn_where_foreground_is_predicted(nnunet_folders: Path, kind: str) -> None:
+    """The network says that everything in a corner is foreground; forced patches are centred there."""
+    configuration = "2d" if kind == "2d" else "3d_fullres"
+    options: dict[str, Any] = {"labels": tiny.REGIONS} if kind == "regions" else {"ignore": kind == "ignore"}
+    settings = {"unlabelled_foreground": 1.0, "unlabelled_foreground_epochs": 2, "unlabelled_per_batch": 3}
+    preprocessed = two_stream_dataset(nnunet_folders, configuration=configuration, settings=settings, **options)
+    trainer = trainer_for(preprocessed, MeanTeacherTrainer, configuration)
+    trainer.initialize()
+    loader, _ = trainer.get_dataloaders()
+    dataset = loader.data_loader._data
+    assert trainer.foreground.locations("un_0") is None and not _located(dataset, "un_0")
+    trainer.current_epoch = 1
+    trainer.before_epoch(None)
+    assert not trainer.foreground.folder.exists(), "predicted although it was not due"
+
+    def corner(image: Any) -> torch.Tensor:
+        logits = torch.full((3 if kind == "regions" else 4, *image.shape[1:]), -9.0)
+        if kind != "regions":
+            logits[0] = 0
+        logits[1, :4, :4, :4] = 9
+        return logits
+
+    trainer.current_epoch = 2
+    with pytest.MonkeyPatch.context() as patch:
+        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+        patch.setattr(nnUNetPredictor, "predict_sliding_window_return_logits", lambda _, image: corner(image))
+        trainer.before_epoch(None)
+    places = _located(dataset, "un_0")
+    assert len(places) > 10 and (np.asarray(places)[:, 1:] < 4).all()
+    assert _located(dataset, KEYS[5 if "case_05" in trainer.labelled_keys else 4]), "labelled cases keep their own"
+    loader = loader.data_loader
+    for _ in range(20):
+        lower, _ = loader.get_bbox((16, 20, 18), True, dataset.load_case("un_0")[3]["class_locations"])
+        assert all(low < 4 for low in lower)
+    forced = [[loader.get_do_oversample(i) for i in range(4)] for _ in range(20)]
+    assert all(all(row[:3]) for row in forced)
+
+
+def _located(dataset: Any, key: str) -> list[Any]:
+    return [place for places in dataset.load_case(key)[3]["class_locations"].values() for place in places]

@@ -118,7 +118,7 @@ class MutualCorrelationTrainer(TwoStreamTrainer):
     def build_supervision(self) -> Any:
         """The published form is supervised by Dice alone."""
         if self.settings.published:
-            loss = getattr(self.loss, "loss", self.loss)  # inside of nnU-Net's deep supervision
+            loss: Any = getattr(self.loss, "loss", self.loss)  # inside of nnU-Net's deep supervision
             loss.weight_ce = 0
         return super().build_supervision()
 

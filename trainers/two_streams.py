@@ -12,10 +12,12 @@ from typing import Any
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from torch import distributed
 
+from nnunet_mutual.checkpoints import StopSignals
 from nnunet_mutual.config import PeersSettings
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.losses.knowledge import Knowledge
 from nnunet_mutual.objectives import Batch, Views
+from nnunet_mutual.predicted_foreground import PredictedForeground
 from nnunet_mutual.trainers.base import MutualTrainer
 from nnunet_mutual.two_streams import TwoStreamDataset, TwoStreamLoader, marking, split_mark
 from nnunet_mutual.unlabelled import unlabelled_dataset
@@ -29,17 +31,30 @@ class TwoStreamSettings(PeersSettings):
         labelled_per_batch: labelled patches in a batch (of one GPU); null: half of the plans' batch.
         unlabelled_per_batch: unlabelled ones; null: the other half, at least one.
         ramp: share of the training during which the weights of unlabelled terms rise.
+        unlabelled_foreground: share of the unlabelled patches that are centred on what the network predicts as
+            foreground, which is worth its time where organs are small; 0 for patches from anywhere.
+        unlabelled_foreground_epochs: epochs after which the predictions of all unlabelled images are renewed.
     """
 
     labelled_per_batch: int | None = None
     unlabelled_per_batch: int | None = None
     ramp: float = 0.2
+    unlabelled_foreground: float = 0.0
+    unlabelled_foreground_epochs: int = 50
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("labelled_per_batch", "unlabelled_per_batch"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise MutualError(f'setting "{name}" must be at least 1, found {getattr(self, name)}')
+        if not 0 <= self.unlabelled_foreground <= 1:
+            raise MutualError(
+                f'setting "unlabelled_foreground" must be a share, from 0 to 1, found {self.unlabelled_foreground}'
+            )
+        if self.unlabelled_foreground_epochs < 1:
+            raise MutualError(
+                f'setting "unlabelled_foreground_epochs" must be at least 1, found {self.unlabelled_foreground_epochs}'
+            )
         if not 0 < self.ramp <= 1:
             raise MutualError(f'setting "ramp" must be a share of the training, above 0, found {self.ramp}')
 
@@ -98,6 +113,14 @@ class TwoStreamTrainer(MutualTrainer):
             self.batch_size = self.labelled_per_batch
         super().start_stage()
 
+    def before_epoch(self, signals: StopSignals) -> None:
+        """Renews, from time to time, where foreground is predicted in unlabelled images."""
+        due = self.current_epoch > 0 and self.current_epoch % self.settings.unlabelled_foreground_epochs == 0
+        if due and self.unlabelled_per_batch and self.settings.unlabelled_foreground:
+            self.print_to_log_file(f"predicting {len(self.unlabelled_keys)} unlabelled images to draw patches from")
+            dataset, _ = self.get_tr_and_val_datasets()
+            self.foreground.renew(self, dataset, self.unlabelled_keys)
+
     def build_knowledge(self) -> Knowledge:
         """Unlabelled images annotate nothing."""
         further = [] if self.images is None else self.images.identifiers
@@ -115,13 +138,23 @@ class TwoStreamTrainer(MutualTrainer):
         training, validation = super().get_tr_and_val_datasets()
         if not self.unlabelled_per_batch:
             return training, validation
-        return TwoStreamDataset(training, self.images, self.labelled_keys), validation
+        return TwoStreamDataset(training, self.images, self.labelled_keys, self.foreground), validation
+
+    @property
+    def foreground(self) -> PredictedForeground:
+        """Where labels are predicted in unlabelled images."""
+        return PredictedForeground(Path(self.output_folder) / "unlabelled_foreground")
 
     def training_loader(self, keys: Sequence[str]) -> Callable[..., nnUNetDataLoader]:
         """Adds the unlabelled stream."""
         if not self.unlabelled_per_batch:
             return super().training_loader(keys)
-        return partial(TwoStreamLoader, unlabelled=self.unlabelled_keys, number=self.unlabelled_per_batch)
+        return partial(
+            TwoStreamLoader,
+            unlabelled=self.unlabelled_keys,
+            number=self.unlabelled_per_batch,
+            forced=self.settings.unlabelled_foreground,
+        )
 
     def training_transforms(self, transforms: Any) -> Any:
         """Marks where the images are."""

@@ -69,12 +69,9 @@ class PseudoStore:
             decisions: one per label that the case does not annotate.
             like: nnU-Net's compressed label map, whose chunks fit the patches that a loader will read.
         """
-        arrays: dict[str, Any] = {json.dumps(key): np.asarray(value) for key, value in locations.items()}
-        npz, b2nd = self.folder / f"{case}.npz", self.folder / f"{case}.b2nd"
-        temporary = self.folder / f".{case}.tmp{os.getpid()}.npz"
-        np.savez_compressed(temporary, **arrays)
-        os.replace(temporary, npz)
-        temporary = temporary.with_suffix(".b2nd")
+        write_locations(self.folder / f"{case}.npz", locations)
+        b2nd = self.folder / f"{case}.b2nd"
+        temporary = self.folder / f".{case}.tmp{os.getpid()}.b2nd"
         temporary.unlink(missing_ok=True)
         chunks = {name: getattr(like, name) for name in ("chunks", "blocks") if hasattr(like, name)}
         codec = {"codec": blosc2.Codec.ZSTD}
@@ -88,10 +85,7 @@ class PseudoStore:
 
     def locations(self, case: str) -> dict[Any, np.ndarray]:
         """Returns the voxels of each label of a case, as nnU-Net's ``class_locations``."""
-        with np.load(self.folder / f"{case}.npz") as arrays:
-            found = {key: arrays[key] for key in arrays.files}
-        names = {key: json.loads(key) for key in found}
-        return {tuple(n) if isinstance(n := names[key], list) else n: value for key, value in found.items()}
+        return read_locations(self.folder / f"{case}.npz")
 
     def decisions(self, cases: Iterable[str]) -> list[Decision]:
         """Returns all decisions about some cases."""
@@ -113,6 +107,22 @@ class PseudoStore:
 
     def _decisions(self, case: str) -> Path:
         return self.folder / f"{case}.json"
+
+
+def write_locations(file: Path, locations: Mapping[Any, np.ndarray]) -> None:
+    """Writes nnU-Net's ``class_locations``, a whole file or none."""
+    arrays: dict[str, Any] = {json.dumps(key): np.asarray(value) for key, value in locations.items()}
+    temporary = file.with_name(f".{file.stem}.tmp{os.getpid()}.npz")
+    np.savez_compressed(temporary, **arrays)
+    os.replace(temporary, file)
+
+
+def read_locations(file: Path) -> dict[Any, np.ndarray]:
+    """Reads what :func:`write_locations` wrote: label or tuple of integers -> (n, 4)."""
+    with np.load(file) as arrays:
+        found = {key: arrays[key] for key in arrays.files}
+    names = {key: json.loads(key) for key in found}
+    return {tuple(n) if isinstance(n := names[key], list) else n: value for key, value in found.items()}
 
 
 class PseudoDataset:
