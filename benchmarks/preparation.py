@@ -34,7 +34,7 @@ def write_raw(setting: Setting, dataset: str) -> None:
     entry = setting["datasets"][dataset]
     target = setting.work / "nnUNet_raw" / setting.dataset_name(dataset)
     shutil.rmtree(target, ignore_errors=True)
-    for folder in ("imagesTr", "labelsTr"):
+    for folder in ("imagesTr", "labelsTr", "imagesUn"):
         (target / folder).mkdir(parents=True)
     sources: dict[str, Any] = {}
     cases: dict[str, Any] = {}
@@ -54,6 +54,10 @@ def write_raw(setting: Setting, dataset: str) -> None:
             keep = {integers[label]: entry["labels"].index(label) + 1 for label in annotated}
             write_labels(source_folder / "labelsTr" / f"{case}{ENDING}", target / "labelsTr" / f"{case}{ENDING}", keep)
             cases[case] = {"source": group["source"], "annotated": annotated}
+    for group in entry.get("unlabelled", []):
+        for case in setting["cases"][group["cases"]]:
+            for name in (f"{case}_{int(c):04d}{ENDING}" for c in channels):
+                os.symlink(setting.data_folder(group["folder"]) / "imagesTr" / name, target / "imagesUn" / name)
     write_json(
         target / "dataset.json",
         {
@@ -98,6 +102,8 @@ def plan_and_preprocess(setting: Setting, dataset: str) -> None:
         preprocess_dataset,
     )
 
+    from nnunet_mutual.preprocessing import preprocess_unlabelled
+
     number = setting["datasets"][dataset]["id"]
     preprocessed = setting.work / "nnUNet_preprocessed"
     folder = preprocessed / setting.dataset_name(dataset)
@@ -115,6 +121,8 @@ def plan_and_preprocess(setting: Setting, dataset: str) -> None:
         plans = {**read_json(planned / f"{PLANS}.json"), "dataset_name": folder.name}
     write_json(folder / f"{PLANS}.json", plans)
     preprocess_dataset(number, PLANS, ("3d_fullres",), [2], show_progress_bar=False)
+    if setting["datasets"][dataset].get("unlabelled"):
+        preprocess_unlabelled(number, configurations=["3d_fullres"], processes=2)
 
 
 def small_configuration(network: dict[str, Any]) -> dict[str, Any]:

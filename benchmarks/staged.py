@@ -37,7 +37,9 @@ def train(setting: Setting, network: Network, schedule: Schedule, seed: int, tra
     last = torch.load(output / "checkpoint_final.pth", weights_only=False, map_location="cpu")
     result: dict[str, Any] = {"network_weights": last["network_weights"], "seconds": seconds}
     if kept is None:
-        return {**result, "updates": trainer.num_epochs * trainer.num_iterations_per_epoch, "networks": 1}
+        networks = len(trainer.peers.networks) if hasattr(trainer, "peers") else 1
+        updates = networks * trainer.num_epochs * trainer.num_iterations_per_epoch
+        return {**result, "updates": updates, "networks": networks}
     if not before:
         keep(output, kept, first_stage["seconds"])
     first, second = max(1, len(trainer.stage1_groups)), max(1, len(trainer.stage2_groups))

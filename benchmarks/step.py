@@ -5,7 +5,8 @@
 All trainers get the same generated dataset, the same plans, the same batches and the same precision; their calls
 alternate, so that whatever else the machine does hits all. Time is the median over the rounds. Memory is counted, not
 sampled: parameters, gradients, optimiser state and the most that autograd keeps at one time for the backward pass.
-MutualPartialTrainer is measured in its first stage, with the networks that the cases ask for.
+MutualPartialTrainer is measured in its first stage, with the networks that the cases ask for. Trainers with unlabelled
+images get batches of their own, with as many patches.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ BARS = {
     "mutual_partial_joint": {"step": 2.3},
     "mutual_partial_sequential": {"step": 2.6, "memory": 1.25},
     "pseudo_labels": {"case": 1.1},  # of stock predictions of that case by each network, with mirroring
+    "mean_teacher": {"step": 1.5},  # of a batch with as many patches, half of them unlabelled
+    "mutual_correlation": {"step": 2.2, "occ": 1.02},  # with the correlation against without
 }
 SMALL = {"patch_size": [40, 56, 40], "batch_size": 2, "features_per_stage": [8, 16, 32, 64]}
 NAME = "Dataset990_Step"
@@ -106,8 +109,10 @@ def make_dataset(work: Path, arguments: argparse.Namespace) -> None:
     )
     from preparation import small_configuration
 
+    from nnunet_mutual.preprocessing import preprocess_unlabelled
+
     raw = work / "nnUNet_raw" / NAME
-    for folder in ("imagesTr", "labelsTr"):
+    for folder in ("imagesTr", "labelsTr", "imagesUn"):
         (raw / folder).mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)
     names = [f"label{i + 1}" for i in range(arguments.labels)]
@@ -129,6 +134,8 @@ def make_dataset(work: Path, arguments: argparse.Namespace) -> None:
         source = "+".join(annotated)
         sources[source] = {"annotated": annotated}
         cases[f"case_{case:03d}"] = {"source": source}
+        further = generator.normal(0, 1, size).astype(np.float32)
+        sitk.WriteImage(sitk.GetImageFromArray(further), str(raw / "imagesUn" / f"further_{case:03d}_0000.nii.gz"))
     write_json(
         raw / "dataset.json",
         {
@@ -147,6 +154,7 @@ def make_dataset(work: Path, arguments: argparse.Namespace) -> None:
     small = small_configuration(SMALL) if arguments.plans == "small" else {"inherits_from": "3d_fullres"}
     plans["configurations"][CONFIGURATION] = small
     write_json(file, plans)
+    preprocess_unlabelled(990, configurations=[CONFIGURATION], processes=1)
 
 
 def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -156,7 +164,12 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
     from training import hardware, versions
 
-    from nnunet_mutual.trainers import MutualPartialTrainer, PartialTrainer
+    from nnunet_mutual.trainers import (
+        MeanTeacherTrainer,
+        MutualCorrelationTrainer,
+        MutualPartialTrainer,
+        PartialTrainer,
+    )
 
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -167,16 +180,25 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "partial": start(PartialTrainer, work, block, device),
         "mutual_partial_joint": start(MutualPartialTrainer, work, {**block, "memory": "joint"}, device),
         "mutual_partial_sequential": start(MutualPartialTrainer, work, {**block, "memory": "sequential"}, device),
+        "mean_teacher": start(MeanTeacherTrainer, work, block, device),
+        "mutual_correlation": start(MutualCorrelationTrainer, work, {**block, "memory": "joint"}, device),
+        "mutual_correlation_without_occ": start(
+            MutualCorrelationTrainer, work, {**block, "memory": "joint", "loss": {"correlation": 0.0}}, device
+        ),
     }
-    batches = [next(trainers["partial"].dataloader_train) for _ in range(4)]
-    memory = {name: counted_bytes(trainer, batches[0]) for name, trainer in trainers.items()}
+    shared = [next(trainers["partial"].dataloader_train) for _ in range(4)]
+    two_streams = [next(trainers["mean_teacher"].dataloader_train) for _ in range(4)]
+    batches = {n: two_streams if hasattr(t, "unlabelled_per_batch") else shared for n, t in trainers.items()}
+    memory = {name: counted_bytes(trainer, batches[name][0]) for name, trainer in trainers.items()}
+    names = {id(trainer): name for name, trainer in trainers.items()}
 
     def wait() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
 
     def step(trainer: Any, i: int) -> None:
-        trainer.train_step(batches[i % len(batches)])
+        own = batches[names[id(trainer)]]
+        trainer.train_step(own[i % len(own)])
         wait()
 
     def draw(trainer: Any, i: int) -> None:
@@ -189,6 +211,18 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     steps = alternate(trainers, step, arguments.pairs)
     loader = alternate(trainers, draw, 3 * arguments.pairs)
     configuration = trainers["stock"].configuration_manager
+    ratio: dict[str, dict[str, float]] = {
+        name: {
+            "step": round(steps[name] / steps["stock"], 4),
+            "memory": round(sum(memory[name].values()) / sum(memory["stock"].values()), 4),
+            "loader": round(loader[name] / loader["stock"], 4),
+        }
+        for name in trainers
+        if name != "stock"
+    }
+    without = steps["mutual_correlation_without_occ"]
+    ratio["mutual_correlation"]["occ"] = round(steps["mutual_correlation"] / without, 4)
+    ratio["pseudo_labels"] = {"case": labelling(trainers["mutual_partial_joint"], trainers["stock"])}
     return {
         "plans": arguments.plans,
         "patch_size": list(configuration.patch_size),
@@ -202,16 +236,7 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "bytes": memory,
         "median_loader_seconds": loader,
         "networks": {name: len(networks_of(trainer)) for name, trainer in trainers.items()},
-        "ratio": {
-            name: {
-                "step": round(steps[name] / steps["stock"], 4),
-                "memory": round(sum(memory[name].values()) / sum(memory["stock"].values()), 4),
-                "loader": round(loader[name] / loader["stock"], 4),
-            }
-            for name in trainers
-            if name != "stock"
-        }
-        | {"pseudo_labels": {"case": labelling(trainers["mutual_partial_joint"], trainers["stock"])}},
+        "ratio": ratio,
         "bars": BARS,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "hardware": {
