@@ -89,7 +89,7 @@ def share_encoder(networks: Sequence[nn.Module]) -> None:
     """Gives all networks the encoder of the first, after pretrained weights reached only that one."""
     encoder = unwrap(networks[0]).encoder.state_dict()  # type: ignore[union-attr]
     for network in networks[1:]:
-        unwrap(network).encoder.load_state_dict(encoder)  # type: ignore[union-attr]
+        unwrap(network).encoder.load_state_dict(encoder, strict=False)  # type: ignore[union-attr] # or attention, too
 
 
 def joint_fits(peak: int, kept: int, networks: int, total: int) -> bool:

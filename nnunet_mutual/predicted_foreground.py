@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,11 @@ class PredictedForeground:
 
     def __init__(self, folder: Path):
         self.folder = folder
+
+    def forget(self) -> None:
+        """Removes what an older training left."""
+        if self.folder.is_dir():
+            shutil.rmtree(self.folder)
 
     def locations(self, key: str) -> dict[Any, np.ndarray] | None:
         """Returns nnU-Net's ``class_locations``, None before anything was predicted."""

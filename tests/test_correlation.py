@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
+from nnunet_mutual.building import share_encoder
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.losses.correlation import correlation, correlation_cross_entropy, most_and_any, row_entropy
 from nnunet_mutual.modules.attention import CrossSampleAttention, attention_stage, make_auxiliary
@@ -124,14 +125,29 @@ def test_the_bank_draws_from_all_cases() -> None:
     assert torch.bincount(drawn.flatten().long(), minlength=4).min() > 60
 
 
-def unet(dimensions: int = 3, strides: Any = ((1, 1, 1), (1, 2, 2), (2, 2, 2))) -> nn.Module:
+def unet(dimensions: int = 3, kind: type = PlainConvUNet) -> Any:
     conv, norm = (nn.Conv3d, nn.InstanceNorm3d) if dimensions == 3 else (nn.Conv2d, nn.InstanceNorm2d)
-    strides = [list(s)[-dimensions:] for s in strides]
+    strides = [list(s)[-dimensions:] for s in ((1, 1, 1), (1, 2, 2), (2, 2, 2))]
     torch.manual_seed(1)
-    return PlainConvUNet(
+    return kind(
         1, 3, [4, 6, 8], conv, 3, strides, 1, 3, 1, conv_bias=True, norm_op=norm, norm_op_kwargs={"affine": True},
         nonlin=nn.LeakyReLU, deep_supervision=True,
     )  # fmt: skip
+
+
+def test_the_auxiliary_network_takes_a_pretrained_encoder() -> None:
+    for kind in (PlainConvUNet, ResidualEncoderUNet):
+        plain, auxiliary = unet(kind=kind), unet(kind=kind)
+        make_auxiliary(auxiliary, 1, 6, inter="pooled", dropout=0.0)
+        with torch.no_grad():
+            for parameter in plain.parameters():
+                parameter.add_(1)
+        share_encoder([plain, auxiliary])
+        found = auxiliary.encoder.state_dict()
+        assert all(torch.equal(found[name], value) for name, value in plain.encoder.state_dict().items())
+        x = torch.randn(2, 1, 8, 16, 16)
+        assert auxiliary(x)[0].shape == plain(x)[0].shape
+        assert len(found) > len(plain.encoder.state_dict())
 
 
 @pytest.mark.parametrize("inter", ["pooled", "position"])

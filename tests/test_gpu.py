@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from training import SHORT, largest_difference, partial_block
+from two_streams import two_stream_dataset
 
-from nnunet_mutual.trainers import MutualPartialTrainer, PartialTrainer
+from nnunet_mutual.config import PeersSettings
+from nnunet_mutual.peers import unwrap
+from nnunet_mutual.trainers import MeanTeacherTrainer, MutualCorrelationTrainer, MutualPartialTrainer, PartialTrainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-TRAINERS = [PartialTrainer, MutualPartialTrainer]
+TRAINERS: list[Any] = [PartialTrainer, MutualPartialTrainer, MeanTeacherTrainer, MutualCorrelationTrainer]
+MUTUAL = [MutualPartialTrainer, MutualCorrelationTrainer]
 SETTINGS = {**SHORT, "num_epochs": 5, "num_iterations_per_epoch": 4, "amp": "auto"}
 
 
@@ -32,7 +35,7 @@ def on_cuda(preprocessed: Path, trainer_class: type, **settings: Any) -> Any:
 
 @pytest.fixture()
 def preprocessed(nnunet_folders: Path) -> Path:
-    return tiny.make_dataset(nnunet_folders, block=partial_block(), settings=SETTINGS)
+    return two_stream_dataset(nnunet_folders, block=partial_block(), settings=SETTINGS)
 
 
 @pytest.mark.parametrize("compiled", ["0", "1"], ids=["eager", "compiled"])
@@ -56,10 +59,10 @@ def test_mixed_precision_trains(
 @pytest.mark.parametrize("memory", ["joint", "sequential"])
 @pytest.mark.parametrize("trainer_class", TRAINERS)
 def test_a_step_waits_for_the_device_once(
-    preprocessed: Path, trainer_class: type, memory: str, monkeypatch: pytest.MonkeyPatch
+    preprocessed: Path, trainer_class: Any, memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("nnUNet_compile", "0")
-    options = {"memory": memory} if trainer_class is MutualPartialTrainer else {}
+    options = {"memory": memory} if issubclass(trainer_class.settings_class, PeersSettings) else {}
     trainer = on_cuda(preprocessed, trainer_class, **options)
     trainer.on_train_start()
     trainer.on_train_epoch_start()
@@ -78,20 +81,24 @@ def test_a_step_waits_for_the_device_once(
     assert len(waits) <= 1 + len(trainer.peers.optimizers), waits
 
 
-def test_memory_modes_agree(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("trainer_class", MUTUAL)
+def test_memory_modes_agree(preprocessed: Path, trainer_class: type, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("nnUNet_compile", "0")
     results = []
     for memory in ("joint", "sequential"):
-        trainer = on_cuda(preprocessed, MutualPartialTrainer, memory=memory, amp="off", num_iterations_per_epoch=2)
+        trainer = on_cuda(preprocessed, trainer_class, memory=memory, amp="off", num_iterations_per_epoch=2)
         trainer.run_training()
-        results.append([network.network.state_dict() for network in trainer.peers.networks])
+        results.append([unwrap(network).state_dict() for network in trainer.peers.networks])
     for mine, theirs in zip(*results, strict=True):
         assert largest_difference(mine, theirs) < 1e-3
 
 
-def test_compiled_networks_do_not_recompile(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("trainer_class", MUTUAL)
+def test_compiled_networks_do_not_recompile(
+    preprocessed: Path, trainer_class: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("nnUNet_compile", "1")
-    trainer = on_cuda(preprocessed, MutualPartialTrainer)
+    trainer = on_cuda(preprocessed, trainer_class)
     trainer.on_train_start()
     trainer.on_train_epoch_start()
     batches = [next(trainer.dataloader_train) for _ in range(6)]

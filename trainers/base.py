@@ -359,7 +359,7 @@ class MutualTrainer(nnUNetTrainer):
 
     def network_labels(self) -> list[frozenset[str]]:
         """The labels that each network is taught, and judged by: all, by default."""
-        return [frozenset(self.table.labels)] * len(self.peers.networks)
+        return [frozenset(self.table.labels)] * len(self.peers.deployable)
 
     @property
     def candidates(self) -> tuple[int, ...]:

@@ -72,12 +72,12 @@ class TwoStreamTrainer(MutualTrainer):
 
     def plan_stages(self) -> None:
         """Finds the unlabelled images and divides the batch."""
-        name = type(self).__name__
         if self.is_cascaded:
             raise MutualError(
-                f"{name} does not train cascades, whose second stage would need the first one's prediction of every "
-                "unlabelled image; train 3d_fullres, or the cascade with PartialTrainer"
+                f"{type(self).__name__} does not train cascades, whose second stage would need the first one's prediction "
+                "of every unlabelled image; train 3d_fullres, or the cascade with PartialTrainer"
             )
+        self.foreground = PredictedForeground(Path(self.output_folder) / "unlabelled_foreground")
         training, validation = self.do_split()
         self.labelled_keys = [key for key in training if self.table.case(key).annotated]
         self.images = unlabelled_dataset(
@@ -115,8 +115,11 @@ class TwoStreamTrainer(MutualTrainer):
 
     def before_epoch(self, signals: StopSignals) -> None:
         """Renews, from time to time, where foreground is predicted in unlabelled images."""
-        due = self.current_epoch > 0 and self.current_epoch % self.settings.unlabelled_foreground_epochs == 0
-        if due and self.unlabelled_per_batch and self.settings.unlabelled_foreground:
+        if not self.unlabelled_per_batch or not self.settings.unlabelled_foreground:
+            return
+        if self.current_epoch == 0:
+            self.foreground.forget()
+        elif self.current_epoch % self.settings.unlabelled_foreground_epochs == 0:
             self.print_to_log_file(f"predicting {len(self.unlabelled_keys)} unlabelled images to draw patches from")
             dataset, _ = self.get_tr_and_val_datasets()
             self.foreground.renew(self, dataset, self.unlabelled_keys)
@@ -139,11 +142,6 @@ class TwoStreamTrainer(MutualTrainer):
         if not self.unlabelled_per_batch:
             return training, validation
         return TwoStreamDataset(training, self.images, self.labelled_keys, self.foreground), validation
-
-    @property
-    def foreground(self) -> PredictedForeground:
-        """Where labels are predicted in unlabelled images."""
-        return PredictedForeground(Path(self.output_folder) / "unlabelled_foreground")
 
     def training_loader(self, keys: Sequence[str]) -> Callable[..., nnUNetDataLoader]:
         """Adds the unlabelled stream."""

@@ -124,6 +124,8 @@ def attention_stage(patch_size: Sequence[int], strides: Sequence[int | Sequence[
 def make_auxiliary(network: nn.Module, stage: int, channels: int, *, inter: Inter, dropout: float) -> nn.Module:
     """Turns a U-Net of nnU-Net into the auxiliary network: CMA after an encoder stage, interpolating upsampling.
 
+    The encoder keeps its names in the state dict, so that it takes pretrained weights.
+
     Args:
         network: fresh, as built from the plans; changed in place.
         stage: of the encoder.
@@ -145,5 +147,6 @@ def make_auxiliary(network: nn.Module, stage: int, channels: int, *, inter: Inte
     attention = CrossSampleAttention(
         channels, inter=inter, dropout=dropout, dimensions=3 if isinstance(transposed[0], nn.ConvTranspose3d) else 2
     )
-    encoder.stages[stage] = nn.Sequential(encoder.stages[stage], attention)  # type: ignore[union-attr]
+    chosen = encoder.stages[stage]  # type: ignore[union-attr]
+    (chosen if isinstance(chosen, nn.Sequential) else chosen.blocks).append(attention)  # ResidualEncoder has blocks
     return network
