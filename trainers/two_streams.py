@@ -74,8 +74,8 @@ class TwoStreamTrainer(MutualTrainer):
         """Finds the unlabelled images and divides the batch."""
         if self.is_cascaded:
             raise MutualError(
-                f"{type(self).__name__} does not train cascades, whose second stage would need the first one's prediction "
-                "of every unlabelled image; train 3d_fullres, or the cascade with PartialTrainer"
+                f"{type(self).__name__} does not train cascades, whose second stage would need the first one's "
+                "prediction of every unlabelled image; train 3d_fullres, or the cascade with PartialTrainer"
             )
         self.foreground = PredictedForeground(Path(self.output_folder) / "unlabelled_foreground")
         training, validation = self.do_split()
