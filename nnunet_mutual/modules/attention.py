@@ -29,7 +29,6 @@ class _Attention(nn.Module):
         self.to_key_value = nn.Linear(channels, 2 * channels)
         self.out = nn.Sequential(nn.Linear(channels, channels), nn.Dropout(dropout))
         self.scale = nn.Parameter(torch.zeros(channels))
-        self.dropout = dropout
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Lets tokens x (B, T, C) attend to ``context`` (B, S, C)."""
@@ -39,7 +38,7 @@ class _Attention(nn.Module):
             part.view(batch, -1, self.heads, channels // self.heads).transpose(1, 2)
             for part in self.to_key_value(self.norm(context)).chunk(2, -1)
         )
-        found = F.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout if self.training else 0.0)
+        found = F.scaled_dot_product_attention(query, key, value)  # dropout of its weights would write out T x S of them
         return x + self.scale * self.out(found.transpose(1, 2).reshape(batch, tokens, channels))
 
 
@@ -50,7 +49,7 @@ class CrossSampleAttention(nn.Module):
         channels: of the feature map.
         inter: "position": to the same place of the other images, as published, which supposes aligned images; "pooled":
             to 4 x 4 x 4 (4 x 4) averages of all places of the other images.
-        dropout: share of attention weights and outputs.
+        dropout: share of what the attention adds.
         dimensions: of the images, 2 or 3.
 
     Source: arXiv 2307.06312. Pre-norm, the residual scales and "pooled" are [E].
