@@ -21,3 +21,12 @@ def two_stream_dataset(root: Path, *, configuration: str = "3d_fullres", setting
     add_unlabelled(root, len(UNLABELLED))
     assert main(["preprocess_unlabelled", "-d", "901", "-c", configuration]) == 0
     return preprocessed
+
+
+def terms_on_one_batch(trainer: Any, steps: int = 12) -> tuple[dict[str, float], dict[str, float]]:
+    """Trains on the same images again and again; returns the terms of the first and of the last step."""
+    trainer.peers.set_epoch(0)
+    batch = next(trainer.dataloader_train)
+    found = [trainer.train_step(batch)["terms"].tolist() for _ in range(steps)]
+    first, last = (dict(zip(trainer.term_names, terms, strict=True)) for terms in (found[0], found[-1]))
+    return first, last

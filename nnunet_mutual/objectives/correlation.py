@@ -19,8 +19,10 @@ from nnunet_mutual.objectives.supervised import SupervisedObjective
 
 SIZE = 32  # D, of an embedding
 SLOTS = 64  # of the bank, per case and class
-POOL = 2**16  # voxels among which queries are chosen
-MOST_QUERIES, MOST_MEMORY, MEMORY_PER_CLASS = 12800, 2048, 256
+# Voxels among which queries and embeddings are chosen, and queries: a share of all, so that small patches stay cheap.
+POOL_SHARE, LEAST_POOL, MOST_POOL = 1 / 4, 2**12, 2**16
+QUERY_SHARE, MOST_QUERIES = 1 / 256, 12800
+MOST_MEMORY, MEMORY_PER_CLASS = 2048, 256
 CORRELATION_TEMPERATURE = 0.1
 SATURATED, DEAD = 0.05, 0.98  # shares of the highest row entropy
 
@@ -126,12 +128,12 @@ class CorrelationObjective(Objective):
         number = batch.views.unlabelled
         inside = batch.views.inside[:number].flatten(1)
         voxels = inside.shape[1]
-        places = spread(number * voxels, POOL, inside.device)
+        places = spread(number * voxels, inside.device)
         sample, voxel = torch.div(places, voxels, rounding_mode="floor"), places % voxels
         chances = [self._chances(z.flatten(2)[sample, :, voxel]) for z in logits]
         agree = chances[0][1] & chances[1][1] & inside[sample, voxel]
         score = torch.minimum(chances[0][0], chances[1][0])
-        wanted = min(MOST_QUERIES, number * voxels // 64) // self.classes
+        wanted = int(min(MOST_QUERIES, number * voxels * QUERY_SHARE)) // self.classes
         chosen, counted = most_and_any(score, agree, min(max(2, wanted // 2 * 2), len(places)))
         self._numbers[1] += agree.any(0).sum()
         self._numbers[2] += inside[sample, voxel].sum()
@@ -212,7 +214,7 @@ class CorrelationObjective(Objective):
         assert batch.views is not None and isinstance(self.heads, nn.ModuleList)
         target, pattern = batch.target[0][sample].flatten(1), batch.pattern_index[sample]
         voxels = target.shape[1]
-        places = spread(voxels, POOL, target.device)
+        places = spread(voxels, target.device)
         truth, known = truth_of(self.knowledge, target[:, places], pattern, self.supervised.ignore_label)
         known = known & batch.views.inside[sample].flatten()[places]
         if self.regions:
@@ -265,9 +267,9 @@ class CorrelationObjective(Objective):
         self._numbers.copy_(state["numbers"])
 
 
-def spread(voxels: int, most: int, device: torch.device) -> Tensor:
-    """Returns at most so many different places of [0, voxels), spread evenly with a random shift each, (R,) long."""
-    number = min(voxels, most)
+def spread(voxels: int, device: torch.device) -> Tensor:
+    """Returns different places of [0, voxels), spread evenly with a random shift each, (R,) long."""
+    number = min(voxels, MOST_POOL, max(LEAST_POOL, int(voxels * POOL_SHARE)))
     width = voxels // number
     return torch.arange(number, device=device) * width + torch.randint(width, (number,), device=device)
 
