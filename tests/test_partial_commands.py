@@ -81,7 +81,10 @@ def test_an_ensemble_needs_one_fold_and_several_networks(results: Path) -> None:
     del checkpoint["mutual_state"]["peers"]["networks"][1]
     torch.save(checkpoint, folder / "checkpoint_alone.pth")
     before = sorted(results.iterdir())
-    with pytest.raises(MutualError, match="holds one network, so there is no ensemble of peers; leave --peers out"):
+    with pytest.raises(
+        MutualError,
+        match="holds one network that stock nnU-Net knows, so there is no ensemble of peers; leave --peers out",
+    ):
         run_export(checkpoint="checkpoint_alone.pth", output_name="nnUNetPlans_Alone")
     assert sorted(results.iterdir()) == before, "nothing half-written is left"
     (folder / "checkpoint_alone.pth").unlink()
