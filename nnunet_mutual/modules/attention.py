@@ -38,9 +38,7 @@ class _Attention(nn.Module):
             part.view(batch, -1, self.heads, channels // self.heads).transpose(1, 2)
             for part in self.to_key_value(self.norm(context)).chunk(2, -1)
         )
-        found = F.scaled_dot_product_attention(
-            query, key, value
-        )  # dropout of its weights would write out T x S of them
+        found = F.scaled_dot_product_attention(query, key, value)  # with dropout it would write out T x S weights
         return x + self.scale * self.out(found.transpose(1, 2).reshape(batch, tokens, channels))
 
 
