@@ -175,11 +175,12 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     # Stock nnU-Net is float32 on a CPU and float16 on CUDA, and so is this comparison.
     block = {"amp": "off" if device.type == "cpu" else "auto", "seed": 0}
+    groups = {**block, "stage1_networks": "groups"}
     trainers = {
         "stock": start(nnUNetTrainer, work, block, device),
         "partial": start(PartialTrainer, work, block, device),
-        "mutual_partial_joint": start(MutualPartialTrainer, work, {**block, "memory": "joint"}, device),
-        "mutual_partial_sequential": start(MutualPartialTrainer, work, {**block, "memory": "sequential"}, device),
+        "mutual_partial_joint": start(MutualPartialTrainer, work, {**groups, "memory": "joint"}, device),
+        "mutual_partial_sequential": start(MutualPartialTrainer, work, {**groups, "memory": "sequential"}, device),
         "mean_teacher": start(MeanTeacherTrainer, work, block, device),
         "mutual_correlation": start(MutualCorrelationTrainer, work, {**block, "memory": "joint"}, device),
         "mutual_correlation_without_occ": start(

@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 from torch import nn
-from training import SHORT, largest_difference, partial_block, trainer_for
+from training import GROUPS, SHORT, largest_difference, partial_block, trainer_for
 
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.modules.ema import MovingAverage
@@ -38,7 +38,7 @@ def test_the_average() -> None:
 
 
 def test_averages_are_validated_deployed_and_resumed(nnunet_folders: Path) -> None:
-    settings = {**SHORT, "num_epochs": 5, "num_iterations_per_epoch": 2, "ema": 0.9}
+    settings = {**SHORT, **GROUPS, "num_epochs": 5, "num_iterations_per_epoch": 2, "ema": 0.9}
     preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=settings)
     trainer = trainer_for(preprocessed, MutualPartialTrainer)
     seen: list[nn.Module] = []

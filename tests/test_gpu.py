@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from training import SHORT, largest_difference, partial_block
+from training import GROUPS, SHORT, largest_difference, partial_block
 from two_streams import two_stream_dataset
 
 from nnunet_mutual.config import PeersSettings
@@ -26,7 +26,8 @@ SETTINGS = {**SHORT, "num_epochs": 5, "num_iterations_per_epoch": 4, "amp": "aut
 
 def on_cuda(preprocessed: Path, trainer_class: type, **settings: Any) -> Any:
     plans, dataset = (json.loads((preprocessed / n).read_text()) for n in ("nnUNetPlans.json", "dataset.json"))
-    plans["configurations"]["3d_fullres"]["mutual"].update(settings)
+    networks = GROUPS if trainer_class is MutualPartialTrainer else {}
+    plans["configurations"]["3d_fullres"]["mutual"].update(networks, **settings)
     plans["continue_training"] = False
     trainer = trainer_class(plans, "3d_fullres", 0, dataset, torch.device("cuda"))
     trainer.logger.plot_progress_png = lambda folder: None

@@ -12,7 +12,7 @@ import torch
 from dynamic_network_architectures.building_blocks.regularization import DropPath
 from test_peers import gradients, learn, unet
 from torch import Tensor, nn
-from training import SHORT, assert_same_optimizer, largest_difference, partial_block, trainer_for
+from training import GROUPS, SHORT, assert_same_optimizer, largest_difference, partial_block, trainer_for
 
 from nnunet_mutual.peers import Memory, Peers
 from nnunet_mutual.trainers import MutualPartialTrainer
@@ -110,7 +110,7 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     made = {}
     for memory in MODES:
         root = tmp_path_factory.mktemp(memory)
-        settings = {**SHORT, "num_epochs": 5, "memory": memory, "ramp": {"start": 0.0, "end": 0.1}}
+        settings = {**SHORT, **GROUPS, "num_epochs": 5, "memory": memory, "ramp": {"start": 0.0, "end": 0.1}}
         settings["pseudo_labels"] = {"label": False, "voxel": False}
         with pytest.MonkeyPatch.context() as patch:
             for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):

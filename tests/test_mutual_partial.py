@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from training import KEYS, SHORT, largest_difference, lines_of, partial_block, trainer_for, weights
+from training import GROUPS, KEYS, SHORT, largest_difference, lines_of, partial_block, trainer_for, weights
 
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.loading import PooledLoader
@@ -24,6 +24,7 @@ from nnunet_mutual.trainers import MutualPartialTrainer, PartialTrainer
 
 SETTINGS: dict[str, Any] = {
     **SHORT,
+    **GROUPS,
     "num_epochs": 5,
     "num_iterations_per_epoch": 2,
     "ramp": {"start": 0.0, "end": 0.1},

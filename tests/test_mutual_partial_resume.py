@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 from training import (
+    GROUPS,
     KEYS,
     SHORT,
     assert_same_optimizer,
@@ -30,6 +31,7 @@ from nnunet_mutual.trainers import MutualPartialTrainer
 # Stage 1: 4 epochs, stage 2: 6, halved for two networks; the loose filter accepts what such a short training says.
 SETTINGS = {
     **SHORT,
+    **GROUPS,
     "num_epochs": 10,
     "num_iterations_per_epoch": 3,
     "ramp": {"start": 0.0, "end": 0.1},

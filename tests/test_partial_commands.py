@@ -12,7 +12,7 @@ import SimpleITK as sitk
 import tiny
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from training import KEYS, SHORT, partial_block, trainer_for
+from training import GROUPS, KEYS, SHORT, partial_block, trainer_for
 
 from nnunet_mutual.cli import main
 from nnunet_mutual.errors import MutualError
@@ -20,7 +20,7 @@ from nnunet_mutual.export import export
 from nnunet_mutual.pseudo_labels.audit import read_decisions
 from nnunet_mutual.trainers import MutualPartialTrainer
 
-SETTINGS = {**SHORT, "num_epochs": 10, "num_iterations_per_epoch": 2}
+SETTINGS = {**SHORT, **GROUPS, "num_epochs": 10, "num_iterations_per_epoch": 2}
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
