@@ -28,9 +28,8 @@ def train(setting: Setting, network: Network, schedule: Schedule, seed: int, tra
     staged = hasattr(trainer, "stage1_epochs")
     kept = stage1_folder(setting, network, schedule, seed, trainer) if staged else None
     before = resume(trainer, kept) if kept is not None and (kept / SECONDS).is_file() else 0.0
-    first_stage = {"seconds": before}
     if kept is not None and not before:
-        remember_stage1(trainer, first_stage)
+        keep_stage1(trainer, kept)
     started = time.perf_counter()
     trainer.run_training()
     seconds = before + time.perf_counter() - started
@@ -40,8 +39,6 @@ def train(setting: Setting, network: Network, schedule: Schedule, seed: int, tra
         networks = len(trainer.peers.networks) if hasattr(trainer, "peers") else 1
         updates = networks * trainer.num_epochs * trainer.num_iterations_per_epoch
         return {**result, "updates": updates, "networks": networks}
-    if not before:
-        keep(output, kept, first_stage["seconds"])
     first, second = max(1, len(trainer.stage1_groups)), max(1, len(trainer.stage2_groups))
     epochs = trainer.stage1_epochs * first + (trainer.num_epochs - trainer.stage1_epochs) * second
     checkpoint = torch.load(kept / CHECKPOINT, weights_only=True, map_location="cpu")
@@ -67,24 +64,20 @@ def stage1_folder(setting: Setting, network: Network, schedule: Schedule, seed: 
     return setting.weights_file(network, schedule, seed).parent / name
 
 
-def remember_stage1(trainer: Any, note: dict[str, float]) -> None:
-    """Notes how long stage 1 and its pseudo labels took."""
+def keep_stage1(trainer: Any, kept: Path) -> None:
+    """Has stage 1 kept for other arms as soon as it is over, with how long it and its pseudo labels took."""
     started, original = time.perf_counter(), trainer.restore_stage
 
     def restore_stage(stage: int) -> None:
-        note["seconds"] = time.perf_counter() - started
+        output = Path(trainer.output_folder)
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.mkdir(parents=True)
+        shutil.copyfile(output / CHECKPOINT, kept / CHECKPOINT)
+        shutil.copytree(output / PSEUDO, kept / PSEUDO)
+        (kept / SECONDS).write_text(json.dumps(time.perf_counter() - started))  # written last: it says that all is here
         original(stage)
 
     trainer.restore_stage = restore_stage
-
-
-def keep(output: Path, kept: Path, seconds: float) -> None:
-    """Keeps stage 1 for other arms; the file that says so is written last."""
-    shutil.rmtree(kept, ignore_errors=True)
-    kept.mkdir(parents=True)
-    shutil.copyfile(output / CHECKPOINT, kept / CHECKPOINT)
-    shutil.copytree(output / PSEUDO, kept / PSEUDO)
-    (kept / SECONDS).write_text(json.dumps(seconds))
 
 
 def resume(trainer: Any, kept: Path) -> float:
