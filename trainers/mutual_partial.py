@@ -82,7 +82,8 @@ class MutualPartialSettings(PeersSettings):
         ramp: of the weights.
         fd_form: "projected" or "own"; see :class:`~nnunet_mutual.objectives.difference.DifferenceObjective`.
         stage1_share: share of the updates for the partial-organ networks.
-        stage1_networks: "groups" is one network per group of cases, "one" a single network for all labels.
+        stage1_networks: "one" is a single network for all labels, supervised as by PartialTrainer; "groups" one
+            partial-organ network per group of cases, as published.
         stage2_networks: likewise, of the full-organ networks.
         pseudo_labels: the filter.
     """
@@ -91,8 +92,8 @@ class MutualPartialSettings(PeersSettings):
     ramp: Ramp = field(default_factory=Ramp)
     fd_form: Literal["projected", "own"] = "projected"
     stage1_share: float = 0.4
-    stage1_networks: Literal["groups", "one"] = "groups"
-    stage2_networks: Literal["groups", "one"] = "groups"
+    stage1_networks: Literal["groups", "one"] = "one"
+    stage2_networks: Literal["groups", "one"] = "one"
     pseudo_labels: FilterSettings = field(default_factory=FilterSettings)
 
     def __post_init__(self) -> None:
@@ -106,7 +107,9 @@ class MutualPartialTrainer(MutualTrainer):
 
     Stage 1 trains a network per group of cases that annotate the same labels; they learn from other groups' labels
     where their own are not. They make pseudo labels of what cases do not annotate. Stage 2 trains networks of all
-    labels with true and pseudo labels; the one with the best validation Dice is deployed.
+    labels with true and pseudo labels; the one with the best validation Dice is deployed. Either stage has a single
+    network for all labels unless its setting asks for groups: at an equal number of network updates that is better on
+    real data (benchmarks/README.md).
 
     Source: after Liu et al., arXiv 2407.12611.
     """
@@ -154,9 +157,11 @@ class MutualPartialTrainer(MutualTrainer):
         training, _ = self.do_split()
         if self._nothing_to_decide(training):
             return "Every case annotates every label: there is nothing to be mutual about; trained as by PartialTrainer"
-        said = describe_groups(self.table, training, self.groups)
-        if len(self.groups) < 2:
-            said = "One annotated set covers all labels: one network in both stages, with one round of pseudo labels"
+        said = "One network for all labels in both stages, with a round of pseudo labels between them"
+        if self.stage1_groups or self.stage2_groups:
+            said = describe_groups(self.table, training, self.groups)
+        elif "groups" in (self.settings.stage1_networks, self.settings.stage2_networks):
+            said = f"One annotated set covers all labels, so there are no groups. {said}"
         first, second = max(1, len(self.stage1_groups)), max(1, len(self.stage2_groups))
         later = self.num_epochs - self.stage1_epochs
         updates = (self.stage1_epochs * first + later * second) * self.num_iterations_per_epoch
