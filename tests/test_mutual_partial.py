@@ -142,7 +142,7 @@ def test_nothing_to_be_mutual_about_is_partial_training(nnunet_folders: Path, bl
     plans = nnunet_folders / "nnUNet_preprocessed" / tiny.NAME / "nnUNetPlans.json"
     content = json.loads(plans.read_text())
     for configuration in content["configurations"].values():
-        for key in ("ramp", "pseudo_labels"):
+        for key in ("ramp", "pseudo_labels", *GROUPS):
             configuration.get("mutual", {}).pop(key, None)
     plans.write_text(json.dumps(content))
     reference = trainer_for(plans.parent, PartialTrainer)
