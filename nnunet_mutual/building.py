@@ -29,7 +29,7 @@ def make_peers(trainer: MutualTrainer, number: int, auxiliary: Sequence[nn.Modul
     """
     trainer.network = unwrap(trainer.network)
     plain = [trainer.network, *(new_network(trainer) for _ in range(number - 1)), *auxiliary]
-    features = min((o.feature_stride for o in trainer.objectives if o.needs_features), default=None)
+    features = sorted({stride for objective in trainer.objectives for stride in objective.feature_strides})
     heads = nn.ModuleList([o.heads for o in trainer.objectives if o.heads is not None]).to(trainer.device)
     trained = [*plain, heads] if len(heads) else plain
     optimizers, schedulers = zip(*(_optimizer_for(trainer, module) for module in trained), strict=True)
@@ -116,16 +116,16 @@ def new_network(trainer: MutualTrainer) -> nn.Module:
     return network.to(trainer.device)
 
 
-def wrap(trainer: MutualTrainer, network: nn.Module, features: int | None) -> nn.Module:
+def wrap(trainer: MutualTrainer, network: nn.Module, features: Sequence[int]) -> nn.Module:
     """Compiles and distributes a network as nnU-Net does.
 
     Args:
         trainer: whose plans, device and process group count.
         network: a plain network.
-        features: largest stride of the decoder features that it shall return in training; None for no features.
+        features: strides of the decoder features that it shall return in training.
     """
-    if features is not None:
-        network = FeatureTap(network, feature_stage(strides(trainer), features))
+    if features:
+        network = FeatureTap(network, {stride: feature_stage(strides(trainer), stride) for stride in features})
     network = compiled(trainer, network)
     if trainer.is_ddp:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)

@@ -107,10 +107,15 @@ class TermLog:
     def append(
         self, epoch: int, loss: float, terms: Mapping[str, float], diagnostics: Mapping[str, float] | None = None
     ) -> None:
-        """Adds the line of an epoch."""
+        """Adds the line of an epoch's training."""
         line = {"epoch": epoch, "loss": loss, "terms": dict(terms)}
-        if diagnostics:
-            line["diagnostics"] = dict(diagnostics)
+        self._write({**line, "diagnostics": dict(diagnostics)} if diagnostics else line)
+
+    def append_validation(self, epoch: int, numbers: Mapping[str, float]) -> None:
+        """Adds what else an epoch's validation found."""
+        self._write({"epoch": epoch, "validation": dict(numbers)})
+
+    def _write(self, line: Mapping[str, object]) -> None:
         with self.file.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
 

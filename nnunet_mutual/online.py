@@ -26,8 +26,7 @@ def score_batch(trainer: MutualTrainer, batch: Batch) -> dict[str, np.ndarray]:
     losses, counts = [], []
     for n in trainer.candidates:
         with trainer.autocast():
-            output = trainer.peers.evaluated[n](batch.data)
-            levels = output if isinstance(output, (list, tuple)) else [output]
+            levels = trainer.evaluate(n, batch.data)
             losses.append(trainer.supervised.loss(levels, batch).detach())
         counts.append(annotated_counts(levels[0], batch.target[0], annotated, heirs, trainer.label_manager))
     tp, fp, fn = np.stack(counts, 1)
@@ -38,18 +37,36 @@ def log_scores(trainer: MutualTrainer, outputs: list[dict]) -> None:
     """Logs what :func:`score_batch` returned in an epoch, on all processes, and chooses the network to deploy."""
     collated = collate_outputs(outputs)
     counts = np.stack([np.sum(collated[name], 0, dtype=np.float64) for name in ("tp_hard", "fp_hard", "fn_hard")])
-    loss = float(np.mean(collated["loss"]))
-    if trainer.is_ddp:
-        gathered: list = [None] * distributed.get_world_size()
-        distributed.all_gather_object(gathered, (counts, loss))
-        counts = np.sum([c for c, _ in gathered], 0)
-        loss = float(np.mean([value for _, value in gathered]))
+    of_processes = _of_all_processes(trainer, (counts, float(np.mean(collated["loss"]))))
+    counts = np.sum([c for c, _ in of_processes], 0)
+    loss = float(np.mean([value for _, value in of_processes]))
     dice = trainer.ranking.add(counts)
     trainer.deployed = trainer.candidates[trainer.ranking.best]
     mean = mean_dice(dice, trainer.logger.get_value("mean_fg_dice", step=None))
     trainer.logger.log("mean_fg_dice", mean, trainer.current_epoch)
     trainer.logger.log("dice_per_class_or_region", dice, trainer.current_epoch)
     trainer.logger.log("val_losses", loss, trainer.current_epoch)
+
+
+def dice_of(trainer: MutualTrainer, counts: Sequence[np.ndarray]) -> dict[str, float]:
+    """Returns the Dice of each label that was sampled, on all processes.
+
+    Args:
+        trainer: whose labels these are.
+        counts: of each batch, (3, K) as of :func:`annotated_counts`.
+    """
+    tp, fp, fn = np.sum(_of_all_processes(trainer, np.sum(counts, 0, dtype=np.float64)), 0)
+    with np.errstate(invalid="ignore"):
+        dice = 2 * tp / (2 * tp + fp + fn)
+    return {label: float(value) for label, value in zip(trainer.table.labels, dice, strict=True) if value == value}
+
+
+def _of_all_processes(trainer: MutualTrainer, value: Any) -> list:
+    found: list = [value]
+    if trainer.is_ddp:
+        found = [None] * distributed.get_world_size()
+        distributed.all_gather_object(found, value)
+    return found
 
 
 def annotated_counts(

@@ -233,7 +233,7 @@ class _Replay:
 def _forward(network: nn.Module, data: Tensor, autocast: Autocast) -> Output:
     with autocast():
         result = network(data)
-    features = None
+    features: dict[int, Tensor] = {}
     if isinstance(result, tuple):  # of a FeatureTap
         result, features = result
     return Output(result if isinstance(result, list) else [result], features)

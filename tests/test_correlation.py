@@ -157,10 +157,10 @@ def test_the_auxiliary_network(inter: Any, dimensions: int) -> None:
     x = torch.randn(3, 1, *(8, 16, 16)[-dimensions:], generator=torch.Generator().manual_seed(0))
     shapes = [level.shape for level in unet(dimensions)(x)]
     assert [level.shape for level in network(x)] == shapes
-    tap = FeatureTap(network, 1)
+    tap = FeatureTap(network, {4: 1})
     levels, features = tap(x)
     torch.testing.assert_close(levels[0], network(x)[0])
-    assert features.shape == (3, 4, *x.shape[2:])
+    assert features[4].shape == (3, 4, *x.shape[2:])
     assert len(network.state_dict()) > len(unet(dimensions).state_dict())
 
 

@@ -142,12 +142,12 @@ def test_the_bank_keeps_its_size_and_only_right_voxels(nnunet_folders: Path) -> 
     wrong = torch.zeros(2, 4, 16, 16, 16)
     wrong.scatter_(1, (batch.target[0].long() + 1) % 4, 50.0)
     before = objective.bank.filled.clone()
-    outputs = [Output([wrong], torch.randn(2, 4, 16, 16, 16))] * 2
+    outputs = [Output([wrong], {1: torch.randn(2, 4, 16, 16, 16)})] * 2
     objective.bank.filled.zero_()
     objective.update(outputs, batch)
     assert not objective.bank.filled.any(), "a voxel that nobody predicts correctly was remembered"
     right = torch.zeros(2, 4, 16, 16, 16).scatter_(1, batch.target[0].long(), 50.0)
-    objective.update([Output([right], torch.randn(2, 4, 16, 16, 16))] * 2, batch)
+    objective.update([Output([right], {1: torch.randn(2, 4, 16, 16, 16)})] * 2, batch)
     present = set(batch.target[0][1][batch.views.inside[1]].long().tolist())
     row = objective.row[batch.keys[1]]
     assert {k for k in range(4) if objective.bank.filled[k, row].any()} == present
@@ -165,7 +165,7 @@ def test_undrawn_labels_are_not_remembered_as_background(nnunet_folders: Path) -
         batch = trainer.training_batch(next(loader))
         right = torch.zeros(2, 4, 16, 16, 16).scatter_(1, batch.target[0].long(), 50.0)
         objective.bank.filled.zero_()
-        objective.update([Output([right], torch.randn(2, 4, 16, 16, 16))] * 2, batch)
+        objective.update([Output([right], {1: torch.randn(2, 4, 16, 16, 16)})] * 2, batch)
         source = trainer.table.case(batch.keys[1]).source
         remembered |= {(source, k) for k in range(4) if objective.bank.filled[k].any()}
     assert remembered == {("a", 1), ("b", 2), ("b", 3)}

@@ -68,7 +68,7 @@ def test_means_of_organ_features(known: Knowledge) -> None:
 
     def step(value: float) -> None:
         features = [torch.full((2, 4, 4, 4, 4), value * (n + 1)) for n in range(2)]
-        outputs = [Output([logits], f) for f in features]
+        outputs = [Output([logits], {4: f}) for f in features]
         made.prepare(outputs, batch, Progress(50, 100))
         made.update(outputs, batch)
 
@@ -92,7 +92,7 @@ def test_running_scores_choose_the_teacher(known: Knowledge) -> None:
     truth = batch.target[0][:, 0]
     good, bad = says(truth), says(torch.zeros_like(truth))
     features = torch.randn(2, 4, 8, 8, 8)
-    outputs = [Output([good], features), Output([bad], features)]
+    outputs = [Output([good], {4: features}), Output([bad], {4: features})]
     made.update(outputs, batch)
     scores = made.scores
     assert torch.isnan(scores[0, :, 2]).all() and torch.isnan(scores[1, :, 1]).all(), "never drawn there"

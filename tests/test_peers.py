@@ -100,7 +100,7 @@ def learn(memory: Memory, name: str, *, regions: bool = False, dropout: float = 
     known = Knowledge(table, ["a", "b"], outputs)
     made = objective(name, known, SIDES if regions else GROUPS)
     torch.manual_seed(1)
-    networks = [FeatureTap(unet(outputs=outputs, dropout=dropout), 1) for _ in range(2)]
+    networks = [FeatureTap(unet(outputs=outputs, dropout=dropout), {4: 1}) for _ in range(2)]
     trained = [*networks, made.heads] if made.heads is not None else networks
     optimizers = [torch.optim.SGD(module.parameters(), 0.1) for module in trained]
     peers = Peers(networks, optimizers, [None] * len(trained), None, memory=memory, heads=made.heads)
@@ -157,7 +157,7 @@ def test_heads_get_the_gradient_of_the_sum() -> None:
     known = Knowledge(table, ["a", "b"], 3)
     made = objective("difference projected", known, GROUPS)
     torch.manual_seed(1)
-    networks = [FeatureTap(unet(), 1) for _ in range(2)]
+    networks = [FeatureTap(unet(), {4: 1}) for _ in range(2)]
     batch = batch_for(known, False)
     seen = [peer for *_, peer in Peers(networks, [], [], None).passes(batch.data, nullcontext)][0]
     made.prepare(seen, batch, HALFWAY)
@@ -221,13 +221,14 @@ def test_clipping_and_states_are_per_network() -> None:
 @pytest.mark.parametrize("kind", [PlainConvUNet, ResidualEncoderUNet])
 def test_a_tap_changes_nothing(kind: type[nn.Module], deep: bool) -> None:
     network = unet(kind, deep_supervision=deep)
-    tap = FeatureTap(network, 0)
+    tap = FeatureTap(network, {4: 0, 2: 1})
     data = torch.randn(1, 1, 16, 16, 16)
     expected = network(data)
     levels, features = tap(data)
     for mine, theirs in zip(levels, expected if deep else [expected], strict=True):
         assert torch.equal(mine, theirs)
-    assert features.shape == (1, 6, 8, 8, 8) and features.requires_grad
+    assert {stride: values.shape for stride, values in features.items()} == {4: (1, 6, 8, 8, 8), 2: (1, 4, 16, 16, 16)}
+    assert all(values.requires_grad for values in features.values())
     tap.eval()
     plain = tap(data)
     assert torch.equal(plain[0] if deep else plain, expected[0] if deep else expected)
@@ -243,7 +244,7 @@ def test_the_tapped_stage_has_stride_four_at_most() -> None:
 
 def test_a_network_without_decoder_stages_is_refused() -> None:
     with pytest.raises(MutualError, match="Linear has no decoder stages to take features from"):
-        FeatureTap(nn.Linear(2, 2), 0)
+        FeatureTap(nn.Linear(2, 2), {4: 0})
 
 
 def test_joint_memory_is_chosen_where_it_fits() -> None:

@@ -44,7 +44,7 @@ def batch_of(known: Knowledge, keys: list[str]) -> tuple[Batch, Output]:
     patterns = known.patterns(keys)
     views = Views(keys.count("un"), torch.ones(len(keys), 1, SIZE, SIZE, SIZE, dtype=torch.bool))
     batch = Batch(logits, [target], keys, patterns, torch.tensor(patterns), views=views)
-    return batch, Output([logits.requires_grad_()], features)
+    return batch, Output([logits.requires_grad_()], {1: features})
 
 
 def supervised(known: Knowledge, gather: Any) -> SupervisedObjective:

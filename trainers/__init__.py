@@ -8,6 +8,15 @@ from __future__ import annotations
 from nnunet_mutual.trainers.mean_teacher import MeanTeacherTrainer
 from nnunet_mutual.trainers.mutual_correlation import MutualCorrelationTrainer
 from nnunet_mutual.trainers.mutual_partial import MutualPartialTrainer
+from nnunet_mutual.trainers.mutual_prototype import MutualPrototypeTrainer
 from nnunet_mutual.trainers.partial import PartialTrainer
+from nnunet_mutual.trainers.rectified import RectifiedPredictor
 
-__all__ = ["MeanTeacherTrainer", "MutualCorrelationTrainer", "MutualPartialTrainer", "PartialTrainer"]
+__all__ = [
+    "MeanTeacherTrainer",
+    "MutualCorrelationTrainer",
+    "MutualPartialTrainer",
+    "MutualPrototypeTrainer",
+    "PartialTrainer",
+    "RectifiedPredictor",
+]

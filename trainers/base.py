@@ -16,7 +16,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import nn
+from torch import Tensor, nn
 
 from nnunet_mutual import building, compat
 from nnunet_mutual.annotation import AnnotationTable
@@ -147,7 +147,7 @@ class MutualTrainer(nnUNetTrainer):
         """Returns the networks that learn together; stock's one network by default."""
         return Peers([self.network], [self.optimizer], [self.lr_scheduler], self.grad_scaler)
 
-    def wrap(self, network: nn.Module, *, features: int | None) -> nn.Module:
+    def wrap(self, network: nn.Module, *, features: Sequence[int]) -> nn.Module:
         """Compiles and distributes a network."""
         return building.wrap(self, network, features)
 
@@ -356,6 +356,11 @@ class MutualTrainer(nnUNetTrainer):
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """Logs loss and Dice per label, over labels that were sampled; ranks the networks (nnU-Net's hook)."""
         log_scores(self, val_outputs)
+
+    def evaluate(self, candidate: int, images: Tensor) -> list[Tensor]:
+        """Returns the logits of a network that may be deployed, highest resolution first."""
+        output = self.peers.evaluated[candidate](images)
+        return list(output) if isinstance(output, (list, tuple)) else [output]
 
     def network_labels(self) -> list[frozenset[str]]:
         """The labels that each network is taught, and judged by: all, by default."""

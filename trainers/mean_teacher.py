@@ -8,36 +8,26 @@ from torch import Tensor, nn
 
 from nnunet_mutual.building import compiled, make_peers
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.objectives import Batch, Objective
+from nnunet_mutual.objectives import Objective
 from nnunet_mutual.objectives.mean_teacher import MeanTeacherObjective
 from nnunet_mutual.peers import Peers
-from nnunet_mutual.trainers.two_streams import TwoStreamSettings, TwoStreamTrainer
-from nnunet_mutual.views import Partners, strengthen
+from nnunet_mutual.trainers.two_streams import TeacherSettings, TwoStreamTrainer
 
 
 @dataclass(frozen=True)
-class MeanTeacherSettings(TwoStreamSettings):
-    """Settings of :class:`MeanTeacherTrainer`, beside those of every trainer with unlabelled images.
+class MeanTeacherSettings(TeacherSettings):
+    """Settings of :class:`MeanTeacherTrainer`, beside those of every trainer with a teacher.
 
     Attributes:
-        ema: decay of the teacher's moving average, above 0.
         consistency: weight of what the teacher says, next to the supervised loss of weight 1.
         temperature: sharpens the teacher's predictions if below 1.
-        strong_intensity: whether the student sees unlabelled images with other intensities than the teacher.
-        paste_from: samples of which boxes are pasted into the student's unlabelled images: "any", "unlabelled",
-            "labelled" or "off".
     """
 
-    ema: float = 0.99
     consistency: float = 0.5
     temperature: float = 0.5
-    strong_intensity: bool = True
-    paste_from: Partners = "any"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ema == 0:
-            raise MutualError('setting "ema" must be above 0: without a moving average there is no teacher')
         if not 0 <= self.consistency < float("inf"):
             raise MutualError(f'setting "consistency" must be 0 or more, found {self.consistency}')
         if not 0 < self.temperature < float("inf"):
@@ -80,10 +70,3 @@ class MeanTeacherTrainer(TwoStreamTrainer):
     def _ask_teacher(self, images: Tensor) -> Tensor:
         output = self._teacher(images)
         return output[0] if isinstance(output, (list, tuple)) else output
-
-    def training_batch(self, batch: dict) -> Batch:
-        """The student's view of the unlabelled images is a stronger one."""
-        moved = super().training_batch(batch)
-        if moved.views is None:
-            return moved
-        return strengthen(moved, intensity=self.settings.strong_intensity, partners=self.settings.paste_from)

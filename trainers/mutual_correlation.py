@@ -12,7 +12,7 @@ from nnunet_mutual.building import feature_channels, make_peers, new_network, st
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.modules.attention import Inter, attention_stage, make_auxiliary
 from nnunet_mutual.objectives import Objective
-from nnunet_mutual.objectives.correlation import CorrelationObjective, CorrelationWeights
+from nnunet_mutual.objectives.correlation import STRIDE, CorrelationObjective, CorrelationWeights
 from nnunet_mutual.peers import Peers
 from nnunet_mutual.trainers.two_streams import TwoStreamSettings, TwoStreamTrainer
 
@@ -97,7 +97,7 @@ class MutualCorrelationTrainer(TwoStreamTrainer):
                 self.knowledge,
                 self.supervised,
                 self.labelled_keys,
-                feature_size=feature_channels(self, CorrelationObjective.feature_stride),
+                feature_size=feature_channels(self, STRIDE),
                 weights=weights,
                 ramp_end=chosen.ramp,
             )

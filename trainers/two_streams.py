@@ -21,6 +21,7 @@ from nnunet_mutual.predicted_foreground import PredictedForeground
 from nnunet_mutual.trainers.base import MutualTrainer
 from nnunet_mutual.two_streams import TwoStreamDataset, TwoStreamLoader, marking, split_mark
 from nnunet_mutual.unlabelled import unlabelled_dataset
+from nnunet_mutual.views import Partners, strengthen
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,27 @@ class TwoStreamSettings(PeersSettings):
             )
         if not 0 < self.ramp <= 1:
             raise MutualError(f'setting "ramp" must be a share of the training, above 0, found {self.ramp}')
+
+
+@dataclass(frozen=True)
+class TeacherSettings(TwoStreamSettings):
+    """Settings of trainers whose student sees stronger views of unlabelled images than its teacher.
+
+    Attributes:
+        ema: decay of the teacher's moving average, above 0.
+        strong_intensity: whether the student sees unlabelled images with other intensities than the teacher.
+        paste_from: samples of which boxes are pasted into the student's unlabelled images: "any", "unlabelled",
+            "labelled" or "off".
+    """
+
+    ema: float = 0.99
+    strong_intensity: bool = True
+    paste_from: Partners = "any"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ema == 0:
+            raise MutualError('setting "ema" must be above 0: without a moving average there is no teacher')
 
 
 class TwoStreamTrainer(MutualTrainer):
@@ -165,10 +187,13 @@ class TwoStreamTrainer(MutualTrainer):
         return [*regions, tuple(range(1, self._mark + 1))]
 
     def training_batch(self, batch: dict) -> Batch:
-        """Reads the mark."""
+        """Reads the mark; where there is a teacher, the student's view of the unlabelled images is a stronger one."""
         moved = self.to_batch(batch)
         if not self.unlabelled_per_batch:
             return moved
         regions = len(self.table.labels) if self.label_manager.has_regions else None
         target, inside = split_mark(moved.target, self._mark, regions)
-        return replace(moved, target=target, views=Views(self.unlabelled_per_batch, inside))
+        moved = replace(moved, target=target, views=Views(self.unlabelled_per_batch, inside))
+        if not isinstance(self.settings, TeacherSettings):
+            return moved
+        return strengthen(moved, intensity=self.settings.strong_intensity, partners=self.settings.paste_from)

@@ -52,7 +52,7 @@ def soft_cross_entropy_and_dice(
     Args:
         logits: (B, C, *spatial), any floating type; computed in float32.
         target: q, (B, C, *spatial) probabilities without gradient.
-        inside: (B, 1, *spatial) bool, voxels that count.
+        inside: (B, 1, *spatial) bool, voxels that count; of regions also (B, C, *spatial), where each counts.
         regions: binary cross-entropy (mean over regions) and a Dice of every channel instead.
         smooth: the smoothing term s.
 
@@ -62,9 +62,8 @@ def soft_cross_entropy_and_dice(
     Source: nnU-Net's loss; with soft targets [E].
     """
     z = logits.float()
-    voxels = inside.sum().clamp_min(1)
     if regions:
-        entropy = F.binary_cross_entropy_with_logits(z, target, reduction="none").mean(1, keepdim=True)
+        entropy = F.binary_cross_entropy_with_logits(z, target, reduction="none")
         p, q = z.sigmoid(), target
     else:
         log_p = z.log_softmax(1)
@@ -73,7 +72,8 @@ def soft_cross_entropy_and_dice(
     axes = [0, *range(2, z.ndim)]
     both, either = (p * q * inside).sum(axes), ((p + q) * inside).sum(axes)
     dice = (2 * both + smooth) / (either + smooth)
-    return (entropy * inside).sum() / voxels - dice.mean()
+    counted = inside.expand_as(entropy)
+    return (entropy * counted).sum() / counted.sum().clamp_min(1) - dice.mean()
 
 
 def agreement(a: Tensor, b: Tensor, *, regions: bool) -> Tensor:

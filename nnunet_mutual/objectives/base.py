@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,15 +18,15 @@ class Output:
 
     Attributes:
         levels: logits (B, C, *spatial) per deep-supervision level, highest resolution first.
-        features: (B, F, *spatial at its stride) of one decoder stage, if an objective asked for it.
+        features: (B, F, *spatial) of decoder stages, by the stride for which objectives asked.
     """
 
     levels: Sequence[Tensor]
-    features: Tensor | None = None
+    features: Mapping[int, Tensor] = field(default_factory=dict)
 
     def detach(self) -> Output:
         """Returns the same values without their graph."""
-        features = None if self.features is None else self.features.detach()
+        features = {stride: values.detach() for stride, values in self.features.items()}
         return Output([level.detach() for level in self.levels], features)
 
 
@@ -114,13 +114,12 @@ class Objective(ABC):
     training goes through :meth:`state_dict`.
 
     Attributes:
-        needs_features: whether the networks shall return decoder features, too.
-        feature_stride: of these features, at most, on every axis.
+        feature_strides: of the decoder features that the networks shall return, too: the finest stage at each stride
+            or, where an axis skips it, the next finer one.
         heads: modules that are trained with the networks and never deployed.
     """
 
-    needs_features: bool = False
-    feature_stride: int = 4
+    feature_strides: Sequence[int] = ()
     heads: nn.Module | None = None
 
     @property

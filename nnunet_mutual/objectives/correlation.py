@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from nnunet_mutual.losses.consistency import probabilities, squared_difference
 from nnunet_mutual.losses.correlation import correlation, correlation_cross_entropy, most_and_any, row_entropy
@@ -15,12 +15,12 @@ from nnunet_mutual.losses.knowledge import Knowledge
 from nnunet_mutual.modules.bank import FeatureBank
 from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
 from nnunet_mutual.objectives.organs import ramp, truth_of
+from nnunet_mutual.objectives.sampling import gathered, spread
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 
+STRIDE = 1  # of the features: full resolution
 SIZE = 32  # D, of an embedding
 SLOTS = 64  # of the bank, per case and class
-# Voxels among which queries and embeddings are chosen, and queries: a share of all, so that small patches stay cheap.
-POOL_SHARE, LEAST_POOL, MOST_POOL = 1 / 4, 2**12, 2**16
 QUERY_SHARE, MOST_QUERIES = 1 / 256, 12800
 MOST_MEMORY, MEMORY_PER_CLASS = 2048, 256
 CORRELATION_TEMPERATURE = 0.1
@@ -72,7 +72,6 @@ class CorrelationObjective(Objective):
     """
 
     term_names = ("supervised", "consistency", "correlation")
-    feature_stride = 1
 
     def __init__(
         self,
@@ -91,8 +90,8 @@ class CorrelationObjective(Objective):
         self.row = {key: i for i, key in enumerate(sorted(keys))}
         self.regions = knowledge.table.is_regions
         self.classes = len(knowledge.table.labels) + 1
-        self.needs_features = weights.correlation > 0
-        if self.needs_features:
+        self.feature_strides = (STRIDE,) if weights.correlation > 0 else ()
+        if self.feature_strides:
             self.heads = nn.ModuleList(_Heads(feature_size) for _ in range(2)).to(knowledge.device)
         self.bank = FeatureBank(self.classes, len(self.row), SLOTS, SIZE, knowledge.device)
         self._numbers = torch.zeros(4, device=knowledge.device)  # entropy, agreeing voxels, voxels, steps
@@ -109,7 +108,7 @@ class CorrelationObjective(Objective):
         """Chooses queries and memory, and compares them for both networks."""
         self._rise = ramp(progress, 0.0, self.ramp_end)
         self._places = None
-        if not self.needs_features or batch.views is None:
+        if not self.feature_strides or batch.views is None:
             return
         self._places, self._counted = self._queries([output.levels[0] for output in outputs], batch)
         per_class = min(MEMORY_PER_CLASS, MOST_MEMORY // self.classes)
@@ -150,9 +149,8 @@ class CorrelationObjective(Objective):
 
     def _correlation(self, peer: int, output: Output) -> Tensor:
         assert isinstance(self.heads, nn.ModuleList) and self._places is not None and self._memory is not None
-        assert output.features is not None
         sample, voxel = self._places
-        queries = self.heads[peer](output.features.flatten(2)[sample, :, voxel])
+        queries = self.heads[peer](output.features[STRIDE].flatten(2)[sample, :, voxel])
         return correlation(
             queries, *self._memory, temperature=CORRELATION_TEMPERATURE, cosine=not self.weights.published
         )
@@ -199,15 +197,13 @@ class CorrelationObjective(Objective):
 
     def update(self, outputs: Sequence[Output], batch: Batch) -> None:
         """Remembers labelled voxels that both networks predict correctly."""
-        if not self.needs_features or batch.views is None:
+        if not self.feature_strides or batch.views is None:
             return
         found = [self._embeddings(i, outputs, batch) for i in range(batch.views.unlabelled, len(batch.keys))]
         rows = torch.tensor([self.row[key] for key in batch.keys[batch.views.unlabelled :]])
         rows = rows.to(self.knowledge.device, non_blocking=True)
         vectors, usable = (torch.stack(parts) for parts in zip(*found, strict=True))
-        if distributed.is_available() and distributed.is_initialized():  # so that all processes remember the same
-            rows, vectors, usable = (_gathered(part) for part in (rows, vectors, usable))
-        self.bank.put(rows, vectors, usable)
+        self.bank.put(*(gathered(part) for part in (rows, vectors, usable)))  # all processes remember the same
 
     def _embeddings(self, sample: int, outputs: Sequence[Output], batch: Batch) -> tuple[Tensor, Tensor]:
         """(K, slots, D) embeddings of voxels of a labelled sample, and (K, slots) which of them are of any use."""
@@ -226,7 +222,7 @@ class CorrelationObjective(Objective):
         chosen, usable = most_and_any(torch.zeros_like(truth), right, number)
         where = places[chosen]
         projected = [
-            head.project(output.features[sample].flatten(1)[:, where].movedim(0, -1).float())  # type: ignore
+            head.project(output.features[STRIDE][sample].flatten(1)[:, where].movedim(0, -1).float())  # type: ignore
             for head, output in zip(self.heads, outputs, strict=True)
         ]
         vectors = torch.stack(projected).mean(0)
@@ -267,18 +263,5 @@ class CorrelationObjective(Objective):
         self._numbers.copy_(state["numbers"])
 
 
-def spread(voxels: int, device: torch.device) -> Tensor:
-    """Returns different places of [0, voxels), spread evenly with a random shift each, (R,) long."""
-    number = min(voxels, MOST_POOL, max(LEAST_POOL, int(voxels * POOL_SHARE)))
-    width = voxels // number
-    return torch.arange(number, device=device) * width + torch.randint(width, (number,), device=device)
-
-
 def _two_layers(features: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(features, SIZE), nn.LayerNorm(SIZE), nn.ReLU(), nn.Linear(SIZE, SIZE))
-
-
-def _gathered(part: Tensor) -> Tensor:
-    parts = [torch.empty_like(part) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(parts, part.contiguous())
-    return torch.cat(parts)

@@ -21,6 +21,7 @@ from nnunet_mutual.objectives.collapse import CollapseAlarm
 from nnunet_mutual.objectives.organs import organ_masks, ramp
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 
+STRIDE = 4  # of the features
 PROJECTED_SIZE = 64
 BANK_MOMENTUM = 0.99
 LEAST_VOXELS = 8
@@ -66,7 +67,7 @@ class DifferenceObjective(Objective):
         self.weights = weights
         self.form = form
         self.ramp_from_to = ramp_from_to
-        self.needs_features = weights[1] > 0
+        self.feature_strides = (STRIDE,) if weights[1] > 0 else ()
         self.tables = [knowledge.limited(group) for group in groups]
         self.rivals = [knowledge.rivals(group) for group in groups]
         cases = knowledge.cases
@@ -84,7 +85,7 @@ class DifferenceObjective(Objective):
         self.apart = apart.to(knowledge.device)
         self.bank = torch.zeros(len(groups), classes, feature_size, device=knowledge.device)
         self.filled = torch.zeros(len(groups), classes, dtype=torch.bool, device=knowledge.device)
-        if self.needs_features and form == "projected":
+        if self.feature_strides and form == "projected":
             self.heads = nn.Linear(feature_size, PROJECTED_SIZE, bias=False)
         self.alarm = CollapseAlarm(knowledge, groups, foreground_from)
         self._ramp = 0.0
@@ -94,9 +95,8 @@ class DifferenceObjective(Objective):
     def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress) -> None:
         """Finds the organs at the resolution of the features, and what they look like to every network."""
         self._ramp = ramp(progress, *self.ramp_from_to)
-        if self.needs_features:
-            assert outputs[0].features is not None
-            self._masks = organ_masks(batch, self.knowledge, outputs[0].features.shape[2:])
+        if self.feature_strides:
+            self._masks = organ_masks(batch, self.knowledge, outputs[0].features[STRIDE].shape[2:])
             self._vectors = [self._vectors_of(output) for output in outputs]
 
     def terms(self, peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress) -> dict[str, Term]:
@@ -104,7 +104,7 @@ class DifferenceObjective(Objective):
         own = outputs[peer]
         teaching = [i for i, pattern in enumerate(batch.patterns) if self.teaches[peer][pattern]]
         seg = self.supervised.loss(own.levels, batch, self.tables[peer], teaching)
-        fd = self._feature_difference(peer, own) if self.needs_features else own.levels[0].flatten()[0] * 0
+        fd = self._feature_difference(peer, own) if self.feature_strides else own.levels[0].flatten()[0] * 0
         return {
             "seg": Term(seg),
             "pd": Term(self._prediction_difference(peer, own.levels[0], batch), self.alarm.capped(self._weight(0))),
@@ -114,7 +114,7 @@ class DifferenceObjective(Objective):
     def update(self, outputs: Sequence[Output], batch: Batch) -> None:
         """Moves the running means of organ features and counts predicted volumes."""
         self.alarm.count(outputs, batch, [self.home[pattern] for pattern in batch.patterns])
-        if not self.needs_features or self.form != "own":
+        if not self.feature_strides or self.form != "own":
             return
         for n, (vectors, valid) in enumerate(self._vectors):
             finite = torch.isfinite(vectors).all(2)  # a step that overflowed in float16 must not stay in the means
@@ -157,8 +157,8 @@ class DifferenceObjective(Objective):
         return prediction_difference(logits, batch.target[0], rivals, ignore_label=self.supervised.ignore_label)
 
     def _vectors_of(self, output: Output) -> tuple[Tensor, Tensor]:
-        assert output.features is not None and self._masks is not None
-        return organ_vectors(output.features, self._masks, minimum=LEAST_VOXELS)
+        assert self._masks is not None
+        return organ_vectors(output.features[STRIDE], self._masks, minimum=LEAST_VOXELS)
 
     def _feature_difference(self, peer: int, own: Output) -> Tensor:
         vectors, valid = self._vectors_of(own)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from nnunet_mutual.losses.consistency import probabilities, soft_cross_entropy_and_dice
 from nnunet_mutual.losses.knowledge import Knowledge
-from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term, within
-from nnunet_mutual.objectives.organs import ramp, truth_of
+from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
+from nnunet_mutual.objectives.organs import pasted_targets, ramp
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 
 CONFIDENT = 0.95
@@ -71,17 +71,8 @@ class MeanTeacherObjective(Objective):
         inside = views.inside[: views.unlabelled]
         sure = torch.maximum(said, 1 - said).amin(1, keepdim=True) > CONFIDENT
         self._confident += torch.stack([(sure & inside).sum(), inside.sum()])
-        self._target, self._inside = said.clone(), inside.clone()
-        for paste in views.pasted:
-            into, origin = within(self._target, paste.into, paste), within(views.inside, paste.origin, paste)
-            if paste.origin < views.unlabelled:
-                into.copy_(within(said, paste.origin, paste))
-            else:
-                drawn, pattern = within(batch.target[0], paste.origin, paste), batch.pattern_index[paste.origin]
-                truth, known = truth_of(self.knowledge, drawn, pattern, self.supervised.ignore_label)
-                into.copy_(truth)
-                origin = origin & known
-            within(self._inside, paste.into, paste).copy_(origin)
+        ignore = self.supervised.ignore_label
+        self._target, self._inside = pasted_targets(said, inside, batch, self.knowledge, ignore)
 
     def terms(self, peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress) -> dict[str, Term]:
         """See :meth:`Objective.terms`."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_mutual.losses.knowledge import Knowledge
-from nnunet_mutual.objectives.base import Batch, Progress
+from nnunet_mutual.objectives.base import Batch, Progress, within
 
 
 def ramp(progress: Progress, start: float, end: float) -> float:
@@ -72,3 +72,30 @@ def truth_of(knowledge: Knowledge, target: Tensor, pattern: Tensor, ignore_label
     valid = labels != (-1 if ignore_label is None else ignore_label)
     possible = tables.possible[pattern][torch.where(valid, labels, 0)].movedim(-1, 0)
     return possible.float(), valid & (possible.sum(0) == 1)
+
+
+def pasted_targets(
+    said: Tensor, counted: Tensor, batch: Batch, knowledge: Knowledge, ignore_label: int | None
+) -> tuple[Tensor, Tensor]:
+    """Returns what the student's unlabelled images show, after boxes of other samples were pasted into them.
+
+    Args:
+        said: (unlabelled, C, *spatial) what a teacher says about these images as they were.
+        counted: (unlabelled, 1 or C, *spatial) how much that counts; what a label says counts as 1 (True).
+        batch: with views.
+        knowledge: what the labelled samples annotate.
+        ignore_label: nnU-Net's, if there is one.
+    """
+    views = batch.views
+    assert views is not None
+    target, weight = said.clone(), counted.clone()
+    for paste in views.pasted:
+        if paste.origin < views.unlabelled:
+            shown, counts = within(said, paste.origin, paste), within(counted, paste.origin, paste)
+        else:
+            drawn, pattern = within(batch.target[0], paste.origin, paste), batch.pattern_index[paste.origin]
+            shown, known = truth_of(knowledge, drawn, pattern, ignore_label)
+            counts = within(views.inside, paste.origin, paste) & known
+        within(target, paste.into, paste).copy_(shown)
+        within(weight, paste.into, paste).copy_(counts)
+    return target, weight

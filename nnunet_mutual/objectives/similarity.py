@@ -20,6 +20,7 @@ from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Te
 from nnunet_mutual.objectives.organs import organ_masks, ramp
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 
+STRIDE = 4  # of the features
 PROJECTED_SIZE = 64
 MOMENTUM = 0.9
 
@@ -59,13 +60,13 @@ class SimilarityObjective(Objective):
         self.weights = weights
         self.ramp_from_to = ramp_from_to
         self.alone = len(groups) < 2
-        self.needs_features = weights[1] > 0 and not self.alone
+        self.feature_strides = (STRIDE,) if weights[1] > 0 and not self.alone else ()
         self.home = [home(groups, case.annotated) for case in knowledge.cases]
         number = max(1, len(groups))
         classes = knowledge.tables.annotated.shape[1]
         # Running soft Dice of each network on the annotated labels of each group's images.
         self.scores = torch.full((number, number, classes), torch.nan, device=knowledge.device)  # group, network, label
-        if self.needs_features:
+        if self.feature_strides:
             first = nn.Linear(feature_size, PROJECTED_SIZE, bias=False)
             self.heads = nn.ModuleList([nn.Linear(feature_size, PROJECTED_SIZE, bias=False) for _ in range(number)])
             for head in self.heads:  # the networks start from the same weights, so the axes of their features agree
@@ -78,10 +79,9 @@ class SimilarityObjective(Objective):
     def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress) -> None:
         """Chooses who teaches which organ on the images of the batch."""
         self._dfs_weight = self.weights[1] * ramp(progress, *self.ramp_from_to)
-        if not self.needs_features:
+        if not self.feature_strides:
             return
-        assert outputs[0].features is not None
-        self._masks = organ_masks(batch, self.knowledge, outputs[0].features.shape[2:])
+        self._masks = organ_masks(batch, self.knowledge, outputs[0].features[STRIDE].shape[2:])
         best, omega = teaching_weights(self.scores)  # (G, C), (G, P, C)
         homes = [self.home[pattern] for pattern in batch.patterns]
         groups = torch.tensor([0 if g is None else g for g in homes]).to(best.device, non_blocking=True)
@@ -101,12 +101,12 @@ class SimilarityObjective(Objective):
         return {
             "seg": Term(self.supervised.loss(own.levels, batch, self.knowledge.pseudo_tables, mine)),
             "ps": Term(self.supervised.loss(own.levels, batch, None, others) if taught else nothing, self.weights[0]),
-            "dfs": Term(self._feature_similarity(peer, own) if self.needs_features else nothing, self._dfs_weight),
+            "dfs": Term(self._feature_similarity(peer, own) if self.feature_strides else nothing, self._dfs_weight),
         }
 
     def update(self, outputs: Sequence[Output], batch: Batch) -> None:
         """Moves the running Dice of every network; processes share it, so that they agree on the teachers."""
-        if not self.needs_features:
+        if not self.feature_strides:
             return
         found = torch.stack([self._dice(output, batch) for output in outputs], 1)  # (B, P, C)
         homes = torch.tensor([-1 if (g := self.home[p]) is None else g for p in batch.patterns])
@@ -125,7 +125,7 @@ class SimilarityObjective(Objective):
         """Reports the running Dice of every network."""
         numbers = {}
         table = self.knowledge.table
-        for g, of_group in enumerate(self.scores.cpu().tolist() if self.needs_features else []):
+        for g, of_group in enumerate(self.scores.cpu().tolist() if self.feature_strides else []):
             for n, of_network in enumerate(of_group):
                 for label in table.labels:
                     value = of_network[self.knowledge.channel[label]]
@@ -142,8 +142,8 @@ class SimilarityObjective(Objective):
         self.scores.copy_(state["scores"])
 
     def _project(self, peer: int, output: Output) -> Tensor:
-        assert output.features is not None and isinstance(self.heads, nn.ModuleList)
-        return self.heads[peer](output.features.movedim(1, -1)).movedim(-1, 1)
+        assert isinstance(self.heads, nn.ModuleList)
+        return self.heads[peer](output.features[STRIDE].movedim(1, -1)).movedim(-1, 1)
 
     def _feature_similarity(self, peer: int, own: Output) -> Tensor:
         assert self._masks is not None and self._teaching is not None

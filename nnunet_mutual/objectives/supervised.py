@@ -60,6 +60,19 @@ class SupervisedObjective(Objective):
             return self.loss(levels, batch)
         return self.loss(levels, batch, samples=range(batch.views.unlabelled, len(batch.keys)), everywhere=True)
 
+    def finest(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Returns the loss at the highest resolution alone, of logits of the labelled stream (or of all without one).
+
+        Args:
+            logits: (labelled samples, C, *spatial).
+            batch: the whole batch.
+        """
+        first = 0 if batch.views is None else batch.views.unlabelled
+        known = None if batch.decided is None else batch.decided[0][first:]
+        return self._level(
+            logits, batch.target[0][first:], known, self.knowledge.tables, batch.pattern_index[first:], None
+        )
+
     def loss(
         self,
         levels: Sequence[Tensor],

@@ -1,0 +1,94 @@
+"""Prototypes that learn labelled images, and how much they are to be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunet_mutual.losses.knowledge import Knowledge
+from nnunet_mutual.modules.ema import MovingAverage
+from nnunet_mutual.modules.interaction import DynamicInteraction
+from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
+from nnunet_mutual.objectives.supervised import SupervisedObjective
+from nnunet_mutual.views import change_intensity
+
+Teacher = Callable[[Tensor], tuple[list[Tensor], Tensor]]
+
+
+class PrototypeObjective(Objective):
+    """The map of class scores M learns labelled images; mu learns how much of it the teacher's logits need.
+
+    For mu, the teacher sees the labelled images with other intensities, so that it is not learnt on what the network
+    was just fitted to. A prototype learns where its label is annotated, as the network does.
+
+    Args:
+        knowledge: what each case annotates.
+        supervised: nnU-Net's loss of what they annotate.
+        interaction: the prototypes, trained here.
+        average: their moving average, which the teacher uses.
+        strides: of the coarser and the finer feature map.
+        teacher: gives logits z' of all levels and scores M' for images, in evaluation mode.
+        weight: of the loss of M.
+
+    Source: arXiv 2502.11456; the loss of mu is [E].
+    """
+
+    term_names = ("prototypes", "trust")
+
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        supervised: SupervisedObjective,
+        interaction: DynamicInteraction,
+        average: MovingAverage,
+        strides: Sequence[int],
+        teacher: Teacher,
+        *,
+        weight: float,
+    ):
+        self.knowledge = knowledge
+        self.supervised = supervised
+        self.heads = self.interaction = interaction
+        self.average = average
+        self.feature_strides = tuple(strides)
+        self.teacher = teacher
+        self.weight = weight
+        self._said: tuple[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress) -> None:
+        """Asks the teacher about the labelled images."""
+        first = 0 if batch.views is None else batch.views.unlabelled
+        (logits, *_), scores = self.teacher(torch.stack([change_intensity(image) for image in batch.data[first:]]))
+        self._said = logits, scores
+
+    def terms(self, peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress) -> dict[str, Term]:
+        """See :meth:`Objective.terms`."""
+        assert self._said is not None
+        first = 0 if batch.views is None else batch.views.unlabelled
+        maps = (outputs[peer].features[stride][first:] for stride in self.feature_strides)
+        scores = self.interaction(*maps, batch.data.shape[2:])
+        return {
+            "prototypes": Term(self.supervised.finest(scores, batch), self.weight),
+            "trust": Term(self.supervised.finest(self.interaction.rectify(*self._said), batch)),
+        }
+
+    def update(self, outputs: Sequence[Output], batch: Batch) -> None:
+        """Moves the average of the prototypes."""
+        self.average.update(self.interaction)
+
+    def diagnose(self) -> tuple[dict[str, float], list[str]]:
+        """Reports mu."""
+        mu = self.interaction.mu.tolist()
+        return {f"mu of {label}": mu[channel] for label, channel in self.knowledge.channel.items()}, []
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`Objective.state_dict`."""
+        return {"average": self.average.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :meth:`Objective.load_state_dict`."""
+        self.average.load_state_dict(state["average"])

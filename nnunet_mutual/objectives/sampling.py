@@ -1,0 +1,39 @@
+"""Voxels chosen by tensor operations of fixed shape, so that a step never waits for the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, distributed
+
+# A share of all voxels, so that small patches stay cheap.
+POOL_SHARE, LEAST_POOL, MOST_POOL = 1 / 4, 2**12, 2**16
+
+
+def spread(voxels: int, device: torch.device) -> Tensor:
+    """Returns different places of [0, voxels), spread evenly with a random shift each, (R,) long."""
+    number = min(voxels, MOST_POOL, max(LEAST_POOL, int(voxels * POOL_SHARE)))
+    width = voxels // number
+    return torch.arange(number, device=device) * width + torch.randint(width, (number,), device=device)
+
+
+def any_of(eligible: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Draws different voxels of each class among the eligible ones.
+
+    Args:
+        eligible: (K, R) bool.
+        number: of voxels per class, at most R.
+
+    Returns:
+        Indices (K, number) and, as not every class has enough eligible voxels, which of them count, (K, number) bool.
+    """
+    chosen = torch.where(eligible, torch.rand(eligible.shape, device=eligible.device), -1.0).topk(number, 1).indices
+    return chosen, eligible.gather(1, chosen)
+
+
+def gathered(part: Tensor) -> Tensor:
+    """Returns a tensor of all processes, one after the other; of the only one as it is."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return part
+    parts = [torch.empty_like(part) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, part.contiguous())
+    return torch.cat(parts)
