@@ -13,7 +13,8 @@ from loss_contract import keeps_the_contract, slope_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nnunet_mutual.losses.difference import class_masks, feature_difference, organ_vectors, unit
+from nnunet_mutual.losses.difference import class_masks, feature_difference, organ_vectors
+from nnunet_mutual.losses.numerics import unit
 
 HALF = [torch.float16, torch.bfloat16]
 

@@ -89,31 +89,24 @@ class MutualPrototypeTrainer(TwoStreamTrainer):
         heads = self.label_manager.num_segmentation_heads
         interaction = DynamicInteraction(self.maps, heads).to(self.device)
         self.average = MovingAverage(interaction, chosen.ema)
-        loss, strides = chosen.loss, [features.stride for features in self.maps]
+        loss = chosen.loss
         weights = RectificationWeights(1.0, loss.pseudo, loss.contrast, chosen.confidence)
         if chosen.published:
             weights = RectificationWeights(0.5, 0.5, 0.5, chosen.confidence, published=True)
-        averaged: Any = self.average.network
-        return [
-            RectificationObjective(
-                self.knowledge,
-                self.supervised,
-                averaged,
-                self._ask_teacher,
-                feature_size=feature_channels(self, STRIDE),
-                weights=weights,
-                ramp_end=chosen.ramp,
-            ),
-            PrototypeObjective(
-                self.knowledge,
-                self.supervised,
-                interaction,
-                self.average,
-                strides,
-                self._ask_teacher,
-                weight=0.5 if chosen.published else loss.prototypes,
-            ),
-        ]
+        prototypes = PrototypeObjective(
+            self.knowledge,
+            self.supervised,
+            interaction,
+            self.average,
+            [features.stride for features in self.maps],
+            self._ask_teacher,
+            weight=0.5 if chosen.published else loss.prototypes,
+        )
+        size = feature_channels(self, STRIDE)
+        rectification = RectificationObjective(
+            self.knowledge, self.supervised, prototypes, feature_size=size, weights=weights, ramp_end=chosen.ramp
+        )
+        return [prototypes, rectification]
 
     def build_peers(self) -> Peers:
         """Returns the student; its moving average is the teacher."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nnunet_mutual.losses.difference import unit
+from nnunet_mutual.losses.numerics import at_least_float32, exact_product, unit
 
 
 def info_nce(
@@ -28,9 +28,10 @@ def info_nce(
 
     Source: arXiv 2502.11456 with T = 0.5 and 512 negatives of each anchor; shared by a class [E].
     """
-    a, p, n = (unit(x.float(), -1) for x in (anchors, positives, negatives))
+    a = unit(at_least_float32(anchors), -1)
+    p, n = (unit(x.detach().to(a), -1) for x in (positives, negatives))
     like = (a * p[:, None]).sum(2) / temperature
-    unlike = (a @ n.transpose(1, 2) / temperature).masked_fill(~usable[:, None], -torch.inf)
+    unlike = (exact_product(a, n.transpose(1, 2)) / temperature).masked_fill(~usable[:, None], -torch.inf)
     each = torch.cat([like[..., None], unlike], 2).logsumexp(2) - like
     return (each * counted).sum() / counted.sum().clamp_min(1)
 
@@ -68,6 +69,6 @@ def draw_negatives(means: Tensor, present: Tensor, pool: int, number: int, *, te
     r = unit(means.float(), 1)
     classes = len(r)
     other = present[None] & ~torch.eye(classes, dtype=torch.bool, device=r.device)
-    chance = (r @ r.T / temperature).masked_fill(~other, -torch.inf).softmax(1)
+    chance = (exact_product(r, r.T) / temperature).masked_fill(~other, -torch.inf).softmax(1)
     chosen = torch.multinomial(torch.nan_to_num(chance) + 1e-12, number, replacement=True)
     return chosen * pool + torch.randint(pool, chosen.shape, device=r.device)

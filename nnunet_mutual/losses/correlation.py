@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nnunet_mutual.losses.difference import unit
+from nnunet_mutual.losses.numerics import exact_product, unit
 
 
 def correlation(queries: Tensor, memory: Tensor, usable: Tensor, *, temperature: float, cosine: bool = True) -> Tensor:
@@ -26,7 +26,7 @@ def correlation(queries: Tensor, memory: Tensor, usable: Tensor, *, temperature:
     q, r = queries.float(), memory.float()
     if cosine:
         q, r = unit(q, 1), unit(r, 1)
-    return (q @ r.T / temperature).masked_fill(~usable, -torch.inf).log_softmax(1)
+    return (exact_product(q, r.T) / temperature).masked_fill(~usable, -torch.inf).log_softmax(1)
 
 
 def correlation_cross_entropy(log_prediction: Tensor, log_target: Tensor, counted: Tensor) -> Tensor:

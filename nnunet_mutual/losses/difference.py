@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunet_mutual.losses.numerics import at_least_float32, exact_product, unit
+
 LOG_FLOOR = math.log(1e-6)  # the 1e-6 of -log(1 - q + 1e-6): bounds the loss of one voxel by 13.8
-SHORTEST = 1e-6  # a shorter vector has no direction
 
 
 def prediction_difference(logits: Tensor, target: Tensor, rivals: Tensor, *, ignore_label: int | None = None) -> Tensor:
@@ -136,27 +137,6 @@ def feature_difference(own: Tensor, others: Tensor, pairs: Tensor, *, margin: fl
     cosine = exact_product(unit(own, 1), unit(others.detach().to(own), 1).T)
     excess = (cosine - margin).relu()
     return torch.where(pairs, excess, 0).sum() / pairs.sum().clamp_min(1)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision becomes float32; float64 stays, so that gradients can be checked."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def exact_product(a: Tensor, b: Tensor) -> Tensor:
-    """Matrix product that autocast leaves in the precision of its factors."""
-    if a.device.type == "mps":  # no autocast there before torch 2.5, and asking for it raises
-        return a @ b
-    with torch.autocast(a.device.type, enabled=False):
-        return a @ b
-
-
-def unit(x: Tensor, dim: int) -> Tensor:
-    """Vectors along ``dim`` of length one; those shorter than ``SHORTEST`` become zero, with zero gradient."""
-    square = x.square().sum(dim, keepdim=True)
-    has_direction = square > SHORTEST**2
-    # The inner where keeps the root's infinite slope at zero out of the backward pass; 0 * inf would be NaN.
-    return torch.where(has_direction, x * torch.where(has_direction, square, 1).rsqrt(), 0)
 
 
 def class_masks(labels: Tensor, classes: int) -> Tensor:

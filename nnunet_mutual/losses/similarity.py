@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nnunet_mutual.losses.difference import at_least_float32, class_masks, exact_product, unit
+from nnunet_mutual.losses.difference import class_masks
+from nnunet_mutual.losses.numerics import at_least_float32, exact_product, unit
 
 
 def feature_similarity(student: Tensor, teacher: Tensor, masks: Tensor, omega: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_mutual.losses.difference import unit
+from nnunet_mutual.losses.numerics import unit
 
 
 class ClassCentroids:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_mutual.losses.numerics import without_autocast
 from nnunet_mutual.modules.tap import feature_stage, levels_and_features
 
 SIZE = 32  # D, of a prototype
@@ -36,7 +38,7 @@ class FeatureMap:
 
 
 def feature_maps(patch_size: Sequence[int], architecture: Mapping[str, object]) -> tuple[FeatureMap, FeatureMap]:
-    """Returns the coarser and the finer decoder stage at which prototypes look: strides 4 and 2, in large patches 8 and 4.
+    """Returns the coarser and the finer decoder stage to look at: of strides 4 and 2, in large patches 8 and 4.
 
     Args:
         patch_size: voxels.
@@ -127,7 +129,7 @@ class _Level(nn.Module):
 
     def __init__(self, features: FeatureMap, classes: int, number: int, *, updates: bool):
         super().__init__()
-        convolution = nn.Conv3d if len(features.kernel) == 3 else nn.Conv2d
+        convolution: Any = nn.Conv3d if len(features.kernel) == 3 else nn.Conv2d
         together = classes * number
         self.embed = convolution(features.channels, SIZE, 1)
         self.token_norm, self.query_norm = nn.LayerNorm(SIZE), nn.LayerNorm(SIZE)
@@ -158,7 +160,7 @@ class _Level(nn.Module):
 
     def forward(self, features: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Takes (B, F, *spatial) and (B, K R, D); returns cues (B, K, *spatial) and the changed queries."""
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features.device):
             tokens = self.token_norm(self.embed(features.float()).flatten(2).transpose(1, 2))
             asked = self.to_query(self.query_norm(queries))
             scores = asked @ self.to_key(tokens).transpose(1, 2) / SIZE**0.5

@@ -21,8 +21,9 @@ Teacher = Callable[[Tensor], tuple[list[Tensor], Tensor]]
 class PrototypeObjective(Objective):
     """The map of class scores M learns labelled images; mu learns how much of it the teacher's logits need.
 
-    For mu, the teacher sees the labelled images with other intensities, so that it is not learnt on what the network
-    was just fitted to. A prototype learns where its label is annotated, as the network does.
+    The teacher is asked once per step: about unlabelled images as the loader gave them, and about labelled ones with
+    other intensities, so that mu is not learnt on what the network was just fitted to. A prototype learns where its
+    label is annotated, as the network does.
 
     Args:
         knowledge: what each case annotates.
@@ -32,6 +33,9 @@ class PrototypeObjective(Objective):
         strides: of the coarser and the finer feature map.
         teacher: gives logits z' of all levels and scores M' for images, in evaluation mode.
         weight: of the loss of M.
+
+    Attributes:
+        said: logits z' and scores M', (B, C, *spatial) each, of the last batch.
 
     Source: arXiv 2502.11456; the loss of mu is [E].
     """
@@ -56,24 +60,28 @@ class PrototypeObjective(Objective):
         self.feature_strides = tuple(strides)
         self.teacher = teacher
         self.weight = weight
-        self._said: tuple[Tensor, Tensor] | None = None
+        self.said: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
     def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress) -> None:
-        """Asks the teacher about the labelled images."""
-        first = 0 if batch.views is None else batch.views.unlabelled
-        (logits, *_), scores = self.teacher(torch.stack([change_intensity(image) for image in batch.data[first:]]))
-        self._said = logits, scores
+        """Asks the teacher."""
+        views = batch.views
+        first = 0 if views is None else views.unlabelled
+        plain = batch.data[:first] if views is None or views.weak is None else views.weak
+        changed = [change_intensity(image) for image in batch.data[first:]]
+        (logits, *_), scores = self.teacher(torch.stack([*plain, *changed]))
+        self.said = logits, scores
 
     def terms(self, peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress) -> dict[str, Term]:
         """See :meth:`Objective.terms`."""
-        assert self._said is not None
+        assert self.said is not None
         first = 0 if batch.views is None else batch.views.unlabelled
+        logits, scores_of_teacher = (said[first:] for said in self.said)
         maps = (outputs[peer].features[stride][first:] for stride in self.feature_strides)
         scores = self.interaction(*maps, batch.data.shape[2:])
         return {
             "prototypes": Term(self.supervised.finest(scores, batch), self.weight),
-            "trust": Term(self.supervised.finest(self.interaction.rectify(*self._said), batch)),
+            "trust": Term(self.supervised.finest(self.interaction.rectify(logits, scores_of_teacher), batch)),
         }
 
     def update(self, outputs: Sequence[Output], batch: Batch) -> None:

@@ -15,10 +15,10 @@ from nnunet_mutual.losses.consistency import probabilities, soft_cross_entropy_a
 from nnunet_mutual.losses.contrast import draw_negatives, info_nce, softened_positives
 from nnunet_mutual.losses.knowledge import Knowledge
 from nnunet_mutual.modules.centroids import ClassCentroids
-from nnunet_mutual.modules.interaction import DynamicInteraction, prototypes_per_class
+from nnunet_mutual.modules.interaction import prototypes_per_class
 from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
 from nnunet_mutual.objectives.organs import pasted_targets, ramp, truth_of
-from nnunet_mutual.objectives.prototypes import Teacher
+from nnunet_mutual.objectives.prototypes import PrototypeObjective
 from nnunet_mutual.objectives.sampling import any_of, gathered, spread
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 
@@ -55,8 +55,7 @@ class RectificationObjective(Objective):
     Args:
         knowledge: what each case annotates.
         supervised: of labelled samples.
-        interaction: the moving average of the prototypes, which rectify.
-        teacher: gives logits of all levels and scores M' for images, in evaluation mode.
+        prototypes: what learns the prototypes and asks the teacher, before this one.
         feature_size: channels of the features of the last decoder stage.
         weights: of the terms.
         ramp_end: share of the training during which those of unlabelled images rise.
@@ -71,8 +70,7 @@ class RectificationObjective(Objective):
         self,
         knowledge: Knowledge,
         supervised: SupervisedObjective,
-        interaction: DynamicInteraction,
-        teacher: Teacher,
+        prototypes: PrototypeObjective,
         *,
         feature_size: int,
         weights: RectificationWeights,
@@ -80,8 +78,7 @@ class RectificationObjective(Objective):
     ):
         self.knowledge = knowledge
         self.supervised = supervised
-        self.interaction = interaction
-        self.teacher = teacher
+        self.prototypes = prototypes
         self.weights = weights
         self.ramp_end = ramp_end
         self.regions = knowledge.table.is_regions
@@ -106,15 +103,16 @@ class RectificationObjective(Objective):
 
     @torch.no_grad()
     def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress) -> None:
-        """Asks the teacher, and draws the voxels to be contrasted."""
+        """Rectifies what the teacher said, and draws the voxels to be contrasted."""
         self._rise = ramp(progress, 0.0, self.ramp_end)
         self._target, self._contrast = None, {}
         views = batch.views
         if views is None:
             return
-        (logits, *_), scores = self.teacher(batch.data[: views.unlabelled] if views.weak is None else views.weak)
+        assert self.prototypes.said is not None
+        logits, scores = (said[: views.unlabelled] for said in self.prototypes.said)
         plain = self.weights.published and progress.fraction < PUBLISHED_PLAIN
-        said = probabilities(logits if plain else self.interaction.rectify(logits, scores), regions=self.regions)
+        said = probabilities(logits if plain else self._rectify(logits, scores), regions=self.regions)
         inside = views.inside[: views.unlabelled]
         certainty = torch.maximum(said, 1 - said) if self.regions else said.amax(1, keepdim=True)
         target = (said > 0.5).float() if self.regions else _one_hot(said)
@@ -123,6 +121,11 @@ class RectificationObjective(Objective):
         self._target, self._certainty = pasted_targets(target, certainty * inside, batch, self.knowledge, ignore)
         if self.feature_strides:
             self._draw(outputs[0], batch)
+
+    def _rectify(self, logits: Tensor, scores: Tensor) -> Tensor:
+        averaged: Any = self.prototypes.average.network
+        rectified: Tensor = averaged.rectify(logits, scores)
+        return rectified
 
     def _confident_share(self, target: Tensor, confident: Tensor, inside: Tensor) -> Tensor:
         """Mean over classes of the share of a class's voxels of which the teacher is sure."""
