@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +14,10 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from training import (
     KEYS,
-    assert_same_optimizer,
     change_settings,
-    curves,
     largest_difference,
-    lines_of,
     partial_block,
     region_block,
-    stop_at,
     trainer_for,
     weights,
 )
@@ -33,15 +27,14 @@ from nnunet_mutual.errors import MutualError
 from nnunet_mutual.losses.consistency import probabilities
 from nnunet_mutual.objectives import Output, Progress
 from nnunet_mutual.objectives.correlation import SLOTS, spread
-from nnunet_mutual.trainers import MeanTeacherTrainer, MutualCorrelationTrainer
+from nnunet_mutual.trainers import MutualCorrelationTrainer
 
 LATE = Progress(90, 100)
-TRAINERS = [MeanTeacherTrainer, MutualCorrelationTrainer]
 
 
-def started(preprocessed: Path, trainer_class: Any = MutualCorrelationTrainer, steps: int = 0) -> tuple[Any, Any]:
+def started(preprocessed: Path, steps: int = 0) -> tuple[Any, Any]:
     """A trainer after some steps, and its training loader."""
-    trainer = trainer_for(preprocessed, trainer_class)
+    trainer = trainer_for(preprocessed, MutualCorrelationTrainer)
     trainer.initialize()
     loader, _ = trainer.get_dataloaders()
     trainer.peers.set_epoch(0)
@@ -263,30 +256,6 @@ def test_the_published_form(nnunet_folders: Path) -> None:
         trainer_for(preprocessed, MutualCorrelationTrainer).initialize()
 
 
-@pytest.mark.parametrize("trainer_class", TRAINERS)
-def test_without_weights_and_unlabelled_samples_it_is_stock(nnunet_folders: Path, trainer_class: Any) -> None:
-    """Fed batches of stock's loader, V or the student does the steps of stock nnU-Net."""
-    off = (
-        {"consistency": 0.0} if trainer_class is MeanTeacherTrainer else {"loss": {"consistency": 0, "correlation": 0}}
-    )
-    preprocessed = two_stream_dataset(nnunet_folders, settings=off)
-    ours, stock = trainer_for(preprocessed, trainer_class), trainer_for(preprocessed, nnUNetTrainer)
-    ours.initialize()
-    stock.initialize()
-    stock.network.load_state_dict(ours.network.state_dict())
-    before = weights(ours)
-    loader, _ = stock.get_dataloaders()
-    ours.training_batch = ours.to_batch
-    ours.peers.set_epoch(0)
-    stock.network.train()
-    for _ in range(20):
-        batch = next(loader)
-        stock.train_step(batch)
-        ours.train_step(batch)
-    assert largest_difference(weights(ours), weights(stock)) <= 1e-6
-    assert largest_difference(weights(ours), before) > 1e-3
-
-
 @pytest.mark.parametrize("memory", ["joint", "sequential"])
 def test_memory_modes_agree(nnunet_folders: Path, memory: str) -> None:
     """Dropout, queries and the bank included: the same training in both modes."""
@@ -326,32 +295,3 @@ def test_every_kind_of_dataset_trains(nnunet_folders: Path, options: dict[str, A
     for n in (0, 1):
         assert first[f"supervised[{n}]"] > last[f"supervised[{n}]"]
         assert last[f"consistency[{n}]"] > 0 and math.isfinite(last[f"correlation[{n}]"])
-
-
-@pytest.mark.parametrize("trainer_class", TRAINERS)
-def test_it_goes_on_to_the_bit(nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch, trainer_class: Any) -> None:
-    settings = {"num_iterations_per_epoch": 4, "unlabelled_per_batch": 2, "ramp": 0.5}
-    preprocessed = two_stream_dataset(nnunet_folders, settings=settings)
-    whole = trainer_for(preprocessed, trainer_class)
-    whole.run_training()
-    for number, stop in enumerate((2, 7)):  # within the first and the second epoch
-        monkeypatch.setenv("nnUNet_results", str(nnunet_folders / f"other_{number}"))
-        stopped = trainer_for(preprocessed, trainer_class)
-        stop_at(stopped, stop, signal.SIGTERM)
-        with pytest.raises(SystemExit):
-            stopped.run_training()
-        resumed = trainer_for(preprocessed, trainer_class, resume="latest")
-        resumed.run_training()
-        assert_same(resumed, whole)
-
-
-def assert_same(a: Any, b: Any, compare: Callable[[Any, Any], None] = assert_same_optimizer) -> None:
-    for mine, reference in zip(a.peers.networks, b.peers.networks, strict=True):
-        assert largest_difference(mine.state_dict(), reference.state_dict()) == 0
-    for mine, reference in zip(a.peers.averages, b.peers.averages, strict=True):
-        assert largest_difference(mine.network.state_dict(), reference.network.state_dict()) == 0
-    for mine, reference in zip(a.peers.optimizers, b.peers.optimizers, strict=True):
-        compare(mine, reference)
-    if isinstance(a, MutualCorrelationTrainer):
-        assert torch.equal(a.objectives[0].bank.vectors, b.objectives[0].bank.vectors)
-    assert curves(a) == curves(b) and lines_of(a) == lines_of(b)
