@@ -17,7 +17,7 @@ from settings import CONFIGURATION, Network, Setting, read_json
 
 @dataclass(frozen=True)
 class Model:
-    """A stock network and the labels that it is asked for."""
+    """A stock network, or one with its prototypes, and the labels that it is asked for."""
 
     network: Network
     weights: dict[str, torch.Tensor]
@@ -73,15 +73,16 @@ def merge(
 
 
 def make_predictor(setting: Setting, model: Model) -> nnUNetPredictor:
-    """Returns nnU-Net's predictor around the stock network of the plans; strict loading shows that it is one."""
+    """Returns nnU-Net's predictor around the network of the plans; strict loading shows that it is one."""
     folder = setting.work / "nnUNet_preprocessed" / setting.dataset_name(model.network.dataset)
     dataset_json = read_json(folder / "dataset.json")
     plans = PlansManager(read_json(folder / "nnUNetPlans.json"))
     configuration = plans.get_configuration(CONFIGURATION)
     heads = plans.get_label_manager(dataset_json).num_segmentation_heads
-    net = nnUNetTrainer.build_network_architecture(
-        plans, configuration, len(dataset_json["channel_names"]), heads, False
-    )
+    builder: Any = nnUNetTrainer
+    if model.network.deployed == "rectified":
+        from nnunet_mutual.trainers import RectifiedPredictor as builder
+    net = builder.build_network_architecture(plans, configuration, len(dataset_json["channel_names"]), heads, False)
     net.load_state_dict(model.weights)
     predictor = nnUNetPredictor(
         tile_step_size=0.5,

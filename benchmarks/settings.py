@@ -40,7 +40,7 @@ class Network:
         trainer: "stock" or a trainer of the package.
         settings: of the trainer, beside those of the protocol's ``training``.
         share: of the arm's updates; separate networks share them.
-        deployed: "final" or "stage1", the checkpoint whose networks are scored (of stage 1, all of them).
+        deployed: "final", "rectified" or "stage1", the checkpoint whose networks are scored (of stage 1, all of them).
     """
 
     dataset: str

@@ -19,6 +19,7 @@ from settings import Network, Schedule, Setting
 
 # Settings that only the second stage reads.
 SECOND = (("stage2_networks",), ("loss", "ps"), ("loss", "dfs"))
+RECTIFIED = "checkpoint_rectified.pth"
 CHECKPOINT, PSEUDO, SECONDS = "checkpoint_stage1.pth", "pseudo_labels", "seconds.json"
 
 
@@ -35,6 +36,9 @@ def train(setting: Setting, network: Network, schedule: Schedule, seed: int, tra
     seconds = before + time.perf_counter() - started
     last = torch.load(output / "checkpoint_final.pth", weights_only=False, map_location="cpu")
     result: dict[str, Any] = {"network_weights": last["network_weights"], "seconds": seconds}
+    if (output / RECTIFIED).is_file():
+        rectified = torch.load(output / RECTIFIED, weights_only=True, map_location="cpu")
+        result["rectified"] = rectified["network_weights"]
     if kept is None:
         networks = len(trainer.peers.networks) if hasattr(trainer, "peers") else 1
         updates = networks * trainer.num_epochs * trainer.num_iterations_per_epoch

@@ -34,6 +34,7 @@ BARS = {
     "pseudo_labels": {"case": 1.1},  # of stock predictions of that case by each network, with mirroring
     "mean_teacher": {"step": 1.5},  # of a batch with as many patches, half of them unlabelled
     "mutual_correlation": {"step": 2.2, "occ": 1.02},  # with the correlation against without
+    "mutual_prototype": {"step": 1.7},
 }
 SMALL = {"patch_size": [40, 56, 40], "batch_size": 2, "features_per_stage": [8, 16, 32, 64]}
 NAME = "Dataset990_Step"
@@ -168,6 +169,7 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         MeanTeacherTrainer,
         MutualCorrelationTrainer,
         MutualPartialTrainer,
+        MutualPrototypeTrainer,
         PartialTrainer,
     )
 
@@ -183,6 +185,7 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "mutual_partial_sequential": start(MutualPartialTrainer, work, {**groups, "memory": "sequential"}, device),
         "mean_teacher": start(MeanTeacherTrainer, work, block, device),
         "mutual_correlation": start(MutualCorrelationTrainer, work, {**block, "memory": "joint"}, device),
+        "mutual_prototype": start(MutualPrototypeTrainer, work, block, device),
         "mutual_correlation_without_occ": start(
             MutualCorrelationTrainer, work, {**block, "memory": "joint", "loss": {"correlation": 0.0}}, device
         ),

@@ -65,10 +65,10 @@ def run_arm(setting: Setting, arm: str, seed: int, schedule: Schedule, cases: st
 
 
 def models(setting: Setting, network: Network, trained: dict[str, Any]) -> list[Model]:
-    """Returns what an arm deploys: the network of the last checkpoint, or all partial-organ networks of stage 1."""
+    """Returns what an arm deploys: the network of the last checkpoint, with its prototypes, or those of stage 1."""
     labels = setting["datasets"][network.dataset]["labels"]
-    if network.deployed == "final":
-        return [Model(network, trained["network_weights"], labels)]
+    if network.deployed in ("final", "rectified"):
+        return [Model(network, trained["network_weights" if network.deployed == "final" else "rectified"], labels)]
     return [Model(network, w, own) for w, own in zip(*trained["stage1"], strict=True)]
 
 
@@ -77,7 +77,8 @@ def train_network(setting: Setting, network: Network, schedule: Schedule, seed: 
 
     Returns:
         ``network_weights`` of the last checkpoint, ``seconds``, ``updates`` of all its networks together, the number of
-        ``networks``, and for trainings with stages ``stage1``: weights and labels of its networks.
+        ``networks``, for trainings with stages ``stage1``: weights and labels of its networks, and of
+        MutualPrototypeTrainer ``rectified``: the weights of network and prototypes.
     """
     file = setting.weights_file(network, schedule, seed)
     if not file.is_file():
