@@ -62,7 +62,7 @@ def test_at_first_the_pseudo_labels_are_the_plain_teachers(nnunet_folders: Path)
     torch.testing.assert_close(rectification._certainty, plain.amax(1, keepdim=True) * inside)
     # Once the class scores say something, they count.
     with torch.no_grad():
-        trainer.average.network.mix.bias[2] = 50
+        trainer.rectifier.average.network.mix.bias[2] = 50
         for objective in trainer.objectives:
             objective.prepare(outputs, batch, LATE)
     assert (rectification._target.argmax(1) == 2).all()
@@ -200,7 +200,7 @@ def test_two_models_are_deployed(nnunet_folders: Path, monkeypatch: pytest.Monke
     trainer = trainer_for(preprocessed, MutualPrototypeTrainer)
     trainer.run_training()
     with torch.no_grad():  # as after a longer training
-        trainer.average.network.mix.weight.normal_(generator=torch.Generator().manual_seed(0))
+        trainer.rectifier.average.network.mix.weight.normal_(generator=torch.Generator().manual_seed(0))
     trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
     folder = Path(trainer.output_folder)
     final, rectified = (torch.load(folder / f"checkpoint_{n}.pth", weights_only=True) for n in ("final", "rectified"))
@@ -216,7 +216,7 @@ def test_two_models_are_deployed(nnunet_folders: Path, monkeypatch: pytest.Monke
         said[name] = predictor.predict_sliding_window_return_logits(image)
         images = torch.randn(1, 1, 16, 16, 16)
         predictor.network.eval()
-        expected = trainer.rectified(images) if name == "rectified" else average(images)[0]
+        expected = trainer.rectifier.network(images) if name == "rectified" else average(images)[0]
         torch.testing.assert_close(predictor.network(images), expected)
     assert (said["final"] - said["rectified"]).abs().max() > 0.01
 

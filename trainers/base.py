@@ -376,6 +376,11 @@ class MutualTrainer(nnUNetTrainer):
         """The network that validation scores, checkpoints deploy and prediction uses."""
         return self.peers.evaluated[self.deployed]
 
+    @property
+    def pseudo_labelling(self) -> list[nn.Module]:
+        """The networks that make pseudo labels of whole cases."""
+        return self.peers.evaluated
+
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predicts the validation cases whole, restricted to what each annotates (nnU-Net's hook)."""
         validate_fold(self, save_probabilities)

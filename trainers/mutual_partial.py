@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from batchgenerators.utilities.file_and_folder_operations import join
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from torch import nn
 
 from nnunet_mutual.building import feature_channels, make_peers
 from nnunet_mutual.checkpoints import StopSignals
@@ -28,6 +29,7 @@ from nnunet_mutual.pseudo_labels.codes import PseudoCodes
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.generate import make_pseudo_labels
 from nnunet_mutual.pseudo_labels.store import PseudoDataset, PseudoStore
+from nnunet_mutual.rectifier import Rectifier
 from nnunet_mutual.trainers.base import MutualTrainer
 
 STAGE_1_CHECKPOINT = "checkpoint_stage1.pth"
@@ -71,6 +73,18 @@ class Ramp:
 
 
 @dataclass(frozen=True)
+class PseudoLabelSettings(FilterSettings):
+    """How pseudo labels are made, beside the filter.
+
+    Attributes:
+        rectify: let prototypes that learn in stage 1 rectify the logits, as in
+            :class:`~nnunet_mutual.trainers.MutualPrototypeTrainer`; needs ``ema`` and one network in stage 1.
+    """
+
+    rectify: bool = False
+
+
+@dataclass(frozen=True)
 class MutualPartialSettings(PeersSettings):
     """Settings of :class:`MutualPartialTrainer`, beside those of every trainer.
 
@@ -85,7 +99,7 @@ class MutualPartialSettings(PeersSettings):
         stage1_networks: "one" is a single network for all labels, supervised as by PartialTrainer; "groups" one
             partial-organ network per group of cases, as published.
         stage2_networks: likewise, of the full-organ networks.
-        pseudo_labels: the filter.
+        pseudo_labels: how they are made, and the filter.
     """
 
     loss: LossWeights = field(default_factory=LossWeights)
@@ -94,12 +108,17 @@ class MutualPartialSettings(PeersSettings):
     stage1_share: float = 0.4
     stage1_networks: Literal["groups", "one"] = "one"
     stage2_networks: Literal["groups", "one"] = "one"
-    pseudo_labels: FilterSettings = field(default_factory=FilterSettings)
+    pseudo_labels: PseudoLabelSettings = field(default_factory=PseudoLabelSettings)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.stage1_share < 1:
             raise MutualError(f'setting "stage1_share" must be between 0 and 1, found {self.stage1_share}')
+        if self.pseudo_labels.rectify and (self.ema == 0 or self.stage1_networks != "one"):
+            raise MutualError(
+                'setting "pseudo_labels.rectify" needs one network in stage 1 and its moving average; set '
+                'stage1_networks="one" and ema, to 0.999 for example'
+            )
 
 
 class MutualPartialTrainer(MutualTrainer):
@@ -183,7 +202,7 @@ class MutualPartialTrainer(MutualTrainer):
         self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
         self.print_to_log_file("Stage 1 is over: making pseudo labels")
         settings, stop = self.settings.pseudo_labels, lambda: None if self.is_ddp else self.obey(signals)
-        decisions = make_pseudo_labels(self, self.store, self.peers.evaluated, self.network_labels(), settings, stop)
+        decisions = make_pseudo_labels(self, self.store, self.pseudo_labelling, self.network_labels(), settings, stop)
         self.print_to_log_file(f"{summarise(decisions)}\nEvery decision: {self.store.folder / 'decisions.csv'}")
         best = unwrap(self.deployed_network).state_dict()
         best = {name: value.clone() for name, value in best.items()}
@@ -209,7 +228,18 @@ class MutualPartialTrainer(MutualTrainer):
 
     def build_peers(self) -> Peers:
         """Returns a network per group, or one."""
-        return make_peers(self, max(1, len(self.stage1_groups if self.stage == 1 else self.stage2_groups)))
+        peers = make_peers(self, max(1, len(self.stage1_groups if self.stage == 1 else self.stage2_groups)))
+        if self._rectifies():
+            self.rectifier.attach(peers)
+        return peers
+
+    def _rectifies(self) -> bool:
+        return self.stage == 1 and self.settings.pseudo_labels.rectify
+
+    @property
+    def pseudo_labelling(self) -> list[nn.Module]:
+        """The rectified network, if the settings ask for it."""
+        return [self.rectifier.network] if self._rectifies() else super().pseudo_labelling
 
     def build_objectives(self) -> list[Objective]:
         """Returns what the networks of this stage learn."""
@@ -219,7 +249,10 @@ class MutualPartialTrainer(MutualTrainer):
             weights = loss.ps, loss.dfs
             return [SimilarityObjective(self.knowledge, self.supervised, self.stage2_groups, weights=weights, **common)]
         if not self.stage1_groups:
-            return [self.supervised]
+            if not self._rectifies():
+                return [self.supervised]
+            self.rectifier = Rectifier(self, self.settings.ema, 1.0)
+            return [self.supervised, self.rectifier.objective]
         forced = round(self.batch_size * (1 - self.oversample_foreground_percent))
         weights, form = (loss.pd, loss.fd), self.settings.fd_form
         return [

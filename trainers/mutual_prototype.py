@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
-from nnunet_mutual.building import compiled, feature_channels, make_peers
+from nnunet_mutual.building import feature_channels, make_peers
 from nnunet_mutual.checkpoints import plain, save_atomically
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.modules.ema import MovingAverage
-from nnunet_mutual.modules.interaction import DynamicInteraction, RectifiedNetwork, feature_maps
 from nnunet_mutual.objectives import Objective
-from nnunet_mutual.objectives.prototypes import PrototypeObjective
 from nnunet_mutual.objectives.rectification import STRIDE, RectificationObjective, RectificationWeights
 from nnunet_mutual.online import annotated_counts, dice_of, score_batch
 from nnunet_mutual.peers import Peers
+from nnunet_mutual.rectifier import Rectifier
 from nnunet_mutual.trainers.rectified import RectifiedPredictor
 from nnunet_mutual.trainers.two_streams import TeacherSettings, TwoStreamTrainer
 
@@ -84,42 +81,32 @@ class MutualPrototypeTrainer(TwoStreamTrainer):
         """Returns what student and prototypes learn, or supervision alone without unlabelled images."""
         if not self.unlabelled_per_batch:
             return [self.supervised]
-        chosen, architecture = self.settings, self.configuration_manager.network_arch_init_kwargs
-        self.maps = feature_maps(self.configuration_manager.patch_size, architecture)
-        heads = self.label_manager.num_segmentation_heads
-        interaction = DynamicInteraction(self.maps, heads).to(self.device)
-        self.average = MovingAverage(interaction, chosen.ema)
-        loss = chosen.loss
+        chosen, loss = self.settings, self.settings.loss
         weights = RectificationWeights(1.0, loss.pseudo, loss.contrast, chosen.confidence)
         if chosen.published:
             weights = RectificationWeights(0.5, 0.5, 0.5, chosen.confidence, published=True)
-        prototypes = PrototypeObjective(
+        self.rectifier = Rectifier(self, chosen.ema, 0.5 if chosen.published else loss.prototypes)
+        rectification = RectificationObjective(
             self.knowledge,
             self.supervised,
-            interaction,
-            self.average,
-            [features.stride for features in self.maps],
-            self._ask_teacher,
-            weight=0.5 if chosen.published else loss.prototypes,
+            self.rectifier.objective,
+            feature_size=feature_channels(self, STRIDE),
+            weights=weights,
+            ramp_end=chosen.ramp,
         )
-        size = feature_channels(self, STRIDE)
-        rectification = RectificationObjective(
-            self.knowledge, self.supervised, prototypes, feature_size=size, weights=weights, ramp_end=chosen.ramp
-        )
-        return [prototypes, rectification]
+        return [self.rectifier.objective, rectification]
 
     def build_peers(self) -> Peers:
         """Returns the student; its moving average is the teacher."""
         peers = make_peers(self, 1)
         if self.unlabelled_per_batch:
-            parts: Any = peers.averages[0].network, self.average.network, self.maps
-            self.rectified = RectifiedNetwork(*parts).eval()
-            self._teacher = compiled(self, RectifiedNetwork(*parts, in_parts=True).eval())
+            self.rectifier.attach(peers)
         return peers
 
-    def _ask_teacher(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        said: tuple[list[Tensor], Tensor] = self._teacher(images)
-        return said
+    @property
+    def pseudo_labelling(self) -> list[nn.Module]:
+        """The rectified teacher."""
+        return [self.rectifier.network] if self.unlabelled_per_batch else super().pseudo_labelling
 
     # Validation: the teacher as it is, the class scores alone, and both
 
@@ -132,8 +119,9 @@ class MutualPrototypeTrainer(TwoStreamTrainer):
         """The teacher's logits; keeps the class scores that come with them."""
         if not self.unlabelled_per_batch:
             return super().evaluate(candidate, images)
-        levels, scores = self._ask_teacher(images)
-        self._opinions = {"class scores": scores, "rectified": self.rectified.interaction.rectify(levels[0], scores)}
+        levels, scores = self.rectifier.ask(images)
+        rectified = self.rectifier.network.interaction.rectify(levels[0], scores)
+        self._opinions = {"class scores": scores, "rectified": rectified}
         return levels
 
     def validation_step(self, batch: dict) -> dict:
@@ -167,7 +155,7 @@ class MutualPrototypeTrainer(TwoStreamTrainer):
         final = Path(filename).name == "checkpoint_final.pth"
         if final and self.unlabelled_per_batch and self.local_rank == 0 and not self.disable_checkpointing:
             checkpoint = {
-                "network_weights": self.rectified.state_dict(),
+                "network_weights": self.rectifier.network.state_dict(),
                 "init_args": plain(self.my_init_kwargs),
                 "trainer_name": RectifiedPredictor.__name__,
                 "inference_allowed_mirroring_axes": plain(self.inference_allowed_mirroring_axes),

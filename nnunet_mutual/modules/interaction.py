@@ -191,6 +191,12 @@ class RectifiedNetwork(nn.Module):
         self.stages = {features.stride: features.stage for features in maps}
         self.in_parts = in_parts
 
+    @property
+    def decoder(self) -> nn.Module:
+        """The network's; nnU-Net switches deep supervision there."""
+        decoder: nn.Module = self.network.decoder  # type: ignore[assignment] # a module
+        return decoder
+
     def forward(self, data: Tensor) -> Tensor | tuple[list[Tensor], Tensor]:
         levels, features = levels_and_features(self.network, data, self.stages, every_level=self.in_parts)
         scores = self.interaction(*(features[stride] for stride in self.stages), data.shape[2:])

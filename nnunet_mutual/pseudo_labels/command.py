@@ -54,11 +54,11 @@ def pseudo_label(
     folders = locate(dataset)
     made = _load(folders.name, configuration, fold, trainer, plans, checkpoint, device)
     base = getattr(made.settings, "pseudo_labels", FilterSettings())
-    chosen = read_settings(FilterSettings, {**vars(base), **parse_settings(settings)}, "pseudo_labels")
+    chosen = read_settings(type(base), {**vars(base), **parse_settings(settings)}, "pseudo_labels")
     if output is not None and Path(output).exists() and any(Path(output).iterdir()):
         raise MutualError(f"{output} is not empty; give -o a new folder, so that no label map is overwritten")
     store = PseudoStore(Path(made.output_folder) / f"pseudo_labels_{Path(checkpoint).stem.removeprefix('checkpoint_')}")
-    decisions = make_pseudo_labels(made, store, made.peers.evaluated, made.network_labels(), chosen)
+    decisions = make_pseudo_labels(made, store, made.pseudo_labelling, made.network_labels(), chosen)
     print(summarise(decisions))
     print(f"Every decision: {store.folder / CSV}")
     if output is not None:
