@@ -79,6 +79,19 @@ def test_voxels_outside_count_for_nothing(regions: bool) -> None:
     assert (gradient.masked_fill(inside, 0) == 0).all() and (gradient * inside).abs().max() > 0
 
 
+def test_regions_count_each_where_it_is_known() -> None:
+    z = logits(7, 3).requires_grad_()
+    target = probabilities(logits(8, 3), regions=True).round()
+    counted = torch.rand(2, 3, 3, 4, 5, generator=torch.Generator().manual_seed(3)) > 0.5
+    loss = soft_cross_entropy_and_dice(z, target, counted, regions=True)
+    bce = torch.nn.functional.binary_cross_entropy_with_logits(z[counted], target[counted])
+    dice = []
+    for r in range(3):
+        p, q = z[:, r].sigmoid()[counted[:, r]], target[:, r][counted[:, r]]
+        dice.append((2 * (p * q).sum() + 1e-5) / (p.sum() + q.sum() + 1e-5))
+    torch.testing.assert_close(loss, bce - torch.stack(dice).mean())
+
+
 @pytest.mark.parametrize("regions", [False, True])
 def test_the_best_prediction_is_the_target(regions: bool) -> None:
     truth = logits(9, 3)

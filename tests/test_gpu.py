@@ -16,10 +16,22 @@ from two_streams import two_stream_dataset
 
 from nnunet_mutual.config import PeersSettings
 from nnunet_mutual.peers import unwrap
-from nnunet_mutual.trainers import MeanTeacherTrainer, MutualCorrelationTrainer, MutualPartialTrainer, PartialTrainer
+from nnunet_mutual.trainers import (
+    MeanTeacherTrainer,
+    MutualCorrelationTrainer,
+    MutualPartialTrainer,
+    MutualPrototypeTrainer,
+    PartialTrainer,
+)
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-TRAINERS: list[Any] = [PartialTrainer, MutualPartialTrainer, MeanTeacherTrainer, MutualCorrelationTrainer]
+TRAINERS: list[Any] = [
+    PartialTrainer,
+    MutualPartialTrainer,
+    MeanTeacherTrainer,
+    MutualCorrelationTrainer,
+    MutualPrototypeTrainer,
+]
 MUTUAL = [MutualPartialTrainer, MutualCorrelationTrainer]
 SETTINGS = {**SHORT, "num_epochs": 5, "num_iterations_per_epoch": 4, "amp": "auto"}
 

@@ -69,7 +69,7 @@ def test_at_first_the_pseudo_labels_are_the_plain_teachers(nnunet_folders: Path)
 
 
 def test_the_sum_holds_every_term(nnunet_folders: Path) -> None:
-    trainer = started(two_stream_dataset(nnunet_folders, settings={"ramp": 0.001, "confidence": 0.0}))
+    trainer = started(two_stream_dataset(nnunet_folders, settings={"ramp": 0.001, "confidence": 0.01}))
     trainer.train_step(next(trainer.dataloader_train))
     trainer.current_epoch = 2
     seen: list[float] = []
@@ -246,7 +246,7 @@ def test_what_the_log_says(nnunet_folders: Path) -> None:
     ("settings", "sentence"),
     [
         ({"ema": 0}, 'setting "ema" must be above 0'),
-        ({"confidence": 1.0}, 'setting "confidence" must be a probability below 1, found 1.0'),
+        ({"confidence": 1.0}, 'setting "confidence" must be between 0 and 1, found 1.0'),
         ({"loss": {"contrast": -1}}, 'setting "loss.contrast" must be 0 or more, found -1'),
         ({"paste_from": "nobody"}, "paste_from"),
     ],

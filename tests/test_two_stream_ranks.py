@@ -19,6 +19,7 @@ from nnunet_mutual.annotation import AnnotationTable
 from nnunet_mutual.losses.knowledge import Knowledge
 from nnunet_mutual.objectives import Batch, Output, Views
 from nnunet_mutual.objectives.correlation import CorrelationObjective, CorrelationWeights
+from nnunet_mutual.objectives.rectification import RectificationObjective, RectificationWeights
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 
 CASES = {"full": ["a", "b"], "partial": ["a", "c"]}  # the labelled case of each process
@@ -64,6 +65,22 @@ def correlation(known: Knowledge) -> CorrelationObjective:
     return CorrelationObjective(known, loss, ["a", "b", "c"], feature_size=4, weights=weights, ramp_end=0.2)
 
 
+def rectification(known: Knowledge) -> RectificationObjective:
+    torch.manual_seed(0)
+    weights = RectificationWeights(1.0, 1.0, 0.1, 0.8)
+    loss = supervised(known, None)
+    return RectificationObjective(known, loss, None, feature_size=4, weights=weights, ramp_end=0.2)  # type: ignore
+
+
+def centroids(objective: RectificationObjective, keys: list[str]) -> dict[str, Tensor]:
+    for step in range(3):
+        batch, output = batch_of(objective.knowledge, keys)
+        torch.manual_seed(step + 10 * ("b" in keys))  # processes draw other voxels
+        with torch.no_grad():
+            objective.update([output.detach()], batch)
+    return objective.centroids.state_dict()
+
+
 def remembered(objective: CorrelationObjective, keys: list[str]) -> dict[str, Tensor]:
     batch, output = batch_of(objective.knowledge, keys)
     torch.manual_seed(1)  # which voxels are chosen
@@ -81,6 +98,7 @@ def work(rank: int, port: int, folder: str) -> None:
         batch, output = batch_of(known, keys)
         loss = supervised(known, lambda sums: AllGatherGrad.apply(sums).sum(0)).labelled(output.levels, batch)
         found[name] = {"loss": loss.detach(), "bank": remembered(correlation(known), keys)}
+        found[name]["centroids"] = centroids(rectification(known), keys)
     torch.save(found, Path(folder) / f"{rank}.pt")
     distributed.destroy_process_group()
 
@@ -105,6 +123,15 @@ def test_all_processes_remember_what_any_saw(name: str, ranks: list[dict[str, An
         row = "abc".index(key)
         torch.testing.assert_close(first["vectors"][:, row], alone["vectors"][:, row])
         assert torch.equal(first["filled"][:, row], alone["filled"][:, row])
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_all_processes_keep_the_same_centroids(name: str, ranks: list[dict[str, Any]]) -> None:
+    first, second = (rank[name]["centroids"] for rank in ranks)
+    assert first["filled"].any()
+    assert torch.equal(first["vectors"], second["vectors"]) and torch.equal(first["filled"], second["filled"])
+    alone = centroids(rectification(knowledge()), ["un", CASES[name][0]])
+    assert not torch.equal(alone["vectors"], first["vectors"]), "the other process taught nothing"
 
 
 @pytest.mark.parametrize("name", list(CASES))

@@ -61,8 +61,8 @@ class MutualPrototypeSettings(TeacherSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.confidence < 1:
-            raise MutualError(f'setting "confidence" must be a probability below 1, found {self.confidence}')
+        if not 0 < self.confidence < 1:
+            raise MutualError(f'setting "confidence" must be between 0 and 1, found {self.confidence}')
 
 
 class MutualPrototypeTrainer(TwoStreamTrainer):

@@ -30,7 +30,7 @@ class ClassCentroids:
 
     @torch.no_grad()
     def update(self, vectors: Tensor, usable: Tensor) -> None:
-        """Moves the centroids; those of a class begin at vectors drawn from the first ones.
+        """Moves the centroids; those of a class begin at its first vectors. Nothing is random: processes stay alike.
 
         Args:
             vectors: (K, N, D).
@@ -39,7 +39,9 @@ class ClassCentroids:
         v, number = unit(vectors.float(), 2), self.vectors.shape[1]
         usable = usable & torch.isfinite(v).all(2)  # a step that overflowed in float16 must not stay in the means
         v = v.masked_fill(~usable[..., None], 0)
-        start = torch.multinomial(usable.float() + 1e-12, number, replacement=True)
+        order = usable.to(torch.uint8).argsort(dim=1, descending=True, stable=True)  # the usable ones first
+        rank = torch.arange(number, device=v.device) % usable.sum(1, keepdim=True).clamp_min(1)
+        start = order.gather(1, rank)
         begun = v.gather(1, start[..., None].expand(-1, -1, v.shape[2]))
         before = torch.where(self.filled[:, None, None], self.vectors, begun)
         nearest = (v @ before.transpose(1, 2)).argmax(2)

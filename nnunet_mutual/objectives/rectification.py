@@ -162,8 +162,9 @@ class RectificationObjective(Objective):
 
     def _members(self, sample: int, places: Tensor, batch: Batch) -> Tensor:
         """(K, places) bool: to which classes voxels of a sample belong, where that is known."""
-        assert self._target is not None and self._certainty is not None and batch.views is not None
+        assert batch.views is not None
         if sample < batch.views.unlabelled:
+            assert self._target is not None and self._certainty is not None
             truth = self._target[sample].flatten(1)[:, places]
             known = (self._certainty[sample].flatten(1)[:, places] >= VALID).all(0)
         else:
