@@ -22,6 +22,16 @@ S = TypeVar("S")
 
 
 @dataclass(frozen=True)
+class TermWeights:
+    """Weights of the terms of a method, next to the supervised loss of weight 1; the ``loss`` setting."""
+
+    def __post_init__(self) -> None:
+        for name, weight in vars(self).items():
+            if not 0 <= weight < math.inf:
+                raise MutualError(f'setting "loss.{name}" must be 0 or more, found {weight}')
+
+
+@dataclass(frozen=True)
 class Settings:
     """What every trainer of this package can be told; the defaults are stock nnU-Net's.
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from training import largest_difference, lines_of, partial_block, region_block, trainer_for, weights
-from two_streams import terms_on_one_batch, two_stream_dataset
+from training import largest_difference, lines_of, partial_block, trainer_for, weights
+from two_streams import KINDS, terms_on_one_batch, two_stream_dataset
 
 from nnunet_mutual.annotation import AnnotationTable
 from nnunet_mutual.datasets.files import read_object
@@ -143,18 +143,7 @@ def test_the_weight_rises_and_zero_asks_nobody(nnunet_folders: Path) -> None:
     assert values == sorted(values) and values[0] < 0.01 and values[-2:] == [0.7, 0.7]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"block": partial_block()},
-        {"labels": tiny.REGIONS, "block": region_block()},
-        {"ignore": True},
-        {"labels": tiny.REGIONS, "ignore": True},
-        {"configuration": "2d"},
-        {"configuration": "3d_aniso", "batch_dice": True},
-    ],
-    ids=["partial", "regions", "ignore", "regions with ignore", "2d", "anisotropic"],
-)
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 def test_every_kind_of_dataset_trains(nnunet_folders: Path, options: dict[str, Any]) -> None:
     preprocessed = two_stream_dataset(nnunet_folders, settings={"num_iterations_per_epoch": 4}, **options)
     trainer = trainer_for(preprocessed, MeanTeacherTrainer, options.get("configuration", "3d_fullres"))

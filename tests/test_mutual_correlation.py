@@ -17,11 +17,10 @@ from training import (
     change_settings,
     largest_difference,
     partial_block,
-    region_block,
     trainer_for,
     weights,
 )
-from two_streams import terms_on_one_batch, two_stream_dataset
+from two_streams import KINDS, terms_on_one_batch, two_stream_dataset
 
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.losses.consistency import probabilities
@@ -273,19 +272,7 @@ def test_memory_modes_agree(nnunet_folders: Path, memory: str) -> None:
         assert largest_difference(one, other) <= 1e-5
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"block": partial_block()},
-        {"labels": tiny.REGIONS, "block": region_block()},
-        {"ignore": True},
-        {"labels": tiny.REGIONS, "ignore": True},
-        {"configuration": "2d"},
-        {"configuration": "3d_aniso", "batch_dice": True},
-        {"settings": {"inter": "position"}},
-    ],
-    ids=["partial", "regions", "ignore", "regions with ignore", "2d", "anisotropic", "position"],
-)
+@pytest.mark.parametrize("options", [*KINDS.values(), {"settings": {"inter": "position"}}], ids=[*KINDS, "position"])
 def test_every_kind_of_dataset_trains(nnunet_folders: Path, options: dict[str, Any]) -> None:
     preprocessed = two_stream_dataset(nnunet_folders, **options)
     trainer = trainer_for(preprocessed, MutualCorrelationTrainer, options.get("configuration", "3d_fullres"))

@@ -13,8 +13,8 @@ import pytest
 import tiny
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from training import change_settings, largest_difference, lines_of, partial_block, region_block, trainer_for
-from two_streams import terms_on_one_batch, two_stream_dataset
+from training import change_settings, largest_difference, lines_of, trainer_for
+from two_streams import KINDS, terms_on_one_batch, two_stream_dataset
 
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Output, Progress
@@ -168,19 +168,7 @@ def test_a_step_without_any_foreground_is_finite(nnunet_folders: Path) -> None:
     assert not trainer.objectives[1].centroids.filled[1:].any()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"block": partial_block()},
-        {"labels": tiny.REGIONS, "block": region_block()},
-        {"ignore": True},
-        {"labels": tiny.REGIONS, "ignore": True},
-        {"configuration": "2d"},
-        {"configuration": "3d_aniso", "batch_dice": True},
-        {"settings": {"published": True}},
-    ],
-    ids=["partial", "regions", "ignore", "regions with ignore", "2d", "anisotropic", "published"],
-)
+@pytest.mark.parametrize("options", [*KINDS.values(), {"settings": {"published": True}}], ids=[*KINDS, "published"])
 def test_every_kind_of_dataset_trains(nnunet_folders: Path, options: dict[str, Any]) -> None:
     preprocessed = two_stream_dataset(nnunet_folders, **options)
     trainer = trainer_for(preprocessed, MutualPrototypeTrainer, options.get("configuration", "3d_fullres"))
@@ -190,7 +178,7 @@ def test_every_kind_of_dataset_trains(nnunet_folders: Path, options: dict[str, A
     assert first["supervised"] > last["supervised"] and first["prototypes"] > last["prototypes"]
     assert all(math.isfinite(value) for value in last.values())
     # Of a case that annotates one region, no voxel is known to be of a class.
-    assert last["contrast"] > 0 or options.get("labels") == tiny.REGIONS and "block" in options
+    assert last["contrast"] > 0 or options is KINDS["regions"]
 
 
 def test_two_models_are_deployed(nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:

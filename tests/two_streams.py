@@ -6,12 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import tiny
-from training import SHORT
+from training import SHORT, partial_block, region_block
 from unlabelled_images import add_unlabelled
 
 from nnunet_mutual.cli import main
 
 UNLABELLED = [f"un_{n}" for n in range(3)]
+KINDS: dict[str, dict[str, Any]] = {  # options of two_stream_dataset
+    "partial": {"block": partial_block()},
+    "regions": {"labels": tiny.REGIONS, "block": region_block()},
+    "ignore": {"ignore": True},
+    "regions with ignore": {"labels": tiny.REGIONS, "ignore": True},
+    "2d": {"configuration": "2d"},
+    "anisotropic": {"configuration": "3d_aniso", "batch_dice": True},
+}
 
 
 def two_stream_dataset(root: Path, *, configuration: str = "3d_fullres", settings: Any = None, **options: Any) -> Path:

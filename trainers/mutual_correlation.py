@@ -9,6 +9,7 @@ import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
 from nnunet_mutual.building import feature_channels, make_peers, new_network, strides
+from nnunet_mutual.config import TermWeights
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.modules.attention import Inter, attention_stage, make_auxiliary
 from nnunet_mutual.objectives import Objective
@@ -20,7 +21,7 @@ PUBLISHED_DROPOUT = 0.5
 
 
 @dataclass(frozen=True)
-class CorrelationLoss:
+class CorrelationLoss(TermWeights):
     """Weights of the terms of mutual learning, next to the supervised loss of weight 1.
 
     Attributes:
@@ -30,11 +31,6 @@ class CorrelationLoss:
 
     consistency: float = 1.0
     correlation: float = 0.05
-
-    def __post_init__(self) -> None:
-        for name in ("consistency", "correlation"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise MutualError(f'setting "loss.{name}" must be 0 or more, found {getattr(self, name)}')
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import nn
 
 from nnunet_mutual.building import feature_channels, make_peers
 from nnunet_mutual.checkpoints import StopSignals
-from nnunet_mutual.config import PeersSettings
+from nnunet_mutual.config import PeersSettings, TermWeights
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.grouping import choose_groups, describe_groups, home
 from nnunet_mutual.loading import PooledLoader, restart_loaders
@@ -36,7 +36,7 @@ STAGE_1_CHECKPOINT = "checkpoint_stage1.pth"
 
 
 @dataclass(frozen=True)
-class LossWeights:
+class LossWeights(TermWeights):
     """Weights of the terms of mutual learning, next to the supervised loss of weight 1.
 
     Attributes:
@@ -50,11 +50,6 @@ class LossWeights:
     fd: float = 0.1
     ps: float = 1.0
     dfs: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("pd", "fd", "ps", "dfs"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise MutualError(f'setting "loss.{name}" must be 0 or more, found {getattr(self, name)}')
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nnunet_mutual.building import feature_channels, make_peers
 from nnunet_mutual.checkpoints import plain, save_atomically
+from nnunet_mutual.config import TermWeights
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Objective
 from nnunet_mutual.objectives.rectification import STRIDE, RectificationObjective, RectificationWeights
@@ -23,7 +24,7 @@ RECTIFIED_CHECKPOINT = "checkpoint_rectified.pth"
 
 
 @dataclass(frozen=True)
-class PrototypeLoss:
+class PrototypeLoss(TermWeights):
     """Weights of the terms, next to the supervised loss of weight 1.
 
     Attributes:
@@ -35,11 +36,6 @@ class PrototypeLoss:
     prototypes: float = 1.0
     pseudo: float = 1.0
     contrast: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("prototypes", "pseudo", "contrast"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise MutualError(f'setting "loss.{name}" must be 0 or more, found {getattr(self, name)}')
 
 
 @dataclass(frozen=True)
@@ -129,9 +125,9 @@ class MutualPrototypeTrainer(TwoStreamTrainer):
         moved = self.to_batch(batch)
         scored = score_batch(self, moved)
         if self.unlabelled_per_batch:
-            known = self.knowledge.scoring(moved.pattern_index)
+            annotated, heirs = self.knowledge.scoring(moved.pattern_index)
             for name, logits in self._opinions.items():
-                counts = annotated_counts(logits, moved.target[0], *known, self.label_manager)
+                counts = annotated_counts(logits, moved.target[0], annotated, heirs, self.label_manager)
                 self._counts[name].append(np.stack(counts))
         return scored
 
