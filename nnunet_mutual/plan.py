@@ -100,7 +100,7 @@ def _trainers_that_accept(block: dict[str, Any]) -> list[str]:
     import nnunet_mutual.trainers as trainers
 
     # From few settings to many: the first one suits if several do, the last one knows most if none does.
-    classes = {name: getattr(trainers, name).settings_class for name in trainers.__all__}
+    classes = {name: getattr(trainers, name).settings_class for name in trainers.TRAINING}
     accepting, reason = [], None
     for name in sorted(classes, key=lambda name: (len(fields(classes[name])), name)):
         try:

@@ -16,6 +16,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from training import change_settings, largest_difference, lines_of, trainer_for
 from two_streams import KINDS, terms_on_one_batch, two_stream_dataset
 
+from nnunet_mutual.cli import main
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Output, Progress
 from nnunet_mutual.plugin import VARIABLE, trainers_variable
@@ -253,3 +254,12 @@ def test_without_unlabelled_images_it_is_partial_training(nnunet_folders: Path) 
     assert json.loads((preprocessed / "dataset.json").read_text())["labels"]
     assert trainer.term_names == ["supervised"]
     assert not (Path(trainer.output_folder) / "checkpoint_rectified.pth").exists()
+
+
+def test_plan_names_the_trainer_of_a_setting(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And never what only predicts."""
+    tiny.make_dataset(nnunet_folders, cases=1, configurations=())
+    assert main(["plan", "-d", "901", "-c", "3d_fullres", "--name", "sure", "--set", "confidence=0.9"]) == 0
+    assert "for MutualPrototypeTrainer\n" in capsys.readouterr().out
+    assert main(["pseudo_label", "901", "3d_fullres", "0", "-tr", "RectifiedPredictor"]) == 2
+    assert "RectifiedPredictor is no trainer of this package" in capsys.readouterr().err

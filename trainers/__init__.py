@@ -20,3 +20,4 @@ __all__ = [
     "PartialTrainer",
     "RectifiedPredictor",
 ]
+TRAINING = tuple(name for name in __all__ if name != "RectifiedPredictor")  # which only predicts

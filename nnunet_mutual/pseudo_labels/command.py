@@ -72,10 +72,9 @@ def _load(dataset: str, configuration: str, fold: str, name: str, plans: str, ch
     """Returns the trainer with the networks of the checkpoint."""
     import nnunet_mutual.trainers as trainers
 
-    if name not in trainers.__all__:
-        raise MutualError(
-            f"{name} is no trainer of this package{meant(name, trainers.__all__)}; it has {', '.join(trainers.__all__)}"
-        )
+    if name not in trainers.TRAINING:
+        known = ", ".join(trainers.TRAINING)
+        raise MutualError(f"{name} is no trainer of this package{meant(name, trainers.TRAINING)}; it has {known}")
     if not nnUNet_results.is_set():
         raise MutualError('nnUNet_results is not set; set it as for nnU-Net: export nnUNet_results="/path/to/it"')
     folder = Path(nnUNet_results) / dataset / f"{name}__{plans}__{configuration}"
