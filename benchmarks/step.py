@@ -3,8 +3,9 @@
     python benchmarks/step.py --plans small --labels 4 --mix half --out step.json
 
 All trainers get the same generated dataset, the same plans, the same batches and the same precision; their calls
-alternate, so that whatever else the machine does hits all. Time is the median over the rounds. Memory is counted, not
-sampled: parameters, gradients, optimiser state and the most that autograd keeps at one time for the backward pass.
+alternate, so that whatever else the machine does hits all. Time is the median over the rounds, of one thread on a CPU
+its own processor seconds. Memory is counted, not sampled: parameters, gradients, optimiser state and the most that
+autograd keeps at one time for the backward pass.
 MutualPartialTrainer is measured in its first stage, with the networks that the cases ask for. Trainers with unlabelled
 images get batches of their own, with as many patches.
 """
@@ -60,7 +61,7 @@ def report(ratios: dict[str, dict[str, float]]) -> int:
     """Prints the ratios beside their bars and returns the exit status, 1 if one is too high."""
     status = 0
     for trainer, bars in BARS.items():
-        for quantity, ratio in ratios[trainer].items():
+        for quantity, ratio in ratios.get(trainer, {}).items():
             bar = bars.get(quantity)
             verdict = "" if bar is None else f" (bar {bar:.2f}): {'ok' if ratio <= bar else 'TOO MUCH'}"
             print(f"{trainer:26s} {quantity:7s} {ratio:.3f} x stock{verdict}")
@@ -79,6 +80,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--labels", type=int, default=4, help="number of foreground labels")
     parser.add_argument("--mix", choices=("all", "half", "one"), default="half", help="labels that a case annotates")
     parser.add_argument("--pairs", type=int, default=30, help="measured pairs of steps; three times as many batches")
+    parser.add_argument("--only", nargs="+", choices=[name for name in BARS if name != "pseudo_labels"])
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
     parser.add_argument("--threads", type=int, default=1, help="torch threads on the CPU")
     parser.add_argument("--work", help="keep the generated dataset in this folder")
@@ -177,22 +179,29 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     # Stock nnU-Net is float32 on a CPU and float16 on CUDA, and so is this comparison.
     block = {"amp": "off" if device.type == "cpu" else "auto", "seed": 0}
-    groups = {**block, "stage1_networks": "groups"}
-    trainers = {
-        "stock": start(nnUNetTrainer, work, block, device),
-        "partial": start(PartialTrainer, work, block, device),
-        "mutual_partial_joint": start(MutualPartialTrainer, work, {**groups, "memory": "joint"}, device),
-        "mutual_partial_sequential": start(MutualPartialTrainer, work, {**groups, "memory": "sequential"}, device),
-        "mean_teacher": start(MeanTeacherTrainer, work, block, device),
-        "mutual_correlation": start(MutualCorrelationTrainer, work, {**block, "memory": "joint"}, device),
-        "mutual_prototype": start(MutualPrototypeTrainer, work, block, device),
-        "mutual_correlation_without_occ": start(
-            MutualCorrelationTrainer, work, {**block, "memory": "joint", "loss": {"correlation": 0.0}}, device
-        ),
+    groups, joint = {**block, "stage1_networks": "groups"}, {**block, "memory": "joint"}
+    recipes = {
+        "stock": (nnUNetTrainer, block),
+        "partial": (PartialTrainer, block),
+        "mutual_partial_joint": (MutualPartialTrainer, {**groups, "memory": "joint"}),
+        "mutual_partial_sequential": (MutualPartialTrainer, {**groups, "memory": "sequential"}),
+        "mean_teacher": (MeanTeacherTrainer, block),
+        "mutual_correlation": (MutualCorrelationTrainer, joint),
+        "mutual_correlation_without_occ": (MutualCorrelationTrainer, {**joint, "loss": {"correlation": 0.0}}),
+        "mutual_prototype": (MutualPrototypeTrainer, block),
     }
-    shared = [next(trainers["partial"].dataloader_train) for _ in range(4)]
-    two_streams = [next(trainers["mean_teacher"].dataloader_train) for _ in range(4)]
-    batches = {n: two_streams if hasattr(t, "unlabelled_per_batch") else shared for n, t in trainers.items()}
+    trainers = {
+        name: start(*recipe, work, device)
+        for name, recipe in recipes.items()
+        if name == "stock" or arguments.only is None or name.removesuffix("_without_occ") in arguments.only
+    }
+    drawn: dict[bool, list[Any]] = {}  # the same batches for all trainers of a kind
+    batches = {}
+    for name, trainer in trainers.items():
+        two_streams = hasattr(trainer, "unlabelled_per_batch")
+        if two_streams not in drawn:
+            drawn[two_streams] = [next(trainer.dataloader_train) for _ in range(4)]
+        batches[name] = drawn[two_streams]
     memory = {name: counted_bytes(trainer, batches[name][0]) for name, trainer in trainers.items()}
     names = {id(trainer): name for name, trainer in trainers.items()}
 
@@ -212,8 +221,10 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         torch.manual_seed(i + 3)
         next(trainer.dataloader_train)
 
-    steps = alternate(trainers, step, arguments.pairs)
-    loader = alternate(trainers, draw, 3 * arguments.pairs)
+    # Processor seconds do not count what other processes take; they mean nothing for threads or a GPU.
+    clock = time.process_time if device.type == "cpu" and arguments.threads == 1 else time.perf_counter
+    steps = alternate(trainers, step, arguments.pairs, clock)
+    loader = alternate(trainers, draw, 3 * arguments.pairs, clock)
     configuration = trainers["stock"].configuration_manager
     ratio: dict[str, dict[str, float]] = {
         name: {
@@ -224,9 +235,11 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         for name in trainers
         if name != "stock"
     }
-    without = steps["mutual_correlation_without_occ"]
-    ratio["mutual_correlation"]["occ"] = round(steps["mutual_correlation"] / without, 4)
-    ratio["pseudo_labels"] = {"case": labelling(trainers["mutual_partial_joint"], trainers["stock"])}
+    if "mutual_correlation" in trainers:
+        without = steps["mutual_correlation_without_occ"]
+        ratio["mutual_correlation"]["occ"] = round(steps["mutual_correlation"] / without, 4)
+    if "mutual_partial_joint" in trainers:
+        ratio["pseudo_labels"] = {"case": labelling(trainers["mutual_partial_joint"], trainers["stock"], clock)}
     return {
         "plans": arguments.plans,
         "patch_size": list(configuration.patch_size),
@@ -251,7 +264,7 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def start(trainer_class: Any, work: Path, block: dict[str, Any], device: Any) -> Any:
+def start(trainer_class: Any, block: dict[str, Any], work: Path, device: Any) -> Any:
     """Returns a trainer in the middle of its first epoch."""
     import torch
 
@@ -266,20 +279,22 @@ def start(trainer_class: Any, work: Path, block: dict[str, Any], device: Any) ->
     return trainer
 
 
-def alternate(trainers: dict[str, Any], call: Callable[[Any, int], Any], pairs: int) -> dict[str, float]:
+def alternate(
+    trainers: dict[str, Any], call: Callable[[Any, int], Any], pairs: int, clock: Callable[[], float]
+) -> dict[str, float]:
     """Returns the median seconds of each trainer's call; who goes first changes with every pair."""
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     names = list(trainers)
     for i in range(-3, pairs):  # three pairs to warm up
         for name in names if i % 2 else reversed(names):
-            started = time.perf_counter()
+            started = clock()
             call(trainers[name], i)
             if i >= 0:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return {name: round(statistics.median(values), 5) for name, values in seconds.items()}
 
 
-def labelling(trainer: Any, stock: Any) -> float:
+def labelling(trainer: Any, stock: Any, clock: Callable[[], float]) -> float:
     """Returns seconds to pseudo-label a case over those of predicting it with stock nnU-Net, once per network."""
     import numpy as np
     import torch
@@ -300,7 +315,7 @@ def labelling(trainer: Any, stock: Any) -> float:
             "mutual": lambda: labeller.label(trainer.table.case(key), image, drawn, 0.001),
             "stock": lambda: reference.predict_sliding_window_return_logits(image),
         }
-        seconds = alternate(calls, lambda call, _: call(), 4)
+        seconds = alternate(calls, lambda call, _: call(), 4, clock)
     asked = sum(bool(own - trainer.table.case(key).annotated) for own in trainer.network_labels())
     return round(seconds["mutual"] / (asked * seconds["stock"]), 4)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -16,6 +15,8 @@ from nnunet_mutual.errors import MutualError
 Inter = Literal["pooled", "position"]
 MOST_TOKENS = 4096
 POOL = 4
+HEADS = (4, 2, 1)  # the paper's 4, unless a head would be smaller than the paper's
+HEAD_SIZE = 32
 
 
 class _Attention(nn.Module):
@@ -52,13 +53,13 @@ class CrossSampleAttention(nn.Module):
         dropout: share of what the attention adds.
         dimensions: of the images, 2 or 3.
 
-    Source: arXiv 2307.06312. Pre-norm, the residual scales and "pooled" are [E].
+    Source: arXiv 2307.06312. Pre-norm, the residual scales, fewer heads for few channels and "pooled" are [E].
     Fails when: used alone, as in inference: what it returns depends on the other images.
     """
 
     def __init__(self, channels: int, *, inter: Inter = "pooled", dropout: float = 0.1, dimensions: int = 3):
         super().__init__()
-        heads = math.gcd(4, channels)
+        heads = next(n for n in HEADS if n == 1 or (channels % n == 0 and channels // n >= HEAD_SIZE))
         self.inter = inter
         self.pool = nn.AvgPool3d(POOL, ceil_mode=True) if dimensions == 3 else nn.AvgPool2d(POOL, ceil_mode=True)
         self.within = _Attention(channels, heads, dropout)

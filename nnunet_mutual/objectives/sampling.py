@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, distributed
 
 # A share of all voxels, so that small patches stay cheap.
-POOL_SHARE, LEAST_POOL, MOST_POOL = 1 / 4, 2**12, 2**16
+POOL_SHARE, LEAST_POOL, MOST_POOL = 1 / 8, 2**12, 2**16
 
 
 def spread(voxels: int, device: torch.device) -> Tensor:
