@@ -138,15 +138,19 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add(
         "plan",
         _plan,
-        "add a configuration with other training settings to the plans",
+        "add a configuration with other training settings to the plans, or declare modality groups",
         "Writes a new configuration, named like the base one plus NAME, that inherits from it and holds the settings.\n"
-        "It survives re-planning and has its own results folder.",
+        "It survives re-planning and has its own results folder. With --groups instead, it writes into dataset.json\n"
+        "which channels belong together for MutualCrossModalTrainer, before planning.",
         "nnunet_mutual plan -d 111 -c 3d_fullres --name long --set num_epochs=2000 optimizer=adamw",
     )
     command.add_argument("-d", dest="dataset", metavar="DATASET", required=True, help="dataset name or number")
     command.add_argument("-c", dest="configuration", default="3d_fullres", help="base configuration (%(default)s)")
     command.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier (%(default)s)")
-    command.add_argument("--name", required=True, help="what the new configuration's name ends in")
+    command.add_argument("--name", help="what the new configuration's name ends in")
+    command.add_argument(
+        "--groups", metavar="NAME=CHANNEL[,CHANNEL]", nargs="+", help="modality groups, such as T1=T1 both=T1,FLAIR"
+    )
     command.add_argument(
         "--set",
         dest="settings",
@@ -264,6 +268,15 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    if options.groups is not None:
+        from nnunet_mutual.datasets.declare_groups import declare_groups
+
+        if options.name is not None or options.settings:
+            raise MutualError("--groups changes the dataset, --name and --set the plans; run the command twice")
+        declare_groups(options.dataset, options.groups)
+        return 0
+    if options.name is None:
+        raise MutualError("give the new configuration a --name, for example: --name long --set num_epochs=2000")
     from nnunet_mutual.plan import plan
 
     plan(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nnunetv2
 from nnunetv2.configuration import default_num_processes
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.plan_and_preprocess_api import (
     extract_fingerprint_dataset,
@@ -27,6 +30,8 @@ from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, training_cases
 from nnunet_mutual.datasets.splits import describe_splits, splits_problems, stratified_splits
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.group_preprocessing import GroupPreprocessor, present_channels
+from nnunet_mutual.groups import PLANS_KEY, ModalityGroups
 from nnunet_mutual.plugin import public_names, resolve
 from nnunet_mutual.preprocessing import UnlabelledImages, list_unlabelled, preprocess_unlabelled
 from nnunet_mutual.unlabelled import unlabelled_keys
@@ -47,6 +52,8 @@ def plan_and_preprocess(
 ) -> None:
     """Plans and preprocesses a dataset as ``nnUNetv2_plan_and_preprocess`` does, then its unlabelled images.
 
+    A dataset with modality groups is preprocessed by group, under plans of their own.
+
     Args:
         dataset: ID or name of a dataset in nnUNet_raw.
         configurations: to preprocess; those that the plans do not have are left out, as in nnU-Net.
@@ -63,13 +70,16 @@ def plan_and_preprocess(
     training = _training(images)
     counts = _counts(processes, configurations)
     planner_class = _planner(planner)
+    groups = ModalityGroups.of(images.table) if images.table.modality_groups else None
+    complete = list(training) if groups is None else _complete(images, training)
     _refuse_unknown(configurations, preprocessed)
-    _refuse_old_fingerprint(preprocessed, len(training), clean)
+    _refuse_old_fingerprint(preprocessed, len(complete), clean)
     _refuse_wrong_splits(folders, preprocessed, images.table, training)
     with _stock_step("fingerprint extraction", folders), _empty_folder_removed(preprocessed):
         try:
             number = counts[0] if processes else min(8, default_num_processes)
-            extract_fingerprint_dataset(folders.number, num_processes=number, clean=clean, verbose=False)
+            extractor = partial(_Extractor, cases=complete)
+            extract_fingerprint_dataset(folders.number, extractor, num_processes=number, clean=clean, verbose=False)
         except Exception:
             if not _all_empty(images, training):
                 raise
@@ -78,7 +88,13 @@ def plan_and_preprocess(
                 "nothing to learn; put label maps with drawn structures into labelsTr"
             ) from None
     with _stock_step("planning", folders), _augmentation_processes():
-        _, plans = plan_experiment_dataset(folders.number, planner_class)
+        _, plans = plan_experiment_dataset(
+            folders.number, planner_class, overwrite_plans_name=None if groups is None else _group_plans(planner_class)
+        )
+    if groups is not None:
+        path = preprocessed / f"{plans}.json"
+        write_json(path, {**read_object(path), PLANS_KEY: groups.described()})
+        print(f"{folders.name} has modality groups: preprocessed by group, with the plans {plans} for them alone")
     available = read_object(preprocessed / f"{plans}.json")["configurations"]
     chosen = [name for name in configurations if name in available]
     if not chosen:
@@ -87,14 +103,34 @@ def plan_and_preprocess(
             f"{', '.join(available)}"
         )
     with _stock_step("preprocessing", folders):
-        preprocess_dataset(folders.number, plans, configurations, list(counts))
+        if groups is None:
+            preprocess_dataset(folders.number, plans, configurations, list(counts))
+        else:
+            for name, count in zip(configurations, counts, strict=True):
+                if name in chosen:
+                    GroupPreprocessor(verbose=False).run(folders.number, name, plans, count)
+            preprocess_dataset(folders.number, plans, [], [])  # only copies the label maps
     if images.cases:
         preprocess_unlabelled(dataset, configurations=chosen, plans=plans, processes=max(counts) if processes else None)
     _provide_splits(preprocessed, images, training)
     first = next(name for name in ("3d_fullres", *chosen) if name in chosen)
     fold = "0" if (preprocessed / _SPLITS).exists() else "all"
     other = "" if plans == "nnUNetPlans" else f" -p {plans}"
-    print(f"Next:  nnUNetv2_train {folders.number} {first} {fold} -tr PartialTrainer{other}")
+    trainer = "PartialTrainer" if groups is None else "MutualCrossModalTrainer"
+    print(f"Next:  nnUNetv2_train {folders.number} {first} {fold} -tr {trainer}{other}")
+
+
+class _Extractor(DatasetFingerprintExtractor):
+    """nnU-Net's, of some cases: it supposes that every case has every channel."""
+
+    def __init__(self, dataset: int, processes: int, verbose: bool, *, cases: Sequence[str]):
+        super().__init__(dataset, processes, verbose)
+        self.dataset: dict[str, Any] = {key: files for key, files in self.dataset.items() if key in cases}
+
+
+def _group_plans(planner: Any) -> str:
+    """Returns the name of a planner's plans for data that are preprocessed by group."""
+    return f"{inspect.signature(planner.__init__).parameters['plans_name'].default}Groups"
 
 
 def _training(images: UnlabelledImages) -> dict[str, CaseFiles]:
@@ -108,6 +144,19 @@ def _training(images: UnlabelledImages) -> dict[str, CaseFiles]:
             + (f" ({len(errors)} errors, nnunet_mutual check {images.folders.name} lists them)" if errors[1:] else "")
         )
     return training
+
+
+def _complete(images: UnlabelledImages, training: Mapping[str, CaseFiles]) -> list[str]:
+    """Returns the training cases with an image of every channel; what others lack must be declared."""
+    for files in [*training.values(), *images.cases.values()]:
+        present_channels(list(files.images.values()), images.dataset_json, images.table)
+    complete = [key for key, files in training.items() if len(files.images) == len(images.table.channels)]
+    if not complete:
+        raise MutualError(
+            f"no training case of {images.folders.name} has an image of every channel, so nothing can be planned; add "
+            "one, or remove a channel from dataset.json"
+        )
+    return complete
 
 
 def _counts(processes: Sequence[int] | None, configurations: Sequence[str]) -> list[int]:

@@ -26,6 +26,8 @@ from nnunet_mutual.datasets.new_dataset import temporary_folder
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.group_preprocessing import GroupPreprocessor
+from nnunet_mutual.groups import PLANS_KEY
 from nnunet_mutual.plan import plans_file
 from nnunet_mutual.unlabelled import (
     ENDINGS,
@@ -272,7 +274,8 @@ def _preprocess(job: _Job) -> str | None:
     if errors:
         return errors[0]
     try:
-        preprocessor = configuration.preprocessor_class(verbose=False)
+        kind = GroupPreprocessor if PLANS_KEY in job.plans else configuration.preprocessor_class
+        preprocessor = kind(verbose=False)
         target = job.folder / files.key
         paths = [str(path) for path in files.images.values()]
         preprocessor.run_case_save(str(target), paths, None, manager, configuration, dict(job.dataset_json))

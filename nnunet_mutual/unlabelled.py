@@ -22,11 +22,12 @@ from nnunet_mutual.datasets.files import shorten
 from nnunet_mutual.datasets.locate import locate
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, unlabelled_cases
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.groups import PLANS_KEY
 
 UNLABELLED = "unlabelled"
 ENDINGS = (".b2nd", "_seg.b2nd", ".pkl")  # a case is complete when the first one, which lists it, is there
 # What the voxels depend on; the patch size decides about chunks on the disk only.
-_OF_PLANS = ("image_reader_writer", "transpose_forward", "foreground_intensity_properties_per_channel")
+_OF_PLANS = ("image_reader_writer", "transpose_forward", "foreground_intensity_properties_per_channel", PLANS_KEY)
 _OF_CONFIGURATION = (
     "preprocessor_name",
     "spacing",
@@ -99,7 +100,7 @@ def unlabelled_dataset(
 
 def plans_fingerprint(plans: Mapping[str, Any], configuration: ConfigurationManager) -> str:
     """Returns a hash of all entries of the plans that the preprocessed voxels depend on."""
-    entries = [plans.get(key) for key in _OF_PLANS]
+    entries = [plans[key] for key in _OF_PLANS if key in plans]
     entries += [configuration.configuration.get(key) for key in _OF_CONFIGURATION]
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:16]
 

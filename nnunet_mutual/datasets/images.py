@@ -183,7 +183,8 @@ def _missing_channel(key: str, number: int, name: str, declared: bool) -> Proble
         return Problem(
             WARNING,
             f"case {key}",
-            f"channel {number} ({name}) is declared missing; stock planning still needs an image of zeros for it",
+            f"channel {number} ({name}) is declared missing; stock planning needs an image of zeros for it, that of "
+            "modality groups does not",
         )
     return Problem(
         ERROR,
