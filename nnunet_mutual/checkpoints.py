@@ -136,11 +136,10 @@ def pack(trainer: MutualTrainer) -> dict[str, Any] | None:
         "_best_ema": plain(trainer._best_ema),
         "current_epoch": trainer.epochs_done,
         "init_args": plain(trainer.my_init_kwargs),
-        "trainer_name": STOCK_TRAINER,
+        "trainer_name": trainer.checkpoint_trainer,
         "inference_allowed_mirroring_axes": plain(trainer.inference_allowed_mirroring_axes),
         STATE_KEY: {
-            "trainer": type(trainer).__name__,
-            "settings": asdict(trainer.settings),
+            **_author(trainer),
             "stage": trainer.stage,
             "deployed": trainer.deployed,
             "ranking": trainer.ranking.state_dict(),
@@ -152,6 +151,24 @@ def pack(trainer: MutualTrainer) -> dict[str, Any] | None:
             "skipped_steps": trainer.guard.skipped,
         },
     }
+
+
+def pack_network(trainer: MutualTrainer, network: int) -> dict[str, Any]:
+    """Collects what is needed to export one network, not to go on training."""
+    return {
+        "network_weights": unwrap(trainer.peers.evaluated[network]).state_dict(),
+        "logging": plain(trainer.logger.get_checkpoint()),
+        "_best_ema": plain(trainer.ranking.averages[network]),
+        "current_epoch": trainer.current_epoch + 1,
+        "init_args": plain(trainer.my_init_kwargs),
+        "trainer_name": trainer.checkpoint_trainer,
+        "inference_allowed_mirroring_axes": plain(trainer.inference_allowed_mirroring_axes),
+        STATE_KEY: _author(trainer),
+    }
+
+
+def _author(trainer: MutualTrainer) -> dict[str, Any]:
+    return {"trainer": type(trainer).__name__, "settings": asdict(trainer.settings)}
 
 
 def unpack(trainer: MutualTrainer, checkpoint: Mapping[str, Any], filename: str) -> None:

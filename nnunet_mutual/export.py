@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from nnunet_mutual.checkpoints import STATE_KEY, STOCK_TRAINER, load_own, save_a
 from nnunet_mutual.datasets.files import meant, read_object, write_json
 from nnunet_mutual.datasets.locate import locate
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.export_groups import group_dataset, group_plan, group_weights, groups_of_training
 
 PEERS_CARD = """
 ## Ensemble
@@ -27,8 +29,36 @@ PEERS_CARD = """
 This folder holds the {number} networks of one training that learnt together; fold_p is network p, not a fold of a
 cross-validation, and prediction averages them. The validation above is that of the one network that is deployed alone.
 """
+GROUP_CARD = """
+## Input
+
+This is the network of the modality group {group}. It takes images of {channels}, in this order as channels 0000,
+0001 and so on, and of nothing else: nnU-Net cannot tell whether another sequence is fed to it.
+"""
 # What a checkpoint keeps besides its weights; optimiser and training state stay behind.
 _KEPT = ("logging", "_best_ema", "current_epoch", "inference_allowed_mirroring_axes")
+
+
+@dataclass(frozen=True)
+class _Model:
+    """One stock model to be written.
+
+    Attributes:
+        target: its folder.
+        plan: its plans.
+        dataset_json: its dataset.json, without identities.
+        group: name of its modality group, None for a model of all channels.
+    """
+
+    target: Path
+    plan: dict[str, Any]
+    dataset_json: dict[str, Any]
+    group: str | None = None
+
+    @property
+    def suffix(self) -> str:
+        """What the names of its files in a training folder end in."""
+        return "" if self.group is None else f"_{self.group}"
 
 
 def export(
@@ -44,7 +74,8 @@ def export(
 ) -> None:
     """Writes ``nnUNetTrainer__<plans>_<method>__<configuration>`` beside the training folder.
 
-    Neither files nor checkpoint hold case names, patients or paths, and the model needs no part of this package.
+    Neither files nor checkpoint hold case names, patients or paths, and the model needs no part of this package. Of a
+    training by modality group, every group becomes a model of its own, ``..._<method>_<group>__...``.
 
     Args:
         dataset: ID or name of the dataset.
@@ -68,35 +99,77 @@ def export(
     plans_name = output_name or f"{plans}_{trainer.removesuffix('Trainer')}{'_Peers' if peers else ''}"
     if not re.fullmatch(r"[A-Za-z0-9_-]+", plans_name) or "__" in plans_name:
         raise MutualError(f"the export cannot be called {plans_name!r}: use letters, digits, '-' and single '_'")
-    target = source.parent / f"{STOCK_TRAINER}__{plans_name}__{configuration}"
-    if target.exists():
-        raise MutualError(f"{target} exists and is never overwritten; remove it or choose another name with --name")
+    models = _plan_models(source, plans_name, configuration)
+    if peers and len(models) > 1:
+        raise MutualError(
+            "the networks of modality groups have different inputs and are no ensemble; leave --peers out"
+        )
     command = f"nnUNetv2_train {folders.number} {configuration} FOLD -p {plans} -tr {trainer}"
-    for fold in folds:
-        _require_trained(source / f"fold_{fold}", checkpoint, command.replace("FOLD", fold))
-    dataset_json = read_object(source / "dataset.json")
-    plan = {**read_object(source / "plans.json"), "plans_name": plans_name}
-    temporary = target.with_name(f".{target.name}.tmp{os.getpid()}")
+    for model in models:
+        if model.target.exists():
+            raise MutualError(
+                f"{model.target} exists and is never overwritten; remove it or choose another name with --name"
+            )
+        for fold in folds:
+            _require_trained(source / f"fold_{fold}", checkpoint, model, command.replace("FOLD", fold))
+    written = []
     try:
-        temporary.mkdir()
-        write_json(temporary / "plans.json", plan)
-        write_json(temporary / "dataset.json", without_identities(dataset_json))
-        shutil.copyfile(source / "dataset_fingerprint.json", temporary / "dataset_fingerprint.json")
-        summaries, shown = [], []
-        for name, origin, trained in _models(source, folds, checkpoint, peers):
-            summaries.append(_export_fold(origin, temporary / f"fold_{name}", trained, plan, dataset_json))
-            shown.append(name)
-        table = AnnotationTable.from_dataset_json(dataset_json)
-        card = model_card(target.name, trainer, folds, checkpoint, table, summaries[:1] if peers else summaries)
-        card += PEERS_CARD.format(number=len(shown)) if peers else ""
-        (temporary / "model_card.md").write_text(card, encoding="utf-8")
-        os.replace(temporary, target)
+        for model in models:
+            temporary = model.target.with_name(f".{model.target.name}.tmp{os.getpid()}")
+            written.append(temporary)
+            shown = _write_model(temporary, model, source, trainer, folds, checkpoint, peers)
+        for model, temporary in zip(models, written, strict=True):
+            os.replace(temporary, model.target)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for temporary in written:
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
-    print(f"{target}: a stock nnU-Net model, read model_card.md in it first")
-    model = f"-d {folders.number} -c {configuration} -p {plans_name} -f {' '.join(shown)}"
-    print(f"Next: nnUNetv2_predict {model} -i IMAGES -o SEGMENTATIONS")
+    for model in models:
+        print(f"{model.target}: a stock nnU-Net model, read model_card.md in it first")
+    for model in models:
+        options = f"-d {folders.number} -c {configuration} -p {model.plan['plans_name']} -f {' '.join(shown)}"
+        print(f"Next: nnUNetv2_predict {options} -i IMAGES -o SEGMENTATIONS")
+
+
+def _plan_models(source: Path, plans_name: str, configuration: str) -> list[_Model]:
+    """Returns the models of a training: one, or one for each modality group."""
+
+    def named(name: str) -> Path:
+        return source.parent / f"{STOCK_TRAINER}__{name}__{configuration}"
+
+    dataset_json, plan = read_object(source / "dataset.json"), read_object(source / "plans.json")
+    clean = without_identities(dataset_json)
+    groups = groups_of_training(plan, dataset_json)
+    if groups is None:
+        return [_Model(named(plans_name), {**plan, "plans_name": plans_name}, clean)]
+    models = []
+    for group, channels in groups.channels.items():
+        name = f"{plans_name}_{group}"
+        own = {**group_plan(plan, channels), "plans_name": name}
+        models.append(_Model(named(name), own, group_dataset(clean, channels), group))
+    return models
+
+
+def _write_model(
+    folder: Path, model: _Model, source: Path, trainer: str, folds: Sequence[str], checkpoint: str, peers: bool
+) -> list[str]:
+    """Writes a model folder and returns the names of its folds."""
+    folder.mkdir()
+    write_json(folder / "plans.json", model.plan)
+    write_json(folder / "dataset.json", model.dataset_json)
+    shutil.copyfile(source / "dataset_fingerprint.json", folder / "dataset_fingerprint.json")
+    summaries, shown = [], []
+    for name, origin, trained in _models(source, model, folds, checkpoint, peers):
+        summaries.append(_export_fold(origin, folder / f"fold_{name}", trained, model))
+        shown.append(name)
+    table = AnnotationTable.from_dataset_json(read_object(source / "dataset.json"))
+    card = model_card(model.target.name, trainer, folds, checkpoint, table, summaries[:1] if peers else summaries)
+    card += PEERS_CARD.format(number=len(shown)) if peers else ""
+    if model.group is not None:
+        channels = AnnotationTable.from_dataset_json(model.dataset_json).channels
+        card += GROUP_CARD.format(group=model.group, channels=", ".join(channels))
+    (folder / "model_card.md").write_text(card, encoding="utf-8")
+    return shown
 
 
 def _training_folder(dataset_name: str, trainer: str, plans: str, configuration: str) -> Path:
@@ -115,26 +188,48 @@ def _training_folder(dataset_name: str, trainer: str, plans: str, configuration:
     return base / wanted
 
 
-def _require_trained(fold: Path, checkpoint: str, command: str) -> None:
+def _require_trained(fold: Path, checkpoint: str, model: _Model, command: str) -> None:
     if not fold.is_dir():
         raise MutualError(f"{fold} does not exist; train it with: {command}")
-    if not (fold / checkpoint).is_file():
+    if not _checkpoint(fold, checkpoint, model).is_file():
         there = sorted(file.name for file in fold.glob("checkpoint_*.pth"))
         also = f", or export one of {', '.join(there)} with -chk" if there else ""
         raise MutualError(f"{fold} has no {checkpoint}; finish the training with: {command} --c{also}")
-    if not (fold / "validation" / "summary.json").is_file():
+    if not (fold / f"validation{model.suffix}" / "summary.json").is_file():
         raise MutualError(
             f"{fold} was not validated, so nothing is known about the model; validate with: {command} --val"
         )
 
 
+def _checkpoint(fold: Path, checkpoint: str, model: _Model) -> Path:
+    """Path of a checkpoint; of the best one, each modality group has its own."""
+    if model.group is not None and checkpoint == "checkpoint_best.pth":
+        return fold / f"checkpoint_best_{model.group}.pth"
+    return fold / checkpoint
+
+
 def _models(
-    source: Path, folds: Sequence[str], checkpoint: str, peers: bool
+    source: Path, model: _Model, folds: Sequence[str], checkpoint: str, peers: bool
 ) -> Iterator[tuple[str, Path, dict[str, Any]]]:
     """Yields the name of each exported fold, the folder it comes from and its checkpoint, one in memory at a time."""
+    dataset_json, plan = read_object(source / "dataset.json"), read_object(source / "plans.json")
+    configuration = source.name.split("__")[2]
     for fold in folds:
         origin = source / f"fold_{fold}"
-        trained = load_own(origin / checkpoint, torch.device("cpu"))
+        trained = load_own(_checkpoint(origin, checkpoint, model), torch.device("cpu"))
+        if model.group is not None:
+            groups = groups_of_training(plan, dataset_json)
+            assert groups is not None
+            weights = group_weights(
+                trained,
+                groups.names.index(model.group),
+                groups.channels[model.group],
+                plan=plan,
+                dataset_json=dataset_json,
+                configuration=configuration,
+            )
+            yield fold, origin, {**trained, "network_weights": weights}
+            continue
         if not peers:
             yield fold, origin, trained
             continue
@@ -149,30 +244,28 @@ def _models(
             yield str(n), origin, {**trained, "network_weights": weights}
 
 
-def _export_fold(
-    source: Path, folder: Path, trained: Mapping[str, Any], plan: dict[str, Any], dataset_json: dict[str, Any]
-) -> dict[str, Any]:
+def _export_fold(source: Path, folder: Path, trained: Mapping[str, Any], model: _Model) -> dict[str, Any]:
     (folder / "validation").mkdir(parents=True)
     arguments = {
         **trained["init_args"],
-        "plans": plan,
-        "dataset_json": without_identities(dataset_json),
+        "plans": model.plan,
+        "dataset_json": model.dataset_json,
         "device": "cpu",
     }
-    model = {
+    content = {
         "network_weights": trained["network_weights"],
         "trainer_name": STOCK_TRAINER,
         "init_args": arguments,
         **{key: trained[key] for key in _KEPT},
     }
-    save_atomically(model, folder / "checkpoint_final.pth")
+    save_atomically(content, folder / "checkpoint_final.pth")
     progress = source / "progress.png"
     if not progress.is_file():
         raise MutualError(
             f"{progress} is missing, which nnUNetv2_export_model_to_zip needs; resume the training with --c"
         )
     shutil.copyfile(progress, folder / "progress.png")
-    summary = without_case_names(read_object(source / "validation" / "summary.json"))
+    summary = without_case_names(read_object(source / f"validation{model.suffix}" / "summary.json"))
     write_json(folder / "validation" / "summary.json", summary)
     return {"summary": summary, "state": trained[STATE_KEY], "epochs": trained["current_epoch"]}
 

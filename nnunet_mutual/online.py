@@ -27,8 +27,9 @@ def score_batch(trainer: MutualTrainer, batch: Batch) -> dict[str, np.ndarray]:
     for n in trainer.candidates:
         with trainer.autocast():
             levels = trainer.evaluate(n, batch.data)
-            losses.append(trainer.supervised.loss(levels, batch).detach())
-        counts.append(annotated_counts(levels[0], batch.target[0], annotated, heirs, trainer.label_manager))
+            losses.append(trainer.supervised.labelled(levels, batch, n).detach())
+        scored = annotated if batch.sight is None else annotated & batch.sight.device[:, n : n + 1]
+        counts.append(annotated_counts(levels[0], batch.target[0], scored, heirs, trainer.label_manager))
     tp, fp, fn = np.stack(counts, 1)
     return {"loss": torch.stack(losses).mean().cpu().numpy(), "tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
 
@@ -109,11 +110,19 @@ class Ranking:
 
     Args:
         learns: (P, K) bool, which labels each network is taught; a network is judged by these.
+
+    Attributes:
+        averages: of each network, None before anything was sampled.
+        by_label: (P, K) the same of each label, NaN before it was sampled.
+        improved: networks whose average has just become higher than ever.
     """
 
     def __init__(self, learns: np.ndarray):
         self.learns = learns
         self.averages: list[float | None] = [None] * len(learns)
+        self.by_label = np.full(learns.shape, np.nan)
+        self.improved: list[int] = []
+        self._highest = [-1.0] * len(learns)
 
     @property
     def best(self) -> int:
@@ -133,10 +142,15 @@ class Ranking:
         tp, fp, fn = counts
         with np.errstate(invalid="ignore"):
             dice = np.where(self.learns, 2 * tp / (2 * tp + fp + fn), np.nan)
+        moved = MOMENTUM * self.by_label + (1 - MOMENTUM) * dice
+        self.by_label = np.where(np.isnan(dice), self.by_label, np.where(np.isnan(self.by_label), dice, moved))
         for n, row in enumerate(dice):
             if (mean := _mean(row)) is not None:
                 before = self.averages[n]
                 self.averages[n] = mean if before is None else MOMENTUM * before + (1 - MOMENTUM) * mean
+        now = [-1.0 if average is None else average for average in self.averages]
+        self.improved = [n for n, value in enumerate(now) if value > self._highest[n]]
+        self._highest = [max(pair) for pair in zip(now, self._highest, strict=True)]
         shown = []
         for label, own in enumerate(dice[self.best]):
             mean = own if self.learns[self.best, label] else _mean(dice[:, label])
@@ -145,11 +159,13 @@ class Ranking:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns builtins for a checkpoint."""
-        return {"averages": list(self.averages)}
+        return {"averages": list(self.averages), "by_label": self.by_label.tolist(), "highest": list(self._highest)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
         self.averages = list(state["averages"])
+        self.by_label = np.asarray(state["by_label"], float)
+        self._highest = list(state["highest"])
 
 
 def mean_dice(dice: Sequence[float], earlier: Sequence[float]) -> float:

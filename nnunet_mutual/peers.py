@@ -109,19 +109,23 @@ class Peers:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def passes(self, data: Tensor, autocast: Autocast) -> Iterator[tuple[int, list[Output], list[Output]]]:
+    def passes(
+        self, data: Tensor | Sequence[Tensor], autocast: Autocast
+    ) -> Iterator[tuple[int, list[Output], list[Output]]]:
         """Runs the networks on a batch; the caller backpropagates each network's loss before it asks for the next.
 
         Args:
-            data: (B, M, *spatial).
+            data: (B, M, *spatial); a list where each network sees something else.
             autocast: makes the context of a forward pass.
 
         Yields:
             The index of a network, the outputs of all networks of which only its own has a graph, and all detached.
         """
         joint = self.memory == "joint"
+        seen = [data] * len(self.networks) if isinstance(data, Tensor) else data
         runs = [
-            (_Live if joint or n == 0 else _Replay)(network, data, autocast) for n, network in enumerate(self.networks)
+            (_Live if joint or n == 0 else _Replay)(network, images, autocast)
+            for n, (network, images) in enumerate(zip(self.networks, seen, strict=True))
         ]
         recorded = [run.recorded for run in runs]
         for n, run in enumerate(runs):

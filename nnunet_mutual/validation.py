@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -49,12 +49,12 @@ def export_case(
     configuration_manager: Any,
     plans_manager: Any,
     dataset_json: dict,
-    folder: str,
+    folders: tuple[str, str],
     key: str,
     restriction: Restriction | None,
     save_probabilities: bool,
 ) -> None:
-    """Writes ``validation/`` and ``validation_full/`` of one case (runs in a worker process).
+    """Writes the restricted and the full prediction of one case (runs in a worker process).
 
     Args:
         logits: (C, *spatial) of the preprocessed image.
@@ -62,12 +62,12 @@ def export_case(
         configuration_manager: nnU-Net's.
         plans_manager: nnU-Net's.
         dataset_json: content of dataset.json.
-        folder: the fold's output folder.
+        folders: of restricted predictions and of full ones.
         key: the case.
         restriction: None for a fully annotated case, whose two files are the same.
         save_probabilities: also write the npz that ensembling needs (restricted).
     """
-    restricted, full = (os.path.join(folder, name, key) for name in ("validation", "validation_full"))
+    restricted, full = (os.path.join(folder, key) for folder in folders)
     ending = dataset_json["file_ending"]
     managers = (configuration_manager, plans_manager)
     if restriction is None:
@@ -115,28 +115,46 @@ class ExportPool:
 
 
 def validate_fold(trainer: MutualTrainer, save_probabilities: bool) -> None:
-    """Predicts the validation cases of a fold with the deployed network and writes restricted and full predictions.
+    """Predicts the validation cases of a fold and writes restricted and full predictions.
+
+    In ``validation/`` and ``validation_full/``, or in folders with further words where several networks are deployed.
 
     Args:
         trainer: an initialised trainer; its ``validation/summary.json`` is nnU-Net's, of the restricted predictions.
         save_probabilities: also write the npz files that ensembling needs.
     """
-    _, keys = trainer.do_split()
+    for suffix, network in trainer.validated.items():
+        keys = sorted(key for key in trainer.do_split()[1] if trainer.can_see(network, key))
+        folders = validation_folders(trainer.output_folder, suffix)
+        for folder in folders:
+            maybe_mkdir_p(folder)
+        with (
+            ExportPool(default_num_processes) as pool,
+            predictor_for(trainer, trainer.peers.evaluated[network], mirroring=True) as predictor,
+        ):
+            for key in _mine(trainer, keys, suffix):
+                _predict_case(trainer, predictor, network, pool, key, folders, save_probabilities)
+        if trainer.is_ddp:
+            distributed.barrier()
+        if trainer.local_rank == 0:
+            _summarise(trainer, keys, folders[0], suffix)
+
+
+def validation_folders(fold: str, suffix: str) -> tuple[str, str]:
+    """Returns the folders of restricted and of full predictions."""
+    return join(fold, f"validation{suffix}"), join(fold, f"validation_full{suffix}")
+
+
+def _mine(trainer: MutualTrainer, keys: Sequence[str], suffix: str) -> Iterator[str]:
+    """Yields the cases that this process predicts, and waits for the others from time to time."""
     world = distributed.get_world_size() if trainer.is_ddp else 1
-    mine = sorted(keys)[trainer.local_rank :: world]
-    for name in ("validation", "validation_full"):
-        maybe_mkdir_p(join(trainer.output_folder, name))
-    network = trainer.deployed_network
-    with ExportPool(default_num_processes) as pool, predictor_for(trainer, network, mirroring=True) as predictor:
-        for i, key in enumerate(mine):
-            trainer.print_to_log_file(f"predicting {key} ({i + 1} of {len(mine)})")
-            _predict_case(trainer, predictor, pool, key, save_probabilities)
-            if trainer.is_ddp and (i + 1) % BARRIER_EVERY == 0 and i + 1 < len(keys) // world:
-                distributed.barrier()
-    if trainer.is_ddp:
-        distributed.barrier()
-    if trainer.local_rank == 0:
-        _summarise(trainer, keys)
+    mine = keys[trainer.local_rank :: world]
+    by = f" by network {suffix.removeprefix('_')}" if suffix else ""
+    for i, key in enumerate(mine):
+        trainer.print_to_log_file(f"predicting {key}{by} ({i + 1} of {len(mine)})")
+        yield key
+        if trainer.is_ddp and (i + 1) % BARRIER_EVERY == 0 and i + 1 < len(keys) // world:
+            distributed.barrier()
 
 
 def set_deep_supervision(network: nn.Module, enabled: bool) -> None:
@@ -167,7 +185,13 @@ def predictor_for(trainer: MutualTrainer, network: nn.Module, *, mirroring: bool
 
 
 def _predict_case(
-    trainer: MutualTrainer, predictor: nnUNetPredictor, pool: ExportPool, key: str, save_probabilities: bool
+    trainer: MutualTrainer,
+    predictor: nnUNetPredictor,
+    network: int,
+    pool: ExportPool,
+    key: str,
+    folders: tuple[str, str],
+    save_probabilities: bool,
 ) -> None:
     dataset = trainer.dataset_class(
         trainer.preprocessed_dataset_folder, [key], trainer.folder_with_segs_from_previous_stage
@@ -182,12 +206,11 @@ def _predict_case(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         image = torch.from_numpy(data)
-    logits = predictor.predict_sliding_window_return_logits(image).cpu()
+    logits = predictor.predict_sliding_window_return_logits(trainer.seen_by(network, image[None])[0]).cpu()
     managers = (trainer.configuration_manager, trainer.plans_manager)
     restriction = restriction_for(trainer.table, trainer.table.case(key))
-    folder = trainer.output_folder
     pool.submit(
-        export_case, logits, properties, *managers, trainer.dataset_json, folder, key, restriction, save_probabilities
+        export_case, logits, properties, *managers, trainer.dataset_json, folders, key, restriction, save_probabilities
     )
     for stage in trainer.configuration_manager.next_stage_names or []:
         _pass_on(trainer, pool, key, stage, logits, properties)
@@ -212,10 +235,10 @@ def _pass_on(trainer: MutualTrainer, pool: ExportPool, key: str, stage: str, log
     pool.submit(resample_and_save, *arguments, default_num_processes, dataset_class)
 
 
-def _summarise(trainer: MutualTrainer, keys: list[str]) -> None:
+def _summarise(trainer: MutualTrainer, keys: Sequence[str], folder: str, suffix: str) -> None:
     """Writes nnU-Net's summary.json and logs one line per label with its number of cases."""
     labels = trainer.label_manager
-    folder = join(trainer.output_folder, "validation")
+    of = f"{suffix.removeprefix('_')}: " if suffix else ""
     asked = labels.foreground_regions if labels.has_regions else labels.foreground_labels
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Mean of empty slice")
@@ -234,11 +257,11 @@ def _summarise(trainer: MutualTrainer, keys: list[str]) -> None:
         values = trainer.table.values[label]
         entry = metrics["mean"][tuple(values) if tuple(values) in metrics["mean"] else values[0]]
         n = sum(label in trainer.table.case(key).annotated for key in keys)
-        trainer.logger.log_summary(f"final_val/{label}_dice", entry["Dice"])
+        trainer.logger.log_summary(f"final_val{suffix}/{label}_dice", entry["Dice"])
         trainer.print_to_log_file(
-            f"{label}: Dice {entry['Dice']:.4f} (annotated in {n} of {len(keys)} validation cases)"
+            f"{of}{label}: Dice {entry['Dice']:.4f} (annotated in {n} of {len(keys)} validation cases)"
         )
         scores.append(entry["Dice"])
     mean = float(np.nanmean(scores)) if not np.all(np.isnan(scores)) else float("nan")
-    trainer.logger.log_summary("final_val/foreground_dice", mean)
-    trainer.print_to_log_file(f"Mean validation Dice over annotated labels: {mean:.4f}")
+    trainer.logger.log_summary(f"final_val{suffix}/foreground_dice", mean)
+    trainer.print_to_log_file(f"{of}Mean validation Dice over annotated labels: {mean:.4f}")

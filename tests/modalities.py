@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tiny
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny import NAME, PLAIN, image_and_labels, write_nifti
+
+from nnunet_mutual.cli import main
+from nnunet_mutual.group_preprocessing import GroupPreprocessor
 
 CHANNELS = {"0": "T1", "1": "FLAIR"}
 GROUPS = {"T1": ["T1"], "FLAIR": ["FLAIR"], "both": ["T1", "FLAIR"]}
@@ -78,3 +83,47 @@ def make_raw(
         }
     (raw / "dataset.json").write_text(json.dumps(content))
     return raw
+
+
+def make_preprocessed(
+    root: Path, *, settings: Mapping[str, Any] | None = None, configuration: str = "3d_fullres", **options: Any
+) -> Path:
+    """Writes nnUNet_raw and nnUNet_preprocessed, preprocessed by group; no pools, no planner.
+
+    Args:
+        root: parent of nnUNet_raw and nnUNet_preprocessed.
+        settings: the "mutual" block of the configuration in the plans.
+        configuration: which is preprocessed.
+        options: of :func:`make_raw`.
+
+    Returns:
+        The preprocessed dataset folder, whose plans are called nnUNetPlans.
+    """
+    raw = make_raw(root, **options)
+    folder = root / "nnUNet_preprocessed" / NAME
+    (folder / "gt_segmentations").mkdir(parents=True)
+    (root / "nnUNet_results").mkdir(exist_ok=True)
+    plans = tiny.plans()
+    plans["modality_groups"] = json.loads((raw / "dataset.json").read_text())["mutual"]["modality_groups"]
+    intensities = plans["foreground_intensity_properties_per_channel"]
+    plans["foreground_intensity_properties_per_channel"] = {"0": intensities["0"], "1": intensities["0"]}
+    for entry in plans["configurations"].values():
+        if "inherits_from" not in entry:
+            entry |= {"normalization_schemes": ["ZScoreNormalization"] * 2, "use_mask_for_norm": [False, False]}
+            entry["mutual"] = dict(settings or {})
+    (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
+    (folder / "dataset_fingerprint.json").write_text("{}")
+    (folder / "dataset.json").write_text((raw / "dataset.json").read_text())
+    manager = PlansManager(json.loads(json.dumps(plans)))
+    chosen = manager.get_configuration(configuration)
+    content = json.loads((raw / "dataset.json").read_text())
+    data = folder / chosen.data_identifier
+    data.mkdir()
+    for label in sorted((raw / "labelsTr").glob("*.nii.gz")):
+        key = label.name.removesuffix(".nii.gz")
+        files = sorted(str(file) for file in (raw / "imagesTr").glob(f"{key}_*.nii.gz"))
+        GroupPreprocessor(verbose=False).run_case_save(str(data / key), files, str(label), manager, chosen, content)
+        (folder / "gt_segmentations" / label.name).write_bytes(label.read_bytes())
+    if any((raw / "imagesUn").iterdir()):
+        assert main(["preprocess_unlabelled", "-d", "901", "-c", configuration]) == 0
+    return folder

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from nnunet_mutual.trainers.mean_teacher import MeanTeacherTrainer
 from nnunet_mutual.trainers.mutual_correlation import MutualCorrelationTrainer
+from nnunet_mutual.trainers.mutual_cross_modal import MutualCrossModalTrainer
 from nnunet_mutual.trainers.mutual_partial import MutualPartialTrainer
 from nnunet_mutual.trainers.mutual_prototype import MutualPrototypeTrainer
 from nnunet_mutual.trainers.partial import PartialTrainer
@@ -15,6 +16,7 @@ from nnunet_mutual.trainers.rectified import RectifiedPredictor
 __all__ = [
     "MeanTeacherTrainer",
     "MutualCorrelationTrainer",
+    "MutualCrossModalTrainer",
     "MutualPartialTrainer",
     "MutualPrototypeTrainer",
     "PartialTrainer",

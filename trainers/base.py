@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from nnunet_mutual import building, compat
 from nnunet_mutual.annotation import AnnotationTable
 from nnunet_mutual.checkpoints import (
+    STOCK_TRAINER,
     SaveRhythm,
     StopSignals,
     load_own,
@@ -34,6 +35,7 @@ from nnunet_mutual.config import Settings, merged_block, read_settings
 from nnunet_mutual.datasets.splits import provide_splits
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.groups import PLANS_KEY
 from nnunet_mutual.loading import start_loaders
 from nnunet_mutual.losses.knowledge import Knowledge
 from nnunet_mutual.monitor import FiniteGuard, Forecast, TermLog, log_terms, say_epoch, say_start
@@ -54,6 +56,8 @@ class MutualTrainer(nnUNetTrainer):
     """
 
     settings_class: type[Settings] = Settings
+    checkpoint_trainer = STOCK_TRAINER  # which trainer nnU-Net looks for when it predicts from a checkpoint
+    by_group = False  # whether the data are preprocessed by modality group
 
     def __init__(
         self,
@@ -65,6 +69,11 @@ class MutualTrainer(nnUNetTrainer):
     ):
         # Before nnU-Net makes folders: a wrong table or setting must leave nothing behind.
         self.table = AnnotationTable.from_dataset_json(dataset_json)
+        if PLANS_KEY in plans and not self.by_group:
+            raise MutualError(
+                f"the data of the plans {plans['plans_name']} were preprocessed by modality group, which only "
+                "MutualCrossModalTrainer reads; use the plans of nnUNetv2_plan_and_preprocess"
+            )
         self.settings = read_settings(self.settings_class, merged_block(plans, configuration))
         self.autocast_dtype = compat.autocast_dtype(self.settings.amp, device)
         plans.setdefault("continue_training", False)
@@ -223,6 +232,14 @@ class MutualTrainer(nnUNetTrainer):
             pattern_index=torch.tensor(patterns).to(self.device, non_blocking=True),
         )
 
+    def seen_by(self, network: int, images: Tensor) -> Tensor:
+        """Returns what a network sees of images (B, M, *spatial); everything, by default."""
+        return images
+
+    def can_see(self, network: int, key: str) -> bool:
+        """Whether a case has what a network needs to see; yes, by default."""
+        return True
+
     def training_batch(self, batch: dict) -> Batch:
         """Moves a batch of the training loader to the device; a method may draw other views of its images here."""
         return self.to_batch(batch)
@@ -314,7 +331,8 @@ class MutualTrainer(nnUNetTrainer):
         place = f"epoch {self.current_epoch}, iteration {self.iteration} (cases {', '.join(moved.keys)})"
         values, totals = [], []
         self.peers.zero_grad()
-        for peer, outputs, recorded in self.peers.passes(moved.data, self.autocast):
+        seen = [self.seen_by(n, moved.data) for n in range(len(self.peers.networks))]
+        for peer, outputs, recorded in self.peers.passes(seen, self.autocast):
             with self.autocast():
                 if peer == 0:
                     for objective in self.objectives:
@@ -359,7 +377,7 @@ class MutualTrainer(nnUNetTrainer):
 
     def evaluate(self, candidate: int, images: Tensor) -> list[Tensor]:
         """Returns the logits of a network that may be deployed, highest resolution first."""
-        output = self.peers.evaluated[candidate](images)
+        output = self.peers.evaluated[candidate](self.seen_by(candidate, images))
         return list(output) if isinstance(output, (list, tuple)) else [output]
 
     def network_labels(self) -> list[frozenset[str]]:
@@ -375,6 +393,11 @@ class MutualTrainer(nnUNetTrainer):
     def deployed_network(self) -> nn.Module:
         """The network that validation scores, checkpoints deploy and prediction uses."""
         return self.peers.evaluated[self.deployed]
+
+    @property
+    def validated(self) -> dict[str, int]:
+        """The networks that predict whole validation cases, by what their folders' names end in: the deployed one."""
+        return {"": self.deployed}
 
     @property
     def pseudo_labelling(self) -> list[nn.Module]:

@@ -40,7 +40,7 @@ def soft_label_loss(logits: Tensor, target: Tensor, inside: Tensor, *, regions: 
     Args:
         logits: (B, C, *spatial).
         target: q, likewise, probabilities without gradient.
-        inside: (B, 1, *spatial) bool, voxels that count.
+        inside: (B, 1, *spatial) bool, voxels that count; of regions also (B, C, *spatial), where each counts.
         regions: binary cross-entropy (mean over regions), every channel is foreground.
 
     Returns:
@@ -50,10 +50,11 @@ def soft_label_loss(logits: Tensor, target: Tensor, inside: Tensor, *, regions: 
     """
     z, q = at_least_float32(logits), at_least_float32(target)
     if regions:
-        entropy = F.binary_cross_entropy_with_logits(z, q, reduction="none").mean(1, keepdim=True)
+        entropy = F.binary_cross_entropy_with_logits(z, q, reduction="none")
         dice = squared_dice(z.sigmoid(), q, inside)
     else:
         log_p = z.log_softmax(1)
         entropy = -(q * log_p).sum(1, keepdim=True)
         dice = squared_dice(log_p[:, 1:].exp(), q[:, 1:], inside)
-    return (entropy * inside).sum() / inside.sum().clamp_min(1) - dice.mean()
+    counted = inside.expand_as(entropy)
+    return (entropy * counted).sum() / counted.sum().clamp_min(1) - dice.mean()

@@ -43,6 +43,7 @@ class Batch:
         patterns: annotation pattern of each sample, on the host.
         pattern_index: the same as (B,) tensor on the device.
         views: of batches with unlabelled samples, what their loader and augmentation know; None otherwise.
+        sight: which networks see which samples; None where all see all.
     """
 
     data: Tensor
@@ -52,6 +53,20 @@ class Batch:
     pattern_index: Tensor
     decided: Sequence[Tensor] | None = None
     views: Views | None = None
+    sight: Sight | None = None
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Which networks see which samples of a batch, where each has channels of its own and cases may lack some.
+
+    Attributes:
+        host: of each sample, of each network.
+        device: the same, (B, P) bool.
+    """
+
+    host: Sequence[Sequence[bool]]
+    device: Tensor
 
 
 @dataclass(frozen=True)

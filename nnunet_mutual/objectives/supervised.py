@@ -54,11 +54,21 @@ class SupervisedObjective(Objective):
         """See :meth:`Objective.terms`."""
         return {"supervised": Term(self.loss(outputs[peer].levels, batch))}
 
-    def labelled(self, levels: Sequence[Tensor], batch: Batch) -> Tensor:
-        """Returns the loss of one network on the labelled stream of a batch, or on all of one without streams."""
-        if batch.views is None:
+    def labelled(self, levels: Sequence[Tensor], batch: Batch, peer: int = 0) -> Tensor:
+        """Returns the loss of one network on the labelled stream of a batch, or on all of one without streams.
+
+        Args:
+            levels: logits of each deep-supervision level.
+            batch: the batch.
+            peer: the network, where not every one sees every sample.
+        """
+        first = 0 if batch.views is None else batch.views.unlabelled
+        if batch.sight is not None:
+            seen = [i for i in range(first, len(batch.keys)) if batch.sight.host[i][peer]]
+            return self.loss(levels, batch, samples=seen)
+        if not first:
             return self.loss(levels, batch)
-        return self.loss(levels, batch, samples=range(batch.views.unlabelled, len(batch.keys)), everywhere=True)
+        return self.loss(levels, batch, samples=range(first, len(batch.keys)), everywhere=True)
 
     def finest(self, logits: Tensor, batch: Batch) -> Tensor:
         """Returns the loss at the highest resolution alone, of logits of the labelled stream (or of all without one).

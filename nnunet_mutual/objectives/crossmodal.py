@@ -1,0 +1,284 @@
+"""Networks that each see other modalities of the same images learn from each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nnunet_mutual.losses.area_similarity import Contrast, area_similarity_contrast
+from nnunet_mutual.losses.consistency import probabilities, squared_difference
+from nnunet_mutual.losses.knowledge import Knowledge
+from nnunet_mutual.losses.soft import soft_label_loss
+from nnunet_mutual.modules.queue import MapQueue
+from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
+from nnunet_mutual.objectives.organs import ramp
+from nnunet_mutual.objectives.sampling import gathered
+from nnunet_mutual.objectives.supervised import SupervisedObjective
+
+POOL = 4  # voxels along each axis that the contrasted maps average
+AS_GOOD = 0.01  # Dice; networks that differ by less teach each other
+
+
+@dataclass(frozen=True)
+class CrossModalWeights:
+    """Weights of the terms and the course of the training.
+
+    Attributes:
+        contrast: of the area-similarity contrast.
+        consistency: of the squared difference of predictions, after the ramp.
+        relearning: of re-learning from soft labels.
+        area: share of the contrast in re-learning.
+        ramp_end: share of the training during which the consistency rises.
+        relearn_from: share of the training after which worse networks re-learn from better ones.
+        all_from: share after which all re-learn from each other.
+        form: of the contrast.
+        queue: maps that are kept as opposites, 0 for none.
+    """
+
+    contrast: float
+    consistency: float
+    relearning: float
+    area: float
+    ramp_end: float
+    relearn_from: float
+    all_from: float
+    form: Contrast
+    queue: int
+
+
+class CrossModalObjective(Objective):
+    """Contrastive mutual learning, then pseudo-label re-learning (PReL), of networks with an input each.
+
+    Unlabelled samples tie the networks: what two of them say of an organ overlaps in the same image and less in others,
+    and is the same voxel by voxel. Later, worse networks re-learn from soft labels of better ones.
+
+    Args:
+        knowledge: what each case annotates.
+        supervised: of labelled samples.
+        networks: how many.
+        weights: of the terms.
+        teacher: gives probabilities (B, C, *spatial) of one network's moving average for images (B, M, *spatial).
+        standing: (P, K) Dice of each network and label so far, NaN where nothing is known; on the host.
+
+    Source: Zhang et al., Med. Image Anal. 83, 102656 (2023). Averaged maps per class, the queue, and teachers chosen by
+        validation are [E].
+    """
+
+    term_names = ("supervised", "contrast", "consistency", "relearning")
+
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        supervised: SupervisedObjective,
+        *,
+        networks: int,
+        weights: CrossModalWeights,
+        teacher: Callable[[int, Tensor], Tensor],
+        standing: Callable[[], Sequence[Sequence[float]]],
+    ):
+        self.knowledge = knowledge
+        self.supervised = supervised
+        self.weights = weights
+        self.teacher = teacher
+        self.standing = standing
+        self.networks = networks
+        self.pairs = networks * (networks - 1) // 2
+        self.regions = knowledge.table.is_regions
+        self.classes = len(knowledge.table.labels)
+        self.queue: MapQueue | None = None
+        self._waiting: dict[str, Any] | None = None  # of a queue whose size is not known yet
+        self._phase = 0
+        self._rise = 0.0
+        self._said: list[Tensor] = []  # probabilities of unlabelled samples, of each network
+        self._soft: dict[int, tuple[Tensor, Tensor]] = {}  # soft labels of each student, and where they count
+        self._numbers = torch.zeros(2, device=knowledge.device)  # units with an opposite, steps
+
+    # Once per step
+
+    @torch.no_grad()
+    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress) -> None:
+        """Notes what all networks say of unlabelled samples, and asks teachers for soft labels where it is time."""
+        done, weights = progress.fraction, self.weights
+        self._phase = int(done >= weights.relearn_from) + int(done >= weights.all_from)
+        self._rise = ramp(progress, 0.0, weights.ramp_end)
+        self._said, self._soft = [], {}
+        if batch.views is None:
+            return
+        self._said = [self._probabilities(output, batch) for output in outputs]
+        if self.queue is None and weights.queue:
+            voxels = self._maps(self._said[0], batch).shape[2]
+            self.queue = MapQueue(self.classes, weights.queue, voxels, self.knowledge.device)
+            if self._waiting is not None:
+                self.queue.load_state_dict(self._waiting)
+        if self._phase and weights.relearning > 0:
+            self._ask_teachers(batch)
+
+    def _ask_teachers(self, batch: Batch) -> None:
+        assert batch.views is not None
+        number = batch.views.unlabelled
+        inside = batch.views.inside[:number]
+        chosen = teachers_of(self.standing(), everybody=self._phase > 1, per_label=self.regions)
+        asked = {teacher for teachers in chosen for teacher in teachers if teacher is not None}
+        said = {teacher: self.teacher(teacher, batch.data[:number]) for teacher in sorted(asked)}
+        for student, teachers in enumerate(chosen):
+            targets, counted = [], []
+            for label, teacher in enumerate(teachers):
+                if teacher is None:  # of a region that this network knows best
+                    targets.append(torch.zeros_like(self._said[0][:, label : label + 1]))
+                    counted.append(torch.zeros_like(inside))
+                    continue
+                targets.append(said[teacher][:, label : label + 1] if self.regions else said[teacher])
+                counted.append(inside & _per_sample(self._both(batch, student, teacher), inside))
+            if any(teacher is not None for teacher in teachers):
+                self._soft[student] = torch.cat(targets, 1), torch.cat(counted, 1)
+
+    def _probabilities(self, output: Output, batch: Batch) -> Tensor:
+        """(unlabelled, C, *spatial), highest resolution."""
+        assert batch.views is not None
+        return probabilities(output.levels[0][: batch.views.unlabelled], regions=self.regions)
+
+    def _maps(self, p: Tensor, batch: Batch) -> Tensor:
+        """(unlabelled, K, V) averages of foreground probabilities, zero outside of the images."""
+        assert batch.views is not None
+        foreground = (p if self.regions else p[:, 1:]) * batch.views.inside[: len(p)]
+        pool = F.avg_pool3d if p.ndim == 5 else F.avg_pool2d
+        return pool(foreground, [min(POOL, size) for size in p.shape[2:]]).flatten(2)
+
+    def _both(self, batch: Batch, a: int, b: int) -> Tensor:
+        """(unlabelled,) bool, the samples that two networks see."""
+        assert batch.views is not None
+        number = batch.views.unlabelled
+        if batch.sight is None:
+            return torch.ones(number, dtype=torch.bool, device=batch.data.device)
+        return batch.sight.device[:number, a] & batch.sight.device[:number, b]
+
+    # Per network
+
+    def terms(self, peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress) -> dict[str, Term]:
+        """See :meth:`Objective.terms`."""
+        levels, weights = outputs[peer].levels, self.weights
+        nothing = Term(levels[0].flatten()[0] * 0, 0.0)
+        found = dict.fromkeys(self.term_names, nothing)
+        found["supervised"] = Term(self.supervised.labelled(levels, batch, peer))
+        if batch.views is None:
+            return found
+        mine = self._probabilities(outputs[peer], batch)
+        if not self._phase and weights.contrast > 0:
+            found["contrast"] = Term(self._contrast(peer, mine, batch), weights.contrast)
+        if not self._phase and weights.consistency > 0:
+            found["consistency"] = Term(self._consistency(peer, mine, batch), weights.consistency * self._rise)
+        if peer in self._soft:
+            found["relearning"] = Term(self._relearning(peer, outputs[peer], mine, batch), weights.relearning)
+        return found
+
+    def _contrast(self, peer: int, mine: Tensor, batch: Batch) -> Tensor:
+        maps, parts = self._maps(mine, batch), []
+        for other in self._others(peer):
+            theirs = self._maps(self._said[other], batch)
+            loss, active = self._similarity(maps, theirs, self._both(batch, peer, other))
+            self._numbers += torch.stack([active, torch.ones_like(active)])
+            parts.append(loss)
+        return torch.stack(parts).sum() / self.pairs
+
+    def _similarity(self, mine: Tensor, theirs: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        if self.queue is None:
+            return area_similarity_contrast(mine, theirs, present, form=self.weights.form)
+        maps, filled = self.queue.maps.float(), self.queue.filled
+        return area_similarity_contrast(mine, theirs, present, maps, filled, form=self.weights.form)
+
+    def _consistency(self, peer: int, mine: Tensor, batch: Batch) -> Tensor:
+        assert batch.views is not None
+        inside = batch.views.inside[: len(mine)]
+        parts = [
+            squared_difference(mine, self._said[other], inside & _per_sample(self._both(batch, peer, other), inside))
+            for other in self._others(peer)
+        ]
+        return torch.stack(parts).sum() / self.pairs
+
+    def _others(self, peer: int) -> list[int]:
+        return [n for n in range(self.networks) if n != peer]
+
+    def _relearning(self, peer: int, own: Output, mine: Tensor, batch: Batch) -> Tensor:
+        target, counted = self._soft[peer]
+        loss = soft_label_loss(own.levels[0][: len(target)], target, counted, regions=self.regions)
+        if self.weights.area == 0:
+            return loss
+        taught = self._maps(target, batch)
+        contrast, _ = self._similarity(self._maps(mine, batch), taught, counted.flatten(1).any(1))
+        return self.weights.area * contrast + (1 - self.weights.area) * loss
+
+    def update(self, outputs: Sequence[Output], batch: Batch) -> None:
+        """Remembers what the networks agreed on."""
+        if self.queue is None or not self._said or batch.views is None:
+            return
+        maps = torch.stack([self._maps(said, batch) for said in self._said])
+        number = batch.views.unlabelled
+        see = maps.new_ones(number, self.networks) if batch.sight is None else batch.sight.device[:number].float()
+        consensus = torch.einsum("pbkv,bp->bkv", maps, see) / see.sum(1).clamp_min(1)[:, None, None]
+        usable = consensus.mean(2) >= self.weights.form.least_mass
+        self.queue.put(gathered(consensus), gathered(usable))
+
+    # The log and checkpoints
+
+    def diagnose(self) -> tuple[dict[str, float], list[str]]:
+        """Reports how many units had something to be told from."""
+        active, asked = self._numbers.tolist()
+        self._numbers.zero_()
+        if not asked:
+            return {}, []
+        warnings = []
+        if active == 0:
+            warnings = [
+                "ASC inactive: no organ had another sample to be told from; raise unlabelled_per_batch or queue, or "
+                "look whether the networks predict anything in unlabelled images"
+            ]
+        return {"organs per step and pair that were told from others": active / asked}, warnings
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`Objective.state_dict`."""
+        queue = self._waiting if self.queue is None else self.queue.state_dict()
+        return {"queue": queue, "numbers": self._numbers.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :meth:`Objective.load_state_dict`."""
+        self.queue, self._waiting = None, state["queue"]
+        self._numbers.copy_(state["numbers"])
+
+
+def teachers_of(standing: Sequence[Sequence[float]], *, everybody: bool, per_label: bool) -> list[list[int | None]]:
+    """Chooses who teaches whom: of the other networks the best one, unless the student is better.
+
+    Networks whose Dice differs by less than 0.01 teach each other.
+
+    Args:
+        standing: (P, K) Dice of each network and label, NaN where nothing is known.
+        everybody: the better one learns, too.
+        per_label: for each label by itself, not by the mean.
+
+    Returns:
+        Of each student, for each label (or once), its teacher or None.
+    """
+    scores = np.asarray(standing, float)
+    if not per_label:
+        known = ~np.isnan(scores)
+        total = np.where(known, scores, 0).sum(1)
+        scores = (total / np.maximum(known.sum(1), 1))[:, None]
+    scores = np.nan_to_num(scores, nan=0.0)
+    found: list[list[int | None]] = []
+    for student in range(len(scores)):
+        others = [n for n in range(len(scores)) if n != student]
+        best = [max(others, key=lambda n, k=k: scores[n, k]) for k in range(scores.shape[1])]  # type: ignore[misc]
+        found.append(
+            [n if everybody or scores[n, k] > scores[student, k] - AS_GOOD else None for k, n in enumerate(best)]
+        )
+    return found
+
+
+def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.ndim - 1))
