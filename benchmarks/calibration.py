@@ -4,6 +4,9 @@ The rule, fixed before any arm was compared: (1) the learning rate with the high
 shortest length; (2) with it, the shortest length at which the seeds' mean Dice differ by less than ``range`` and at
 which training twice as long changes the mean over the seeds by less than ``gain``; (3) every arm gets ``factor`` times
 as many network updates (1 unless the protocol says otherwise), so that networks that share them are not cut short.
+
+Where the protocol names a ``reference`` arm, (2) is: the shortest length at which the means of the two arms differ by
+at least ``gap`` times the larger range of their seeds, so that there is a gap in which methods can be told apart.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ import table
 from settings import BenchmarkError, Schedule, Setting, read_json, write_json
 
 
-def run_file(setting: Setting, schedule: Schedule, seed: int) -> Path:
-    return setting.evidence / "calibration" / f"{schedule}_seed{seed}.json"
+def run_file(setting: Setting, schedule: Schedule, seed: int, arm: str) -> Path:
+    name = f"{schedule}_seed{seed}" if arm == setting["calibration"]["arm"] else f"{arm}_{schedule}_seed{seed}"
+    return setting.evidence / "calibration" / f"{name}.json"
 
 
 def collect(setting: Setting) -> dict[str, Any]:
@@ -30,8 +34,8 @@ def collect(setting: Setting) -> dict[str, Any]:
     updates, reason = decide(lengths, rule)
     state = {
         "benchmark": setting.name,
-        "rule": " ".join((__doc__ or "").split("\n\n")[1].split()),
-        **{k: rule[k] for k in ("arm", "seeds", "range", "gain")},
+        "rule": " ".join(" ".join((__doc__ or "").split("\n\n")[1:]).split()),
+        **{k: rule[k] for k in ("arm", "reference", "seeds", "range", "gain", "gap") if k in rule},
         "factor": rule.get("factor", 1),
         "scored_on": "calibration cases: neither trained on nor among the held-out test cases",
         "training": setting["training"],
@@ -46,7 +50,13 @@ def collect(setting: Setting) -> dict[str, Any]:
 
 
 def _scores(setting: Setting, schedule: Schedule) -> dict[str, Any]:
-    files = {seed: run_file(setting, schedule, seed) for seed in setting["calibration"]["seeds"]}
+    rule = setting["calibration"]
+    entry = _of_arm(setting, schedule, rule["arm"])
+    return entry | ({"reference": _of_arm(setting, schedule, rule["reference"])} if "reference" in rule else {})
+
+
+def _of_arm(setting: Setting, schedule: Schedule, arm: str) -> dict[str, Any]:
+    files = {seed: run_file(setting, schedule, seed, arm) for seed in setting["calibration"]["seeds"]}
     scores = {str(seed): round(table.mean_dice(read_json(f)), 5) for seed, f in files.items() if f.is_file()}
     entry: dict[str, Any] = {**asdict(schedule), "mean_dice_by_seed": scores, "mean": None, "range": None}
     if len(scores) == len(files):
@@ -59,6 +69,14 @@ def decide(lengths: list[dict[str, Any]], rule: dict[str, Any]) -> tuple[int | N
     """Returns the chosen number of updates, or None, and the reason."""
     by_updates = {entry["updates"]: entry for entry in lengths}
     for entry in lengths:
+        if "reference" in rule:
+            other = entry["reference"]
+            if entry["range"] is None or other["range"] is None:
+                continue
+            gap, spread = entry["mean"] - other["mean"], max(entry["range"], other["range"])
+            if gap >= rule["gap"] * spread:
+                return entry["updates"], f"the arms differ by {gap:.4f}, the seeds of one by at most {spread:.4f}"
+            continue
         double = by_updates.get(2 * entry["updates"])
         if entry["range"] is None or double is None or double["mean"] is None:
             continue
@@ -69,15 +87,16 @@ def decide(lengths: list[dict[str, Any]], rule: dict[str, Any]) -> tuple[int | N
     return None, "no length fulfils the rule yet"
 
 
-def missing(setting: Setting, state: dict[str, Any]) -> list[tuple[Schedule, int]]:
+def missing(setting: Setting, state: dict[str, Any]) -> list[tuple[str, Schedule, int]]:
     """Returns the runs to do next: the learning rates, then length by length until the rule decides."""
-    seeds = setting["calibration"]["seeds"]
+    rule = setting["calibration"]
     for entries in (state["learning_rates"], *([entry] for entry in state["lengths"])):
         wanted = [
-            (Schedule(e["updates"], e["rate"]), s)
+            (arm, Schedule(e["updates"], e["rate"]), s)
             for e in entries
-            for s in seeds
-            if str(s) not in e["mean_dice_by_seed"]
+            for arm, scores in ((rule["arm"], e), (rule.get("reference"), e.get("reference")))
+            for s in rule["seeds"]
+            if scores is not None and str(s) not in scores["mean_dice_by_seed"]
         ]
         if wanted:
             return wanted

@@ -112,7 +112,6 @@ def calibrate(setting: Setting, arguments: argparse.Namespace) -> None:
         )
     prepare(setting)
     scheduler = Scheduler(setting, arguments.jobs, arguments.budget)
-    arm = setting["calibration"]["arm"]
     while True:
         state = calibration.collect(setting)
         if state["chosen"] is not None:
@@ -121,7 +120,7 @@ def calibrate(setting: Setting, arguments: argparse.Namespace) -> None:
         wanted = calibration.missing(setting, state)
         if not wanted:
             raise BenchmarkError(f"{state['reason']}; add a longer length to the protocol's calibration")
-        jobs = [Job(arm, s, t, "calibration", calibration.run_file(setting, t, s), 1) for t, s in wanted]
+        jobs = [Job(arm, s, t, "calibration", calibration.run_file(setting, t, s, arm), 1) for arm, t, s in wanted]
         if not scheduler.run(jobs):
             return
 

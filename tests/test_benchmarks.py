@@ -79,6 +79,18 @@ def test_no_length_is_chosen_without_reason(bench: SimpleNamespace, lengths: lis
     assert bench.calibration.decide(lengths, RULE)[0] is None
 
 
+def test_the_shortest_length_at_which_two_arms_differ_is_chosen(bench: SimpleNamespace) -> None:
+    def both(updates: int, mean: float, spread: float, other: float, spread_of_other: float) -> dict[str, Any]:
+        return {**length(updates, mean, spread), "reference": length(updates, other, spread_of_other)}
+
+    rule = {"reference": "few", "gap": 3}
+    lengths = [both(250, 0.80, 0.001, 0.78, 0.01), both(500, 0.83, 0.01, 0.79, 0.005), both(1000, 0.9, 0, 0.5, 0)]
+    assert bench.calibration.decide(lengths, rule)[0] == 500
+    assert bench.calibration.decide(lengths[:1], rule)[0] is None
+    unfinished = {**length(500, 0.83, 0.01), "reference": length(500, None, None)}
+    assert bench.calibration.decide([unfinished], rule)[0] is None
+
+
 def test_run_before_calibrate_says_what_to_do(bench: SimpleNamespace, setting: Any) -> None:
     with pytest.raises(bench.settings.BenchmarkError, match="run.py calibrate hippocampus"):
         bench.calibration.chosen(setting)
@@ -87,13 +99,18 @@ def test_run_before_calibrate_says_what_to_do(bench: SimpleNamespace, setting: A
 def test_calibration_goes_rate_by_rate_then_length_by_length(bench: SimpleNamespace, setting: Any) -> None:
     rule = setting["calibration"]
     wanted = bench.calibration.missing(setting, bench.calibration.collect(setting))
-    assert {s.rate for s, _ in wanted} == set(rule["rates"]) and {s.updates for s, _ in wanted} == {rule["lengths"][0]}
-    for schedule, seed in wanted:
+    assert {s.rate for _, s, _ in wanted} == set(rule["rates"])
+    assert {s.updates for _, s, _ in wanted} == {rule["lengths"][0]}
+    for arm, schedule, seed in wanted:
         dice = 0.8 if schedule.rate == rule["rates"][1] else 0.7
-        bench.settings.write_json(bench.calibration.run_file(setting, schedule, seed), evidence("full", seed, dice))
+        file = bench.calibration.run_file(setting, schedule, seed, arm)
+        bench.settings.write_json(file, evidence("full", seed, dice))
     following = bench.calibration.missing(setting, bench.calibration.collect(setting))
     best = bench.settings.Schedule(rule["lengths"][1], rule["rates"][1])
-    assert following == [(best, seed) for seed in rule["seeds"]]
+    assert following == [(rule["arm"], best, seed) for seed in rule["seeds"]]
+    setting.protocol["calibration"] = {**rule, "reference": "partial", "gap": 3}
+    arms = [arm for arm, *_ in bench.calibration.missing(setting, bench.calibration.collect(setting))]
+    assert set(arms) == {"partial"}  # the rates were done of the first arm only
 
 
 def test_the_table_says_not_run_and_compares_only_seeds_that_both_arms_have(
