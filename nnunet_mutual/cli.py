@@ -183,6 +183,13 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         action="store_true",
         help="export all networks that learnt together in one fold, as an ensemble; network p becomes fold_p",
     )
+    command.add_argument(
+        "--compared",
+        metavar="NUMBER",
+        type=int,
+        default=5,
+        help="of modality groups: validation cases to compare the models with the training on (%(default)s; 0: none)",
+    )
 
     command = add(
         "pseudo_label",
@@ -301,6 +308,7 @@ def _export(options: argparse.Namespace) -> int:
         checkpoint=options.checkpoint,
         output_name=options.output_name,
         peers=options.peers,
+        compared=options.compared,
     )
     return 0
 

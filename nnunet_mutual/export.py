@@ -19,7 +19,7 @@ from nnunetv2.paths import nnUNet_results
 from nnunet_mutual.annotation import BLOCK, AnnotationTable
 from nnunet_mutual.checkpoints import STATE_KEY, STOCK_TRAINER, load_own, save_atomically
 from nnunet_mutual.datasets.files import meant, read_object, write_json
-from nnunet_mutual.datasets.locate import locate
+from nnunet_mutual.datasets.locate import DatasetFolders, locate
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.export_groups import group_dataset, group_plan, group_weights, groups_of_training
 
@@ -71,6 +71,7 @@ def export(
     checkpoint: str,
     output_name: str | None,
     peers: bool = False,
+    compared: int = 5,
 ) -> None:
     """Writes ``nnUNetTrainer__<plans>_<method>__<configuration>`` beside the training folder.
 
@@ -86,6 +87,7 @@ def export(
         checkpoint: which checkpoint becomes the model, usually checkpoint_final.pth.
         output_name: plans name of the export; by default ``<plans>_<trainer without "Trainer">``.
         peers: export all networks that learnt together, network p as fold_p: stock prediction averages them.
+        compared: validation cases that each modality group's model predicts, to compare it with the training.
 
     Raises:
         MutualError: a file is missing (with the command that makes it), or the target exists; nothing is written then.
@@ -118,6 +120,8 @@ def export(
             temporary = model.target.with_name(f".{model.target.name}.tmp{os.getpid()}")
             written.append(temporary)
             shown = _write_model(temporary, model, source, trainer, folds, checkpoint, peers)
+            if model.group is not None and checkpoint == "checkpoint_final.pth":
+                _compare(temporary, model, source, folders, shown[0], compared)
         for model, temporary in zip(models, written, strict=True):
             os.replace(temporary, model.target)
     except BaseException:
@@ -129,6 +133,25 @@ def export(
     for model in models:
         options = f"-d {folders.number} -c {configuration} -p {model.plan['plans_name']} -f {' '.join(shown)}"
         print(f"Next: nnUNetv2_predict {options} -i IMAGES -o SEGMENTATIONS")
+
+
+def _compare(folder: Path, model: _Model, source: Path, folders: DatasetFolders, fold: str, number: int) -> None:
+    """Adds to the model card how well a group's model does what its network did in training."""
+    from nnunet_mutual import parity
+
+    groups = groups_of_training(read_object(source / "plans.json"), read_object(source / "dataset.json"))
+    assert groups is not None and model.group is not None
+    validated = source / f"fold_{fold}" / f"validation_full{model.suffix}"
+    place, channels = groups.stored[model.group], groups.channels[model.group]
+    found = parity.compare(folder, fold, validated, folders, place, channels, number)
+    if not found:
+        print(f"{model.group}: not compared with the training, which needs the raw and the preprocessed images")
+        return
+    with (folder / "model_card.md").open("a", encoding="utf-8") as stream:
+        stream.write(parity.card(found))
+    agreement = sum(one.agreement for one in found) / len(found)
+    said = f"{model.group}: {agreement:.3%} of the voxels of {len(found)} validation case(s) have the training's label"
+    print(said if agreement >= parity.BAR else f"WARNING: {said}, less than {parity.BAR:.1%}; see model_card.md")
 
 
 def _plan_models(source: Path, plans_name: str, configuration: str) -> list[_Model]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -63,11 +64,18 @@ def export(*options: str) -> int:
     return main(["export", "901", "3d_fullres", "-tr", "MutualCrossModalTrainer", "-f", "0", *options])
 
 
+def numbers_of(card: str) -> list[float]:
+    """The numbers of the card's comparison: agreement and least agreement in percent, Dice, mean, most."""
+    text = card.split("## Comparison with the training")[1]
+    return [float(n) for n in re.findall(r"\d+\.\d+", text)]
+
+
 def test_every_group_predicts_in_stock_nnunet(
     trained: Path, folders: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert export() == 0
+    assert export("--compared", "1") == 0
     shown = capsys.readouterr().out
+    assert "both: 100.000% of the voxels of 1 validation case(s) have" in shown
     results = folders("nnUNet_results")
     fold = results / "MutualCrossModalTrainer__nnUNetPlans__3d_fullres" / "fold_0"
     for group, channels in GROUPS.items():
@@ -89,20 +97,24 @@ def test_every_group_predicts_in_stock_nnunet(
             ]
             for file in validated
         }
+        agreement, least, dice, mean, most = numbers_of((model / "model_card.md").read_text())
+        assert agreement == least and mean == most == 0  # at native spacing, preprocessing is the same to the last bit
         done = subprocess.run(
             [sys.executable, "-c", BLOCKED + PREDICT, str(model), json.dumps(files)], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        assert validated
         for file in validated:
             paths = (file, tmp_path / f"{group}_{file.name}")
             ours, stock = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in paths)
             # Of a group alone, the windows begin at its own box: the few voxels that differ lie at their borders.
             assert ours.any() and (ours == stock).mean() >= (1 if group == "both" else 0.97)
+            if file == validated[0]:
+                assert agreement == pytest.approx(100 * (ours == stock).mean(), abs=1e-4)
+                assert (dice == 1) == (group == "both") and 0 < dice <= 1
 
 
 def test_the_exported_network_is_the_trained_one(folders: Callable[[str], Path]) -> None:
-    assert export("--name", "same") == 0
+    assert export("--name", "same", "--compared", "0") == 0
     results = folders("nnUNet_results")
     file = results / "MutualCrossModalTrainer__nnUNetPlans__3d_fullres" / "fold_0" / "checkpoint_final.pth"
     averages = torch.load(file, weights_only=True)["mutual_state"]["peers"]["averages"]
