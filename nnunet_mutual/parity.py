@@ -26,7 +26,8 @@ CARD = """
 
 {cases} validation case(s), predicted from their images by stock nnU-Net with this folder, against the training's own
 prediction: {agreement:.4%} of the voxels have the same label (least: {least:.4%}), mean Dice between the two
-{dice:.4f}. Preprocessed voxels differ by {mean:.4f} on average and {most:.4f} at most, in units of the normalised image.
+{dice:.4f}. Preprocessed voxels differ by {mean:.4f} on average and {most:.4f} at most, in units of the normalised
+image.
 """
 
 
