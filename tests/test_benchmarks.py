@@ -184,3 +184,25 @@ def test_durations(bench: SimpleNamespace) -> None:
     assert [bench.run.seconds(t) for t in ("90", "90s", "60m", "2h")] == [90, 90, 3600, 7200]
     with pytest.raises(Exception, match="60m"):
         bench.run.seconds("an hour")
+
+
+def test_a_second_modality_hides_one_structure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    simulate = importlib.import_module("second_modality").second_modality
+    labels = np.zeros((21, 24, 23), np.uint8)
+    labels[4:10, 4:12, 4:12], labels[12:18, 12:20, 12:20] = 1, 2
+    image = np.array([200.0, 300.0, 300.0])[labels] + np.random.default_rng(0).normal(0, 3, labels.shape)
+    image[0, :12], image[0, 12:] = 50, 400  # what else is in an image
+
+    def contrast(x: np.ndarray, label: int) -> float:
+        inner = importlib.import_module("scipy.ndimage").binary_erosion(labels == label, iterations=2)
+        other = x[2:][labels[2:] == 0]
+        return abs(x[inner].mean() - other.mean()) / other.std()
+
+    made = simulate(image, labels, 2, "case_1")
+    assert made.shape == image.shape and made.dtype == np.float32 and made.min() >= 0
+    assert contrast(image, 2) > 10 and contrast(made, 1) > 10 * contrast(made, 2)
+    assert np.array_equal(made, simulate(image, labels, 2, "case_1"))
+    assert not np.array_equal(made, simulate(image, labels, 2, "case_2"))
+    other = simulate(image, labels, 1, "case_1")
+    assert contrast(other, 2) > 10 * contrast(other, 1)

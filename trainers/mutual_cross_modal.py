@@ -190,7 +190,7 @@ class MutualCrossModalTrainer(TwoStreamTrainer):
         total = probabilities(self._logits(network, seen), regions=regions)
         axes = [2 + axis for axis in self.inference_allowed_mirroring_axes or ()]
         for n in range(1, self.settings.passes):
-            flipped = axes[(n - 1) % len(axes) :][:1]
+            flipped = [axes[(n - 1) % len(axes)]] if axes else []
             noised = seen + 0.1 * torch.randn_like(seen) * (seen != 0)
             found = probabilities(self._logits(network, noised.flip(flipped)), regions=regions)
             total = total + found.flip(flipped)
