@@ -58,6 +58,17 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     add_dataset(command)
     command.add_argument("--json", action="store_true", help="print JSON instead of the matrix")
 
+    command = add(
+        "check_images",
+        _check_images,
+        "look whether images are of the sequence that a model needs",
+        "Compares images with the sequences of the training of an exported modality group. It is a guess from where\n"
+        "the edges of an image are, good for sequences that differ much. Exit status 0: no doubt, 1: look at some.",
+        "nnunet_mutual check_images nnUNetTrainer__nnUNetPlansGroups_MutualCrossModal_T1__3d_fullres T1_IMAGES",
+    )
+    command.add_argument("model", metavar="MODEL", help="folder that nnunet_mutual export wrote")
+    command.add_argument("images", metavar="IMAGES", help="folder of images, as for nnUNetv2_predict")
+
     _add_preprocessing(add)
 
     command = add(
@@ -212,6 +223,12 @@ def _check(options: argparse.Namespace) -> int:
     from nnunet_mutual.datasets.check import check
 
     return check(options.dataset, as_json=options.json)
+
+
+def _check_images(options: argparse.Namespace) -> int:
+    from nnunet_mutual.sequences import check_images
+
+    return check_images(options.model, options.images)
 
 
 def _sync(options: argparse.Namespace) -> int:

@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 from nnunetv2.paths import nnUNet_results
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_mutual.annotation import BLOCK, AnnotationTable
 from nnunet_mutual.checkpoints import STATE_KEY, STOCK_TRAINER, load_own, save_atomically
 from nnunet_mutual.datasets.files import meant, read_object, write_json
 from nnunet_mutual.datasets.locate import DatasetFolders, locate
+from nnunet_mutual.datasets.raw import training_cases
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.export_groups import group_dataset, group_plan, group_weights, groups_of_training
 
@@ -33,7 +35,8 @@ GROUP_CARD = """
 ## Input
 
 This is the network of the modality group {group}. It takes images of {channels}, in this order as channels 0000,
-0001 and so on, and of nothing else: nnU-Net cannot tell whether another sequence is fed to it.
+0001 and so on, and of nothing else: nnU-Net cannot tell whether another sequence is fed to it. Look at images of
+doubtful origin with: nnunet_mutual check_images MODEL_FOLDER IMAGES
 """
 # What a checkpoint keeps besides its weights; optimiser and training state stay behind.
 _KEPT = ("logging", "_best_ema", "current_epoch", "inference_allowed_mirroring_axes")
@@ -136,13 +139,19 @@ def export(
 
 
 def _compare(folder: Path, model: _Model, source: Path, folders: DatasetFolders, fold: str, number: int) -> None:
-    """Adds to the model card how well a group's model does what its network did in training."""
-    from nnunet_mutual import parity
+    """Adds how well a group's model does what its network did in training, and what its sequences look like."""
+    from nnunet_mutual import parity, sequences
 
     groups = groups_of_training(read_object(source / "plans.json"), read_object(source / "dataset.json"))
     assert groups is not None and model.group is not None
     validated = source / f"fold_{fold}" / f"validation_full{model.suffix}"
     place, channels = groups.stored[model.group], groups.channels[model.group]
+    if folders.raw is not None:
+        content = read_object(folders.raw / "dataset.json")
+        reader = PlansManager(model.plan).image_reader_writer_class()
+        sequences.write_references(
+            folder, list(training_cases(folders.raw, content)[0].values()), groups.all_channels, reader
+        )
     found = parity.compare(folder, fold, validated, folders, place, channels, number)
     if not found:
         print(f"{model.group}: not compared with the training, which needs the raw and the preprocessed images")

@@ -131,6 +131,7 @@ CALLS = [
     ),
     ("datasets.check", "check", "check 11 --json", ("11",), {"as_json": True}),
     ("datasets.sync", "sync", "sync 11", ("11",), {}),
+    ("sequences", "check_images", "check_images model images", ("model", "images"), {}),
     (
         "plan",
         "plan",
@@ -155,6 +156,7 @@ CALLS = [
             "checkpoint": "checkpoint_final.pth",
             "output_name": None,
             "peers": False,
+            "compared": 5,
         },
     ),
     (

@@ -81,7 +81,7 @@ def unlabelled_cases(
     Returns:
         The cases by key in natural order (``label`` names a file that does not exist), and problems of names.
     """
-    images, problems = _images(folder / "imagesUn", dataset_json["file_ending"])
+    images, problems = images_of(folder / "imagesUn", dataset_json["file_ending"])
     images_un = folder / "imagesUn"
     cases = {
         key: CaseFiles(key, images[key], images_un / (key + dataset_json["file_ending"]))
@@ -121,7 +121,7 @@ def _declared_files(folder: Path, entries: Any) -> dict[str, CaseFiles]:
 
 
 def _found_files(folder: Path, ending: str) -> tuple[dict[str, CaseFiles], list[Problem]]:
-    images, problems = _images(folder / "imagesTr", ending)
+    images, problems = images_of(folder / "imagesTr", ending)
     cases = {key: CaseFiles(key, found, folder / "labelsTr" / (key + ending)) for key, found in images.items()}
     labelled = {name[: -len(ending)]: name for name in _names(folder / "labelsTr") if name.endswith(ending)}
     for key in sorted(set(cases) - set(labelled), key=natural):
@@ -137,7 +137,7 @@ def _found_files(folder: Path, ending: str) -> tuple[dict[str, CaseFiles], list[
     return cases, problems
 
 
-def _images(folder: Path, ending: str) -> tuple[dict[str, dict[int, Path]], list[Problem]]:
+def images_of(folder: Path, ending: str) -> tuple[dict[str, dict[int, Path]], list[Problem]]:
     """Returns the images of each case by channel number, and files that nnU-Net would not read."""
     problems = []
     pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
