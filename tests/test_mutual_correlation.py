@@ -22,10 +22,9 @@ from training import (
 )
 from two_streams import KINDS, terms_on_one_batch, two_stream_dataset
 
-from nnunet_mutual import views
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.losses.consistency import probabilities
-from nnunet_mutual.objectives import Output, Paste, Progress
+from nnunet_mutual.objectives import Output, Progress
 from nnunet_mutual.objectives.correlation import SLOTS, spread
 from nnunet_mutual.trainers import MutualCorrelationTrainer
 
@@ -45,8 +44,8 @@ def started(preprocessed: Path, steps: int = 0) -> tuple[Any, Any]:
 
 def outputs_of(trainer: Any, batch: Any) -> list[Output]:
     found = []
-    for network, images in zip(trainer.peers.networks, trainer.inputs(batch), strict=True):
-        levels, features = network(images)
+    for network in trainer.peers.networks:
+        levels, features = network(batch.data)
         found.append(Output(levels, features))
     return found
 
@@ -66,32 +65,6 @@ def test_the_sum_holds_all_three_terms_of_both_networks(nnunet_folders: Path) ->
     for n in (0, 1):
         expected = terms[f"supervised[{n}]"] + terms[f"consistency[{n}]"] + 0.05 * terms[f"correlation[{n}]"]
         assert seen[n] == pytest.approx(expected, rel=1e-5)
-
-
-def test_v_sees_stronger_views_than_a_with_the_same_boxes(
-    nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer, loader = started(two_stream_dataset(nnunet_folders))
-    box = Paste(0, 1, (slice(2, 9), slice(0, 5), slice(4, 16)))  # of the labelled sample
-    monkeypatch.setattr(views, "draw_boxes", lambda *_: [box])
-    monkeypatch.setattr(views, "change_intensity", lambda image: image + 7)
-    raw = next(loader)
-    batch = trainer.training_batch(raw)
-    of_v, of_a = trainer.inputs(batch)
-    loaded = raw["data"]
-    where = (slice(None), *box.box)
-    assert torch.equal(of_v[1], loaded[1]) and torch.equal(of_a[1], loaded[1])  # labelled: nnU-Net's augmentation only
-    assert torch.equal(of_v[0][where], loaded[1][where]) and torch.equal(of_a[0][where], loaded[1][where])
-    outside = torch.ones(of_v[0].shape, dtype=torch.bool)
-    outside[where] = False
-    assert torch.equal(of_v[0][outside], loaded[0][outside] + 7) and torch.equal(of_a[0][outside], loaded[0][outside])
-    assert torch.equal(batch.views.inside[0][where], batch.views.inside[1][where])
-
-
-def test_the_published_form_has_one_view(nnunet_folders: Path) -> None:
-    trainer, loader = started(two_stream_dataset(nnunet_folders, settings={"published": True}))
-    raw = next(loader)
-    assert all(torch.equal(seen, raw["data"]) for seen in trainer.inputs(trainer.training_batch(raw)))
 
 
 @pytest.mark.parametrize("published", [False, True])
