@@ -40,15 +40,10 @@ def strengthen(batch: Batch, *, intensity: bool, partners: Partners) -> Batch:
     strong = [change_intensity(image) for image in weak] if intensity else list(weak)
     data = torch.cat([torch.stack(strong), batch.data[number:]])
     pasted = draw_boxes(number, len(data), data.shape[2:], partners)
-    return replace(batch, data=with_boxes(data, pasted), views=replace(batch.views, weak=weak, pasted=pasted))
-
-
-def with_boxes(values: Tensor, pasted: Sequence[Paste]) -> Tensor:
-    """Returns values of all samples of a batch, (B, C, *spatial), after boxes were pasted."""
-    result = values.clone() if pasted else values
+    before = data.clone() if pasted else data
     for paste in pasted:
-        within(result, paste.into, paste).copy_(within(values, paste.origin, paste))
-    return result
+        within(data, paste.into, paste).copy_(within(before, paste.origin, paste))
+    return replace(batch, data=data, views=replace(batch.views, weak=weak, pasted=pasted))
 
 
 def draw_boxes(unlabelled: int, samples: int, size: Sequence[int], partners: Partners) -> list[Paste]:

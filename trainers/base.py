@@ -236,10 +236,6 @@ class MutualTrainer(nnUNetTrainer):
         """Returns what a network sees of images (B, M, *spatial); everything, by default."""
         return images
 
-    def inputs(self, batch: Batch) -> list[Tensor]:
-        """Returns what each network gets of a training batch."""
-        return [self.seen_by(n, batch.data) for n in range(len(self.peers.networks))]
-
     def can_see(self, network: int, key: str) -> bool:
         """Whether a case has what a network needs to see; yes, by default."""
         return True
@@ -335,7 +331,8 @@ class MutualTrainer(nnUNetTrainer):
         place = f"epoch {self.current_epoch}, iteration {self.iteration} (cases {', '.join(moved.keys)})"
         values, totals = [], []
         self.peers.zero_grad()
-        for peer, outputs, recorded in self.peers.passes(self.inputs(moved), self.autocast):
+        seen = [self.seen_by(n, moved.data) for n in range(len(self.peers.networks))]
+        for peer, outputs, recorded in self.peers.passes(seen, self.autocast):
             with self.autocast():
                 if peer == 0:
                     for objective in self.objectives:

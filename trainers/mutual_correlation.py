@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from torch import Tensor
 
 from nnunet_mutual.building import feature_channels, make_peers, new_network, strides
 from nnunet_mutual.config import TermWeights
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.modules.attention import Inter, attention_stage, make_auxiliary
-from nnunet_mutual.objectives import Batch, Objective
+from nnunet_mutual.objectives import Objective
 from nnunet_mutual.objectives.correlation import STRIDE, CorrelationObjective, CorrelationWeights
 from nnunet_mutual.peers import Peers
-from nnunet_mutual.trainers.two_streams import StrongViewSettings, TwoStreamTrainer
-from nnunet_mutual.views import with_boxes
+from nnunet_mutual.trainers.two_streams import TwoStreamSettings, TwoStreamTrainer
 
 PUBLISHED_DROPOUT = 0.5
 
@@ -36,7 +34,7 @@ class CorrelationLoss(TermWeights):
 
 
 @dataclass(frozen=True)
-class MutualCorrelationSettings(StrongViewSettings):
+class MutualCorrelationSettings(TwoStreamSettings):
     """Settings of :class:`MutualCorrelationTrainer`, beside those of every trainer with unlabelled images.
 
     Attributes:
@@ -119,23 +117,6 @@ class MutualCorrelationTrainer(TwoStreamTrainer):
             loss: Any = getattr(self.loss, "loss", self.loss)  # inside of nnU-Net's deep supervision
             loss.weight_ce = 0
         return super().build_supervision()
-
-    def strengthened(self, batch: Batch) -> Batch:
-        """V sees stronger views of unlabelled images, A the loader's, both with the same boxes of other samples."""
-        if self.settings.published:
-            return batch
-        strong = super().strengthened(batch)
-        assert strong.views is not None
-        pasted = strong.views.pasted
-        weak = with_boxes(batch.data, pasted)[: strong.views.unlabelled]
-        inside = with_boxes(strong.views.inside, pasted)
-        return replace(strong, views=replace(strong.views, weak=weak, inside=inside))
-
-    def inputs(self, batch: Batch) -> list[Tensor]:
-        """The stronger views for V, the others for A."""
-        if batch.views is None or batch.views.weak is None:
-            return super().inputs(batch)
-        return [batch.data, torch.cat([batch.views.weak, batch.data[batch.views.unlabelled :]])]
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """The published form keeps its learning rate (nnU-Net's hook)."""

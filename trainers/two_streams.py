@@ -61,27 +61,19 @@ class TwoStreamSettings(PeersSettings):
 
 
 @dataclass(frozen=True)
-class StrongViewSettings(TwoStreamSettings):
-    """Settings of trainers in which one network sees stronger views of unlabelled images than another one.
-
-    Attributes:
-        strong_intensity: whether it sees them with other intensities.
-        paste_from: samples of which boxes are pasted into unlabelled images: "any", "unlabelled", "labelled" or "off".
-    """
-
-    strong_intensity: bool = True
-    paste_from: Partners = "any"
-
-
-@dataclass(frozen=True)
-class TeacherSettings(StrongViewSettings):
+class TeacherSettings(TwoStreamSettings):
     """Settings of trainers whose student sees stronger views of unlabelled images than its teacher.
 
     Attributes:
         ema: decay of the teacher's moving average, above 0.
+        strong_intensity: whether the student sees unlabelled images with other intensities than the teacher.
+        paste_from: samples of which boxes are pasted into the student's unlabelled images: "any", "unlabelled",
+            "labelled" or "off".
     """
 
     ema: float = 0.99
+    strong_intensity: bool = True
+    paste_from: Partners = "any"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -195,16 +187,13 @@ class TwoStreamTrainer(MutualTrainer):
         return [*regions, tuple(range(1, self._mark + 1))]
 
     def training_batch(self, batch: dict) -> Batch:
-        """Reads the mark; draws stronger views of the unlabelled images."""
+        """Reads the mark; where there is a teacher, the student's view of the unlabelled images is a stronger one."""
         moved = self.to_batch(batch)
         if not self.unlabelled_per_batch:
             return moved
         regions = len(self.table.labels) if self.label_manager.has_regions else None
         target, inside = split_mark(moved.target, self._mark, regions)
-        return self.strengthened(replace(moved, target=target, views=Views(self.unlabelled_per_batch, inside)))
-
-    def strengthened(self, batch: Batch) -> Batch:
-        """Makes stronger views of the unlabelled images, where the settings know of any."""
-        if not isinstance(self.settings, StrongViewSettings):
-            return batch
-        return strengthen(batch, intensity=self.settings.strong_intensity, partners=self.settings.paste_from)
+        moved = replace(moved, target=target, views=Views(self.unlabelled_per_batch, inside))
+        if not isinstance(self.settings, TeacherSettings):
+            return moved
+        return strengthen(moved, intensity=self.settings.strong_intensity, partners=self.settings.paste_from)
