@@ -19,6 +19,8 @@ PLANS = "nnUNetPlans"
 
 def prepare(setting: Setting) -> None:
     """Makes and preprocesses what is not there yet; needs the nnUNet_* variables to be set."""
+    if "second_modality" in setting.protocol:
+        simulate(setting)
     datasets = [setting["plan_on"], *(d for d in setting["datasets"] if d != setting["plan_on"])]
     for dataset in datasets:
         done = setting.work / "nnUNet_preprocessed" / setting.dataset_name(dataset) / "prepared.json"
@@ -27,6 +29,30 @@ def prepare(setting: Setting) -> None:
         write_raw(setting, dataset)
         plan_and_preprocess(setting, dataset)
         write_json(done, {"protocol": setting["datasets"][dataset]})
+
+
+def simulate(setting: Setting) -> None:
+    """Makes the simulated modality of every image that is not there yet, beside a link to the real one."""
+    import SimpleITK as sitk
+    from second_modality import second_modality
+
+    folder = setting["folder"]
+    source, target = setting.data_folder(folder), setting.images(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    hidden = read_json(source / "dataset.json")["labels"][setting["second_modality"]["hidden"]]
+    for case in (case for cases in setting["cases"].values() for case in cases):
+        real, made = (target / f"{case}_{n:04d}{ENDING}" for n in range(2))
+        if made.is_file():
+            continue
+        image = sitk.ReadImage(str(source / "imagesTr" / real.name))
+        labels = sitk.GetArrayFromImage(sitk.ReadImage(str(source / "labelsTr" / f"{case}{ENDING}")))
+        written = sitk.GetImageFromArray(second_modality(sitk.GetArrayFromImage(image), labels, hidden, case))
+        written.CopyInformation(image)
+        real.unlink(missing_ok=True)
+        os.symlink(source / "imagesTr" / real.name, real)
+        temporary = made.with_name(f".{made.name}")
+        sitk.WriteImage(written, str(temporary))
+        os.replace(temporary, made)
 
 
 def write_raw(setting: Setting, dataset: str) -> None:
@@ -40,8 +66,9 @@ def write_raw(setting: Setting, dataset: str) -> None:
     cases: dict[str, Any] = {}
     for group in entry["groups"]:
         source_folder = setting.data_folder(group["folder"])
-        original = read_json(source_folder / "dataset.json")
-        channels, integers = original["channel_names"], original["labels"]
+        names = setting.channel_names(group["folder"])
+        channels = entry.get("channels", names)
+        integers = read_json(source_folder / "dataset.json")["labels"]
         drawn = annotated_sets(source_folder, group["annotated"], setting["cases"][group["cases"]])
         annotated_of = {case: [x for x in labels if x in entry["labels"]] for case, labels in drawn.items()}
         common = sorted(
@@ -49,26 +76,33 @@ def write_raw(setting: Setting, dataset: str) -> None:
         )
         sources[group["source"]] = {"annotated": common}
         for case, annotated in annotated_of.items():
-            for name in (f"{case}_{int(c):04d}{ENDING}" for c in channels):
-                os.symlink(source_folder / "imagesTr" / name, target / "imagesTr" / name)
+            link_images(setting.images(group["folder"]), case, [names.index(c) for c in channels], target / "imagesTr")
             keep = {integers[label]: entry["labels"].index(label) + 1 for label in annotated}
             write_labels(source_folder / "labelsTr" / f"{case}{ENDING}", target / "labelsTr" / f"{case}{ENDING}", keep)
             cases[case] = {"source": group["source"], "annotated": annotated}
     for group in entry.get("unlabelled", []):
         for case in setting["cases"][group["cases"]]:
-            for name in (f"{case}_{int(c):04d}{ENDING}" for c in channels):
-                os.symlink(setting.data_folder(group["folder"]) / "imagesTr" / name, target / "imagesUn" / name)
+            link_images(setting.images(group["folder"]), case, [names.index(c) for c in channels], target / "imagesUn")
+    block: dict[str, Any] = {"version": 1, "sources": sources, "cases": cases}
+    if "modality_groups" in entry:
+        block["modality_groups"] = entry["modality_groups"]
     write_json(
         target / "dataset.json",
         {
-            "channel_names": channels,
+            "channel_names": {str(n): name for n, name in enumerate(channels)},
             "labels": {"background": 0, **{label: i + 1 for i, label in enumerate(entry["labels"])}},
             "numTraining": len(cases),
             "file_ending": ENDING,
             "reference": setting["source"],
-            "mutual": {"version": 1, "sources": sources, "cases": cases},
+            "mutual": block,
         },
     )
+
+
+def link_images(source: Path, case: str, channels: list[int], target: Path) -> None:
+    """Links channels of a case, numbered anew."""
+    for new, old in enumerate(channels):
+        os.symlink(source / f"{case}_{old:04d}{ENDING}", target / f"{case}_{new:04d}{ENDING}")
 
 
 def annotated_sets(folder: Path, annotated: list[str] | str, cases: list[str]) -> dict[str, list[str]]:
@@ -102,6 +136,9 @@ def plan_and_preprocess(setting: Setting, dataset: str) -> None:
         preprocess_dataset,
     )
 
+    from nnunet_mutual.export_groups import group_plan
+    from nnunet_mutual.group_preprocessing import GroupPreprocessor
+    from nnunet_mutual.groups import PLANS_KEY
     from nnunet_mutual.preprocessing import preprocess_unlabelled
 
     number = setting["datasets"][dataset]["id"]
@@ -119,8 +156,18 @@ def plan_and_preprocess(setting: Setting, dataset: str) -> None:
         raw = setting.work / "nnUNet_raw" / folder.name
         shutil.copyfile(raw / "dataset.json", folder / "dataset.json")
         plans = {**read_json(planned / f"{PLANS}.json"), "dataset_name": folder.name}
+        entry = setting["datasets"][dataset]
+        if "channels" in entry:
+            names = list(read_json(planned / "dataset.json")["channel_names"].values())
+            plans = group_plan(plans, [names.index(channel) for channel in entry["channels"]])
+        if "modality_groups" in entry:
+            plans[PLANS_KEY] = entry["modality_groups"]
     write_json(folder / f"{PLANS}.json", plans)
-    preprocess_dataset(number, PLANS, ("3d_fullres",), [2], show_progress_bar=False)
+    if PLANS_KEY in plans:
+        GroupPreprocessor(verbose=False).run(number, "3d_fullres", PLANS, 2)
+        preprocess_dataset(number, PLANS, [], [])  # copies the label maps
+    else:
+        preprocess_dataset(number, PLANS, ("3d_fullres",), [2], show_progress_bar=False)
     if setting["datasets"][dataset].get("unlabelled"):
         preprocess_unlabelled(number, configurations=["3d_fullres"], processes=2)
 

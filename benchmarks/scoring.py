@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,25 +25,49 @@ class Model:
     labels: list[str]
 
 
-def score(setting: Setting, models: list[Model], cases: list[str]) -> dict[str, dict[str, float | None]]:
-    """Returns Dice (0 to 1) for each case and label; null where neither reference nor prediction has the label."""
+Scores = dict[str, dict[str, float | None]]  # case -> label -> 0 to 1
+
+
+def score(setting: Setting, models: list[Model], cases: list[str]) -> tuple[Scores, Scores]:
+    """Returns Dice and precision for each case and label.
+
+    Dice is null where neither reference nor prediction has the label, precision where the prediction has not.
+    """
     predictors = [make_predictor(setting, model) for model in models]
     folder = setting.test_folder()
     dataset_json = read_json(folder / "dataset.json")
     reader = SimpleITKIO()
-    result = {}
+    found: tuple[Scores, Scores] = {}, {}
     for case in cases:
-        images = [str(folder / "imagesTr" / f"{case}_{int(c):04d}.nii.gz") for c in dataset_json["channel_names"]]
-        image, properties = reader.read_images(images)
         reference = reader.read_seg(str(folder / "labelsTr" / f"{case}.nii.gz"))[0][0]
-        outputs = [p.predict_single_npy_array(image, properties, None, None, True) for p in predictors]
+        outputs = []
+        for model, predictor in zip(models, predictors, strict=True):
+            image, properties = reader.read_images([str(path) for path in image_files(setting, model.network, case)])
+            outputs.append(predictor.predict_single_npy_array(image, properties, None, None, True))
         names = [setting["datasets"][m.network.dataset]["labels"] for m in models]
         prediction = merge(outputs, names, [m.labels for m in models], setting["labels"])
-        result[case] = {
-            label: dice(prediction == i + 1, reference == dataset_json["labels"][label])
-            for i, label in enumerate(setting["labels"])
-        }
-    return result
+        for scores, measure in zip(found, (dice, precision), strict=True):
+            scores[case] = {
+                label: measure(prediction == i + 1, reference == dataset_json["labels"][label])
+                for i, label in enumerate(setting["labels"])
+            }
+    return found
+
+
+def channels_of(setting: Setting, network: Network) -> list[str]:
+    """Returns the channels that a deployed network sees."""
+    entry = setting["datasets"][network.dataset]
+    kind, _, group = network.deployed.partition(":")
+    if kind == "group":
+        return list(entry["modality_groups"][group])
+    return list(entry.get("channels", setting.channel_names(setting["folder"])))
+
+
+def image_files(setting: Setting, network: Network, case: str) -> list[Path]:
+    """Returns the images of a case that a deployed network sees."""
+    names = setting.channel_names(setting["folder"])
+    numbers = [names.index(channel) for channel in channels_of(setting, network)]
+    return [setting.images(setting["folder"]) / f"{case}_{number:04d}.nii.gz" for number in numbers]
 
 
 def merge(
@@ -75,8 +100,14 @@ def merge(
 def make_predictor(setting: Setting, model: Model) -> nnUNetPredictor:
     """Returns nnU-Net's predictor around the network of the plans; strict loading shows that it is one."""
     folder = setting.work / "nnUNet_preprocessed" / setting.dataset_name(model.network.dataset)
-    dataset_json = read_json(folder / "dataset.json")
-    plans = PlansManager(read_json(folder / "nnUNetPlans.json"))
+    dataset_json, plan = read_json(folder / "dataset.json"), read_json(folder / "nnUNetPlans.json")
+    if model.network.deployed.startswith("group:"):
+        from nnunet_mutual.export_groups import group_dataset, group_plan
+
+        names = list(dataset_json["channel_names"].values())
+        channels = [names.index(channel) for channel in channels_of(setting, model.network)]
+        dataset_json, plan = group_dataset(dataset_json, channels), group_plan(plan, channels)
+    plans = PlansManager(plan)
     configuration = plans.get_configuration(CONFIGURATION)
     heads = plans.get_label_manager(dataset_json).num_segmentation_heads
     builder: Any = nnUNetTrainer
@@ -100,3 +131,9 @@ def dice(prediction: NDArray[Any], reference: NDArray[Any]) -> float | None:
     """Returns 2 |P and R| / (|P| + |R|), None if both are empty."""
     total = int(prediction.sum()) + int(reference.sum())
     return None if total == 0 else 2 * int((prediction & reference).sum()) / total
+
+
+def precision(prediction: NDArray[Any], reference: NDArray[Any]) -> float | None:
+    """Returns |P and R| / |P|, None if nothing is predicted."""
+    predicted = int(prediction.sum())
+    return None if predicted == 0 else int((prediction & reference).sum()) / predicted

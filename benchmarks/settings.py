@@ -40,7 +40,8 @@ class Network:
         trainer: "stock" or a trainer of the package.
         settings: of the trainer, beside those of the protocol's ``training``.
         share: of the arm's updates; separate networks share them.
-        deployed: "final", "rectified" or "stage1", the checkpoint whose networks are scored (of stage 1, all of them).
+        deployed: what is scored: "final", "rectified" or "stage1" (all its networks), of these checkpoints, or
+            "group:NAME", the network of a modality group.
     """
 
     dataset: str
@@ -74,7 +75,8 @@ class Setting:
         self.data = data
         base = work or Path(tempfile.gettempdir()) / "nnunet_mutual_benchmarks"
         # A changed protocol gets its own folder, so that nothing of an older one can be mistaken for a finished part.
-        self.work = base / f"{name}-{self._digest('network', 'plan_on', 'datasets', 'cases')}"
+        simulated = ("second_modality",) if "second_modality" in self.protocol else ()
+        self.work = base / f"{name}-{self._digest('network', 'plan_on', 'datasets', 'cases', *simulated)}"
 
     def __getitem__(self, key: str) -> Any:
         return self.protocol[key]
@@ -117,6 +119,16 @@ class Setting:
                 f"{found} holds no imagesTr; --data must name the folder that holds {folder}/ in nnU-Net's raw format"
             )
         return found
+
+    def images(self, folder: str) -> Path:
+        """Where the images of a data folder are: there, or with their simulated modality in the work folder."""
+        original = self.data_folder(folder)
+        return self.work / "modalities" / folder if "second_modality" in self.protocol else original / "imagesTr"
+
+    def channel_names(self, folder: str) -> list[str]:
+        """Names of the channels of the images of a data folder."""
+        names = list(read_json(self.data_folder(folder) / "dataset.json")["channel_names"].values())
+        return [*names, self["second_modality"]["name"]] if "second_modality" in self.protocol else names
 
     def test_folder(self) -> Path:
         return self.data_folder(self["folder"])

@@ -17,6 +17,9 @@ from typing import Any
 import torch
 from settings import Network, Schedule, Setting
 
+from nnunet_mutual.modules.input_columns import input_keys, only_used
+from nnunet_mutual.peers import unwrap
+
 # Settings that only the second stage reads.
 SECOND = (("stage2_networks",), ("loss", "ps"), ("loss", "dfs"))
 RECTIFIED = "checkpoint_rectified.pth"
@@ -39,6 +42,11 @@ def train(setting: Setting, network: Network, schedule: Schedule, seed: int, tra
     if (output / RECTIFIED).is_file():
         rectified = torch.load(output / RECTIFIED, weights_only=True, map_location="cpu")
         result["rectified"] = rectified["network_weights"]
+    if hasattr(trainer, "groups"):
+        result["groups"] = {
+            name: only_used(unwrap(found).state_dict(), input_keys(unwrap(found)), channels)
+            for (name, channels), found in zip(trainer.groups.channels.items(), trainer.peers.evaluated, strict=True)
+        }
     if kept is None:
         networks = len(trainer.peers.networks) if hasattr(trainer, "peers") else 1
         updates = networks * trainer.num_epochs * trainer.num_iterations_per_epoch

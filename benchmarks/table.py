@@ -25,6 +25,13 @@ def mean_dice(evidence: dict[str, Any]) -> float:
     return statistics.fmean(label_means(evidence).values())
 
 
+def precision_means(evidence: dict[str, Any]) -> float:
+    """Returns the mean precision over labels of the mean over cases in which the label was predicted."""
+    rows = evidence["voxel_precision"].values()
+    found = {label: [row[label] for row in rows if row[label] is not None] for label in next(iter(rows))}
+    return statistics.fmean(statistics.fmean(values) for values in found.values() if values)
+
+
 def rows(setting: Setting) -> dict[str, dict[int, dict[str, Any]]]:
     """Returns the evidence that there is, by arm and seed."""
     files = {arm: {s: setting.evidence_file(arm, s) for s in SEEDS} for arm in setting["arms"]}
@@ -39,6 +46,7 @@ def render(setting: Setting) -> str:
         "arm",
         *labels,
         "mean",
+        *(["precision"] if setting.protocol.get("precision") else []),
         *seeds,
         "updates of each network",
         "total updates",
@@ -56,6 +64,9 @@ def render(setting: Setting) -> str:
             cells.append(f"{statistics.fmean(means[arm].values()):.3f}")
         else:
             cells += ["not run"] * (len(labels) + 1)
+        if setting.protocol.get("precision"):
+            precise = [precision_means(e) for e in evidence.values()]
+            cells.append(f"{statistics.fmean(precise):.3f}" if precise else "not run")
         cells += [f"{means[arm][s]:.3f}" if s in evidence else "not run" for s in SEEDS]
         first = next(iter(evidence.values()), None)
         keys = ("updates_of_each_network", "total_updates", "networks_deployed")

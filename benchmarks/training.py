@@ -34,7 +34,7 @@ def run_arm(setting: Setting, arm: str, seed: int, schedule: Schedule, cases: st
     trained = [train_network(setting, network, schedule, seed) for network in networks]
     started = time.perf_counter()
     deployed = [model for network, t in zip(networks, trained, strict=True) for model in models(setting, network, t)]
-    dice = score(setting, deployed, setting["cases"][cases])
+    dice, precision = score(setting, deployed, setting["cases"][cases])
     updates = [t["updates"] for t in trained]
     write_json(
         out,
@@ -60,6 +60,7 @@ def run_arm(setting: Setting, arm: str, seed: int, schedule: Schedule, cases: st
             "versions": versions(),
             "source": setting["source"],
             "dice": dice,
+            "voxel_precision": precision,
         },
     )
 
@@ -67,6 +68,9 @@ def run_arm(setting: Setting, arm: str, seed: int, schedule: Schedule, cases: st
 def models(setting: Setting, network: Network, trained: dict[str, Any]) -> list[Model]:
     """Returns what an arm deploys: the network of the last checkpoint, with its prototypes, or those of stage 1."""
     labels = setting["datasets"][network.dataset]["labels"]
+    kind, _, group = network.deployed.partition(":")
+    if kind == "group":
+        return [Model(network, trained["groups"][group], labels)]
     if network.deployed in ("final", "rectified"):
         return [Model(network, trained["network_weights" if network.deployed == "final" else "rectified"], labels)]
     return [Model(network, w, own) for w, own in zip(*trained["stage1"], strict=True)]
