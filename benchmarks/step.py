@@ -7,7 +7,8 @@ alternate, so that whatever else the machine does hits all. Time is the median o
 its own processor seconds. Memory is counted, not sampled: parameters, gradients, optimiser state and the most that
 autograd keeps at one time for the backward pass.
 MutualPartialTrainer is measured in its first stage, with the networks that the cases ask for. Trainers with unlabelled
-images get batches of their own, with as many patches.
+images get batches of their own; where these hold more patches than stock's, time and kept memory count per patch.
+MutualCrossModalTrainer has two groups, of one channel each.
 """
 
 from __future__ import annotations
@@ -36,9 +37,12 @@ BARS = {
     "mean_teacher": {"step": 1.5},  # of a batch with as many patches, half of them unlabelled
     "mutual_correlation": {"step": 2.2, "occ": 1.02},  # with the correlation against without
     "mutual_prototype": {"step": 1.7},
+    "mutual_cross_modal_joint": {"step": 2.2},  # of two groups
+    "mutual_cross_modal_sequential": {"memory": 1.25},
 }
 SMALL = {"patch_size": [40, 56, 40], "batch_size": 2, "features_per_stage": [8, 16, 32, 64]}
-NAME = "Dataset990_Step"
+NAME, BY_GROUP = "Dataset990_Step", "Dataset991_StepGroups"
+GROUPS = {"A": ["A"], "B": ["B"]}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         for kind in ("raw", "preprocessed", "results"):
             (work / f"nnUNet_{kind}").mkdir(parents=True, exist_ok=True)
             os.environ[f"nnUNet_{kind}"] = str(work / f"nnUNet_{kind}")
-        make_dataset(work, arguments)
+        make_dataset(work, arguments, NAME)
+        make_dataset(work, arguments, BY_GROUP)
         os.environ.update(nnUNet_n_proc_DA="0")  # only now: nnU-Net's planner needs at least one process
         result = measure(work, arguments)
     print(json.dumps(result, indent=1))
@@ -101,8 +106,8 @@ def annotated_labels(case: int, names: list[str], mix: str) -> list[str]:
     return [names[case % len(names)]]
 
 
-def make_dataset(work: Path, arguments: argparse.Namespace) -> None:
-    """Writes images of noise with balls, and lets nnU-Net plan and preprocess them."""
+def make_dataset(work: Path, arguments: argparse.Namespace, dataset: str) -> None:
+    """Writes images of noise with balls, and lets nnU-Net plan and preprocess them; of BY_GROUP with two channels."""
     import numpy as np
     import SimpleITK as sitk
     from nnunetv2.experiment_planning.plan_and_preprocess_api import (
@@ -112,9 +117,12 @@ def make_dataset(work: Path, arguments: argparse.Namespace) -> None:
     )
     from preparation import small_configuration
 
+    from nnunet_mutual.group_preprocessing import GroupPreprocessor
+    from nnunet_mutual.groups import PLANS_KEY
     from nnunet_mutual.preprocessing import preprocess_unlabelled
 
-    raw = work / "nnUNet_raw" / NAME
+    channels = list(GROUPS) if dataset == BY_GROUP else ["MRI"]
+    raw = work / "nnUNet_raw" / dataset
     for folder in ("imagesTr", "labelsTr", "imagesUn"):
         (raw / folder).mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)
@@ -129,35 +137,43 @@ def make_dataset(work: Path, arguments: argparse.Namespace) -> None:
         for name in annotated:
             centre = generator.uniform(0.2, 0.8, 3) * size
             labels[((grid - centre) ** 2).sum(-1) < (0.12 * size.min()) ** 2] = names.index(name) + 1
-        image = generator.normal(0, 1, size) + 0.5 * labels
-        sitk.WriteImage(
-            sitk.GetImageFromArray(image.astype(np.float32)), str(raw / "imagesTr" / f"case_{case:03d}_0000.nii.gz")
-        )
+        for n in range(len(channels)):
+            image = (generator.normal(0, 1, size) + 0.5 * labels).astype(np.float32)
+            sitk.WriteImage(sitk.GetImageFromArray(image), str(raw / "imagesTr" / f"case_{case:03d}_{n:04d}.nii.gz"))
+            further = generator.normal(0, 1, size).astype(np.float32)
+            place = raw / "imagesUn" / f"further_{case:03d}_{n:04d}.nii.gz"
+            sitk.WriteImage(sitk.GetImageFromArray(further), str(place))
         sitk.WriteImage(sitk.GetImageFromArray(labels), str(raw / "labelsTr" / f"case_{case:03d}.nii.gz"))
         source = "+".join(annotated)
         sources[source] = {"annotated": annotated}
         cases[f"case_{case:03d}"] = {"source": source}
-        further = generator.normal(0, 1, size).astype(np.float32)
-        sitk.WriteImage(sitk.GetImageFromArray(further), str(raw / "imagesUn" / f"further_{case:03d}_0000.nii.gz"))
+    block: dict[str, Any] = {"version": 1, "sources": sources, "cases": cases}
+    if dataset == BY_GROUP:
+        block["modality_groups"] = GROUPS
     write_json(
         raw / "dataset.json",
         {
-            "channel_names": {"0": "MRI"},
+            "channel_names": {str(n): name for n, name in enumerate(channels)},
             "labels": {"background": 0, **{name: i + 1 for i, name in enumerate(names)}},
             "numTraining": number,
             "file_ending": ".nii.gz",
-            "mutual": {"version": 1, "sources": sources, "cases": cases},
+            "mutual": block,
         },
     )
-    extract_fingerprint_dataset(990, num_processes=2, show_progress_bar=False)
-    plan_experiment_dataset(990)
-    preprocess_dataset(990, "nnUNetPlans", ("3d_fullres",), [2], show_progress_bar=False)
-    file = work / "nnUNet_preprocessed" / NAME / "nnUNetPlans.json"
+    identity = int(dataset[7:10])
+    extract_fingerprint_dataset(identity, num_processes=2, show_progress_bar=False)
+    plan_experiment_dataset(identity)
+    file = work / "nnUNet_preprocessed" / dataset / "nnUNetPlans.json"
     plans = read_json(file)
+    if dataset == BY_GROUP:
+        plans[PLANS_KEY] = GROUPS
+        GroupPreprocessor(verbose=False).run(identity, "3d_fullres", "nnUNetPlans", 2)
+    else:
+        preprocess_dataset(identity, "nnUNetPlans", ("3d_fullres",), [2], show_progress_bar=False)
     small = small_configuration(SMALL) if arguments.plans == "small" else {"inherits_from": "3d_fullres"}
     plans["configurations"][CONFIGURATION] = small
     write_json(file, plans)
-    preprocess_unlabelled(990, configurations=[CONFIGURATION], processes=1)
+    preprocess_unlabelled(identity, configurations=[CONFIGURATION], processes=1)
 
 
 def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -170,6 +186,7 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     from nnunet_mutual.trainers import (
         MeanTeacherTrainer,
         MutualCorrelationTrainer,
+        MutualCrossModalTrainer,
         MutualPartialTrainer,
         MutualPrototypeTrainer,
         PartialTrainer,
@@ -189,19 +206,21 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "mutual_correlation": (MutualCorrelationTrainer, joint),
         "mutual_correlation_without_occ": (MutualCorrelationTrainer, {**joint, "loss": {"correlation": 0.0}}),
         "mutual_prototype": (MutualPrototypeTrainer, block),
+        "mutual_cross_modal_joint": (MutualCrossModalTrainer, joint),
+        "mutual_cross_modal_sequential": (MutualCrossModalTrainer, {**block, "memory": "sequential"}),
     }
     trainers = {
         name: start(*recipe, work, device)
         for name, recipe in recipes.items()
         if name == "stock" or arguments.only is None or name.removesuffix("_without_occ") in arguments.only
     }
-    drawn: dict[bool, list[Any]] = {}  # the same batches for all trainers of a kind
+    drawn: dict[tuple[bool, bool], list[Any]] = {}  # the same batches for all trainers of a kind
     batches = {}
     for name, trainer in trainers.items():
-        two_streams = hasattr(trainer, "unlabelled_per_batch")
-        if two_streams not in drawn:
-            drawn[two_streams] = [next(trainer.dataloader_train) for _ in range(4)]
-        batches[name] = drawn[two_streams]
+        kind = hasattr(trainer, "unlabelled_per_batch"), hasattr(trainer, "groups")
+        if kind not in drawn:
+            drawn[kind] = [next(trainer.dataloader_train) for _ in range(4)]
+        batches[name] = drawn[kind]
     memory = {name: counted_bytes(trainer, batches[name][0]) for name, trainer in trainers.items()}
     names = {id(trainer): name for name, trainer in trainers.items()}
 
@@ -226,10 +245,12 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     steps = alternate(trainers, step, arguments.pairs, clock)
     loader = alternate(trainers, draw, 3 * arguments.pairs, clock)
     configuration = trainers["stock"].configuration_manager
+    patches = {name: len(own[0]["keys"]) / len(batches["stock"][0]["keys"]) for name, own in batches.items()}
+    fair = {name: {**own, "saved": own["saved"] / patches[name]} for name, own in memory.items()}
     ratio: dict[str, dict[str, float]] = {
         name: {
-            "step": round(steps[name] / steps["stock"], 4),
-            "memory": round(sum(memory[name].values()) / sum(memory["stock"].values()), 4),
+            "step": round(steps[name] / steps["stock"] / patches[name], 4),
+            "memory": round(sum(fair[name].values()) / sum(fair["stock"].values()), 4),
             "loader": round(loader[name] / loader["stock"], 4),
         }
         for name in trainers
@@ -268,7 +289,7 @@ def start(trainer_class: Any, block: dict[str, Any], work: Path, device: Any) ->
     """Returns a trainer in the middle of its first epoch."""
     import torch
 
-    folder = work / "nnUNet_preprocessed" / NAME
+    folder = work / "nnUNet_preprocessed" / (BY_GROUP if getattr(trainer_class, "by_group", False) else NAME)
     plans = read_json(folder / "nnUNetPlans.json")
     plans["configurations"][CONFIGURATION]["mutual"] = block
     plans["continue_training"] = False
