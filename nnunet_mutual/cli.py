@@ -209,6 +209,11 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("-o", dest="output", metavar="FOLDER", help="also write label maps of drawn and pseudo labels")
     command.add_argument("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="where (%(default)s)")
     command.add_argument(
+        "--soft",
+        action="store_true",
+        help="instead, predict the images in imagesUn and write probabilities (-o), for another model to learn from",
+    )
+    command.add_argument(
         "--set",
         dest="settings",
         metavar="KEY=VALUE",
@@ -314,6 +319,8 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _pseudo_label(options: argparse.Namespace) -> int:
+    if options.soft:
+        return _soft_label(options)
     from nnunet_mutual.pseudo_labels.command import pseudo_label
 
     pseudo_label(
@@ -326,6 +333,24 @@ def _pseudo_label(options: argparse.Namespace) -> int:
         output=options.output,
         device=options.device,
         settings=options.settings,
+    )
+    return 0
+
+
+def _soft_label(options: argparse.Namespace) -> int:
+    from nnunet_mutual.pseudo_labels.soft import write_soft_labels
+
+    if options.output is None or options.settings:
+        raise MutualError("--soft needs a folder for the soft labels, -o FOLDER, and knows no --set")
+    write_soft_labels(
+        options.dataset,
+        options.configuration,
+        options.fold,
+        trainer=options.trainer,
+        plans=options.plans,
+        checkpoint=options.checkpoint,
+        output=options.output,
+        device=options.device,
     )
     return 0
 

@@ -177,6 +177,9 @@ def _add_preprocessing(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     command.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier (%(default)s)")
     command.add_argument("-np", dest="processes", metavar="NUMBER", type=int, help="processes at most")
+    command.add_argument(
+        "--soft", metavar="FOLDER", help="soft labels of these images, as of pseudo_label --soft, for SoftLabelTrainer"
+    )
 
 
 def add_dataset(command: argparse.ArgumentParser) -> None:
@@ -257,4 +260,8 @@ def _preprocess_unlabelled(options: argparse.Namespace) -> int:
     preprocess_unlabelled(
         options.dataset, configurations=options.configurations, plans=options.plans, processes=options.processes
     )
+    if options.soft is not None:
+        from nnunet_mutual.soft_labels import preprocess_soft
+
+        preprocess_soft(options.dataset, options.soft, plans=options.plans)
     return 0

@@ -12,6 +12,7 @@ from nnunet_mutual.trainers.mutual_partial import MutualPartialTrainer
 from nnunet_mutual.trainers.mutual_prototype import MutualPrototypeTrainer
 from nnunet_mutual.trainers.partial import PartialTrainer
 from nnunet_mutual.trainers.rectified import RectifiedPredictor
+from nnunet_mutual.trainers.soft_label import SoftLabelTrainer
 
 __all__ = [
     "MeanTeacherTrainer",
@@ -21,5 +22,6 @@ __all__ = [
     "MutualPrototypeTrainer",
     "PartialTrainer",
     "RectifiedPredictor",
+    "SoftLabelTrainer",
 ]
 TRAINING = tuple(name for name in __all__ if name != "RectifiedPredictor")  # which only predicts

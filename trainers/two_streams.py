@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
@@ -90,6 +90,7 @@ class TwoStreamTrainer(MutualTrainer):
 
     settings_class = TwoStreamSettings
     settings: TwoStreamSettings
+    asks_nobody = True  # whether training cases that annotate nothing are of use, without anything but the image
     batch_size: int
 
     def plan_stages(self) -> None:
@@ -102,15 +103,9 @@ class TwoStreamTrainer(MutualTrainer):
         self.foreground = PredictedForeground(Path(self.output_folder) / "unlabelled_foreground")
         training, validation = self.do_split()
         self.labelled_keys = [key for key in training if self.table.case(key).annotated]
-        self.images = unlabelled_dataset(
-            Path(self.preprocessed_dataset_folder_base),
-            self.plans_manager,
-            self.configuration_manager,
-            self.table,
-            () if self.fold == "all" else validation,
-        )
+        self.images = self.open_unlabelled(() if self.fold == "all" else validation)
         further = [] if self.images is None else list(self.images.identifiers)
-        self.unlabelled_keys = sorted({*training} - {*self.labelled_keys}) + further
+        self.unlabelled_keys = (sorted({*training} - {*self.labelled_keys}) if self.asks_nobody else []) + further
         if not self.unlabelled_keys:
             self.unlabelled_per_batch = 0
             self.print_to_log_file(
@@ -127,6 +122,16 @@ class TwoStreamTrainer(MutualTrainer):
             f"{len(self.labelled_keys)} cases with labels, {len(self.unlabelled_keys)} unlabelled images; a batch "
             f"holds {self.labelled_per_batch} and {self.unlabelled_per_batch} of them (the plans' batch size is "
             f"{self.configuration_manager.batch_size})"
+        )
+
+    def open_unlabelled(self, validation: Iterable[str]) -> Any:
+        """Opens the images of imagesUn, except those of the patients of validation cases; None without any."""
+        return unlabelled_dataset(
+            Path(self.preprocessed_dataset_folder_base),
+            self.plans_manager,
+            self.configuration_manager,
+            self.table,
+            validation,
         )
 
     def start_stage(self) -> None:

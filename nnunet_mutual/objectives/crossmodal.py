@@ -144,11 +144,8 @@ class CrossModalObjective(Objective):
         return probabilities(output.levels[0][: batch.views.unlabelled], regions=self.regions)
 
     def _maps(self, p: Tensor, batch: Batch) -> Tensor:
-        """(unlabelled, K, V) averages of foreground probabilities, zero outside of the images."""
         assert batch.views is not None
-        foreground = (p if self.regions else p[:, 1:]) * batch.views.inside[: len(p)]
-        pool = F.avg_pool3d if p.ndim == 5 else F.avg_pool2d
-        return pool(foreground, [min(POOL, size) for size in p.shape[2:]]).flatten(2)
+        return organ_maps(p, batch.views.inside[: len(p)], regions=self.regions)
 
     def _both(self, batch: Batch, a: int, b: int) -> Tensor:
         """(unlabelled,) bool, the samples that two networks see."""
@@ -249,6 +246,21 @@ class CrossModalObjective(Objective):
         """See :meth:`Objective.load_state_dict`."""
         self.queue, self._waiting = None, state["queue"]
         self._numbers.copy_(state["numbers"])
+
+
+def organ_maps(p: Tensor, inside: Tensor, *, regions: bool) -> Tensor:
+    """Averages foreground probabilities over 4 voxels along each axis.
+
+    Args:
+        p: (B, C, *spatial).
+        inside: (B, 1, *spatial) bool; outside, the maps are zero.
+        regions: every channel is foreground.
+
+    Returns:
+        (B, K, V), units of the contrast.
+    """
+    pool = F.avg_pool3d if p.ndim == 5 else F.avg_pool2d
+    return pool((p if regions else p[:, 1:]) * inside, [min(POOL, size) for size in p.shape[2:]]).flatten(2)
 
 
 def teachers_of(standing: Sequence[Sequence[float]], *, everybody: bool, per_label: bool) -> list[list[int | None]]:

@@ -88,6 +88,11 @@ def _load(dataset: str, configuration: str, fold: str, name: str, plans: str, ch
         raise MutualError("this machine has no CUDA device; add -device cpu")
     plan, dataset_json = read_object(folder / "plans.json"), read_object(folder / "dataset.json")
     number = fold if fold == "all" else int(fold)
+    if getattr(trainers, name).by_group:
+        raise MutualError(
+            f"{name} has a network for each modality group; use --soft with an exported one (-tr nnUNetTrainer and -p "
+            "as nnunet_mutual export prints it)"
+        )
     made = getattr(trainers, name)(
         {**plan, "continue_training": True}, configuration, number, dataset_json, torch.device(device)
     )

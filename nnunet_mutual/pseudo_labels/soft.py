@@ -1,0 +1,113 @@
+"""Soft labels: what a trained model says about unlabelled images, as probabilities, for another model to learn from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.paths import nnUNet_results
+from tqdm import tqdm
+
+from nnunet_mutual.datasets.files import meant, read_object, write_json
+from nnunet_mutual.datasets.locate import locate
+from nnunet_mutual.datasets.raw import read_dataset_json, unlabelled_cases
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.export import without_identities
+from nnunet_mutual.groups import PLANS_KEY
+
+SCALE = 255  # steps of a probability, as it is written
+
+
+def write_soft_labels(
+    dataset: str,
+    configuration: str,
+    fold: str,
+    *,
+    trainer: str,
+    plans: str,
+    checkpoint: str,
+    output: str,
+    device: str,
+) -> None:
+    """Predicts the unlabelled images of a dataset with a trained model and writes probabilities.
+
+    Each image in imagesUn becomes ``<case>.npz`` in the geometry of the image, as nnU-Net's ``--save_probabilities``
+    writes it, but in steps of 1/255. What is there already is kept, so an interrupted run goes on where it stopped.
+
+    Args:
+        dataset: ID or name, whose images are predicted; it may have more channels than the model needs.
+        configuration: of the training.
+        fold: of the training.
+        trainer: of the training, stock nnU-Net's or one of this package.
+        plans: identifier.
+        checkpoint: of the training.
+        output: folder for the soft labels.
+        device: "cuda", "cpu" or "mps".
+
+    Raises:
+        MutualError: the model or the images are missing, or the dataset lacks a channel that the model needs.
+    """
+    folders = locate(dataset, need_raw=True)
+    assert folders.raw is not None
+    model = _model(folders.name, f"{trainer}__{plans}__{configuration}", fold, checkpoint)
+    content = read_dataset_json(folders.raw)
+    cases = unlabelled_cases(folders.raw, content, ())[0]
+    if not cases:
+        raise MutualError(f"{folders.name} has no unlabelled image; put them into {folders.raw / 'imagesUn'}")
+    numbers = _channels(read_object(model / "dataset.json"), content)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MutualError("this machine has no CUDA device; add -device cpu")
+    predictor = nnUNetPredictor(
+        perform_everything_on_device=device == "cuda", device=torch.device(device), allow_tqdm=False
+    )
+    predictor.initialize_from_trained_model_folder(str(model), (fold if fold == "all" else int(fold),), checkpoint)
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "dataset.json", without_identities(read_object(model / "dataset.json")))
+    reader = predictor.plans_manager.image_reader_writer_class()
+    for key, files in tqdm(cases.items(), desc="soft labels", unit="case"):
+        target = folder / f"{key}.npz"
+        if target.is_file():
+            continue
+        image, properties = reader.read_images([str(files.images[number]) for number in numbers])
+        _, probabilities = predictor.predict_single_npy_array(image, properties, None, None, True)
+        temporary = folder / f".{key}.{os.getpid()}.npz"
+        np.savez_compressed(temporary, probabilities=(probabilities * SCALE).round().astype(np.uint8))
+        os.replace(temporary, target)
+    print(f"{len(cases)} soft label(s) in {folder}")
+    print(f"Next, for the dataset of the other model:  nnunet_mutual preprocess_unlabelled -d DATASET --soft {folder}")
+
+
+def _model(dataset: str, name: str, fold: str, checkpoint: str) -> Path:
+    if not nnUNet_results.is_set():
+        raise MutualError('nnUNet_results is not set; set it as for nnU-Net: export nnUNet_results="/path/to/it"')
+    base = Path(nnUNet_results) / dataset
+    trained = sorted(f.name for f in base.iterdir() if f.is_dir() and "__" in f.name) if base.is_dir() else []
+    if name not in trained:
+        raise MutualError(
+            f"{base} has no model called {name}{meant(name, trained)}; there are: {', '.join(trained) or 'none'}"
+        )
+    if PLANS_KEY in read_object(base / name / "plans.json"):
+        raise MutualError(
+            f"{name} has a network for each modality group; export it and name one, with -tr nnUNetTrainer and -p as "
+            "nnunet_mutual export prints it"
+        )
+    if not (base / name / f"fold_{fold}" / checkpoint).is_file():
+        raise MutualError(f"{base / name / f'fold_{fold}' / checkpoint} does not exist; train it, or give -chk")
+    return base / name
+
+
+def _channels(of_model: Mapping[str, Any], of_dataset: Mapping[str, Any]) -> Sequence[int]:
+    """Returns which channels of the dataset are those of the model, by name."""
+    wanted, there = (
+        list(content.get("channel_names", content.get("modality", {})).values()) for content in (of_model, of_dataset)
+    )
+    absent = [name for name in wanted if name not in there]
+    if absent:
+        raise MutualError(f"the model needs {', '.join(absent)}; the dataset has {', '.join(there)}")
+    return [there.index(name) for name in wanted]
