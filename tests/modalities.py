@@ -34,6 +34,7 @@ def make_raw(
     groups: Mapping[str, Sequence[str]] | None = GROUPS,
     missing: Mapping[str, str] | None = None,
     labels: dict[str, Any] | None = None,
+    ignore: bool = False,
     cases: int = 6,
     unlabelled: int = 3,
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
@@ -45,6 +46,7 @@ def make_raw(
         groups: modality groups of the block, or None for a dataset.json without block.
         missing: case -> the channel that it lacks, for which no file is written.
         labels: "labels" of dataset.json.
+        ignore: adds an ignore label and draws it over one corner of each case.
         cases: case_00, case_01, ...
         unlabelled: un_0, un_1, ...
         spacing: of the files, X Y Z, mm.
@@ -60,18 +62,20 @@ def make_raw(
         for channel, image in enumerate(images):
             if missing.get(key) != CHANNELS[str(channel)]:
                 write_nifti(image, folder / f"{key}_{channel:04d}.nii.gz", spacing)
+        if ignore:
+            drawn[:4, :4, :4] = 4
         if key in keys:
             write_nifti(drawn, raw / "labelsTr" / f"{key}.nii.gz", spacing)
     content: dict[str, Any] = {
         "channel_names": CHANNELS,
-        "labels": labels or PLAIN,
+        "labels": {**(labels or PLAIN), **({"ignore": 4} if ignore else {})},
         "numTraining": cases,
         "file_ending": ".nii.gz",
     }
     if any(isinstance(value, list) for value in content["labels"].values()):
         content["regions_class_order"] = [1, 2, 3]
     if groups is not None:
-        names = [name for name in content["labels"] if name != "background"]
+        names = [name for name in content["labels"] if name not in ("background", "ignore")]
         listed = {key: {"source": "a"} for key in keys} | {key: {"source": "a"} for key in missing}
         for key, channel in missing.items():
             listed[key] = {"source": "a", "missing": [channel]}

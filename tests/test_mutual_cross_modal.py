@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tiny
 import torch
 from modalities import GROUPS, make_preprocessed
 from training import SHORT, trainer_for
@@ -42,6 +44,44 @@ def test_a_training_from_beginning_to_end(nnunet_folders: Path) -> None:
     assert all((fold / f"checkpoint_best_{name}.pth").is_file() for name in GROUPS)
     checkpoint = torch.load(fold / "checkpoint_final.pth", weights_only=True)
     assert checkpoint["trainer_name"] == "Export_first_with_nnunet_mutual_export"
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "regions": {"labels": tiny.REGIONS},
+    "ignore": {"ignore": True},
+    "regions with ignore": {"labels": tiny.REGIONS, "ignore": True},
+    "2d": {"configuration": "2d"},
+    "anisotropic": {"configuration": "3d_aniso"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_everything_that_nnunet_supports(nnunet_folders: Path, kind: str) -> None:
+    """All terms of all phases are finite, and the networks learn."""
+    options = KINDS[kind]
+    settings = FAST | {
+        "relearn_from": 0.3,
+        "all_from": 0.7,
+        "ramp": 0.01,
+        "num_iterations_per_epoch": 12,
+        "optimizer": "adamw",
+    }
+    preprocessed = make_preprocessed(nnunet_folders, settings=settings, **options)
+    trainer = trainer_for(preprocessed, MutualCrossModalTrainer, options.get("configuration", "3d_fullres"))
+    trainer.run_training()
+    log = Path(trainer.output_folder) / "mutual_log.jsonl"
+    terms = [line["terms"] for line in map(json.loads, log.read_text().splitlines()) if "terms" in line]
+    assert np.isfinite([list(epoch.values()) for epoch in terms]).all()
+    for n in range(3):
+        assert terms[-1][f"supervised[{n}]"] < terms[0][f"supervised[{n}]"]
+        assert terms[0][f"consistency[{n}]"] > 0 and terms[-1][f"relearning[{n}]"] != 0
+
+
+def test_a_cascade_is_refused(nnunet_folders: Path) -> None:
+    preprocessed = make_preprocessed(nnunet_folders, settings=FAST, configuration="3d_lowres")
+    trainer = trainer_for(preprocessed, MutualCrossModalTrainer, "3d_cascade_fullres")
+    with pytest.raises(MutualError, match="does not train cascades"):
+        trainer.initialize()
 
 
 def test_each_network_sees_its_channels(nnunet_folders: Path) -> None:
