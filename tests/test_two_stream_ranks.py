@@ -16,9 +16,11 @@ from partial_oracle import dataset
 from torch import Tensor, distributed, multiprocessing
 
 from nnunet_mutual.annotation import AnnotationTable
+from nnunet_mutual.losses.area_similarity import ROBUST
 from nnunet_mutual.losses.knowledge import Knowledge
-from nnunet_mutual.objectives import Batch, Output, Views
+from nnunet_mutual.objectives import Batch, Output, Progress, Views
 from nnunet_mutual.objectives.correlation import CorrelationObjective, CorrelationWeights
+from nnunet_mutual.objectives.crossmodal import CrossModalObjective, CrossModalWeights
 from nnunet_mutual.objectives.rectification import RectificationObjective, RectificationWeights
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 
@@ -81,6 +83,23 @@ def centroids(objective: RectificationObjective, keys: list[str]) -> dict[str, T
     return objective.centroids.state_dict()
 
 
+def queued(known: Knowledge, keys: list[str]) -> dict[str, Tensor]:
+    """The queue after one step of two networks that see other modalities."""
+    weights = CrossModalWeights(
+        1.0, 1.0, 1.0, area=0.1, ramp_end=0.4, relearn_from=0.6, all_from=0.9, form=ROBUST, queue=4
+    )
+    objective = CrossModalObjective(
+        known, supervised(known, None), networks=2, weights=weights, teacher=lambda n, x: x, standing=lambda: [[0], [0]]
+    )
+    batch, output = batch_of(known, keys)
+    outputs = [output.detach(), Output([output.levels[0].detach() + 1.0 * ("b" in keys)])]
+    with torch.no_grad():
+        objective.prepare(outputs, batch, Progress(0, 10))
+        objective.update(outputs, batch)
+    assert objective.queue is not None
+    return objective.queue.state_dict()
+
+
 def remembered(objective: CorrelationObjective, keys: list[str]) -> dict[str, Tensor]:
     batch, output = batch_of(objective.knowledge, keys)
     torch.manual_seed(1)  # which voxels are chosen
@@ -99,6 +118,7 @@ def work(rank: int, port: int, folder: str) -> None:
         loss = supervised(known, lambda sums: AllGatherGrad.apply(sums).sum(0)).labelled(output.levels, batch)
         found[name] = {"loss": loss.detach(), "bank": remembered(correlation(known), keys)}
         found[name]["centroids"] = centroids(rectification(known), keys)
+        found[name]["queue"] = queued(known, keys)
     torch.save(found, Path(folder) / f"{rank}.pt")
     distributed.destroy_process_group()
 
@@ -132,6 +152,13 @@ def test_all_processes_keep_the_same_centroids(name: str, ranks: list[dict[str, 
     assert torch.equal(first["vectors"], second["vectors"]) and torch.equal(first["filled"], second["filled"])
     alone = centroids(rectification(knowledge()), ["un", CASES[name][0]])
     assert not torch.equal(alone["vectors"], first["vectors"]), "the other process taught nothing"
+
+
+def test_all_processes_queue_what_any_agreed_on(ranks: list[dict[str, Any]]) -> None:
+    first, second = (rank["full"]["queue"] for rank in ranks)
+    assert torch.equal(first["maps"], second["maps"]) and torch.equal(first["filled"], second["filled"])
+    alone = [queued(knowledge(), ["un", key])["maps"][:, 0] for key in CASES["full"]]
+    assert first["next"] == 2 and torch.equal(first["maps"][:, :2], torch.stack(alone, 1))
 
 
 @pytest.mark.parametrize("name", list(CASES))
