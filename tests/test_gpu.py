@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from modalities import make_preprocessed
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from training import GROUPS, SHORT, largest_difference, partial_block
 from two_streams import two_stream_dataset
@@ -19,6 +20,7 @@ from nnunet_mutual.peers import unwrap
 from nnunet_mutual.trainers import (
     MeanTeacherTrainer,
     MutualCorrelationTrainer,
+    MutualCrossModalTrainer,
     MutualPartialTrainer,
     MutualPrototypeTrainer,
     PartialTrainer,
@@ -31,8 +33,9 @@ TRAINERS: list[Any] = [
     MeanTeacherTrainer,
     MutualCorrelationTrainer,
     MutualPrototypeTrainer,
+    MutualCrossModalTrainer,
 ]
-MUTUAL = [MutualPartialTrainer, MutualCorrelationTrainer]
+MUTUAL = [MutualPartialTrainer, MutualCorrelationTrainer, MutualCrossModalTrainer]
 SETTINGS = {**SHORT, "num_epochs": 5, "num_iterations_per_epoch": 4, "amp": "auto"}
 
 
@@ -47,14 +50,16 @@ def on_cuda(preprocessed: Path, trainer_class: type, **settings: Any) -> Any:
 
 
 @pytest.fixture()
-def preprocessed(nnunet_folders: Path) -> Path:
+def preprocessed(nnunet_folders: Path, trainer_class: Any) -> Path:
+    if trainer_class.by_group:
+        return make_preprocessed(nnunet_folders, settings=SETTINGS)
     return two_stream_dataset(nnunet_folders, block=partial_block(), settings=SETTINGS)
 
 
 @pytest.mark.parametrize("compiled", ["0", "1"], ids=["eager", "compiled"])
 @pytest.mark.parametrize("trainer_class", TRAINERS)
 def test_mixed_precision_trains(
-    preprocessed: Path, trainer_class: type, compiled: str, monkeypatch: pytest.MonkeyPatch
+    preprocessed: Path, trainer_class: Any, compiled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("nnUNet_compile", compiled)
     trainer = on_cuda(preprocessed, trainer_class)
@@ -62,6 +67,8 @@ def test_mixed_precision_trains(
     assert trainer.grad_scaler is not None and trainer.autocast_dtype == torch.float16
     logged = trainer.logger.get_value("train_losses", step=None)
     assert np.isfinite(logged).all() and logged[-1] < logged[0] + 1
+    if trainer_class.by_group:  # exported before it predicts
+        return
     fold = Path(trainer.output_folder)
     predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(fold.parent), (0,), "checkpoint_final.pth")
