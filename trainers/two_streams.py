@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from torch import distributed
 
 from nnunet_mutual.checkpoints import StopSignals
 from nnunet_mutual.config import PeersSettings
@@ -113,7 +112,7 @@ class TwoStreamTrainer(MutualTrainer):
                 "mutual about; trained as by PartialTrainer"
             )
             return
-        whole = ceil(self.configuration_manager.batch_size / (distributed.get_world_size() if self.is_ddp else 1))
+        whole = ceil(self.configuration_manager.batch_size / (self.ranks.size if self.is_ddp else 1))
         whole = max(2, whole)
         labelled, unlabelled = self.settings.labelled_per_batch, self.settings.unlabelled_per_batch
         self.unlabelled_per_batch = unlabelled or max(1, whole - (labelled or ceil(whole / 2)))
@@ -134,11 +133,12 @@ class TwoStreamTrainer(MutualTrainer):
             validation,
         )
 
-    def start_stage(self) -> None:
-        """Sets the number of labelled patches, after nnU-Net set that of its batch."""
+    def _set_batch_size_and_oversample(self) -> None:
+        """Composes the batch of each process as that of a single one, not a share of nnU-Net's (nnU-Net's hook)."""
+        forced = self.oversample_foreground_percent
+        super()._set_batch_size_and_oversample()
         if self.unlabelled_per_batch:
-            self.batch_size = self.labelled_per_batch
-        super().start_stage()
+            self.batch_size, self.oversample_foreground_percent = self.labelled_per_batch, forced
 
     def before_epoch(self, signals: StopSignals) -> None:
         """Renews, from time to time, where foreground is predicted in unlabelled images."""
