@@ -50,3 +50,12 @@ def _run(rank: int, size: int, folder: Path, work: Callable[..., Any], arguments
         traceback.print_exc()
         raise
     torch.save(found, folder / f"{rank}.pt")
+
+
+def leaves(state: Any, skipped: tuple[str, ...] = (), place: str = "") -> dict[str, torch.Tensor]:
+    """The tensors of a state of any depth, by where they are."""
+    if isinstance(state, torch.Tensor):
+        return {place: state.nan_to_num()}
+    pairs = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, (list, tuple)) else ()
+    deeper = [leaves(value, skipped, f"{place}.{key}") for key, value in pairs if key not in skipped]
+    return {name: value for found in deeper for name, value in found.items()}
