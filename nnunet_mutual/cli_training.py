@@ -97,25 +97,20 @@ def _alone(options: argparse.Namespace) -> None:
 
 
 def _together(options: argparse.Namespace) -> bool:
-    """Starts the processes, or is one of them; returns whether this is the one that started them."""
+    """Starts the processes, or is one of those that torchrun started; returns whether this one speaks for all."""
     import torch
 
-    from nnunet_mutual import peer_parallel
+    from nnunet_mutual.launch import is_worker, launch
 
     if options.device == "mps":
         raise MutualError("an Apple GPU is one device; leave --peer-parallel out")
-    if peer_parallel.is_worker():
-        peer_parallel.work(
-            options.dataset,
-            options.configuration,
-            options.fold,
-            trainer=options.trainer,
-            plans=options.plans,
-            resume=options.resume,
-            device=options.device,
-            exchange=options.exchange,
-        )
-        return False
+    place = options.dataset, options.configuration, options.fold
+    chosen = {name: getattr(options, name) for name in ("trainer", "plans", "resume", "device", "exchange")}
+    if is_worker():
+        from nnunet_mutual.peer_parallel import work
+
+        work(*place, **chosen)
+        return os.environ["RANK"] == "0"
     gpus = torch.cuda.device_count()
     if options.device == "cuda" and gpus == 0:
         raise MutualError("this machine has no CUDA device; add -device cpu")
@@ -125,7 +120,5 @@ def _together(options: argparse.Namespace) -> bool:
             f"--peer-parallel needs two processes at least and a GPU for each, found {processes} and {gpus}; leave it "
             "out to train all networks in one process"
         )
-    arguments = ["train", options.dataset, options.configuration, str(options.fold), "-tr", options.trainer]
-    arguments += ["-p", options.plans, "-device", options.device, "--peer-parallel", "--exchange", options.exchange]
-    peer_parallel.launch([*arguments, "--c"] if options.resume else arguments, processes)
+    launch(processes, *place, **chosen)
     return True

@@ -140,11 +140,16 @@ def start_loaders(trainer: MutualTrainer) -> tuple[Augmenter, Augmenter] | tuple
     )
 
 
-def restart_loaders(trainer: MutualTrainer) -> None:
-    """Ends the loaders, whose processes hold the old dataset, and starts new ones."""
+def stop_loaders(trainer: MutualTrainer) -> None:
+    """Ends the processes of the loaders, if there are any."""
     for loader in (trainer.dataloader_train, trainer.dataloader_val):
         if isinstance(loader, NonDetMultiThreadedAugmenter):
             loader._finish()
+
+
+def restart_loaders(trainer: MutualTrainer) -> None:
+    """Ends the loaders, whose processes hold the old dataset, and starts new ones."""
+    stop_loaders(trainer)
     trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
 
 

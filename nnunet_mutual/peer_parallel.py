@@ -1,4 +1,4 @@
-"""Starts a training whose networks run in processes of their own, on one computer or several."""
+"""A training whose networks run in processes of their own: what each process does from beginning to end."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import os
 import platform
 import secrets
 import sys
-import uuid
-from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,52 +13,13 @@ from typing import Any
 import torch
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 from torch.backends import cudnn
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.distributed.rendezvous import rendezvous
 
 from nnunet_mutual import building
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.loading import stop_loaders
 from nnunet_mutual.peer_ranks import TIMEOUT, Exchange, PeerRanks
 from nnunet_mutual.trainers.base import MutualTrainer
-
-
-def is_worker() -> bool:
-    """Whether torchrun (or we) started this process as one of several."""
-    return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
-
-
-def launch(arguments: Sequence[str], processes: int) -> None:
-    """Runs a command line of ``nnunet_mutual`` in several processes of this computer, as torchrun does.
-
-    Args:
-        arguments: of the command, without the program.
-        processes: how many.
-
-    Raises:
-        MutualError: a process failed, which ended the others, too.
-    """
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,  # the training goes on from its checkpoint, with --c
-        local_addr="localhost",
-    )
-    try:
-        elastic_launch(config, sys.executable)("-m", "nnunet_mutual.cli", *arguments)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        raise MutualError(
-            f"process {rank} of the training ended first, with exit status {failure.exitcode}; what it said is above; "
-            "once it is mended, continue with --c"
-        ) from error
-    except SignalException as signal:
-        raise SystemExit(128 + int(signal.sigval)) from signal
 
 
 def work(
@@ -104,8 +63,11 @@ def work(
     _require_networks(made)
     cudnn.benchmark = device == "cuda"
     made.print_to_log_file(_describe(made))
-    made.run_training()
-    made.perform_actual_validation()
+    try:
+        made.run_training()
+        made.perform_actual_validation()
+    finally:
+        stop_loaders(made)
 
 
 def share_networks(

@@ -57,11 +57,9 @@ class PeerRanks(Ranks):
         self._bytes = self._steps = 0
         self._deviation = torch.zeros((), device=device)
         with self._noticing():
-            self._group = distributed.ProcessGroupGloo(distributed.PrefixStore("host", store), rank, size, timeout)
-            self._tensors: Any = self._group
-            if device.type == "cuda":
-                on_device = distributed.PrefixStore("device", store)
-                self._tensors = distributed.ProcessGroupNCCL(on_device, rank, size, timeout)
+            on_host = distributed.PrefixStore("host", store)
+            self._group: Any = distributed.ProcessGroupGloo(on_host, rank, size, timeout)
+            self._tensors = self._group if device.type == "cpu" else _nccl(store, rank, size, timeout)
 
     # Objects on the host
 
@@ -137,8 +135,8 @@ class PeerRanks(Ranks):
             yield
         except RuntimeError as error:
             raise MutualError(
-                f"process {self.rank} of this training lost another one ({str(error).splitlines()[0][:200]}); look at "
-                "the other processes' last lines, and continue with --c from the last checkpoint"
+                f"process {self.rank} of this training lost another one ({_reason(error)}); look at the other "
+                "processes' last lines, and continue with --c from the last checkpoint"
             ) from error
 
     # Networks
@@ -243,6 +241,17 @@ class PeerRanks(Ranks):
             self._deviation.zero_()
         self._bytes = self._steps = 0
         return said
+
+
+def _nccl(store: distributed.Store, rank: int, size: int, timeout: timedelta) -> Any:
+    options = distributed.ProcessGroupNCCL.Options()
+    options._timeout = timeout
+    return distributed.ProcessGroupNCCL(distributed.PrefixStore("device", store), rank, size, options)
+
+
+def _reason(error: RuntimeError) -> str:
+    """The first sentence of an error of torch, without the place in its source."""
+    return str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0][:200]
 
 
 def _pickled(value: Any) -> Tensor:

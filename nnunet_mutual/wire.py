@@ -78,7 +78,8 @@ class Layout:
 
 def take_out(batch: Mapping[str, Any]) -> tuple[dict[str, Any], list[Tensor]]:
     """Separates a loader's batch into its tensors, single or in lists, and all else with their forms in their place."""
-    skeleton, tensors = {}, []
+    skeleton: dict[str, Any] = {}
+    tensors: list[Tensor] = []
     for key, value in batch.items():
         if isinstance(value, Tensor):
             tensors.append(value)
@@ -100,7 +101,7 @@ def forms(skeleton: Mapping[str, Any]) -> list[Form]:
 def put_back(skeleton: Mapping[str, Any], tensors: Sequence[Tensor]) -> dict[str, Any]:
     """Undoes :func:`take_out`."""
     left = iter(tensors)
-    batch = {}
+    batch: dict[str, Any] = {}
     for key, value in skeleton.items():
         if isinstance(value, Form):
             batch[key] = next(left)

@@ -131,6 +131,7 @@ class MutualPartialTrainer(MutualTrainer):
     settings_class = MutualPartialSettings
     settings: MutualPartialSettings
     batch_size: int
+    oversample_foreground_percent: float
 
     # Stages
 
