@@ -59,7 +59,7 @@ class PeerRanks(Ranks):
         with self._noticing():
             on_host = distributed.PrefixStore("host", store)
             self._group: Any = distributed.ProcessGroupGloo(on_host, rank, size, timeout)
-            self._tensors = self._group if device.type == "cpu" else _nccl(store, rank, size, timeout)
+            self._tensors: Any = self._group if device.type == "cpu" else _nccl(store, rank, size, timeout)
 
     # Objects on the host
 
