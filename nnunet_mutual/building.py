@@ -81,7 +81,8 @@ def settle_memory(trainer: MutualTrainer) -> None:
     if trainer.memory_settled or trainer.device.type != "cuda":
         return
     trainer.memory_settled = True
-    if len(peers.own) > 1 and isinstance(trainer.settings, PeersSettings) and trainer.settings.memory == "auto":
+    most = max(trainer.ranks.gather(len(peers.own)))
+    if most > 1 and isinstance(trainer.settings, PeersSettings) and trainer.settings.memory == "auto":
         peak, kept = torch.cuda.max_memory_allocated(trainer.device), torch.cuda.memory_allocated(trainer.device)
         fits = joint_fits(peak, kept, len(peers.own), torch.cuda.get_device_properties(trainer.device).total_memory)
         peers.memory = "joint" if all(trainer.ranks.gather(fits)) else "sequential"

@@ -23,7 +23,7 @@ from two_streams import two_stream_dataset
 from nnunet_mutual import trainers
 from nnunet_mutual.cli import main
 
-# No seed: what must be alike has to be made so.
+# Most without a seed: what must be alike has to be made so. With one, samples must differ nonetheless.
 FEW = {**SHORT, "num_epochs": 2, "num_iterations_per_epoch": 2, "seed": None}
 LACKING = {"case_01": "T1", "un_0": "FLAIR"}
 
@@ -34,7 +34,7 @@ def partial_data(root: Path, **settings: Any) -> Path:
 
 def stages(root: Path) -> Path:
     lax = {"label": False, "voxel": False}
-    return partial_data(root, **GROUPS, num_epochs=4, fd_form="own", pseudo_labels=lax, ema=0.9)
+    return partial_data(root, **GROUPS, seed=1, num_epochs=4, fd_form="own", pseudo_labels=lax, ema=0.9)
 
 
 def streams(root: Path) -> Path:

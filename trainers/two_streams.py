@@ -101,6 +101,7 @@ class TwoStreamTrainer(MutualTrainer):
                 f"{type(self).__name__} does not train cascades, whose second stage would need the first one's "
                 "prediction of every unlabelled image; train 3d_fullres, or the cascade with PartialTrainer"
             )
+        self.forced_share = self.oversample_foreground_percent  # before nnU-Net makes it 0 or 1 in a process of DDP
         self.foreground = PredictedForeground(Path(self.output_folder) / "unlabelled_foreground")
         training, validation = self.do_split()
         self.labelled_keys = [key for key in training if self.table.case(key).annotated]
@@ -135,12 +136,11 @@ class TwoStreamTrainer(MutualTrainer):
             validation,
         )
 
-    def _set_batch_size_and_oversample(self) -> None:
-        """Composes the batch of each process as that of a single one, not a share of nnU-Net's (nnU-Net's hook)."""
-        forced = self.oversample_foreground_percent
-        super()._set_batch_size_and_oversample()
+    def start_stage(self) -> None:
+        """Composes batches, after nnU-Net set the size of its own; in each process of DDP as in a single one."""
         if self.unlabelled_per_batch:
-            self.batch_size, self.oversample_foreground_percent = self.labelled_per_batch, forced
+            self.batch_size, self.oversample_foreground_percent = self.labelled_per_batch, self.forced_share
+        super().start_stage()
 
     def before_epoch(self, signals: StopSignals) -> None:
         """Renews, from time to time, where foreground is predicted in unlabelled images."""
