@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from settings import CONFIGURATION, read_json
+from stock import MixedStock
 
 import nnunet_mutual.trainers
 from cost.dataset import BY_GROUP, in_parts
@@ -61,18 +62,6 @@ def recipes(parts: int, networks: Sequence[int]) -> dict[str, Recipe]:
         found[f"mutual_correlation_{memory}"] = Recipe("MutualCorrelationTrainer", plain, {"memory": memory})
         found[f"mutual_cross_modal_{memory}"] = Recipe("MutualCrossModalTrainer", BY_GROUP, {"memory": memory})
     return found
-
-
-class MixedStock(nnUNetTrainer):
-    """Stock nnU-Net in bfloat16 on a CPU, where it would use float32 only."""
-
-    def train_step(self, batch: dict) -> dict:
-        with torch.autocast("cpu", torch.bfloat16):
-            return super().train_step(batch)
-
-    def validation_step(self, batch: dict) -> dict:
-        with torch.autocast("cpu", torch.bfloat16):
-            return super().validation_step(batch)
 
 
 def start(recipe: Recipe, work: Path, device: torch.device, *, mixed: bool, compiled: bool) -> Any:
