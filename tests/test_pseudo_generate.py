@@ -74,7 +74,7 @@ def flat(*probabilities: list[float]) -> Tensor:
 
 def made(made_by: PseudoLabeller, key: str, image: Tensor, drawn: list[int]) -> tuple[list[int], list[Decision]]:
     values = np.array(drawn, np.int16)[None, None]
-    codes, decisions = made_by.label(made_by.table.case(key), image, values, 1.0)
+    codes, _, decisions = made_by.label(made_by.table.case(key), image, values, 1.0)
     np.testing.assert_array_equal(made_by.codes.true_values(codes), values)
     return made_by.codes.decided_values(codes).ravel().tolist(), decisions
 
