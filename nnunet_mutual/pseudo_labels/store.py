@@ -21,7 +21,7 @@ CSV = "decisions.csv"
 
 
 class PseudoStore:
-    """A folder with, per case, a compressed map of codes, locations of every label, decisions, and candidates for a reader.
+    """A folder with, per case, a compressed map of codes, one of candidates, locations of every label, and decisions.
 
     A case is there when its decisions are: they are written last, each file under a temporary name first.
 

@@ -50,11 +50,10 @@ def doubt_of(decision: Decision, settings: FilterSettings) -> Doubt:
         near.append(f"agreement {decision.agreement:.3g} is near its limit of {settings.min_agreement:g}")
     if measures["volume"] >= NEAR:
         near.append(f"the volume is near its limit (z = {decision.z:.2f}, limit {settings.max_z:g})")
+    text = f"accepted, but {' and '.join(near)}; {decision.reason}" if near else f"accepted, {decision.reason}"
     absent = decision.volume_ml == 0 and settings.label  # then the filter has judged that it may be absent
     if decision.z is None and not absent:
-        near.append("its volume could not be judged")
-        score = max(score, NEAR)
-    text = f"accepted, but {' and '.join(near)}; {decision.reason}" if near else f"accepted, {decision.reason}"
+        return Doubt(max(score, NEAR), text, True)
     return Doubt(score, text, bool(near))
 
 

@@ -85,9 +85,9 @@ def _region_rules(table: AnnotationTable, case: Case, label: str) -> dict[int, R
     regions = {z: {name for name, values in table.values.items() if z in values} for z in integers}
     rules = {}
     for y in integers:
-        same = [z for z in integers if regions[z] & case.annotated == regions[y] & case.annotated]
+        others = [z for z in integers if z != y and regions[z] & case.annotated == regions[y] & case.annotated]
         # The drawn integer if it fits, else the one that says least about regions that nobody drew.
-        same.sort(key=lambda z, y=y: (z != y, len(regions[z]), z))  # type: ignore[misc]
+        same = [y, *sorted(others, key=lambda z: (len(regions[z]), z))]
         inside = next((z for z in same if label in regions[z]), None)
         rules[y] = Rule(inside, next((z for z in same if label not in regions[z]), y))
     return rules
