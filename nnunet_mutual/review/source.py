@@ -173,7 +173,8 @@ def _store(training: Training, checkpoint: str | None) -> tuple[Path, PseudoStor
     folder = Path(nnUNet_results) / training.dataset / name
     fold = folder / f"fold_{training.fold}"
     if not fold.is_dir():
-        there = sorted(path.parent.parent.name for path in folder.parent.glob(f"*/fold_*/pseudo_labels*/{IDENTITY}"))
+        made = folder.parent.glob(f"*/fold_*/pseudo_labels*/{IDENTITY}")
+        there = sorted(str(path.parents[1].relative_to(folder.parent)) for path in made)
         instead = f"; pseudo labels are in {', '.join(dict.fromkeys(there))}" if there else ""
         raise MutualError(f"{fold} does not exist; train it with: nnUNetv2_train {training.words}{instead}")
     found = {path.parent.name: path.parent for path in sorted(fold.glob(f"pseudo_labels*/{CSV}"))}

@@ -1,0 +1,45 @@
+"""From a training to a reader and back: the labels that a reader accepted are true ones in the next training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from reviewing import REVIEW, fill, raw_label, run, voxels
+from training import SHORT, partial_block, trainer_for
+
+from nnunet_mutual.trainers import MutualPartialTrainer
+
+SETTINGS = {**SHORT, "num_epochs": 4, "pseudo_labels": {"label": False, "voxel": False}}
+
+
+def test_round_trip(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=SETTINGS)
+    first = trainer_for(preprocessed, MutualPartialTrainer)
+    first.run_training()
+    review = nnunet_folders / "review"
+    assert run(*REVIEW, "-o", review, "--max", 2) == 0
+    case, label = (review / "review.csv").read_text().splitlines()[1].split(",")[:2]
+    (file,) = (review / "candidates").glob(f"{case}__*_{label}.nii.gz")
+    own = first.store.candidates(case)[0] == tiny.PLAIN[label]  # same grid: the tiny dataset is not resampled
+    mask = voxels(file).astype(bool)
+    np.testing.assert_array_equal(mask, own)
+    assert mask.any(), "all decisions are accepted here, so the network must have found something"
+
+    fill(review / "review.csv", {(case, label): ("accept",)})
+    drawn = raw_label(nnunet_folders, case)
+    assert run("accept", 901, review / "review.csv", "--dry-run") == 0
+    assert run("accept", 901, review / "review.csv") == 0
+    np.testing.assert_array_equal(raw_label(nnunet_folders, case), np.where(mask, tiny.PLAIN[label], drawn))
+    assert run("check", 901) == 0
+
+    second = trainer_for(preprocessed, MutualPartialTrainer)
+    second.run_training()
+    known = second.knowledge
+    assert known.tables.annotated[known.patterns([case])[0], known.channel[label]]
+    assert (case, label) not in {(d.case, d.label) for d in second.store.decisions([case]) if second.store.has(case)}
+    capsys.readouterr()
+    assert run(*REVIEW, "-o", nnunet_folders / "again", "--all") == 0
+    assert f"{case},{label}," not in (nnunet_folders / "again" / "review.csv").read_text()
