@@ -65,7 +65,7 @@ def _add_accept(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _review(options: argparse.Namespace) -> int:
     from nnunet_mutual.review.make import review
-    from nnunet_mutual.review.source import Training
+    from nnunet_mutual.review.training import Training
 
     review(
         Training(options.dataset, options.configuration, options.fold, options.trainer, options.plans),

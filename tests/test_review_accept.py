@@ -222,6 +222,25 @@ def test_labels_that_a_model_drew_give_way(nnunet_folders: Path) -> None:
     assert case == {"source": "a", "pseudo": [], "annotated": ["liver", "spleen"]}
 
 
+@pytest.mark.parametrize("reader", ["NibabelIO", "NibabelIOWithReorient", "SimpleITKIOWithReorient"])
+def test_other_readers(nnunet_folders: Path, reader: str) -> None:
+    fabricate(nnunet_folders, DECISIONS)
+    for file in nnunet_folders.rglob("*lans.json"):
+        file.write_text(file.read_text().replace("SimpleITKIO", reader))
+    for file in nnunet_folders.rglob("dataset.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "overwrite_image_reader_writer": reader}))
+    assert run(*REVIEW, "-o", nnunet_folders / "review") == 0
+    table = nnunet_folders / "review" / "review.csv"
+    fill(table, {("case_02", "spleen"): ("accept",)})
+    drawn = raw_label(nnunet_folders, "case_02")
+    candidate = truth("case_02") == 3  # in the axes of the reader
+    if reader.endswith("WithReorient"):
+        candidate = candidate[:, ::-1, ::-1]  # the files are LPS, these readers turn them to RAS
+    assert run("accept", 901, table) == 0
+    np.testing.assert_array_equal(raw_label(nnunet_folders, "case_02"), np.where(candidate & (drawn == 0), 3, drawn))
+    assert_preprocessed_as_by_nnunet(nnunet_folders, "case_02", "3d_fullres")
+
+
 def edited(old: str, new: str) -> Callable[[Path], None]:
     return lambda table: table.write_text(table.read_text().replace(old, new)) and None
 

@@ -53,8 +53,9 @@ def test_folder(nnunet_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_all_at_most_and_what_is_annotated_by_now(
-    nnunet_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    nnunet_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("nnunet_mutual.review.make.draw", lambda scene: "data:,")
     fabricate(nnunet_folders, [*DECISIONS, decided("case_04", "liver", False)])
     assert run(*REVIEW, "-o", tmp_path / "all", "--all") == 0
     assert len((tmp_path / "all" / "review.csv").read_text().split()) == 5, "a drawn liver is not reviewed"
@@ -90,7 +91,10 @@ def test_regions_and_nothing_found(nnunet_folders: Path, tmp_path: Path) -> None
     assert "nothing was found" in (tmp_path / "review" / "review.html").read_text()
 
 
-def test_sets_of_pseudo_labels(nnunet_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sets_of_pseudo_labels(
+    nnunet_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nnunet_mutual.review.make.draw", lambda scene: "data:,")
     decisions = [decided("case_00", "spleen", False)]
     fabricate(nnunet_folders, decisions, name="pseudo_labels_final")
     assert run(*REVIEW, "-o", tmp_path / "one", "--max", 1) == 0

@@ -12,10 +12,10 @@ from training import SHORT, partial_block, trainer_for
 
 from nnunet_mutual.trainers import MutualPartialTrainer
 
-SETTINGS = {**SHORT, "num_epochs": 4, "pseudo_labels": {"label": False, "voxel": False}}
+SETTINGS = {**SHORT, "num_epochs": 2, "num_iterations_per_epoch": 2, "pseudo_labels": {"label": False, "voxel": False}}
 
 
-def test_round_trip(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_round_trip(nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=SETTINGS)
     first = trainer_for(preprocessed, MutualPartialTrainer)
     first.run_training()
@@ -36,10 +36,9 @@ def test_round_trip(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) ->
     assert run("check", 901) == 0
 
     second = trainer_for(preprocessed, MutualPartialTrainer)
-    second.run_training()
+    second.initialize()
     known = second.knowledge
     assert known.tables.annotated[known.patterns([case])[0], known.channel[label]]
-    assert (case, label) not in {(d.case, d.label) for d in second.store.decisions([case]) if second.store.has(case)}
-    capsys.readouterr()
+    monkeypatch.setattr("nnunet_mutual.review.make.draw", lambda scene: "data:,")
     assert run(*REVIEW, "-o", nnunet_folders / "again", "--all") == 0
     assert f"{case},{label}," not in (nnunet_folders / "again" / "review.csv").read_text()

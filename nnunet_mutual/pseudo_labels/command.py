@@ -65,8 +65,10 @@ def pseudo_label(
     if output is not None:
         _write_label_maps(made, store, Path(output))
         print(f"Label maps: {output}; what was drawn is in them as it was drawn")
-    print("Next, to train with pseudo labels:")
-    print(f"  nnUNetv2_train {folders.number} {configuration} {fold} -p {plans} -tr MutualPartialTrainer")
+    place = f"{folders.number} {configuration} {fold} -p {plans} -tr"
+    print("Next, to show the doubtful ones to a reader, or to train with pseudo labels:")
+    print(f"  nnunet_mutual review {place} {trainer} -chk {checkpoint} -o review")
+    print(f"  nnUNetv2_train {place} MutualPartialTrainer")
 
 
 def _load(dataset: str, configuration: str, fold: str, name: str, plans: str, checkpoint: str, device: str) -> Any:

@@ -82,6 +82,9 @@ def accept(dataset: str, table_file: str, *, dry_run: bool, keep_drawn: bool) ->
         opened = _open(folders)
         verdicts = read_verdicts(path, manifest, opened.table)
         chosen = [verdict for verdict in verdicts if verdict.file is not None]
+        gone = [verdict for verdict in chosen if verdict.case not in opened.files]
+        if gone:
+            raise MutualError(f"{gone[0].place}: {gone[0].case} has no image in imagesTr any more; remove the line")
         merged = {}
         for key in tqdm(dict.fromkeys(v.case for v in chosen), desc="reading", unit="case", leave=False):
             own = [verdict for verdict in chosen if verdict.case == key]
@@ -139,6 +142,11 @@ def _change(opened: _Dataset, merged: Mapping[str, MergedCase], scratch: Mapping
                 swaps.append(Swap(new, (root / "dataset.json").resolve(), root / _OLD / "dataset.json"))
         swap_all(swaps, opened.raw / INTERRUPTED)
     except (OSError, RuntimeError) as error:
+        if (opened.raw / INTERRUPTED).exists():
+            raise MutualError(
+                f"files of {opened.folders.name} could be neither replaced nor put back ({error}); get write permission "
+                "for them, then run nnunet_mutual accept again, which puts them back first"
+            ) from error
         raise _nothing_changed(opened, error) from error
     finally:
         if not (opened.raw / INTERRUPTED).exists():
@@ -243,10 +251,6 @@ def _say_next(table: Path, manifest: Manifest, opened: _Dataset, changed: bool, 
     elif not changed:
         print(f"Nothing was changed. Next: write accept, corrected or reject into {table}, and repeat")
     else:
-        training = manifest.training
         print("Next, check the dataset and train anew (not with --c):")
         print(f"  nnunet_mutual check {number}")
-        print(
-            f"  nnUNetv2_train {number} {training['configuration']} {training['fold']} -p {training['plans']} -tr "
-            f"{training['trainer']}"
-        )
+        print(f"  nnUNetv2_train {manifest.training.words}")

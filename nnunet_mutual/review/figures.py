@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from scipy import ndimage
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; outlines differ in line style as well.
 CANDIDATE = "#E69F00"
 DRAWN = ("#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#0072B2")
 _MARGIN_MM = 30.0
-_GREY = (1, 99)  # percentiles of the shown part that become black and white
+_RIM = 3  # voxels around the candidate whose intensities, with its own, should be told apart
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,7 @@ def draw(scene: Scene) -> str:
     """
     planes = _PLANES if min(scene.image.shape) > 1 else _PLANES[:1]
     box = _box(scene)
-    shown = scene.image[box]
-    low, high = np.percentile(shown, _GREY)
+    low, high = _window(scene.image[box], scene.candidate[box])
     figure = Figure(figsize=(3.6 * len(planes), 7.3), facecolor="black", layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, len(planes), squeeze=False)
@@ -68,14 +68,14 @@ def draw(scene: Scene) -> str:
         picture = _cut(scene.image, box, plane.axis, index)
         height, width = (n * s for n, s in zip(picture.shape, np.delete(scene.spacing, plane.axis), strict=True))
         for ax in column:
-            ax.imshow(picture, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), extent=(0, width, 0, height))
+            ax.imshow(picture, cmap="gray", vmin=low, vmax=high, extent=(0, width, 0, height))
             ax.set_axis_off()
             if scene.oriented:
                 _write_sides(ax, plane.sides)
         drawn = list(scene.drawn.values())
         for number, mask in enumerate(drawn):
             colour = DRAWN[number % len(DRAWN)]
-            _outline(column[1], _cut(mask, box, plane.axis, index), (width, height), colour, "dashed", 1.1)
+            _outline(column[1], _cut(mask, box, plane.axis, index), (width, height), colour, "dashed", 1.5)
         candidate = _cut(scene.candidate, box, plane.axis, index)
         _outline(column[1], candidate, (width, height), CANDIDATE, "solid", 1.8)
         name = plane.name if scene.oriented else f"plane {plane.axis + 1}"
@@ -88,6 +88,14 @@ def draw(scene: Scene) -> str:
 def _fullest(mask: np.ndarray, axis: int) -> int:
     areas = mask.sum(axis=tuple(other for other in range(3) if other != axis))
     return int(areas.argmax()) if areas.any() else mask.shape[axis] // 2
+
+
+def _window(image: np.ndarray, candidate: np.ndarray) -> tuple[float, float]:
+    """Intensities that become black and white: those in and around the candidate are in the middle."""
+    near = ndimage.binary_dilation(candidate, iterations=_RIM)
+    low, high = np.percentile(image[near] if near.any() else image, (10, 90))
+    width = max(float(high - low), 1e-6)
+    return float(low) - width / 2, float(high) + width / 2
 
 
 def _box(scene: Scene) -> tuple[slice, ...]:

@@ -20,8 +20,9 @@ from nnunet_mutual.pseudo_labels.audit import Decision
 from nnunet_mutual.review.doubt import Doubt, by_doubt
 from nnunet_mutual.review.figures import CANDIDATE, DRAWN, Scene, draw
 from nnunet_mutual.review.orientation import frame_of
-from nnunet_mutual.review.source import Source, Training, open_source
+from nnunet_mutual.review.source import Source, open_source
 from nnunet_mutual.review.table import COLUMNS, MANIFEST, TABLE
+from nnunet_mutual.review.training import Training
 
 PAGE = "review.html"
 _MASKS = "candidates"

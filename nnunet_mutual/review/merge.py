@@ -59,8 +59,11 @@ def merge_case(
         MutualError: a mask cannot be used; names it, and what is wrong.
     """
     case = table.case(files.key)
-    read, properties = reader.read_seg(str(files.label))
-    voxels = read[0].astype(np.int64)
+    try:
+        read, properties = reader.read_seg(str(files.label))
+    except Exception as error:  # every format fails in its own way; the sentence names the file
+        raise MutualError(f"{files.label} cannot be read ({error}); see nnunet_mutual check") from None
+    voxels = read[0].astype(np.int16)
     said = []
     volume = float(np.prod(properties["spacing"])) / 1000
     for verdict in sorted(verdicts, key=lambda verdict: _number_of_inner(table, verdict.label)):
@@ -90,7 +93,7 @@ def _read_mask(
     errors = [f"{problem.place}: {problem.text}" for problem in finding.problems if problem.severity == ERROR]
     if errors:
         raise MutualError(f"{verdict.place}: {errors[0]}")
-    voxels = reader.read_seg(str(verdict.file))[0][0].astype(np.int64)
+    voxels = reader.read_seg(str(verdict.file))[0][0].astype(np.int16)
     own = sorted(table.values[verdict.label])
     present = set(np.unique(voxels).tolist())
     if not (present <= {0, 1} or present <= {0, *own}):

@@ -54,13 +54,13 @@ def put_in(drawn: np.ndarray, mask: np.ndarray, rules: Mapping[int, Rule]) -> tu
         (*spatial) bool, where that is.
     """
     size = max(rules) + 1
-    inside, outside = np.arange(size), np.arange(size)
+    inside, outside = np.arange(size, dtype=drawn.dtype), np.arange(size, dtype=drawn.dtype)
     contradicts = np.zeros(size, bool)
     for y, rule in rules.items():
         inside[y] = rule.outside if rule.inside is None else rule.inside
         outside[y], contradicts[y] = rule.outside, rule.inside is None
     merged = np.where(mask, inside[drawn], outside[drawn])
-    return merged.astype(drawn.dtype), mask & contradicts[drawn]
+    return merged, mask & contradicts[drawn]
 
 
 def _plain_rules(table: AnnotationTable, case: Case, label: str) -> dict[int, Rule]:

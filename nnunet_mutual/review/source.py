@@ -24,23 +24,7 @@ from nnunet_mutual.pseudo_labels.command import in_image_space
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.store import CSV, IDENTITY, PseudoStore
 from nnunet_mutual.review.rules import rules_for
-
-
-@dataclass(frozen=True)
-class Training:
-    """A training as the user names it."""
-
-    dataset: str
-    configuration: str
-    fold: str
-    trainer: str
-    plans: str
-
-    @property
-    def words(self) -> str:
-        """As nnUNetv2_train and nnunet_mutual pseudo_label take them."""
-        number = int(self.dataset[7:10])
-        return f"{number} {self.configuration} {self.fold} -p {self.plans} -tr {self.trainer}"
+from nnunet_mutual.review.training import Training
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from nnunet_mutual.annotation import AnnotationTable
 from nnunet_mutual.datasets.files import meant, read_object
 from nnunet_mutual.datasets.tables import csv_rows
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.review.training import Training
 
 TABLE = "review.csv"
 MANIFEST = "review.json"
@@ -43,7 +44,7 @@ class Manifest:
     """What `review` has written: the dataset, and file and hash of the candidate of each (case, label)."""
 
     dataset: str
-    training: Mapping[str, str]
+    training: Training
     candidates: Mapping[tuple[str, str], tuple[str, str]]
 
 
@@ -62,7 +63,7 @@ def read_manifest(table: Path) -> Manifest:
     content = read_object(file)
     try:
         candidates = {(e["case"], e["label"]): (str(e["file"]), str(e["sha256"])) for e in content["candidates"]}
-        return Manifest(content["dataset"], content["training"], candidates)
+        return Manifest(content["dataset"], Training(**content["training"]), candidates)
     except (KeyError, TypeError):
         raise MutualError(f"{file} is damaged; run nnunet_mutual review again") from None
 
