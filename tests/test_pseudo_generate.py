@@ -120,6 +120,17 @@ def test_a_rejected_label_stays_possible() -> None:
     assert decided == [2, 0, 0], "none of the accepted labels; the tables leave the kidney open there"
 
 
+def test_candidates_are_the_likelier_values_whatever_the_filter_says() -> None:
+    image = flat([0.0, 0.0, 0.0, 0.0], [0.9, 0.6, 0.4, 0.0], [0.0, 0.0, 0.0, 0.9])
+    strict = labeller(CONTENT, [Says()], [{"spleen", "kidney"}], label=True)
+    strict.true_volumes = {"spleen": [50.0, 51.0, 49.0], "kidney": [50.0, 51.0, 49.0]}
+    drawn = np.array([[[0, 0, 0, 1]]], np.int16)
+    codes, candidates, decisions = strict.label(strict.table.case("l"), image, drawn, 1.0)
+    assert not any(decision.accepted for decision in decisions)
+    assert not np.isin(strict.codes.decided_values(codes), (2, 3)).any()
+    assert candidates.ravel().tolist() == [2, 2, 0, UNDECIDED], "a drawn liver leaves nothing open"
+
+
 def test_unlabelled_cases_get_every_label() -> None:
     image = flat([0.9, 0.0, 0.0, 0.0], [0.0, 0.9, 0.0, 0.0], [0.0, 0.0, 0.9, 0.0])
     decided, decisions = made(labeller(CONTENT, [Says()], [set(LABELS)]), "none", image, [0] * 4)

@@ -118,6 +118,10 @@ def test_what_cannot_be_reviewed(nnunet_folders: Path, tmp_path: Path, capsys: p
     refused("so an older version wrote it; delete that folder")
     refused("the number must be 1 or more", "--max", 0)
     refused(f"-p Other -tr MutualPartialTrainer; pseudo labels are in {TRAINING}/fold_0", "-p", "Other")
+    PseudoStore(store).write(
+        "case_01", np.zeros((1, 9, 9, 9), np.int16), {}, [], candidates=np.zeros((1, 9, 9, 9), int)
+    )
+    refused("(case case_01 had the shape (9, 9, 9), now (16, 20, 18)); make the pseudo labels again")
     made_by = json.loads((store / "made_by.json").read_text())
     (store / "made_by.json").write_text(json.dumps({**made_by, "labels": {"background": 0, "liver": 2}}))
     refused("are no longer those of")

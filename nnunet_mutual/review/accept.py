@@ -144,8 +144,8 @@ def _change(opened: _Dataset, merged: Mapping[str, MergedCase], scratch: Mapping
     except (OSError, RuntimeError) as error:
         if (opened.raw / INTERRUPTED).exists():
             raise MutualError(
-                f"files of {opened.folders.name} could be neither replaced nor put back ({error}); get write permission "
-                "for them, then run nnunet_mutual accept again, which puts them back first"
+                f"files of {opened.folders.name} could be neither replaced nor put back ({error}); get write "
+                "permission for them, then run nnunet_mutual accept again, which puts them back first"
             ) from error
         raise _nothing_changed(opened, error) from error
     finally:

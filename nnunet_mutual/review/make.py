@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -109,16 +109,10 @@ def _entries(source: Source, shown: Sequence[tuple[Decision, Doubt]], folder: Pa
     return [made[decision.case, decision.label] for decision, _ in shown]
 
 
-def _entries_of(source: Source, key: str, shown: Iterable[tuple[Decision, Doubt]], folder: Path) -> Iterable[Entry]:
+def _entries_of(source: Source, key: str, shown: Iterable[tuple[Decision, Doubt]], folder: Path) -> Iterator[Entry]:
     case, files, table = source.table.case(key), source.files[key], source.table
-    channel, path = next(
-        (
-            (name, file)
-            for name, file in zip(table.channels, files.images.values(), strict=False)
-            if name not in case.missing
-        ),
-        (table.channels[0], next(iter(files.images.values()))),
-    )
+    there = {table.channels[n]: file for n, file in files.images.items() if table.channels[n] not in case.missing}
+    channel, path = next(iter(there.items()))
     image, _ = source.reader.read_images((str(path),))
     read, properties = source.reader.read_seg(str(files.label))
     drawn = read[0].astype(np.int16)

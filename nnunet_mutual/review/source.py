@@ -80,7 +80,8 @@ class Source:
                 f"{self.store.folder} has no candidates of case {case.key}, so an older version wrote it; delete "
                 "that folder and make the pseudo labels again: nnunet_mutual pseudo_label"
             )
-        values = in_image_space(self.plans, candidates[0], self._properties(case.key))
+        properties = self._properties(case.key, candidates.shape)
+        values = in_image_space(self.plans, candidates[0], properties)
         own = self.table.values[label]
         mask = np.isin(values, own)
         for y, rule in rules_for(self.table, case, label, self.ignore).items():
@@ -90,17 +91,24 @@ class Source:
                 mask |= drawn == y
         return mask
 
-    def _properties(self, key: str) -> dict[str, Any]:
+    def _properties(self, key: str, shape: tuple[int, ...]) -> dict[str, Any]:
         assert self.folders.preprocessed is not None
         configuration = self.plans.get_configuration(self.training.configuration)
         folder = str(self.folders.preprocessed / configuration.data_identifier)
         try:
-            return infer_dataset_class(folder)(folder, [key]).load_case(key)[3]
+            _, seg, _, properties = infer_dataset_class(folder)(folder, [key]).load_case(key)
         except (OSError, RuntimeError, AssertionError):
             raise MutualError(
                 f"case {key} is not in {folder}; run nnUNetv2_preprocess -d {self.folders.number} -plans_name "
                 f"{self.training.plans} -c {self.training.configuration}"
             ) from None
+        if tuple(seg.shape) != shape:
+            raise MutualError(
+                f"the images in {folder} were preprocessed anew after {self.store.folder} was made (case {key} had the "
+                f"shape {shape[1:]}, now {tuple(seg.shape[1:])}); make the pseudo labels again: nnunet_mutual "
+                "pseudo_label"
+            )
+        return properties
 
 
 def open_source(training: Training, checkpoint: str | None) -> Source:
