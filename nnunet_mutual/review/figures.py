@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from scipy import ndimage
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; outlines differ in line style as well.
 CANDIDATE = "#E69F00"
 DRAWN = ("#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#0072B2")
 _MARGIN_MM = 30.0
-_RIM = 3  # voxels around the candidate whose intensities, with its own, should be told apart
+_RIM = 1  # voxels around the candidate whose intensities, with its own, should be told apart
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def _fullest(mask: np.ndarray, axis: int) -> int:
 def _window(image: np.ndarray, candidate: np.ndarray) -> tuple[float, float]:
     """Intensities that become black and white: those in and around the candidate are in the middle."""
     near = ndimage.binary_dilation(candidate, iterations=_RIM)
-    low, high = np.percentile(image[near] if near.any() else image, (10, 90))
+    low, high = np.percentile(image[near] if near.any() else image, (5, 95))
     width = max(float(high - low), 1e-6)
     return float(low) - width / 2, float(high) + width / 2
 
@@ -126,7 +127,8 @@ def _outline(ax, mask: np.ndarray, size: tuple[float, float], colour: str, style
     rows, columns = mask.shape
     x = (np.arange(-1, columns + 1) + 0.5) * size[0] / columns
     y = size[1] - (np.arange(-1, rows + 1) + 0.5) * size[1] / rows
-    ax.contour(x, y, padded, levels=[0.5], colors=[colour], linestyles=[style], linewidths=[width])
+    lines = ax.contour(x, y, padded, levels=[0.5], colors=[colour], linestyles=[style], linewidths=[width])
+    lines.set_path_effects([withStroke(linewidth=width + 1.5, foreground="black")])  # seen on bright tissue too
     ax.set_xlim(0, size[0])
     ax.set_ylim(0, size[1])
 
