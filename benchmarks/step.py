@@ -30,6 +30,12 @@ PRECISIONS = ("float32", "mixed")
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
+    if arguments.table:
+        import table
+        from cost.table import render
+
+        table.put("step", render())
+        return 0
     with tempfile.TemporaryDirectory(prefix="nnunet_mutual_step_") as folder:
         work = Path(arguments.work or folder)
         for kind in ("raw", "preprocessed", "results"):
@@ -39,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     print(json.dumps(result, indent=1))
     if arguments.out:
         write_json(Path(arguments.out), result)
+        print(f"Next: copy it to benchmarks/evidence/step, then python {Path(__file__).name} --table")
     return report(result)
 
 
@@ -119,6 +126,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="torch threads on the CPU")
     parser.add_argument("--work", help="keep the generated dataset in this folder")
     parser.add_argument("--out", help="JSON file to write")
+    parser.add_argument("--table", action="store_true", help="measure nothing, write the table into README.md")
     arguments = parser.parse_args(argv)
     if arguments.pairs < 30:
         parser.error("--pairs must be at least 30: fewer say little about a median")

@@ -58,8 +58,12 @@ def measure(
     if "mutual_partial_joint" in trainers:
         ratio["pseudo_labels"] = {"case": _labelling(trainers["mutual_partial_joint"], trainers["stock"], clock)}
     kind = "bfloat16" if device.type == "cpu" else "float16"
+    configuration = trainers["stock"].configuration_manager
     return {
         "precision": f"{kind} autocast" if mixed else "float32",
+        "patch_size": list(configuration.patch_size),
+        "batch_size": configuration.batch_size,
+        "features": configuration.network_arch_init_kwargs["features_per_stage"],
         "compiled": compiled,
         "median_seconds": seconds,
         "bytes": memory,
