@@ -93,6 +93,7 @@ class MutualCrossModalTrainer(TwoStreamTrainer):
     # nnU-Net would feed all stored channels to one network: better it finds no trainer of this name.
     checkpoint_trainer = "Export_first_with_nnunet_mutual_export"
     by_group = True
+    unlabelled_per_batch: int
 
     def __init__(
         self,

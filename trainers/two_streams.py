@@ -92,7 +92,6 @@ class TwoStreamTrainer(MutualTrainer):
     settings: TwoStreamSettings
     asks_nobody = True  # whether training cases that annotate nothing are of use, without anything but the image
     batch_size: int
-    unlabelled_per_batch: int
 
     def plan_stages(self) -> None:
         """Finds the unlabelled images and divides the batch."""
