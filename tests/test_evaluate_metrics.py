@@ -51,8 +51,8 @@ def test_overlap_and_volumes_by_hand() -> None:
 
 
 def test_a_shifted_box_by_hand() -> None:
-    # 4 mm along y: of 2 * (40 * 40 + 36 * 40 + 36 * 40) = 8960 mm2 of each surface these are more than 1 mm away: the two
-    # faces across y (2880), but for a rim of 1 mm of the one that lies inside the other box (148), and 3 mm of the sides
+    # 4 mm along y. Of 2 * (40 * 40 + 36 * 40 + 36 * 40) = 8960 mm2 of each surface these lie more than 1 mm away: the
+    # two faces across y (2880), but for a rim of 1 mm of the one inside the other box (148), and 3 mm of the sides
     wrong = 2880 - 148 + 2 * 3 * 40 + 2 * 3 * 36
     found = measured(box(y=14), box())
     assert found["surface_dice"] == pytest.approx(1 - wrong / 8960, abs=0.02)
