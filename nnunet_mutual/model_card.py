@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-import torch
-
 from nnunet_mutual.annotation import AnnotationTable
 from nnunet_mutual.pseudo_labels.audit import Decision
 
@@ -141,13 +139,17 @@ def model_card(origin: Origin, table: AnnotationTable, trained: Sequence[Trained
 
 def _model(origin: Origin, epochs: int) -> str:
     spacing = " x ".join(f"{size:.3g}" for size in origin.spacing)
-    return f"""## Model
-
-- Trained with {origin.trainer}, configuration {origin.configuration} ({spacing} mm), folds {", ".join(origin.folds)},
-  {epochs} epochs, from {origin.checkpoint}.
-- Versions: nnunet_mutual {version("nnunet_mutual")}, nnunetv2 {version("nnunetv2")}, torch {torch.__version__}, Python
-  {platform.python_version()}.
-- It predicts in stock nnU-Net; nnunet_mutual is not needed."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("nnunet_mutual", "nnunetv2", "torch"))
+    return "\n".join(
+        [
+            "## Model",
+            "",
+            f"- Trained with {origin.trainer}, configuration {origin.configuration} ({spacing} mm), {epochs} epochs.",
+            f"- Folds {', '.join(origin.folds)}, from {origin.checkpoint}.",
+            f"- Exported with {packages}, Python {platform.python_version()}.",
+            "- It predicts in stock nnU-Net; nnunet_mutual is not needed.",
+        ]
+    )
 
 
 def _intended_use(origin: Origin, table: AnnotationTable) -> str:

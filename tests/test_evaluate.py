@@ -161,7 +161,8 @@ def test_complete_references_need_no_table(play: Play, capsys: pytest.CaptureFix
     del block["cases"]["case_05"]
     play.declare(block)
     play.run("{root}/A -d 901 --no-surface", status=2)
-    assert "case_05" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "case_05" in said and "if the references draw every label, add --complete" in said
     play.run("{root}/A -d 901 --no-surface --complete")
     assert {r["label"] for r in rows(play.root / "A" / "evaluation" / "metrics.csv") if r["case"] == "case_05"} == {
         "liver",

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.evaluating import metrics
@@ -69,6 +70,18 @@ def test_concentric_balls() -> None:
     assert measured(small, large, tolerance=2)["surface_dice"] < 0.02
     assert measured(small, large, tolerance=7)["surface_dice"] == 1
     assert measured(large, large) == {**measured(large, large), "Dice": 1, "surface_dice": 1, "hd95_mm": 0}
+
+
+def test_hd95_by_a_slow_derivation() -> None:
+    rng = np.random.default_rng(8)
+    drawn = ndimage.gaussian_filter(rng.normal(size=(20, 40, 40)), (1.5, 4, 4)) > 0.02
+    predicted = np.roll(drawn, (1, 3, -2), (0, 1, 2))
+    surfaces = [
+        np.argwhere(mask & ~ndimage.binary_erosion(mask, border_value=0)) * SPACING for mask in (predicted, drawn)
+    ]
+    distances = np.linalg.norm(surfaces[0][:, None] - surfaces[1][None], axis=2)
+    expected = max(np.percentile(distances.min(axis), 95) for axis in (0, 1))
+    assert measured(predicted, drawn)["hd95_mm"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_mask_ends_at_the_border_of_the_image() -> None:

@@ -119,7 +119,10 @@ def pair_up(predictions: Path, references: References, *, chill: bool) -> list[P
             f"{shorten(unknown)}{meant(unknown[0], references.files)}; add the reference, or move the file away"
         )
     table = references.table()
-    table.require(found)
+    try:
+        table.require(found)
+    except MutualError as error:
+        raise MutualError(f"{error}; or, if the references draw every label, add --complete") from None
     wanted = [
         key
         for key in (references.files if references.wanted is None else references.wanted)
