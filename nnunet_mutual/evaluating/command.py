@@ -15,7 +15,7 @@ from nnunet_mutual.datasets.files import write_json
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.evaluating import output
 from nnunet_mutual.evaluating.cases import COUNTS, LabelScores, Pair, Rules, measure_cases
-from nnunet_mutual.evaluating.comparison import MARGIN, compare, pair_scores, worst
+from nnunet_mutual.evaluating.comparison import MARGIN, compare, pair_scores
 from nnunet_mutual.evaluating.folders import find_references, pair_up
 from nnunet_mutual.evaluating.metrics import TOLERANCE, implementation, require_monai
 from nnunet_mutual.evaluating.statistics import describe
@@ -79,7 +79,7 @@ def evaluate(predictions: str, options: EvaluateOptions) -> dict[str, Any]:
         print(json.dumps(output.without_nan(content), indent=2))
         return content
     counts = output.counted(cases, rules.table.labels)
-    print(f"{len(cases)} cases, mean (95 % interval) over the cases in which a label is annotated and present")
+    print(f"{len(cases)} cases, mean (95 % interval) over those that annotate a label and draw or predict it")
     print(output.results_table(statistics, counts))
     print(_stated(rules))
     print(f"Per case: {folder / output.TIDY}\nnnU-Net's layout: {folder / output.SUMMARY}")
@@ -115,19 +115,8 @@ def compare_predictions(first: str, second: str, options: EvaluateOptions, *, ma
         "margin": margin,
         "tolerance_mm": tolerances,
         "implementation": implementation(options.surface),
-        "metrics": {
-            metric: {label: {**one.difference.as_json(), **one.verdicts} for label, one in found.items()}
-            for metric, found in compared.items()
-        },
-        "worst": {
-            metric: [
-                {"case": row.case, "label": row.label, "a": row.a, "b": row.b}
-                for row in worst(rows, metric, output.WORST)
-            ]
-            for metric in compared
-        },
+        **output.comparison_json(rows, compared),
     }
-    content = output.without_nan(content)
     folder = _folder(options.output, Path(second))
     output.write_compared(folder / "comparison.csv", rows)
     write_json(folder / "comparison.json", content)
@@ -137,10 +126,7 @@ def compare_predictions(first: str, second: str, options: EvaluateOptions, *, ma
     print(f"A: {first}\nB: {second}\n{len(a)} cases; mean difference (95 % interval), number of cases by verdict\n")
     print(output.comparison_table(compared))
     print(f"\nStable: differences up to {margin:g}, of HD95 up to the tolerance. {_stated(measured.rules)}")
-    lines = output.worst_lines(rows)
-    print(
-        "\n".join(["Worsened most (A -> B):", *lines] if lines else ["Nothing became worse by more than the margin."])
-    )
+    print("\n".join(output.worst_lines(rows)))
     print(f"Per case: {folder / 'comparison.csv'}")
     print(f"Next: look at the cases named here; all numbers of B: nnunet_mutual evaluate {second}{_same(options)}")
     return content

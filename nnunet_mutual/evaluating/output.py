@@ -198,15 +198,33 @@ def comparison_table(compared: Mapping[str, Mapping[str, Compared]]) -> str:
     return "\n\n".join(blocks)
 
 
+def comparison_json(rows: Sequence[Paired], compared: Mapping[str, Mapping[str, Compared]]) -> dict[str, Any]:
+    """Returns, per metric, differences and verdicts by label and the cases that became worst."""
+    content = {
+        "metrics": {
+            metric: {label: {**one.difference.as_json(), **one.verdicts} for label, one in found.items()}
+            for metric, found in compared.items()
+        },
+        "worst": {
+            metric: [
+                {"case": row.case, "label": row.label, "a": row.a, "b": row.b} for row in worst(rows, metric, WORST)
+            ]
+            for metric in compared
+        },
+    }
+    return without_nan(content)
+
+
 def worst_lines(rows: Sequence[Paired]) -> list[str]:
     """Returns one line per metric and case that became worse, the largest losses first."""
-    return [
+    lines = [
         f"  {_SHOWN[row.metric][0]}: {row.case}, {row.label}: {_number(row.a, digits)} -> {_number(row.b, digits)}"
         for metric in PERFECT
         if metric != IOU
         for digits in [_SHOWN[metric][1]]
         for row in worst(rows, metric, WORST)
     ]
+    return ["Worsened most (A -> B):", *lines] if lines else ["Nothing became worse by more than the margin."]
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
