@@ -235,14 +235,9 @@ def _card(model: _Model, request: _Request, trained: Sequence[TrainedFold]) -> s
     dataset_json = read_object(request.source / "dataset.json")
     table = AnnotationTable.from_dataset_json(dataset_json)
     configuration = PlansManager(model.plan).get_configuration(request.configuration)
-    cases, unlabelled = int(dataset_json.get("numTraining", len(table.cases))), 0
-    preprocessed = request.folders.preprocessed
+    unlabelled, preprocessed = 0, request.folders.preprocessed
     if preprocessed is not None:
-        ending = dataset_json["file_ending"]
-        drawn = {path.name.removesuffix(ending) for path in (preprocessed / "gt_segmentations").glob(f"*{ending}")}
-        # Images in imagesUn may be listed, too, with what their source annotates elsewhere.
-        table = replace(table, cases={key: case for key, case in table.cases.items() if key in drawn})
-        cases = len(drawn)
+        table = _of_training_cases(table, preprocessed / "gt_segmentations", dataset_json["file_ending"])
         if request.trainer in model_card.LEARN_FROM_UNLABELLED:
             unlabelled = len(read_record(record_of(preprocessed / UNLABELLED / configuration.data_identifier)))
     channels = AnnotationTable.from_dataset_json(model.dataset_json).channels
@@ -254,13 +249,20 @@ def _card(model: _Model, request: _Request, trained: Sequence[TrainedFold]) -> s
         request.folds,
         request.checkpoint,
         channels,
-        cases,
+        len(table.cases) if table.declared else int(dataset_json["numTraining"]),
         unlabelled,
     )
     card = model_card.model_card(origin, table, trained)
     if model.group is not None:
         card += model_card.GROUP.format(group=model.group, channels=", ".join(channels))
     return card
+
+
+def _of_training_cases(table: AnnotationTable, references: Path, ending: str) -> AnnotationTable:
+    """Leaves out images in imagesUn, which may be listed, too, and seem to annotate what their source does."""
+    drawn = {path.name.removesuffix(ending) for path in references.glob(f"*{ending}")}
+    cases = {key: case for key, case in table.cases.items() if key in drawn}
+    return replace(table, cases=cases) if cases else table
 
 
 def _training_folder(dataset_name: str, trainer: str, plans: str, configuration: str) -> Path:

@@ -98,7 +98,7 @@ class Origin:
         folds: in the export.
         checkpoint: that was exported.
         channels: names of the input channels.
-        cases: training cases of the dataset, the only ones that the table may hold.
+        cases: number of training cases of the dataset.
         unlabelled: images without any drawing that the training could learn from.
     """
 
@@ -118,7 +118,7 @@ def model_card(origin: Origin, table: AnnotationTable, trained: Sequence[Trained
 
     Args:
         origin: of the model.
-        table: of the training dataset.
+        table: of the training dataset, training cases only.
         trained: one entry per exported fold.
     """
     settings = json.dumps(trained[0].settings, indent=2)

@@ -154,6 +154,10 @@ def test_a_test_set_with_its_own_dataset_json(play: Play, tmp_path: Path) -> Non
     play.declare(None)
     play.run("{root}/A {root}/nnUNet_raw/" + tiny.NAME + "/labelsTr --no-surface -o {root}/here/results")
     assert len(rows(tmp_path / "here" / "results" / "metrics.csv")) == 6 * 3 * 6
+    file = tmp_path / "other.json"
+    file.write_text(json.dumps(play.content | {"labels": {"background": 0, "organ": 1, "rest": 2, "more": 3}}))
+    play.run("{root}/A {root}/B --no-surface -djfile {root}/other.json")  # B has no dataset.json
+    assert {row["label"] for row in rows(tmp_path / "A" / "evaluation" / "metrics.csv")} == {"organ", "rest", "more"}
 
 
 def test_complete_references_need_no_table(play: Play, capsys: pytest.CaptureFixture[str]) -> None:
