@@ -12,6 +12,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+import blosc2
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -39,6 +40,7 @@ socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished training with its validation; shared, so tests must not change it."""
     root = tmp_path_factory.mktemp("trained")
+    blosc2.set_nthreads(1)  # its threads do not survive a fork
     fork = multiprocessing.get_context("fork")
     with pytest.MonkeyPatch.context() as patch:
         for name in VARIABLES:
