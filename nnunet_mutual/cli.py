@@ -185,6 +185,11 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="export all networks that learnt together in one fold, as an ensemble; network p becomes fold_p",
     )
     command.add_argument(
+        "--container",
+        metavar="FOLDER",
+        help="also write a new folder that a container of the model is built from, as challenges ask for",
+    )
+    command.add_argument(
         "--compared",
         metavar="NUMBER",
         type=int,
@@ -315,6 +320,7 @@ def _export(options: argparse.Namespace) -> int:
         output_name=options.output_name,
         peers=options.peers,
         compared=options.compared,
+        container=options.container,
     )
     return 0
 
