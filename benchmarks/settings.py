@@ -86,6 +86,11 @@ class Setting:
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     @property
+    def amp(self) -> str:
+        """Arithmetic of the trainings: "off" is float32, "bfloat16" needs a processor that computes in it."""
+        return str(self.protocol.get("amp", "off"))
+
+    @property
     def evidence(self) -> Path:
         return HERE / "evidence" / self.name
 
@@ -104,9 +109,10 @@ class Setting:
         return f"Dataset{self['datasets'][dataset]['id']:03d}_{words}"
 
     def weights_file(self, network: Network, schedule: Schedule, seed: int) -> Path:
+        arithmetic = () if self.amp == "off" else ("amp",)
         return (
             self.work
-            / f"networks-{self._digest('training', 'mirroring')}"
+            / f"networks-{self._digest('training', 'mirroring', *arithmetic)}"
             / f"{network.dataset}_{network.trainer}{network.variant}_{schedule}_s{seed}.pth"
         )
 

@@ -11,7 +11,21 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 
-class StockSchedule(nnUNetTrainer):
+class MixedStock(nnUNetTrainer):
+    """Stock nnU-Net that may train in bfloat16 on a CPU, where it knows float32 only."""
+
+    mixed = True
+
+    def train_step(self, batch: dict) -> dict:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.mixed):
+            return super().train_step(batch)
+
+    def validation_step(self, batch: dict) -> dict:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.mixed):
+            return super().validation_step(batch)
+
+
+class StockSchedule(MixedStock):
     """Reads the same "mutual" block of the plans as nnunet_mutual's trainers, so the numbers stand in one place."""
 
     def __init__(
@@ -30,6 +44,7 @@ class StockSchedule(nnUNetTrainer):
         self.initial_lr = block["initial_lr"]
         self.weight_decay = block["weight_decay"]
         self.seed = block["seed"]
+        self.mixed = block["amp"] == "bfloat16"
 
     def initialize(self) -> None:
         """Seeds the weights, and with nnUNet_n_proc_DA=0 all that is drawn later: cases, patches, augmentation."""

@@ -129,11 +129,16 @@ def comparison(setting: Setting, means: dict[str, dict[int, float]]) -> str:
 
 
 def write(setting: Setting) -> None:
-    """Prints the table and puts it between the markers of README.md."""
+    """Prints the table and puts it into README.md."""
     text = render(setting)
     print(text)
+    put(setting.name, text)
+
+
+def put(name: str, text: str) -> None:
+    """Replaces what stands between the markers of a table in README.md."""
     readme = HERE / "README.md"
-    begin, end = f"<!-- table:{setting.name} -->", f"<!-- /table:{setting.name} -->"
+    begin, end = f"<!-- table:{name} -->", f"<!-- /table:{name} -->"
     old = readme.read_text()
     if begin not in old or end not in old:
         raise BenchmarkError(f"{readme} lacks the markers {begin} and {end}; add them where the table belongs")

@@ -51,7 +51,7 @@ def run_arm(setting: Setting, arm: str, seed: int, schedule: Schedule, cases: st
             "schedule": {**setting["training"], **asdict(schedule), "decay": "nnU-Net's poly schedule over the epochs"},
             "network": setting["network"],
             "augmentation": "nnU-Net's" if setting["mirroring"] else "nnU-Net's without mirroring",
-            "precision": "float32",
+            "precision": "float32" if setting.amp == "off" else f"{setting.amp} autocast",
             "checkpoint": "last",
             "prediction": "nnU-Net's sliding window, step 0.5, Gaussian weighting, no mirroring",
             "training_seconds": [round(t["seconds"], 1) for t in trained],
@@ -132,7 +132,7 @@ def build_trainer(setting: Setting, network: Network, schedule: Schedule, seed: 
             **network.settings,
             "initial_lr": schedule.rate,
             "num_iterations_per_epoch": int(updates) // epochs,
-            "amp": "off",
+            "amp": setting.amp,
             "seed": seed,
         },
     }

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from nnunet_mutual import __version__, cli_datasets, cli_training
+from nnunet_mutual import __version__, cli_datasets, cli_results, cli_training
 from nnunet_mutual.errors import MutualError
 
 EXIT_PROBLEM = 1
@@ -98,6 +98,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:
     cli_datasets.add_commands(add)
     cli_training.add_commands(add)
     _add_model_commands(add)
+    cli_results.add_commands(add)
     return parser, list(commands.choices)
 
 
@@ -183,6 +184,11 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--peers",
         action="store_true",
         help="export all networks that learnt together in one fold, as an ensemble; network p becomes fold_p",
+    )
+    command.add_argument(
+        "--container",
+        metavar="FOLDER",
+        help="also write a new folder that a container of the model is built from, as challenges ask for",
     )
     command.add_argument(
         "--compared",
@@ -315,6 +321,7 @@ def _export(options: argparse.Namespace) -> int:
         output_name=options.output_name,
         peers=options.peers,
         compared=options.compared,
+        container=options.container,
     )
     return 0
 

@@ -7,7 +7,7 @@ drew it, a correct liver would otherwise be a false positive.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,13 +78,63 @@ def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
     Raises:
         MutualError: the shapes differ.
     """
-    if prediction.shape != reference.shape:
-        raise MutualError(
-            f"a prediction of shape {prediction.shape} cannot be compared with a reference of shape {reference.shape}; "
-            "both must lie on the grid of the image"
-        )
+    _require_same_shape(prediction, reference)
     size = int(np.count_nonzero(prediction)) + int(np.count_nonzero(reference))
     return 2 * int(np.count_nonzero(prediction & reference)) / size if size else math.nan
+
+
+@dataclass(frozen=True)
+class Masks:
+    """One annotated label of one case.
+
+    Attributes:
+        label: its name.
+        predicted: (*spatial) bool, what counts as predicted.
+        drawn: (*spatial) bool, the reference.
+    """
+
+    label: str
+    predicted: np.ndarray
+    drawn: np.ndarray
+
+
+def annotated_masks(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    table: AnnotationTable,
+    case: Case,
+    *,
+    ignore: int | None = None,
+) -> Iterator[Masks]:
+    """Yields the masks of each annotated label of one case, in the order of the table.
+
+    A predicted label that the case does not annotate counts as what the reference would have called it: the annotated
+    label that contains it in this source, or, where the reference has a label that it may overlap, that label.
+
+    Args:
+        prediction: label map (*spatial) integers.
+        reference: label map (*spatial) integers.
+        table: labels, regions, and how they contain or overlap each other.
+        case: what the reference annotates.
+        ignore: integer of nnU-Net's ignore label; its voxels in the reference are in no mask.
+
+    Raises:
+        MutualError: the shapes differ.
+    """
+    _require_same_shape(prediction, reference)
+    contained = table.contained(case)
+    for label in table.labels:
+        if label not in case.annotated:
+            continue
+        drawn = np.isin(reference, table.values[label])
+        inner = contained.get(label, frozenset()) - case.annotated
+        predicted = np.isin(prediction, _integers(table, {label, *inner}))
+        partners = table.overlap_partners(label) - case.annotated
+        if partners:
+            predicted |= drawn & np.isin(prediction, _integers(table, partners))
+        if ignore is not None:
+            predicted &= reference != ignore
+        yield Masks(label, predicted, drawn)
 
 
 def score_case(
@@ -95,40 +145,15 @@ def score_case(
     *,
     ignore: int | None = None,
 ) -> dict[str, float]:
-    """Scores the annotated labels of one case.
+    """Returns the Dice of each annotated label of one case, NaN where it is absent in both.
 
-    A predicted label that the case does not annotate counts as what the reference would have called it: the annotated
-    label that contains it in this source, or, where the reference has a label that it may overlap, that label.
-
-    Args:
-        prediction: label map (*spatial) integers.
-        reference: label map (*spatial) integers.
-        table: labels, regions, and how they contain or overlap each other.
-        case: what the reference annotates.
-        ignore: integer of nnU-Net's ignore label; its voxels in the reference are left out.
-
-    Returns:
-        Label -> Dice, in the order of the table; NaN where the label is absent in both.
+    The arguments are those of :func:`annotated_masks`.
 
     Raises:
         MutualError: the shapes differ.
     """
-    if ignore is not None and prediction.shape == reference.shape:
-        scored = reference != ignore
-        prediction, reference = prediction[scored], reference[scored]
-    contained = table.contained(case)
-    scores = {}
-    for label in table.labels:
-        if label not in case.annotated:
-            continue
-        drawn = np.isin(reference, table.values[label])
-        inner = contained.get(label, frozenset()) - case.annotated
-        predicted = np.isin(prediction, _integers(table, {label, *inner}))
-        partners = table.overlap_partners(label) - case.annotated
-        if partners and prediction.shape == reference.shape:
-            predicted |= drawn & np.isin(prediction, _integers(table, partners))
-        scores[label] = dice(predicted, drawn)
-    return scores
+    masks = annotated_masks(prediction, reference, table, case, ignore=ignore)
+    return {one.label: dice(one.predicted, one.drawn) for one in masks}
 
 
 def evaluate_folders(
@@ -169,6 +194,14 @@ def evaluate_folders(
         except MutualError as error:
             raise MutualError(f"{key}: {error}") from None
     return Evaluation(table.labels, scores)
+
+
+def _require_same_shape(prediction: np.ndarray, reference: np.ndarray) -> None:
+    if prediction.shape != reference.shape:
+        raise MutualError(
+            f"a prediction of shape {prediction.shape} cannot be compared with a reference of shape {reference.shape}; "
+            "both must lie on the grid of the image"
+        )
 
 
 def _read(reader: BaseReaderWriter, path: Path) -> np.ndarray:

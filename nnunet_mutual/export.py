@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +15,22 @@ import torch
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_mutual import model_card
 from nnunet_mutual.annotation import BLOCK, AnnotationTable
 from nnunet_mutual.checkpoints import STATE_KEY, STOCK_TRAINER, load_own, save_atomically
+from nnunet_mutual.container.write import require_container, tag, write_container
 from nnunet_mutual.datasets.files import meant, read_object, write_json
 from nnunet_mutual.datasets.locate import DatasetFolders, locate
 from nnunet_mutual.datasets.raw import training_cases
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.export_groups import group_dataset, group_plan, group_weights, groups_of_training
+from nnunet_mutual.model_card import TrainedFold
+from nnunet_mutual.pseudo_labels.audit import read_decisions
+from nnunet_mutual.pseudo_labels.store import CSV as DECISIONS
+from nnunet_mutual.unlabelled import UNLABELLED, read_record, record_of
 
-PEERS_CARD = """
-## Ensemble
+CARD = "model_card.md"
 
-This folder holds the {number} networks of one training that learnt together; fold_p is network p, not a fold of a
-cross-validation, and prediction averages them. The validation above is that of the one network that is deployed alone.
-"""
-GROUP_CARD = """
-## Input
-
-This is the network of the modality group {group}. It takes images of {channels}, in this order as channels 0000,
-0001 and so on, and of nothing else: nnU-Net cannot tell whether another sequence is fed to it. Look at images of
-doubtful origin with: nnunet_mutual check_images MODEL_FOLDER IMAGES
-"""
 # What a checkpoint keeps besides its weights; optimiser and training state stay behind.
 _KEPT = ("logging", "_best_ema", "current_epoch", "inference_allowed_mirroring_axes")
 
@@ -64,6 +57,23 @@ class _Model:
         return "" if self.group is None else f"_{self.group}"
 
 
+@dataclass(frozen=True)
+class _Request:
+    """What is exported: the folder of a training, and the arguments of :func:`export`."""
+
+    source: Path
+    folders: DatasetFolders
+    trainer: str
+    folds: Sequence[str]
+    checkpoint: str
+    peers: bool
+
+    @property
+    def configuration(self) -> str:
+        """The trained configuration."""
+        return self.source.name.split("__")[2]
+
+
 def export(
     dataset: str,
     configuration: str,
@@ -75,6 +85,7 @@ def export(
     output_name: str | None,
     peers: bool = False,
     compared: int = 5,
+    container: str | None = None,
 ) -> None:
     """Writes ``nnUNetTrainer__<plans>_<method>__<configuration>`` beside the training folder.
 
@@ -90,6 +101,7 @@ def export(
         checkpoint: which checkpoint becomes the model, usually checkpoint_final.pth.
         output_name: plans name of the export; by default ``<plans>_<trainer without "Trainer">``.
         peers: export all networks that learnt together, network p as fold_p: stock prediction averages them.
+        container: new folder for what a container of the model is built from; of modality groups, one in it for each.
         compared: validation cases that each modality group's model predicts, to compare it with the training.
 
     Raises:
@@ -117,31 +129,51 @@ def export(
             )
         for fold in folds:
             _require_trained(source / f"fold_{fold}", checkpoint, model, command.replace("FOLD", fold))
-    written = []
-    try:
-        for model in models:
-            temporary = model.target.with_name(f".{model.target.name}.tmp{os.getpid()}")
-            written.append(temporary)
-            shown = _write_model(temporary, model, source, trainer, folds, checkpoint, peers)
-            if model.group is not None and checkpoint == "checkpoint_final.pth":
-                _compare(temporary, model, source, folders, shown[0], compared)
-        for model, temporary in zip(models, written, strict=True):
-            os.replace(temporary, model.target)
-    except BaseException:
-        for temporary in written:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    chosen = None if container is None else Path(container).absolute()
+    if chosen is not None:
+        require_container(chosen, models[0].plan, configuration)
+    request = _Request(source, folders, trainer, folds, checkpoint, peers)
+    shown = _write_all(models, request, compared, chosen)
     for model in models:
         print(f"{model.target}: a stock nnU-Net model, read model_card.md in it first")
     for model in models:
         options = f"-d {folders.number} -c {configuration} -p {model.plan['plans_name']} -f {' '.join(shown)}"
         print(f"Next: nnUNetv2_predict {options} -i IMAGES -o SEGMENTATIONS")
+        if chosen is not None:
+            print(f"Or:   docker build -t {tag(model.plan['plans_name'])} {chosen / (model.group or '')}")
 
 
-def _compare(folder: Path, model: _Model, source: Path, folders: DatasetFolders, fold: str, number: int) -> None:
+def _write_all(models: Sequence[_Model], request: _Request, compared: int, container: Path | None) -> list[str]:
+    """Writes models and containers under temporary names, then gives all their names; returns those of the folds."""
+    moves: list[tuple[Path, Path]] = []
+
+    def temporary(target: Path) -> Path:
+        moves.append((target.with_name(f".{target.name}.tmp{os.getpid()}"), target))
+        return moves[-1][0]
+
+    try:
+        staged = None if container is None else temporary(container)
+        for model in models:
+            folder = temporary(model.target)
+            shown = _write_model(folder, model, request)
+            if model.group is not None and request.checkpoint == "checkpoint_final.pth":
+                _compare(folder, model, request, shown[0], compared)
+            if staged is not None:
+                write_container(staged / (model.group or ""), folder)
+        for written, target in moves:
+            os.replace(written, target)
+    except BaseException:
+        for written, _ in moves:
+            shutil.rmtree(written, ignore_errors=True)
+        raise
+    return shown
+
+
+def _compare(folder: Path, model: _Model, request: _Request, fold: str, number: int) -> None:
     """Adds how well a group's model does what its network did in training, and what its sequences look like."""
     from nnunet_mutual import parity, sequences
 
+    source, folders = request.source, request.folders
     groups = groups_of_training(read_object(source / "plans.json"), read_object(source / "dataset.json"))
     assert groups is not None and model.group is not None
     validated = source / f"fold_{fold}" / f"validation_full{model.suffix}"
@@ -156,7 +188,7 @@ def _compare(folder: Path, model: _Model, source: Path, folders: DatasetFolders,
     if not found:
         print(f"{model.group}: not compared with the training, which needs the raw and the preprocessed images")
         return
-    with (folder / "model_card.md").open("a", encoding="utf-8") as stream:
+    with (folder / CARD).open("a", encoding="utf-8") as stream:
         stream.write(parity.card(found))
     agreement = sum(one.agreement for one in found) / len(found)
     said = f"{model.group}: {agreement:.3%} of the voxels of {len(found)} validation case(s) have the training's label"
@@ -182,26 +214,55 @@ def _plan_models(source: Path, plans_name: str, configuration: str) -> list[_Mod
     return models
 
 
-def _write_model(
-    folder: Path, model: _Model, source: Path, trainer: str, folds: Sequence[str], checkpoint: str, peers: bool
-) -> list[str]:
+def _write_model(folder: Path, model: _Model, request: _Request) -> list[str]:
     """Writes a model folder and returns the names of its folds."""
     folder.mkdir()
     write_json(folder / "plans.json", model.plan)
     write_json(folder / "dataset.json", model.dataset_json)
-    shutil.copyfile(source / "dataset_fingerprint.json", folder / "dataset_fingerprint.json")
-    summaries, shown = [], []
-    for name, origin, trained in _models(source, model, folds, checkpoint, peers):
-        summaries.append(_export_fold(origin, folder / f"fold_{name}", trained, model))
+    shutil.copyfile(request.source / "dataset_fingerprint.json", folder / "dataset_fingerprint.json")
+    trained_folds, shown = [], []
+    for name, origin, trained in _models(model, request):
+        trained_folds.append(_export_fold(origin, folder / f"fold_{name}", trained, model))
         shown.append(name)
-    table = AnnotationTable.from_dataset_json(read_object(source / "dataset.json"))
-    card = model_card(model.target.name, trainer, folds, checkpoint, table, summaries[:1] if peers else summaries)
-    card += PEERS_CARD.format(number=len(shown)) if peers else ""
-    if model.group is not None:
-        channels = AnnotationTable.from_dataset_json(model.dataset_json).channels
-        card += GROUP_CARD.format(group=model.group, channels=", ".join(channels))
-    (folder / "model_card.md").write_text(card, encoding="utf-8")
+    card = _card(model, request, trained_folds[:1] if request.peers else trained_folds)
+    card += model_card.PEERS.format(number=len(shown)) if request.peers else ""
+    (folder / CARD).write_text(card, encoding="utf-8")
     return shown
+
+
+def _card(model: _Model, request: _Request, trained: Sequence[TrainedFold]) -> str:
+    """Returns the model card."""
+    dataset_json = read_object(request.source / "dataset.json")
+    table = AnnotationTable.from_dataset_json(dataset_json)
+    configuration = PlansManager(model.plan).get_configuration(request.configuration)
+    unlabelled, preprocessed = 0, request.folders.preprocessed
+    if preprocessed is not None:
+        table = _of_training_cases(table, preprocessed / "gt_segmentations", dataset_json["file_ending"])
+        if request.trainer in model_card.LEARN_FROM_UNLABELLED:
+            unlabelled = len(read_record(record_of(preprocessed / UNLABELLED / configuration.data_identifier)))
+    channels = AnnotationTable.from_dataset_json(model.dataset_json).channels
+    origin = model_card.Origin(
+        model.target.name,
+        request.trainer,
+        request.configuration,
+        configuration.spacing,
+        request.folds,
+        request.checkpoint,
+        channels,
+        len(table.cases) if table.declared else int(dataset_json["numTraining"]),
+        unlabelled,
+    )
+    card = model_card.model_card(origin, table, trained)
+    if model.group is not None:
+        card += model_card.GROUP.format(group=model.group, channels=", ".join(channels))
+    return card
+
+
+def _of_training_cases(table: AnnotationTable, references: Path, ending: str) -> AnnotationTable:
+    """Leaves out images in imagesUn, which may be listed, too, and seem to annotate what their source does."""
+    drawn = {path.name.removesuffix(ending) for path in references.glob(f"*{ending}")}
+    cases = {key: case for key, case in table.cases.items() if key in drawn}
+    return replace(table, cases=cases) if cases else table
 
 
 def _training_folder(dataset_name: str, trainer: str, plans: str, configuration: str) -> Path:
@@ -240,13 +301,11 @@ def _checkpoint(fold: Path, checkpoint: str, model: _Model) -> Path:
     return fold / checkpoint
 
 
-def _models(
-    source: Path, model: _Model, folds: Sequence[str], checkpoint: str, peers: bool
-) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+def _models(model: _Model, request: _Request) -> Iterator[tuple[str, Path, dict[str, Any]]]:
     """Yields the name of each exported fold, the folder it comes from and its checkpoint, one in memory at a time."""
+    source, checkpoint = request.source, request.checkpoint
     dataset_json, plan = read_object(source / "dataset.json"), read_object(source / "plans.json")
-    configuration = source.name.split("__")[2]
-    for fold in folds:
+    for fold in request.folds:
         origin = source / f"fold_{fold}"
         trained = load_own(_checkpoint(origin, checkpoint, model), torch.device("cpu"))
         if model.group is not None:
@@ -258,11 +317,11 @@ def _models(
                 groups.channels[model.group],
                 plan=plan,
                 dataset_json=dataset_json,
-                configuration=configuration,
+                configuration=request.configuration,
             )
             yield fold, origin, {**trained, "network_weights": weights}
             continue
-        if not peers:
+        if not request.peers:
             yield fold, origin, trained
             continue
         state = trained[STATE_KEY]["peers"]
@@ -276,7 +335,7 @@ def _models(
             yield str(n), origin, {**trained, "network_weights": weights}
 
 
-def _export_fold(source: Path, folder: Path, trained: Mapping[str, Any], model: _Model) -> dict[str, Any]:
+def _export_fold(source: Path, folder: Path, trained: Mapping[str, Any], model: _Model) -> TrainedFold:
     (folder / "validation").mkdir(parents=True)
     arguments = {
         **trained["init_args"],
@@ -299,7 +358,13 @@ def _export_fold(source: Path, folder: Path, trained: Mapping[str, Any], model: 
     shutil.copyfile(progress, folder / "progress.png")
     summary = without_case_names(read_object(source / f"validation{model.suffix}" / "summary.json"))
     write_json(folder / "validation" / "summary.json", summary)
-    return {"summary": summary, "state": trained[STATE_KEY], "epochs": trained["current_epoch"]}
+    decisions = source / "pseudo_labels" / DECISIONS
+    return TrainedFold(
+        summary,
+        trained[STATE_KEY]["settings"],
+        trained["current_epoch"],
+        read_decisions(decisions) if decisions.is_file() else (),
+    )
 
 
 def without_identities(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
@@ -313,60 +378,3 @@ def without_case_names(summary: Mapping[str, Any]) -> dict[str, Any]:
     for number, case in enumerate(cleaned["metric_per_case"], 1):
         case["reference_file"] = case["prediction_file"] = f"case_{number:03d}"
     return cleaned
-
-
-def model_card(
-    name: str,
-    trainer: str,
-    folds: Sequence[str],
-    checkpoint: str,
-    table: AnnotationTable,
-    trained: Sequence[Mapping[str, Any]],
-) -> str:
-    """Returns what a user must know about an exported model, as Markdown without identities.
-
-    Args:
-        name: folder name of the export.
-        trainer: the true trainer.
-        folds: folds in the export.
-        checkpoint: the checkpoint that was exported.
-        table: of the training dataset.
-        trained: per fold its summary, training state and number of epochs.
-    """
-    cases = list(table.cases.values())
-    lines = [
-        f"# {name}",
-        "",
-        "Not a medical device. For research; results need the eyes of a physician.",
-        "",
-        f"Trained with {trainer} (nnunet_mutual {version('nnunet_mutual')}, nnunetv2 {version('nnunetv2')}, torch "
-        f"{torch.__version__}), folds {', '.join(folds)}, {trained[0]['epochs']} epochs, from {checkpoint}.",
-        "It predicts in stock nnU-Net; nnunet_mutual is not needed.",
-        "",
-        "## Data and validation",
-        "",
-        "A label is scored on validation cases in which it is annotated.",
-        "",
-        "| label | cases that annotate it | mean Dice in validation | validation cases scored |",
-        "|---|---|---|---|",
-    ]
-    for label in table.labels:
-        annotated = str(sum(label in case.annotated for case in cases)) if table.declared else "all"
-        dice = _dice(table, label, [entry["summary"] for entry in trained])
-        mean = f"{sum(dice) / len(dice):.3f}" if dice else "not scored"
-        lines.append(f"| {label} | {annotated} | {mean} | {len(dice)} |")
-    lines += ["", "## Settings", "", "```json", json.dumps(trained[0]["state"]["settings"], indent=2), "```", ""]
-    return "\n".join(lines)
-
-
-def _dice(table: AnnotationTable, label: str, summaries: Sequence[Mapping[str, Any]]) -> list[float]:
-    values = table.values[label]
-    keys = (str(tuple(values)), str(values[0]))
-    found = [
-        case["metrics"][key]["Dice"]
-        for summary in summaries
-        for case in summary["metric_per_case"]
-        for key in keys[: 1 if keys[0] in case["metrics"] else 2]
-        if key in case["metrics"]
-    ]
-    return [value for value in found if value is not None and value == value]

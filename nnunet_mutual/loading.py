@@ -165,7 +165,7 @@ def _start(
     make = trainer.training_loader(dataset.identifiers) if is_training else nnUNetDataLoader
     loader = make(
         dataset,
-        trainer.batch_size,
+        trainer.batch_size if is_training else trainer.validation_batch_size,
         size,
         trainer.configuration_manager.patch_size,
         trainer.label_manager,

@@ -78,8 +78,8 @@ def annotated_counts(
         logits: (B, C, *spatial), highest resolution.
         target: (B, 1, *spatial) labels, or (B, R[+1], *spatial) regions.
         annotated: (B, C) bool.
-        heirs: (B, C, C) bool, of plain labels: what a voxel of a predicted class counts as, so that a tumour predicted
-            in a liver that was drawn with its tumours is no mistake about the liver.
+        heirs: (B, C) long or (B, C, C) bool, of plain labels: what a voxel of a predicted class counts as, so that a
+            tumour predicted in a liver that was drawn with its tumours is no mistake about the liver.
         label_manager: nnU-Net's.
 
     Returns:
@@ -92,9 +92,7 @@ def annotated_counts(
             target, mask = target[:, :-1], (~target[:, -1:].bool()).float()
     else:
         assert heirs is not None
-        likeliest = logits.argmax(1).flatten(1)[:, None].expand(-1, logits.shape[1], -1)
-        allowed = heirs.transpose(1, 2).gather(2, likeliest).view_as(logits)
-        restricted = logits.masked_fill(~allowed, -torch.inf).argmax(1, keepdim=True)
+        restricted = _restricted(logits, heirs)
         prediction = torch.zeros_like(logits, dtype=torch.float32).scatter_(1, restricted, 1)
         if label_manager.has_ignore_label:
             mask = (target != label_manager.ignore_label).float()
@@ -102,6 +100,16 @@ def annotated_counts(
     counts = get_tp_fp_fn_tn(prediction, target, tuple(range(2, logits.ndim)), mask)[:3]
     sums = torch.stack([(count * annotated).sum(0) for count in counts]).cpu().numpy()
     return tuple(sums if label_manager.has_regions else sums[:, 1:])
+
+
+def _restricted(logits: Tensor, heirs: Tensor) -> Tensor:
+    """The classes (B, 1, *spatial) that predicted ones count as."""
+    likeliest = logits.argmax(1, keepdim=True)
+    if heirs.ndim == 2:
+        return heirs.gather(1, likeliest.flatten(1)).view_as(likeliest)
+    asked = likeliest.flatten(1)[:, None].expand(-1, logits.shape[1], -1)
+    allowed = heirs.transpose(1, 2).gather(2, asked).view_as(logits)
+    return logits.masked_fill(~allowed, -torch.inf).argmax(1, keepdim=True)
 
 
 class Ranking:

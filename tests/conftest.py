@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import blosc2
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,5 +27,6 @@ def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 @pytest.fixture()
 def forked_pools(monkeypatch: pytest.MonkeyPatch) -> None:
     """Validates in forked processes; the spawned ones of real runs, seen in test_end_to_end, import for ten seconds."""
+    blosc2.set_nthreads(1)  # its threads do not survive a fork
     fork = multiprocessing.get_context("fork")
     monkeypatch.setattr(multiprocessing, "get_context", lambda method=None: fork)

@@ -157,6 +157,7 @@ CALLS = [
             "output_name": None,
             "peers": False,
             "compared": 5,
+            "container": None,
         },
     ),
     (

@@ -12,7 +12,13 @@ from torch import nn
 
 from nnunet_mutual.building import share_encoder
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.losses.correlation import correlation, correlation_cross_entropy, most_and_any, row_entropy
+from nnunet_mutual.losses.correlation import (
+    correlation,
+    correlation_cross_entropy,
+    most_and_any,
+    row_entropy,
+    standardised,
+)
 from nnunet_mutual.modules.attention import CrossSampleAttention, attention_stage, make_auxiliary
 from nnunet_mutual.modules.bank import FeatureBank
 from nnunet_mutual.modules.tap import FeatureTap
@@ -44,6 +50,23 @@ def test_cosines_are_blind_to_length_and_dot_products_saturate() -> None:
     torch.testing.assert_close(cosines[0], cosines[1])
     dots = correlation(queries * 30, memory, usable, temperature=0.1, cosine=False)
     assert row_entropy(dots, counted) < 0.01 < 0.05 < row_entropy(cosines[0], counted) < 0.98
+
+
+def test_standardised_by_hand() -> None:
+    x, reference, usable = vectors(4, 5), vectors(5, 6) * 3 + 2, torch.tensor([True, False, True, True, True, False])
+    rows = reference[usable].double()
+    expected = (x.double() - rows.mean(0)) / (rows.std(0, correction=0) + 1e-3)
+    torch.testing.assert_close(standardised(x, reference, usable).double(), expected, atol=1e-5, rtol=1e-5)
+    with_gradient = reference.clone().requires_grad_()
+    assert not standardised(x, with_gradient, usable).requires_grad
+
+
+def test_what_all_vectors_have_in_common_does_not_make_them_alike() -> None:
+    usable, counted = torch.ones(100, dtype=torch.bool), torch.ones(20, dtype=torch.bool)
+    queries, memory = vectors(2, 20) * 0.1 + 5, vectors(3, 100) * 0.1 + 5
+    assert row_entropy(correlation(queries, memory, usable, temperature=0.1), counted) > 0.98
+    relative = standardised(queries, memory, usable), standardised(memory, memory, usable)
+    assert 0.05 < row_entropy(correlation(*relative, usable, temperature=0.1), counted) < 0.98
 
 
 def test_the_entropy_is_a_share_of_the_highest() -> None:

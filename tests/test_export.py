@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +125,23 @@ def test_exported_checkpoint_holds_no_training_state(folders: Callable[[str], Pa
     assert "mutual" not in json.loads((model / "dataset.json").read_text())
     card = (model / "model_card.md").read_text()
     assert "| liver | 3 |" in card and "not a medical device" in card.lower()
+
+
+def test_the_card_tells_all_but_names(trained: Path, folders: Callable[[str], Path]) -> None:
+    run_export(output_name="nnUNetPlans_Card")
+    card = (folders("nnUNet_results") / "nnUNetTrainer__nnUNetPlans_Card__3d_fullres" / "model_card.md").read_text()
+    training = folders("nnUNet_results") / "PartialTrainer__nnUNetPlans__3d_fullres"
+    summary = json.loads((training / "fold_0" / "validation" / "summary.json").read_text())
+    dice = [case["metrics"]["1"]["Dice"] for case in summary["metric_per_case"]]
+    scored = [value for value in dice if value == value]
+    mean = f"{sum(scored) / len(scored):.3f}" if scored else "not scored"
+    assert re.search(rf"\| liver \| 3 \| {mean} \| [-.0-9]+ \| {len(scored)} \|", card)
+    assert "6 cases of 2 sources" in card and "| liver | 3 |\n| tumour, spleen | 3 |" in card
+    for version in ("nnunetv2", "torch", "nnunet_mutual"):
+        assert f"{version} {metadata.version(version)}" in card
+    for words in ("PartialTrainer", "2 epochs", "(1 x 1 x 1 mm)", "Intended use", "Limits", "10.1109/TMI.2025.3614853"):
+        assert words in card
+    assert not re.search(r"case_\d|Jane", card) and str(trained) not in card
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def numbers_of(card: str) -> list[float]:
 def test_every_group_predicts_in_stock_nnunet(
     trained: Path, folders: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert export("--compared", "1") == 0
+    assert export("--compared", "1", "--container", str(tmp_path / "submission")) == 0
     shown = capsys.readouterr().out
     assert "both: 100.000% of the voxels of 1 validation case(s) have" in shown
     results = folders("nnUNet_results")
@@ -83,6 +83,10 @@ def test_every_group_predicts_in_stock_nnunet(
         model = results / f"nnUNetTrainer__{PLANS}_{group}__3d_fullres"
         content = json.loads((model / "dataset.json").read_text())
         assert list(content["channel_names"].values()) == channels and list(content["channel_names"])[0] == "0"
+        boxed = tmp_path / "submission" / group / "model"
+        assert (boxed / "dataset.json").read_text() == (model / "dataset.json").read_text()
+        assert (boxed / "model_card.md").read_text() == (model / "model_card.md").read_text()
+        assert f"CASE_0000.nii.gz` | {channels[0]} |" in (boxed.parent / "README.md").read_text()
         plan = json.loads((model / "plans.json").read_text())
         assert "modality_groups" not in plan and plan["plans_name"] == f"{PLANS}_{group}"
         assert len(plan["configurations"]["3d_fullres"]["normalization_schemes"]) == len(channels)

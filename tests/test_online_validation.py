@@ -51,11 +51,13 @@ def validated(trainer: Any, logits: Tensor, keys: list[str]) -> tuple[dict[str, 
 
 
 @pytest.mark.parametrize("ignore", [False, True], ids=["", "ignore"])
-@pytest.mark.parametrize("contains", [False, True], ids=["", "contains"])
-def test_plain_labels(nnunet_folders: Path, ignore: bool, contains: bool) -> None:
+@pytest.mark.parametrize("relation", ["", "contains", "overlap"])
+def test_plain_labels(nnunet_folders: Path, ignore: bool, relation: str) -> None:
     block = partial_block()
-    if contains:
+    if relation == "contains":
         block["sources"]["a"]["contains"] = {"liver": ["tumour"]}
+    if relation == "overlap":
+        block["may_overlap"] = [["liver", "spleen"]]
     preprocessed = tiny.make_dataset(nnunet_folders, block=block, settings=SHORT, ignore=ignore)
     (preprocessed / "splits_final.json").write_text(f'[{{"train": {KEYS}, "val": {KEYS[:2]}}}]'.replace("'", '"'))
     trainer = trainer_for(preprocessed)

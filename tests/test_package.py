@@ -54,7 +54,7 @@ def test_wheel(source, tmp_path):
     }
     assert expected <= names, "modules are missing in the wheel"
     extra = {name for name in names - expected if ".dist-info/" not in name}
-    assert extra == {"nnunet_mutual/py.typed"}
+    assert extra == {"nnunet_mutual/py.typed", "nnunet_mutual/review/page.html"}
 
     site = tmp_path / "site"
     run([*PIP, "install", *OFFLINE, "--target", str(site), str(wheel)], tmp_path, environment())

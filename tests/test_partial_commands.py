@@ -66,7 +66,13 @@ def test_all_networks_become_an_ensemble(results: Path, capsys: pytest.CaptureFi
     for n, weights in enumerate(own["mutual_state"]["peers"]["networks"]):
         exported = torch.load(folder / f"fold_{n}" / "checkpoint_final.pth", weights_only=True)
         assert all(torch.equal(value, weights[name]) for name, value in exported["network_weights"].items())
-    assert "fold_p is network p, not a fold" in (folder / "model_card.md").read_text()
+    card = (folder / "model_card.md").read_text()
+    assert "fold_p is network p, not a fold" in card
+    decisions = read_decisions(
+        results / "MutualPartialTrainer__nnUNetPlans__3d_fullres" / "fold_0" / "pseudo_labels" / "decisions.csv"
+    )
+    spleen = [decision.accepted for decision in decisions if decision.label == "spleen"]
+    assert spleen and f"| spleen | {sum(spleen)} of {len(spleen)} |" in card
     predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(folder), (0, 1), "checkpoint_final.pth")
     image = np.random.default_rng(0).normal(size=(1, 16, 20, 18)).astype(np.float32)

@@ -74,7 +74,7 @@ def flat(*probabilities: list[float]) -> Tensor:
 
 def made(made_by: PseudoLabeller, key: str, image: Tensor, drawn: list[int]) -> tuple[list[int], list[Decision]]:
     values = np.array(drawn, np.int16)[None, None]
-    codes, decisions = made_by.label(made_by.table.case(key), image, values, 1.0)
+    codes, _, decisions = made_by.label(made_by.table.case(key), image, values, 1.0)
     np.testing.assert_array_equal(made_by.codes.true_values(codes), values)
     return made_by.codes.decided_values(codes).ravel().tolist(), decisions
 
@@ -118,6 +118,17 @@ def test_a_rejected_label_stays_possible() -> None:
     decided, decisions = made(strict, "l", image, [0, 0, 0])
     assert {d.label: d.accepted for d in decisions} == {"spleen": True, "kidney": False}
     assert decided == [2, 0, 0], "none of the accepted labels; the tables leave the kidney open there"
+
+
+def test_candidates_are_the_likelier_values_whatever_the_filter_says() -> None:
+    image = flat([0.0, 0.0, 0.0, 0.0], [0.9, 0.6, 0.4, 0.0], [0.0, 0.0, 0.0, 0.9])
+    strict = labeller(CONTENT, [Says()], [{"spleen", "kidney"}], label=True)
+    strict.true_volumes = {"spleen": [50.0, 51.0, 49.0], "kidney": [50.0, 51.0, 49.0]}
+    drawn = np.array([[[0, 0, 0, 1]]], np.int16)
+    codes, candidates, decisions = strict.label(strict.table.case("l"), image, drawn, 1.0)
+    assert not any(decision.accepted for decision in decisions)
+    assert not np.isin(strict.codes.decided_values(codes), (2, 3)).any()
+    assert candidates.ravel().tolist() == [2, 2, 0, UNDECIDED], "a drawn liver leaves nothing open"
 
 
 def test_unlabelled_cases_get_every_label() -> None:

@@ -51,6 +51,15 @@ def test_a_batch_holds_both_streams(nnunet_folders: Path, settings: dict[str, in
     assert set(seen) == {*UNLABELLED, *training}
 
 
+def test_validation_batches_are_those_of_stock(nnunet_folders: Path) -> None:
+    preprocessed = two_stream_dataset(nnunet_folders)
+    _set_batch_size(preprocessed, 4)
+    trainer = trainer_for(preprocessed, MeanTeacherTrainer)
+    trainer.initialize()
+    training, validation = trainer.get_dataloaders()
+    assert len(next(validation)["keys"]) == 4 and trainer.batch_size == 2
+
+
 def _set_batch_size(preprocessed: Path, size: int) -> None:
     file = preprocessed / "nnUNetPlans.json"
     plans = json.loads(file.read_text())

@@ -111,6 +111,7 @@ class MutualTrainer(nnUNetTrainer):
         building.seed(self.settings.seed)
         self.plan_stages()
         super().initialize()
+        self.validation_batch_size = self.batch_size  # stock's, whatever a method makes of training batches
         training, _ = self.do_split()
         self.knowledge = self.build_knowledge().to(self.device)
         self.table.require_annotated(training, self.fold)

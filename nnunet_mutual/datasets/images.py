@@ -91,21 +91,12 @@ def inspect_case(
     images = _read_images(files, case, table.channels, reader, finding)
     if not files.label.is_file():
         return finding  # already reported by the listing of files
-    label = _read(files.label, reader, finding, is_label=True)
+    label = read_volume(files.label, reader, finding, is_label=True)
     if label is None:
         return finding
     if images:
-        _compare_grids(images[0], label, "the label map", finding)
-    counts = _count(label, finding)
-    known = {0, *(value for values in table.values.values() for value in values)} | (
-        {ignore} if ignore is not None else set()
-    )
-    unknown = sorted(set(counts) - known)
-    if unknown:
-        what = ", ".join(f"{value} ({counts[value]} voxels)" for value in unknown[:5])
-        finding.error(
-            label.path, f"holds values that dataset.json does not define: {what}; defined are {_values(table, ignore)}"
-        )
+        compare_grids(images[0], label, "the label map", finding)
+    counts = count_labels(label, table, ignore, finding)
     finding.present = {name for name, values in table.values.items() if any(counts.get(value) for value in values)}
     if case is not None:
         outside = outside_annotation(counts, table, case.annotated | case.pseudo)
@@ -117,6 +108,28 @@ def inspect_case(
                 "this case, or erase the voxels if the drawing is not complete",
             )
     return finding
+
+
+def count_labels(label: Volume, table: AnnotationTable, ignore: int | None, finding: Finding) -> dict[int, int]:
+    """Counts the voxels of each integer of a label map; what dataset.json does not define is an error.
+
+    Args:
+        label: the label map.
+        table: integers of each label.
+        ignore: integer of nnU-Net's ignore label, if it may occur.
+        finding: gets the errors.
+    """
+    counts = _count(label, finding)
+    known = {0, *(value for values in table.values.values() for value in values)} | (
+        {ignore} if ignore is not None else set()
+    )
+    unknown = sorted(set(counts) - known)
+    if unknown:
+        what = ", ".join(f"{value} ({counts[value]} voxels)" for value in unknown[:5])
+        finding.error(
+            label.path, f"holds values that dataset.json does not define: {what}; defined are {_values(table, ignore)}"
+        )
+    return counts
 
 
 def outside_annotation(counts: Mapping[int, int], table: AnnotationTable, annotated: Iterable[str]) -> dict[str, int]:
@@ -156,11 +169,11 @@ def _read_images(
             )
         elif not path.is_file():
             finding.error(path, f"does not exist ({path}); correct the path in dataset.json")
-        elif (volume := _read(path, reader, finding)) is not None:
+        elif (volume := read_volume(path, reader, finding)) is not None:
             volumes[number] = volume
             absent = channels[number] in missing
             _check_intensities(volume, None if absent else channels[number], finding)
-            _compare_grids(next(iter(volumes.values())), volume, "the image", finding)
+            compare_grids(next(iter(volumes.values())), volume, "the image", finding)
     finding.images = volumes
     found = list(volumes.values())
     if len(files.images) == 1 and len(found) == 1 and len(found[0].voxels) == len(channels):
@@ -204,7 +217,8 @@ def _check_intensities(volume: Volume, channel: str | None, finding: Finding) ->
         )
 
 
-def _read(path: Path, reader: BaseReaderWriter, finding: Finding, *, is_label: bool = False) -> Volume | None:
+def read_volume(path: Path, reader: BaseReaderWriter, finding: Finding, *, is_label: bool = False) -> Volume | None:
+    """Reads an image or a label map; returns None where it cannot, and adds the reason to the findings."""
     try:
         with _quiet():
             voxels, properties = reader.read_seg(str(path)) if is_label else reader.read_images((str(path),))
@@ -246,19 +260,27 @@ def _position(properties: Mapping[str, Any]) -> tuple[tuple[float, ...] | None, 
     return None, None
 
 
-def _compare_grids(image: Volume, other: Volume, what: str, finding: Finding) -> None:
-    """nnU-Net goes by array indices: a shifted or turned grid puts labels on the wrong tissue without a word."""
+def compare_grids(image: Volume, other: Volume, what: str, finding: Finding, *, of: str = "") -> None:
+    """Finds differences of grids; nnU-Net goes by indices, so a shifted grid puts labels on the wrong tissue silently.
+
+    Args:
+        image: whose grid is right.
+        other: what must lie on it.
+        what: other in words, such as "the label map".
+        finding: gets the errors.
+        of: the image in words; its file name if not given.
+    """
+    of = of or image.path.name
     if image.voxels.shape[1:] != other.voxels.shape[1:]:
         finding.error(
             other.path,
-            f"{what} has {_size(other)} voxels, {image.path.name} has {_size(image)}; resample it to the grid of "
-            "the image",
+            f"{what} has {_size(other)} voxels, {of} has {_size(image)}; resample it to the grid of the image",
         )
         return
     if not np.allclose(image.spacing, other.spacing, rtol=1e-3):
         finding.error(
             other.path,
-            f"{what} has voxels of {_mm(other.spacing[::-1])} mm, {image.path.name} of {_mm(image.spacing[::-1])} "
+            f"{what} has voxels of {_mm(other.spacing[::-1])} mm, {of} of {_mm(image.spacing[::-1])} "
             "mm; correct the header or resample",
         )
     if image.origin is None or other.origin is None or image.axes is None or other.axes is None:
@@ -268,7 +290,7 @@ def _compare_grids(image: Volume, other: Volume, what: str, finding: Finding) ->
     if not np.allclose(image.axes, other.axes, atol=1e-2):
         finding.error(
             other.path,
-            f"the axes of {what} point in other directions than those of {image.path.name}; left and right may be "
+            f"the axes of {what} point in other directions than those of {of}; left and right may be "
             "swapped, resample it to the image",
         )
         return
@@ -276,7 +298,7 @@ def _compare_grids(image: Volume, other: Volume, what: str, finding: Finding) ->
     if np.abs(shift).max() > 0.5 * min(image.spacing):
         finding.error(
             other.path,
-            f"{what} is shifted by {_mm(shift)} mm (x, y, z) against {image.path.name}; resample it to the grid of "
+            f"{what} is shifted by {_mm(shift)} mm (x, y, z) against {of}; resample it to the grid of "
             "the image, or correct the header",
         )
 

@@ -13,6 +13,7 @@ from nnunet_mutual.datasets.files import keep_backup, read_object, write_json
 from nnunet_mutual.datasets.locate import DatasetFolders, locate
 from nnunet_mutual.errors import MutualError
 
+INTERRUPTED = ".accept.json"  # in the raw dataset while `nnunet_mutual accept` replaces files
 # What preprocessing and planning depend on: a difference here cannot be copied over.
 _PLANNED = ("labels", "regions_class_order", "channel_names", "modality", "file_ending")
 
@@ -34,6 +35,11 @@ def raw_and_preprocessed_differ(dataset_name: str | int) -> str | None:
         folders = locate(dataset_name)
     except MutualError:
         return None  # neither raw nor preprocessed: nothing to compare
+    if folders.raw is not None and (folders.raw / INTERRUPTED).exists():
+        return (
+            f"{folders.name}: nnunet_mutual accept was interrupted while it replaced label maps; run it again, it puts "
+            "back what it had replaced"
+        )
     paths = _paths(folders)
     if paths is None:
         return None

@@ -85,7 +85,7 @@ def _labels(names: Sequence[Any], labels: Sequence[str], place: str) -> frozense
 
 
 def _csv_entries(path: Path, labels: Sequence[str]) -> list[Entry]:
-    header, rows = _csv_rows(path)
+    header, rows = csv_rows(path)
     label_columns = [name for name in header if name not in _RESERVED]
     crosses = False
     if "labels" not in header:
@@ -119,7 +119,22 @@ def _csv_entries(path: Path, labels: Sequence[str]) -> list[Entry]:
     return list(entries.values())
 
 
-def _csv_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+def csv_rows(
+    path: Path, known: Sequence[str] = _RESERVED, example: str = "case,labels"
+) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Reads a CSV as spreadsheets write it: separated by commas, semicolons or tabs, with empty lines and columns.
+
+    Args:
+        path: the file.
+        known: names of columns that are recognised in any case.
+        example: of a first line, for the sentence about a wrong one.
+
+    Returns:
+        The columns, and (line number, column -> cell without surrounding blanks) of each line.
+
+    Raises:
+        MutualError: the file cannot be read, or its shape is wrong; names the line.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -136,10 +151,10 @@ def _csv_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     header = [cell.strip() for cell in next(lines, [])]
     while header and not header[-1]:
         header.pop()
-    header = [cell.lower() if cell.lower() in _RESERVED else cell for cell in header]
+    header = [cell.lower() if cell.lower() in known else cell for cell in header]
     if "case" not in header:
         raise MutualError(
-            f"{path} has no column 'case'; its first line is {first.strip()!r}, expected for example: case,labels"
+            f"{path} has no column 'case'; its first line is {first.strip()!r}, expected for example: {example}"
         )
     for name in header:
         if header.count(name) > 1:

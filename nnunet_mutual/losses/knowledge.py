@@ -59,8 +59,9 @@ class Knowledge:
     Attributes:
         tables: supervision by true labels.
         pseudo_tables: by true and accepted pseudo labels; the same without them.
-        heirs: (patterns, C, C) bool for plain labels: row = predicted class, column = classes that such a voxel
-            may count as when the prediction is scored.
+        heirs: for plain labels, what a voxel of a predicted class counts as when the prediction is scored:
+            (patterns, C) long, the class; or, if overlaps leave a choice, (patterns, C, C) bool, row = predicted class,
+            column = classes among which the likeliest is taken.
         cases: an example of each pattern.
     """
 
@@ -102,7 +103,8 @@ class Knowledge:
         self.pseudo_tables = self.tables if codes is None else self._pseudo_tables(codes)
         self.heirs: Tensor | None = None
         if not table.is_regions:
-            self.heirs = torch.stack([self._heirs(case) for case in self.cases])
+            heirs = torch.stack([self._heirs(case) for case in self.cases])
+            self.heirs = heirs if (heirs.sum(2) > 1).any() else heirs.long().argmax(2)
 
     @property
     def is_full(self) -> Sequence[bool]:

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_mutual.losses.consistency import probabilities, squared_difference
-from nnunet_mutual.losses.correlation import correlation, correlation_cross_entropy, most_and_any, row_entropy
+from nnunet_mutual.losses.correlation import (
+    correlation,
+    correlation_cross_entropy,
+    most_and_any,
+    row_entropy,
+    standardised,
+)
 from nnunet_mutual.losses.knowledge import Knowledge
 from nnunet_mutual.modules.bank import FeatureBank
 from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
@@ -67,8 +73,8 @@ class CorrelationObjective(Objective):
         weights: of the terms.
         ramp_end: share of the training during which they rise.
 
-    Source: Gao et al., MICCAI 2023, arXiv 2307.06312. Cosines, stopped gradients, both directions, the choice of
-        queries and the fixed bank are [E].
+    Source: Gao et al., MICCAI 2023, arXiv 2307.06312. Cosines of standardised embeddings, stopped gradients, both
+        directions, the choice of queries and the fixed bank are [E].
     """
 
     term_names = ("supervised", "consistency", "correlation")
@@ -151,10 +157,15 @@ class CorrelationObjective(Objective):
     def _correlation(self, peer: int, output: Output) -> Tensor:
         assert isinstance(self.heads, nn.ModuleList) and self._places is not None and self._memory is not None
         sample, voxel = self._places
-        queries = self.heads[peer](output.features[STRIDE].flatten(2)[sample, :, voxel])
-        return correlation(
-            queries, *self._memory, temperature=CORRELATION_TEMPERATURE, cosine=not self.weights.published
-        )
+        memory, usable = self._memory
+        head: Any = self.heads[peer]
+        queries = head(output.features[STRIDE].flatten(2)[sample, :, voxel])
+        if self.weights.published:
+            return correlation(queries, memory, usable, temperature=CORRELATION_TEMPERATURE, cosine=False)
+        with torch.no_grad():
+            remembered = head.predict(memory)  # in the space of the queries
+        queries, memory = standardised(queries, remembered, usable), standardised(memory, memory, usable)
+        return correlation(queries, memory, usable, temperature=CORRELATION_TEMPERATURE)
 
     # Per network
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import insert_crop_into_image
 from nnunetv2.paths import nnUNet_results
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_mutual.config import read_settings
 from nnunet_mutual.datasets.files import meant, read_object
@@ -64,8 +65,10 @@ def pseudo_label(
     if output is not None:
         _write_label_maps(made, store, Path(output))
         print(f"Label maps: {output}; what was drawn is in them as it was drawn")
-    print("Next, to train with pseudo labels:")
-    print(f"  nnUNetv2_train {folders.number} {configuration} {fold} -p {plans} -tr MutualPartialTrainer")
+    place = f"{folders.number} {configuration} {fold} -p {plans} -tr"
+    print("Next, to show the doubtful ones to a reader, or to train with pseudo labels:")
+    print(f"  nnunet_mutual review {place} {trainer} -chk {checkpoint} -o review")
+    print(f"  nnUNetv2_train {place} MutualPartialTrainer")
 
 
 def _load(dataset: str, configuration: str, fold: str, name: str, plans: str, checkpoint: str, device: str) -> Any:
@@ -114,7 +117,9 @@ def _write_label_maps(trainer: Any, store: PseudoStore, folder: Path) -> None:
         properties = dataset.load_case(key)[3]
         decided = codes.decided_values(np.asarray(store.codes(key)[:])[0])
         values = [v for label in accepted.get(key, ()) for v in trainer.table.values[label]]
-        found = in_image_space(trainer, np.where(np.isin(decided, values), decided, UNDECIDED), properties)
+        found = in_image_space(
+            trainer.plans_manager, np.where(np.isin(decided, values), decided, UNDECIDED), properties
+        )
         reference = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations" / f"{key}{ending}"
         drawn, described = reader.read_seg(str(reference))
         drawn = drawn[0].astype(np.int16)
@@ -123,11 +128,11 @@ def _write_label_maps(trainer: Any, store: PseudoStore, folder: Path) -> None:
         reader.write_seg(np.where(fits, found, drawn).astype(np.uint8), str(folder / f"{key}{ending}"), described)
 
 
-def in_image_space(trainer: Any, values: np.ndarray, properties: dict[str, Any]) -> np.ndarray:
+def in_image_space(plans: PlansManager, values: np.ndarray, properties: dict[str, Any]) -> np.ndarray:
     """Undoes nnU-Net's resampling, cropping and transposition of a label map, with nearest neighbours.
 
     Args:
-        trainer: of whose configuration the map is.
+        plans: of the configuration.
         values: (*spatial) integers, preprocessed.
         properties: of the case.
 
@@ -139,4 +144,4 @@ def in_image_space(trainer: Any, values: np.ndarray, properties: dict[str, Any])
     cropped = torch.nn.functional.interpolate(tensor, size=tuple(map(int, shape)), mode="nearest-exact")[0, 0].numpy()
     whole = np.full(properties["shape_before_cropping"], UNDECIDED, np.int16)
     whole = insert_crop_into_image(whole, cropped.astype(np.int16), properties["bbox_used_for_cropping"])
-    return whole.transpose(trainer.plans_manager.transpose_backward)
+    return whole.transpose(plans.transpose_backward)

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,7 +87,9 @@ class PseudoLabeller:
         everything = frozenset().union(*self.learnt)
         return [label for label in self.table.labels if label in everything - case.annotated]
 
-    def label(self, case: Case, image: Tensor, drawn: np.ndarray, voxel_ml: float) -> tuple[np.ndarray, list[Decision]]:
+    def label(
+        self, case: Case, image: Tensor, drawn: np.ndarray, voxel_ml: float
+    ) -> tuple[np.ndarray, np.ndarray, list[Decision]]:
         """Makes the pseudo labels of a case.
 
         Args:
@@ -97,14 +99,13 @@ class PseudoLabeller:
             voxel_ml: volume of a voxel in millilitres.
 
         Returns:
-            (*spatial) int16 codes of drawn and decided values, and a decision for each open label.
+            (*spatial) int16 codes of drawn and decided values; (*spatial) int16 candidates, the likelier value of every
+            open voxel, sure or not and accepted or not, -1 elsewhere; and a decision for each open label.
         """
         names = self.open_labels(case)
         found = self._predict(names, image)
-        decided = self._decide(case, names, found, drawn)
-        for name in names:
-            if name in self.table.singles:
-                decided = self._keep_main(case, name, decided, drawn)
+        decided = self._decide_main(case, names, found, drawn, self.settings)
+        candidates = self._decide_main(case, names, found, drawn, replace(self.settings, voxel=False))
         chosen = decided != UNDECIDED
         share = float(chosen.sum()) / max(1, int((chosen | self._is_open(case, names, drawn)).sum()))
         decisions = []
@@ -135,9 +136,9 @@ class PseudoLabeller:
             decisions.append(decision)
         if rejected.any():  # "none of the accepted labels" may still be certain there
             accepted = [decision.label for decision in decisions if decision.accepted]
-            none = self._decide(case, accepted, found, drawn) == drawn
+            none = self._decide(case, accepted, found, drawn, self.settings) == drawn
             decided[rejected] = np.where(none, drawn, UNDECIDED)[rejected]
-        return self.codes.encode(drawn, decided), decisions
+        return self.codes.encode(drawn, decided), candidates, decisions
 
     def _predict(self, names: Sequence[str], image: Tensor) -> Prediction:
         networks = {name: [n for n, own in enumerate(self.learnt) if name in own] for name in names}
@@ -178,13 +179,24 @@ class PseudoLabeller:
     def _probabilities(self, logits: Tensor) -> np.ndarray:
         return (logits.sigmoid() if self.table.is_regions else logits.softmax(0)).numpy()
 
-    def _decide(self, case: Case, names: Sequence[str], found: Prediction, drawn: np.ndarray) -> np.ndarray:
+    def _decide_main(
+        self, case: Case, names: Sequence[str], found: Prediction, drawn: np.ndarray, settings: FilterSettings
+    ) -> np.ndarray:
+        decided = self._decide(case, names, found, drawn, settings)
+        for name in names:
+            if name in self.table.singles:
+                decided = self._keep_main(case, name, decided, drawn)
+        return decided
+
+    def _decide(
+        self, case: Case, names: Sequence[str], found: Prediction, drawn: np.ndarray, settings: FilterSettings
+    ) -> np.ndarray:
         if self.table.is_regions:
             hypotheses, membership = self._hypotheses(case)
             unknown = set(self.table.labels) - case.annotated - set(names)
             found.probability[[self.channel[name] for name in unknown]] = np.nan
-            return decide_regions(found.probability, drawn, hypotheses, membership, self.settings)
-        return decide_voxels(found.probability, drawn, self._open_values(case, names), found.conflict, self.settings)
+            return decide_regions(found.probability, drawn, hypotheses, membership, settings)
+        return decide_voxels(found.probability, drawn, self._open_values(case, names), found.conflict, settings)
 
     def _open_values(self, case: Case, names: Sequence[str]) -> dict[int, tuple[int, ...]]:
         """Per drawn value, the unannotated values that it leaves open."""
@@ -340,7 +352,7 @@ def _label_case(labeller: PseudoLabeller, trainer: MutualTrainer, dataset: Any, 
     data, seg, _, properties = dataset.load_case(key)
     case, drawn = trainer.table.case(key), np.asarray(seg[0])
     image = torch.from_numpy(np.array(data[:], copy=True))
-    codes, decisions = labeller.label(case, image, drawn, voxel_volume(properties, drawn.shape))
+    codes, candidates, decisions = labeller.label(case, image, drawn, voxel_volume(properties, drawn.shape))
     accepted = case.annotated | {decision.label for decision in decisions if decision.accepted}
     decided = labeller.codes.decided_values(codes)
     merged = np.where(decided == UNDECIDED, drawn, decided)
@@ -350,4 +362,4 @@ def _label_case(labeller: PseudoLabeller, trainer: MutualTrainer, dataset: Any, 
     asked = [*known, (-1, *map(int, manager.all_labels))] if manager.has_ignore_label else known
     locations = DefaultPreprocessor._sample_foreground_locations(merged[None], asked) if asked else {}
     locations = {c: locations.get(c, []) for c in [*classes, *asked]}
-    store.write(key, codes[None], locations, decisions, like=seg)
+    store.write(key, codes[None], locations, decisions, candidates=candidates[None], like=seg)

@@ -21,7 +21,7 @@ CSV = "decisions.csv"
 
 
 class PseudoStore:
-    """A folder with, per case, a compressed map of codes, locations of every label, and decisions.
+    """A folder with, per case, a compressed map of codes, one of candidates, locations of every label, and decisions.
 
     A case is there when its decisions are: they are written last, each file under a temporary name first.
 
@@ -58,6 +58,8 @@ class PseudoStore:
         codes: np.ndarray,
         locations: Mapping[Any, np.ndarray],
         decisions: Sequence[Decision],
+        *,
+        candidates: np.ndarray | None = None,
         like: Any = None,
     ) -> None:
         """Writes a case.
@@ -67,21 +69,25 @@ class PseudoStore:
             codes: (1, *spatial) int16.
             locations: as nnU-Net's ``class_locations``: label or tuple of integers -> (n, 4).
             decisions: one per label that the case does not annotate.
+            candidates: (1, *spatial) int16, likelier values for a reader, sure or not; -1 where nothing is open.
             like: nnU-Net's compressed label map, whose chunks fit the patches that a loader will read.
         """
         write_locations(self.folder / f"{case}.npz", locations)
-        b2nd = self.folder / f"{case}.b2nd"
-        temporary = self.folder / f".{case}.tmp{os.getpid()}.b2nd"
-        temporary.unlink(missing_ok=True)
         chunks = {name: getattr(like, name) for name in ("chunks", "blocks") if hasattr(like, name)}
-        codec = {"codec": blosc2.Codec.ZSTD}
-        blosc2.asarray(np.ascontiguousarray(codes), urlpath=str(temporary), cparams=codec, **chunks)
-        os.replace(temporary, b2nd)
+        if candidates is not None:
+            self._candidates(case).parent.mkdir(exist_ok=True)
+            _write_map(self._candidates(case), candidates, **chunks)
+        _write_map(self.folder / f"{case}.b2nd", codes, **chunks)
         write_json(self._decisions(case), [asdict(decision) for decision in decisions])
 
     def codes(self, case: str) -> Any:
         """Returns the codes of a case, (1, *spatial) int16, decompressed where they are read."""
         return blosc2.open(urlpath=str(self.folder / f"{case}.b2nd"), mode="r", dparams={"nthreads": 1})
+
+    def candidates(self, case: str) -> np.ndarray | None:
+        """Returns the likelier values of a case, (1, *spatial) int16; None if it was written without."""
+        file = self._candidates(case)
+        return np.asarray(blosc2.open(urlpath=str(file), mode="r")[:]) if file.exists() else None
 
     def locations(self, case: str) -> dict[Any, np.ndarray]:
         """Returns the voxels of each label of a case, as nnU-Net's ``class_locations``."""
@@ -107,6 +113,17 @@ class PseudoStore:
 
     def _decisions(self, case: str) -> Path:
         return self.folder / f"{case}.json"
+
+    def _candidates(self, case: str) -> Path:
+        return self.folder / "candidates" / f"{case}.b2nd"
+
+
+def _write_map(file: Path, values: np.ndarray, **chunks: Any) -> None:
+    temporary = file.with_name(f".{file.stem}.tmp{os.getpid()}.b2nd")
+    temporary.unlink(missing_ok=True)
+    codec = {"codec": blosc2.Codec.ZSTD}
+    blosc2.asarray(np.ascontiguousarray(values), urlpath=str(temporary), cparams=codec, **chunks)
+    os.replace(temporary, file)
 
 
 def write_locations(file: Path, locations: Mapping[Any, np.ndarray]) -> None:

@@ -1,0 +1,1 @@
+"""Parts of ``step.py``: the dataset, the trainers in the middle of an epoch, what is counted and what is timed."""

@@ -1,0 +1,1 @@
+"""`nnunet_mutual evaluate`: overlap, surfaces and volumes of segmentations, only where a label is annotated."""
