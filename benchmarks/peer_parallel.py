@@ -71,14 +71,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def prepare(work: Path) -> None:
     """Makes the datasets of step.py."""
-    import step
+    from cost.dataset import BY_GROUP, in_parts, make_dataset
 
     for kind in ("raw", "preprocessed", "results"):
         (work / f"nnUNet_{kind}").mkdir()
         os.environ[f"nnUNet_{kind}"] = str(work / f"nnUNet_{kind}")
-    chosen = argparse.Namespace(labels=4, size=(48, 64, 48), mix="half", plans="small")
-    for dataset in (step.NAME, step.BY_GROUP):
-        step.make_dataset(work, chosen, dataset)
+    for dataset in (in_parts(2), BY_GROUP):
+        make_dataset(work, dataset, plans="small", size=(48, 64, 48), labels=4, parts=2)
     os.environ["nnUNet_n_proc_DA"] = "0"
 
 
@@ -172,14 +171,18 @@ def one_process(rank: int, store: Path, work: Path, name: str, rounds: int, queu
 
 def start(work: Path, name: str, place: Any) -> Any:
     """Returns a trainer that is not initialised yet, one of two processes or alone."""
-    import step
     import torch
+    from cost.dataset import BY_GROUP, in_parts
 
     from nnunet_mutual import trainers
     from nnunet_mutual.peer_parallel import share_networks
+    from nnunet_mutual.trainers.base import MutualTrainer
 
     kind = getattr(trainers, name)
-    folder = work / "nnUNet_preprocessed" / (step.BY_GROUP if kind.by_group else step.NAME)
+    if place is None:  # which network may be deployed follows from the data, in a training of several
+        one = {"candidates": (0,), "__init__": kind.__init__, "on_train_start": MutualTrainer.on_train_start}
+        kind = type(name, (kind,), one)
+    folder = work / "nnUNet_preprocessed" / (BY_GROUP if kind.by_group else in_parts(2))
     plans = read_json(folder / "nnUNetPlans.json")
     plans["configurations"][CONFIGURATION]["mutual"] = {"amp": "off", "seed": 0, **TRAINERS[name]}
     plans["continue_training"] = False

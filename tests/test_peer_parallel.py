@@ -18,6 +18,7 @@ from training import GROUPS, SHORT, partial_block, trainer_for
 from two_streams import two_stream_dataset
 
 from nnunet_mutual.checkpoints import load_own
+from nnunet_mutual.cli import main
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.peer_parallel import share_networks
 from nnunet_mutual.trainers import MutualCorrelationTrainer, MutualCrossModalTrainer, MutualPartialTrainer
@@ -209,3 +210,19 @@ def test_half_precision_on_the_way_is_close_and_said(dataset: Path, alone: dict[
     assert 0 < largest_difference(final(first)["peers"]["networks"], alone["peers"]["networks"])[0] < 1e-2
     assert "rounded by at most" in first["log"]
     assert all(torch.equal(value, second["memory"][key]) for key, value in first["memory"].items())
+
+
+@pytest.mark.parametrize("dataset", ["short"], indirect=True)
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("x -tr PartialTrainer", "the fold must be a number"),
+        ("0 -tr PartialTrainer -p Nope", "has no Nope.json; give -p one of: nnUNetPlans"),
+        ("0 -tr PartialTrainer --exchange float16", "belong to --peer-parallel"),
+        ("0 -tr MutualCorrelationTrainer --peer-parallel --processes 1 -device cpu", "needs two processes at least"),
+        ("0 -tr MutualCorrelationTrainer --peer-parallel -device mps", "leave --peer-parallel out"),
+    ],
+)
+def test_what_the_command_refuses(dataset: Path, line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "901", "3d_fullres", *line.split()]) == 2
+    assert said in capsys.readouterr().err
