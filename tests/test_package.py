@@ -54,7 +54,8 @@ def test_wheel(source, tmp_path):
     }
     assert expected <= names, "modules are missing in the wheel"
     extra = {name for name in names - expected if ".dist-info/" not in name}
-    assert extra == {"nnunet_mutual/py.typed"}
+    templates = {f"nnunet_mutual/report/templates/page.{kind}" for kind in ("html", "css")}
+    assert extra == {"nnunet_mutual/py.typed", *templates}
 
     site = tmp_path / "site"
     run([*PIP, "install", *OFFLINE, "--target", str(site), str(wheel)], tmp_path, environment())

@@ -19,7 +19,7 @@ from nnunet_mutual.report.findings import findings
 from nnunet_mutual.report.identities import Identities
 from nnunet_mutual.report.logs import networks_per_epoch, read_alarms, read_curves, read_versions
 from nnunet_mutual.report.progress import progress
-from nnunet_mutual.report.results import results
+from nnunet_mutual.report.results import first_network, results
 from nnunet_mutual.report.scores import paired, read_other, read_scores, validations
 from nnunet_mutual.report.training import Training, open_training
 
@@ -116,12 +116,12 @@ def _facts(training: Training, scores: pd.DataFrame, curves: pd.DataFrame, alarm
     done = int(curves.epoch.max()) + 1 if len(curves) else 0
     of = f" of {training.epochs_planned}" if not training.finished else ""
     facts = [("state", f"{'finished' if training.finished else 'not finished'}, {done}{of} epochs")]
-    first = scores[scores.network == scores.network.iloc[0]] if len(scores) else scores
-    means = first.dropna(subset=["dice"]).groupby("label").dice.mean()
-    if len(means):
-        facts.append(("mean Dice over labels", f"{means.mean():.3f}"))
-        facts.append(("lowest label", f"{means.idxmin()}, {means.min():.3f}"))
-        facts.append(("validation cases", str(first.case.nunique())))
+    for network, own in scores.dropna(subset=["dice"]).groupby("network", sort=False):
+        means, of = own.groupby("label").dice.mean(), f", {network}" if network else ""
+        facts.append((f"mean Dice over labels{of}", f"{means.mean():.3f}"))
+        facts.append((f"lowest label{of}", f"{means.idxmin()}, {means.min():.3f}"))
+    if len(scores):
+        facts.append(("validation cases", str(scores.case.nunique())))
     facts.append(("alarms in the log", str(alarms)))
     return facts
 
@@ -182,7 +182,7 @@ def _tables(
         "findings": pd.DataFrame([asdict(one) for one in noted], columns=["level", "text", "when"]),
     }
     if other is not None:
-        both = paired(scores[scores.network == scores.network.iloc[0]], other[1])
+        both = paired(first_network(scores), other[1])
         found["paired"] = _named(both, names)[["case", "source", "label", "dice", "dice_other"]]
     if decisions:
         entries: list[dict[str, Any]] = [asdict(one) for one in decisions]

@@ -72,15 +72,13 @@ def _coverage(covered: pd.DataFrame) -> Table | Missing:
         return Missing("No case of the dataset is known here, so there is no coverage to show.")
     sources = list(dict.fromkeys(covered.source[covered.cases > 0]))
     parts = list(dict.fromkeys(covered.part))
-    rows: list[list[str | None]] = [
-        ["cases", *(_sum(covered[covered.source == s], parts, "cases") for s in sources), None]
-    ]
+    first = covered[covered.label == covered.label.iloc[0]]
+    sizes = (_sum(first[first.source == source], parts, "cases") for source in sources)
+    rows: list[list[str | None]] = [["cases", *sizes, _sum(first, parts, "cases")]]
     for label in dict.fromkeys(covered.label):
         own = covered[covered.label == label]
         cells = [_sum(own[own.source == source], parts, "annotated") for source in sources]
         rows.append([str(label), *cells, _sum(own, parts, "annotated")])
-    first = covered[covered.label == covered.label.iloc[0]]
-    rows[0][-1] = _sum(first, parts, "cases")
     return Table(
         f"Cases in which somebody looked for the label ({' + '.join(parts)}), by source; empty: not annotated "
         "there, so unknown, not absent.",
@@ -91,7 +89,7 @@ def _coverage(covered: pd.DataFrame) -> Table | Missing:
 
 
 def _sum(rows: pd.DataFrame, parts: Sequence[str], column: str) -> str | None:
-    numbers = [int(rows[column][rows.part == part].groupby([rows.label, rows.source]).sum().sum()) for part in parts]
+    numbers = [int(rows[column][rows.part == part].sum()) for part in parts]
     return " + ".join(map(str, numbers)) if any(numbers) else None
 
 

@@ -141,12 +141,12 @@ def _table(evidence: Evidence, arms: Sequence[str]) -> Table:
     for arm in arms:
         own = means.dice[means.arm == arm]
         spread = f"{own.min():.3f} to {own.max():.3f}" if len(own) > 1 else None
-        values = [f"{of_label[arm, label]:.3f}" if (arm, label) in of_label.index else None for label in labels]
+        values = [f"{value:.3f}" if value == value else None for value in of_label[arm].reindex(labels)]
         cost = f"{updates[arm]:,}" if isinstance(updates[arm], int) else None
-        rows.append([f"{arm}: {words[arm]}".rstrip(": "), f"{own.mean():.3f}", spread, str(len(own)), *values, cost])
+        rows.append([arm, f"{own.mean():.3f}", spread, str(len(own)), *values, cost, words[arm] or None])
     return Table(
         "Mean Dice over cases, then labels, then seeds.",
-        ["arm", "mean", "range of seeds", "seeds", *labels, "updates"],
+        ["arm", "mean", "range of seeds", "seeds", *labels, "updates", "what it is"],
         rows,
         "differences between arms that are larger than the range of the seeds, at the same number of updates.",
     )
@@ -217,6 +217,8 @@ def _origin(evidence: Evidence) -> list[blocks.Block]:
         if values:
             rows.append([key.replace("_", " "), values[0] if len(values) == 1 else f"differs: {len(values)} forms"])
     found: list[blocks.Block] = [Text(f"Data: {text}.") for text in said]
+    if not rows:
+        return [*found, Missing("The evidence files hold scores only.")]
     return [*found, Table("The same in all runs, unless it says that it differs.", ["", ""], rows)]
 
 

@@ -13,7 +13,7 @@ from nnunet_mutual.report.logs import Alarm
 from nnunet_mutual.report.results import FEW
 from nnunet_mutual.report.training import Training
 
-GAP = 0.1  # Dice between sources
+GAP, COMPARABLE = 0.1, 3  # Dice between sources, and the cases that each must have
 FALL = 0.05  # Dice below its peak at the end
 
 
@@ -45,32 +45,43 @@ def _state(training: Training, scores: pd.DataFrame) -> Iterator[str]:
 
 def _scores(training: Training, scores: pd.DataFrame) -> Iterator[str]:
     for network, own in scores.groupby("network", sort=False):
-        of = f" (network {network})" if network else ""
-        for label in training.table.labels:
-            yield from _label(own[own.label == label], label, of)
-
-
-def _label(rows: pd.DataFrame, label: str, of: str) -> Iterator[str]:
-    scored = rows[rows.dice.notna()]
-    if scored.empty:
-        yield f"{label}{of} is scored on no validation case: nothing is known about it."
-        return
-    if len(scored) < FEW:
-        yield f"{label}{of} is scored on only {len(scored)} validation case(s)."
-    there, absent = rows[rows.voxels_drawn > 0], rows[rows.voxels_drawn == 0]
-    missed, invented = int((there.voxels_predicted == 0).sum()), int((absent.voxels_predicted > 0).sum())
-    if missed:
-        yield f"{label}{of} is missed entirely in {missed} of {len(there)} cases in which it was drawn."
-    if invented:
-        yield f"{label}{of} is found in {invented} of {len(absent)} cases in which it is absent."
-    sources = scored.groupby("source").dice.agg(["mean", "size"])
-    sources = sources[sources["size"] >= 3].sort_values("mean")
-    if len(sources) > 1 and sources["mean"].iloc[-1] - sources["mean"].iloc[0] > GAP:
-        low, high = sources.iloc[0], sources.iloc[-1]
-        yield (
-            f"{label}{of} has a Dice of {low['mean']:.2f} on cases of {sources.index[0]} (n = {low['size']:.0f}), of "
-            f"{high['mean']:.2f} on cases of {sources.index[-1]} (n = {high['size']:.0f})."
+        by_label = {label: own[own.label == label] for label in training.table.labels}
+        kinds = (
+            (f"Scored on fewer than {FEW} validation cases, which says little", _few),
+            ("Missed entirely, of the cases in which it was drawn", _missed),
+            ("Found where it is absent, of such cases", _invented),
+            ("Mean Dice differs between sources", _gap),
         )
+        of = f"Network {network}: " if network else ""
+        for what, judge in kinds:
+            said = [f"{label} ({found})" for label, rows in by_label.items() if (found := judge(rows))]
+            if said:
+                yield f"{of}{what}: {', '.join(said)}."
+
+
+def _few(rows: pd.DataFrame) -> str | None:
+    number = int(rows.dice.notna().sum())
+    return str(number) if number < FEW else None
+
+
+def _missed(rows: pd.DataFrame) -> str | None:
+    there = rows[rows.voxels_drawn > 0]
+    number = int((there.voxels_predicted == 0).sum())
+    return f"{number} of {len(there)}" if number else None
+
+
+def _invented(rows: pd.DataFrame) -> str | None:
+    absent = rows[rows.voxels_drawn == 0]
+    number = int((absent.voxels_predicted > 0).sum())
+    return f"{number} of {len(absent)}" if number else None
+
+
+def _gap(rows: pd.DataFrame) -> str | None:
+    sources = rows[rows.dice.notna()].groupby("source").dice.agg(["mean", "size"])
+    means = sources["mean"][sources["size"] >= COMPARABLE].sort_values()
+    if len(means) < 2 or means.iloc[-1] - means.iloc[0] <= GAP:
+        return None
+    return f"{means.iloc[0]:.2f} in {means.index[0]}, {means.iloc[-1]:.2f} in {means.index[-1]}"
 
 
 def _course(curves: pd.DataFrame) -> Iterator[str]:
@@ -87,4 +98,4 @@ def _pseudo(decisions: Sequence[Decision]) -> Iterator[str]:
         own = [decision for decision in decisions if decision.label == label]
         accepted = sum(decision.accepted for decision in own)
         if accepted < len(own) / 2:
-            yield f"Of {len(own)} pseudo labels of {label} only {accepted} were accepted."
+            yield f"{len(own) - accepted} of {len(own)} pseudo labels of {label} were rejected."

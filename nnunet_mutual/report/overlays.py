@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases
+from nnunet_mutual.errors import MutualError
 from nnunet_mutual.report.identities import Identities
 from nnunet_mutual.report.training import Training
 
@@ -30,7 +32,7 @@ SIDE = 2.3  # inches
 
 @dataclass(frozen=True)
 class Pick:
-    """A case of a label worth looking at; ``rank`` is "typical" or "worst"."""
+    """A case of a label worth looking at; ``rank`` is "typical", "worst" or "the only case"."""
 
     label: str
     key: str
@@ -61,21 +63,28 @@ def picks(scores: pd.DataFrame, labels: list[str]) -> list[Pick]:
     found: list[Pick] = []
     for label in (label for label in there if label in chosen):
         rows = scored[scored.label == label].sort_values(["dice", "case"])
-        nearest = (rows.dice - medians[label]).abs().idxmin()
-        for rank, row in (("typical", rows.loc[nearest]), ("worst", rows.iloc[0])):
+        better = rows.iloc[1:] if len(rows) > 1 else rows
+        nearest = (better.dice - medians[label]).abs().idxmin()
+        usual = "typical" if len(rows) > 1 else "the only case"
+        for rank, row in ((usual, rows.loc[nearest]), ("worst", rows.iloc[0])):
             if not any(pick.label == label and pick.key == row.case for pick in found):
                 found.append(Pick(label, str(row.case), str(row.source), rank, float(row.dice)))
     return found
 
 
 def raw_cases(training: Training) -> dict[str, CaseFiles]:
-    """Returns the files of the raw dataset, nothing where it is not at hand."""
+    """Returns the files of the raw dataset, nothing where it is not at hand or incomplete."""
     if training.folders.raw is None:
         return {}
-    return training_cases(training.folders.raw, read_dataset_json(training.folders.raw))[0]
+    try:
+        return training_cases(training.folders.raw, read_dataset_json(training.folders.raw))[0]
+    except MutualError:
+        return {}
 
 
-def overlays(training: Training, chosen: list[Pick], validation: Path, names: Identities) -> Iterator[tuple[str, str]]:
+def overlays(
+    training: Training, chosen: list[Pick], validation: Path, names: Identities, network: str = ""
+) -> Iterator[tuple[str, str]]:
     """Draws chosen cases.
 
     Args:
@@ -83,6 +92,7 @@ def overlays(training: Training, chosen: list[Pick], validation: Path, names: Id
         chosen: from :func:`picks`.
         validation: folder of the predictions.
         names: of the cases.
+        network: the modality group whose first channel is shown; "" for the first channel of all.
 
     Yields:
         An ``img`` element and its caption; nothing for a case whose files are not there.
@@ -90,21 +100,23 @@ def overlays(training: Training, chosen: list[Pick], validation: Path, names: Id
     files, references = raw_cases(training), training.references
     ending = training.dataset_json["file_ending"]
     ignore = training.dataset_json["labels"].get("ignore")
+    channel = training.table.channels.index(training.table.modality_groups.get(network, training.table.channels)[0])
     for pick in chosen:
-        images = [path for path in files[pick.key].images.values() if path.is_file()] if pick.key in files else []
+        image_file = files[pick.key].images.get(channel) if pick.key in files else None
         maps = [folder / f"{pick.key}{ending}" for folder in (references or validation, validation)]
-        if not images or references is None or not all(path.is_file() for path in maps):
+        if image_file is None or references is None or not all(path.is_file() for path in (image_file, *maps)):
             continue
-        image, drawn, predicted = (_read(path) for path in (images[0], *maps))
+        image, drawn, predicted = (_read(path) for path in (image_file, *maps))
         if not image.voxels.shape == drawn.voxels.shape == predicted.voxels.shape:
             continue
         values = training.table.values[pick.label]
         masks = [np.isin(volume.voxels, values) for volume in (drawn, predicted)]
         if isinstance(ignore, int):
             masks = [mask & (drawn.voxels != ignore) for mask in masks]
-        is_ct = training.table.channels[0].casefold() == "ct"
+        is_ct = training.table.channels[channel].casefold() == "ct"
         caption = f"{pick.label}, {pick.rank}: Dice {pick.dice:.2f}, {names.case(pick.key)} ({pick.source})"
-        yield _draw(image, masks[0], masks[1], is_ct, caption), caption
+        picture, in_slice = _draw(image, masks[0], masks[1], is_ct, caption)
+        yield picture, caption + in_slice
 
 
 def _read(path: Path) -> _Volume:
@@ -117,10 +129,10 @@ def _read(path: Path) -> _Volume:
     if image.GetNumberOfComponentsPerPixel() > 1:  # a photograph
         voxels = voxels.mean(-1)
     spacing = image.GetSpacing()[::-1]
-    return _Volume(voxels, spacing) if voxels.ndim == 3 else _Volume(voxels[None], (1.0, *spacing))
+    return _Volume(voxels, spacing) if voxels.ndim == 3 else _Volume(voxels[None], (math.inf, *spacing))
 
 
-def _draw(image: _Volume, drawn: np.ndarray, predicted: np.ndarray, is_ct: bool, caption: str) -> str:
+def _draw(image: _Volume, drawn: np.ndarray, predicted: np.ndarray, is_ct: bool, caption: str) -> tuple[str, str]:
     axis = int(np.argmax(image.spacing))  # the plane in which the slices were taken
     others = tuple(n for n in range(3) if n != axis)
     wrong = (drawn != predicted).sum(others)
@@ -152,7 +164,9 @@ def _draw(image: _Volume, drawn: np.ndarray, predicted: np.ndarray, is_ct: bool,
     said = (
         f"{caption}. In this slice {missed} voxels are missed and {added} added, {int((truth > 0).sum())} were drawn."
     )
-    return f'<img src="data:image/png;base64,{code}" alt="{html.escape(said, quote=True)}">'
+    shown = [name for name, mask in (("drawn", truth), ("predicted", guess)) if mask.any()]
+    in_slice = f"; only {shown[0]} in this slice" if len(shown) == 1 else ""
+    return f'<img src="data:image/png;base64,{code}" alt="{html.escape(said, quote=True)}">', in_slice
 
 
 def _around(mask: np.ndarray, spacing: tuple[float, ...]) -> tuple[slice, ...]:

@@ -46,6 +46,22 @@ class Series:
     y: np.ndarray
 
 
+@dataclass(frozen=True)
+class Frame:
+    """What all plots over epochs of a training share.
+
+    Attributes:
+        last: last epoch; 0 leaves the axis to the curves.
+        borders: epochs before which a new stage begins.
+    """
+
+    last: int = 0
+    borders: Sequence[int] = ()
+
+
+EMPTY = Frame()
+
+
 def series_of(curves: pd.DataFrame, kind: str) -> list[Series]:
     """Returns the curves of a kind, in the order in which they begin."""
     chosen = curves[curves.kind == kind].dropna(subset=["value"])
@@ -59,7 +75,7 @@ def line_plots(
     title: str,
     series: Sequence[Series],
     *,
-    marks: Sequence[int] = (),
+    frame: Frame = EMPTY,
     limits: tuple[float, float] | None = None,
     smooth: bool = False,
     weights: Sequence[Series] = (),
@@ -69,19 +85,19 @@ def line_plots(
     Args:
         title: what is measured.
         series: the curves.
-        marks: epochs before which a new stage begins.
+        frame: what all plots over epochs share.
         limits: of the vertical axis.
         smooth: draw a moving mean over the faint curve.
         weights: of a loss term over epochs, drawn in a strip below unless it never changes.
     """
     chunks = [series[i : i + MOST_SERIES] for i in range(0, len(series), MOST_SERIES)]
-    return [_lines(title, chunk, marks, limits, smooth, weights) for chunk in chunks]
+    return [_lines(title, chunk, frame, limits, smooth, weights) for chunk in chunks]
 
 
 def _lines(
     title: str,
     series: Sequence[Series],
-    marks: Sequence[int],
+    frame: Frame,
     limits: tuple[float, float] | None,
     smooth: bool,
     weights: Sequence[Series],
@@ -99,13 +115,15 @@ def _lines(
         if limits is not None:
             top.set_ylim(*limits)
         if strip is not None:
-            _curve(bottom, Series("weight", strip.x, strip.y), 0, False, colour=INK)
+            _curve(bottom, Series("_no legend", strip.x, strip.y), 0, False, colour=INK)
             bottom.set_ylabel("weight", fontsize=8.5)
             bottom.set_ylim(min(0, strip.y.min()), strip.y.max() * 1.15)
             bottom.locator_params(axis="y", nbins=2)
-        for mark in marks:
+        for mark in frame.borders:
             for ax in axes[:, 0]:
                 ax.axvline(mark - 0.5, color=INK, linewidth=0.8, linestyle=(0, (2, 3)))
+        if frame.last:
+            bottom.set_xlim(-0.03 * frame.last, 1.03 * frame.last)
         bottom.xaxis.set_major_locator(whole_numbers())
         bottom.set_xlabel("epoch")
         if named:
@@ -174,9 +192,9 @@ def _scores(title: str, scores: pd.DataFrame, labels: Sequence[str], sources: Se
             for n, source in enumerate(shown):
                 values = np.sort(of_label.dice[of_label.source == source].to_numpy(float))
                 level = row + (n - (len(shown) - 1) / 2) * min(0.22, 0.7 / max(1, len(shown)))
-                nth = n % len(COLOURS)
-                look: dict[str, Any] = {"color": COLOURS[nth], "marker": MARKERS[nth], "alpha": 0.75}
-                ax.scatter(values, np.full(len(values), level), s=24, linewidths=0, label=source, **look)
+                mark = MARKERS[(n + n // len(COLOURS)) % len(MARKERS)]  # the seventh source is not the first one
+                look: dict[str, Any] = {"color": COLOURS[n % len(COLOURS)], "marker": mark, "alpha": 0.75}
+                ax.scatter(values, np.full(len(values), level), s=26, linewidths=0, zorder=3, label=source, **look)
             if len(of_label):
                 median = float(of_label.dice.median())
                 ax.plot([median, median], [row - 0.4, row + 0.4], color=INK, linewidth=1.6)
@@ -198,7 +216,9 @@ def _scores(title: str, scores: pd.DataFrame, labels: Sequence[str], sources: Se
         return to_svg(figure, f"{title}, Dice of each case. " + " ".join(words))
 
 
-def paired_plot(label: str, first: np.ndarray, second: np.ndarray, difference: Difference) -> str:
+def paired_plot(
+    label: str, first: np.ndarray, second: np.ndarray, difference: Difference, limits: tuple[float, float]
+) -> str:
     """Draws the same cases under two models: a line per case from the other model (left) to this one (right)."""
     with style():
         figure = new_figure(2.1, 2.4)
@@ -207,7 +227,9 @@ def paired_plot(label: str, first: np.ndarray, second: np.ndarray, difference: D
             up = here >= there
             look: dict[str, Any] = {"color": COLOURS[0 if up else 1], "linestyle": "-" if up else "--"}
             ax.plot([0, 1], [there, here], marker="o", markersize=3.5, linewidth=1.1, alpha=0.75, **look)
-        ax.plot([0, 1], [difference.second, difference.first], color=INK, linewidth=2.6)
+        if difference.n > 1:
+            ax.plot([0, 1], [difference.second, difference.first], color=INK, linewidth=2.6)
+        ax.set_ylim(*limits)
         ax.set_xticks([0, 1], ["other", "this"])
         ax.set_xlim(-0.2, 1.2)
         ax.set_title(f"{label}, n = {difference.n}", loc="left")

@@ -9,7 +9,7 @@ import pandas as pd
 
 from nnunet_mutual.report import plots
 from nnunet_mutual.report.blocks import Block, Figure, Missing, Section
-from nnunet_mutual.report.plots import Series, series_of
+from nnunet_mutual.report.plots import Frame, Series, series_of
 from nnunet_mutual.report.training import Training
 
 # What to look for in what the methods report, by the beginning of its name; docs/ explains each where its method is.
@@ -39,10 +39,10 @@ def progress(training: Training, curves: pd.DataFrame) -> Section:
         text = "Neither mutual_log.jsonl nor a readable checkpoint is in the folder, so there are no curves."
         section.blocks.append(Missing(text, f"{training.command} --c"))
         return section
-    marks = stage_borders(curves)
-    dotted = " The dotted line is the border between stages." if marks else ""
-    section.blocks += [*_dice(training, curves, marks, dotted), *_losses(curves, marks, dotted)]
-    section.blocks += _diagnostics(training, curves, marks)
+    frame = Frame(int(curves.epoch.max()), stage_borders(curves))
+    dotted = " The dotted line is the border between stages." if frame.borders else ""
+    section.blocks += [*_dice(training, curves, frame, dotted), *_losses(curves, frame, dotted)]
+    section.blocks += _diagnostics(training, curves, frame)
     return section
 
 
@@ -54,15 +54,15 @@ def stage_borders(curves: pd.DataFrame) -> list[int]:
     ]
 
 
-def _dice(training: Training, curves: pd.DataFrame, marks: list[int], dotted: str) -> list[Block]:
+def _dice(training: Training, curves: pd.DataFrame, frame: Frame, dotted: str) -> list[Block]:
     by_label = series_of(curves, "dice")
     mean = series_of(curves, "mean dice")
     if not by_label and not mean:
         text = "Dice over time is kept in checkpoints, and none that can be read is in the folder."
         return [Missing(text, f"{training.command} --c")]
     limits = (-0.02, 1.02)
-    pictures = plots.line_plots("Dice by label", by_label, marks=marks, limits=limits, smooth=True)
-    pictures += plots.line_plots("Mean Dice, moving average", mean, marks=marks, limits=limits)
+    pictures = plots.line_plots("Dice by label", by_label, frame=frame, limits=limits, smooth=True)
+    pictures += plots.line_plots("Mean Dice, moving average", mean, frame=frame, limits=limits)
     return [
         Figure(
             "Dice on patches of validation cases during training (nnU-Net's pseudo Dice), thick: smoothed. A label "
@@ -75,19 +75,23 @@ def _dice(training: Training, curves: pd.DataFrame, marks: list[int], dotted: st
     ]
 
 
-def _losses(curves: pd.DataFrame, marks: list[int], dotted: str) -> list[Block]:
-    pictures = plots.line_plots("Loss", series_of(curves, "loss"), marks=marks)
+def _losses(curves: pd.DataFrame, frame: Frame, dotted: str) -> list[Block]:
+    pictures = plots.line_plots("Loss", series_of(curves, "loss"), frame=frame)
     weights = _by_term(series_of(curves, "weight"))
+    idle = []
     for term, series in _by_term(series_of(curves, "term")).items():
         if any(np.any(one.y != 0) for one in series):
-            pictures += plots.line_plots(term, series, marks=marks, weights=weights.get(term, ()))
+            pictures += plots.line_plots(term, series, frame=frame, weights=weights.get(term, ()))
+        else:
+            idle.append(term)
     if not pictures:
         return []
+    unused = f" Always 0 and not drawn: {', '.join(idle)}." if idle else ""
     known = "" if weights else " This log is older than the one that also holds weights."
     return [
         Figure(
             "The loss and its terms, mean of each epoch before weighting; below a term, the weight with which it "
-            f"enters the sum, where that changes.{known}{dotted}",
+            f"enters the sum, where that changes.{unused}{known}{dotted}",
             "a term that rises without end, jumps, or is 0 although its weight is not; training falling while "
             "validation rises.",
             pictures,
@@ -105,14 +109,14 @@ def _by_term(series: list[Series]) -> dict[str, list[Series]]:
     return found
 
 
-def _diagnostics(training: Training, curves: pd.DataFrame, marks: list[int]) -> list[Block]:
+def _diagnostics(training: Training, curves: pd.DataFrame, frame: Frame) -> list[Block]:
     blocks: list[Block] = []
     for kind, what in (("diagnostic", "while it learnt"), ("validation", "on validation patches")):
         families = plots.families(series_of(curves, kind), training.table.labels)
         for family, series in families.items():
             title = family if len(family) < 44 else family[:42] + "…"
             hint = next((text for start, text in HINTS.items() if family.startswith(start)), None)
-            pictures = plots.line_plots(title, series, marks=marks, smooth=True)
+            pictures = plots.line_plots(title, series, frame=frame, smooth=True)
             shows = f"{family[0].upper()}{family[1:]}: what the method reports of itself {what}."
             blocks.append(Figure(shows, hint or "sudden changes.", pictures))
     return blocks

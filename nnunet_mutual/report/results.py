@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from nnunet_mutual.report import overlays, plots
@@ -50,13 +51,21 @@ def results(
         of = f", network {network}" if network else ""
         section.blocks += [_by_label(own, labels, of), _plot(own, labels, sources, of)]
         if own.source.nunique() > 1:
-            section.blocks.append(_by_source(own, labels, of))
-    network, validation = next(iter(folders.items()))
-    first = scores[scores.network == network]
+            section.blocks.append(_by_source(own, labels, sources, of))
     if other is not None:
-        section.blocks += comparison(first, other, labels)
-    section.blocks.append(_slices(training, first, validation, names, images))
+        section.blocks += comparison(first_network(scores), other, labels)
+    if images:
+        section.blocks += [
+            _slices(training, scores[scores.network == network], folder, names) for network, folder in folders.items()
+        ]
+    else:
+        section.blocks.append(Text("Slices of images are left out, as --no-images asked."))
     return section
+
+
+def first_network(scores: pd.DataFrame) -> pd.DataFrame:
+    """Returns the rows of the network that stands for a training; of modality groups, the first by name."""
+    return scores[scores.network == scores.network.iloc[0]] if len(scores) else scores
 
 
 def _by_label(scores: pd.DataFrame, labels: Sequence[str], of: str) -> Table:
@@ -95,8 +104,8 @@ def _plot(scores: pd.DataFrame, labels: list[str], sources: list[str], of: str) 
     )
 
 
-def _by_source(scores: pd.DataFrame, labels: Sequence[str], of: str) -> Table:
-    sources = list(dict.fromkeys(scores.source))
+def _by_source(scores: pd.DataFrame, labels: Sequence[str], known: Sequence[str], of: str) -> Table:
+    sources = [source for source in known if (scores.source == source).any()]
     scored = scores[scores.dice.notna()]
     rows: list[list[str | None]] = []
     for label in labels:
@@ -116,6 +125,8 @@ def _by_source(scores: pd.DataFrame, labels: Sequence[str], of: str) -> Table:
 def comparison(scores: pd.DataFrame, other: tuple[str, pd.DataFrame], labels: Sequence[str]) -> list[Block]:
     """Returns a table and paired lines against a second model."""
     name, theirs = other
+    network = str(scores.network.iloc[0])
+    of = f" (here: network {network})" if network else ""
     both = paired(scores, theirs)
     chosen = {label: both[both.label == label].dropna(subset=["dice", "dice_other"]) for label in labels}
     found = {label: _difference(label, rows) for label, rows in chosen.items() if len(rows)}
@@ -133,16 +144,18 @@ def comparison(scores: pd.DataFrame, other: tuple[str, pd.DataFrame], labels: Se
     ]
     head = ["label", "pairs", "this model", "other model", "difference", "95 % interval", "better / worse"]
     table = Table(
-        f"The same cases with another model: {name}. The interval is over resampled cases and knows nothing of other "
-        "trainings of the same method.",
+        f"The same cases with another model: {name}{of}. The interval is over resampled cases and knows nothing of "
+        "other trainings of the same method.",
         head,
         rows,
         "intervals that contain 0: the two models cannot be told apart on these cases. Other cases, or another seed, "
         "may turn a small difference around.",
     )
+    scale = both[["dice", "dice_other"]].to_numpy(float)
+    limits = (max(-0.02, float(np.nanmin(scale)) - 0.03), min(1.02, float(np.nanmax(scale)) + 0.03))
     largest = sorted(found, key=lambda label: -abs(found[label].mean))[:MOST_PAIRED]
     pictures = [
-        plots.paired_plot(label, rows.dice.to_numpy(float), rows.dice_other.to_numpy(float), found[label])
+        plots.paired_plot(label, rows.dice.to_numpy(float), rows.dice_other.to_numpy(float), found[label], limits)
         for label, rows in chosen.items()
         if label in largest
     ]
@@ -160,21 +173,20 @@ def _difference(label: str, rows: pd.DataFrame) -> Difference:
     return compare(label, rows.dice.to_numpy(float), rows.dice_other.to_numpy(float))
 
 
-def _slices(
-    training: Training, scores: pd.DataFrame, validation: Path, names: Identities, images: bool
-) -> Figure | Missing | Text:
-    if not images:
-        return Text("Slices of images are left out, as --no-images asked.")
-    drawn = list(overlays.overlays(training, overlays.picks(scores, list(training.table.labels)), validation, names))
+def _slices(training: Training, scores: pd.DataFrame, validation: Path, names: Identities) -> Figure | Missing:
+    network = str(scores.network.iloc[0])
+    of = f", network {network}" if network else ""
+    chosen = overlays.picks(scores, list(training.table.labels))
+    drawn = list(overlays.overlays(training, chosen, validation, names, network))
     if not drawn:
         return Missing(
             "No slices are shown: they need the images in nnUNet_raw, the drawn label maps and the predictions in "
             "validation/, all of the same cases. With them in place, the same command adds the slices."
         )
     return Figure(
-        "A typical case of each label (Dice nearest to the median) and the worst one, in the slice with most wrong "
-        "voxels. Solid blue: drawn; dashed orange: predicted. Only the named label is outlined; patient's right is on "
-        "the left.",
+        f"A typical case of each label (Dice nearest to the median) and the worst one{of}, in the slice with most "
+        "wrong voxels. Solid blue: drawn; dashed orange: predicted. Only the named label is outlined; patient's right "
+        "is on the left.",
         "whether the worst case is an error that you would see and correct, whether it is an unusual patient, or "
         "whether the drawing itself is in doubt.",
         [picture for picture, _ in drawn],

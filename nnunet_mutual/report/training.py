@@ -14,7 +14,7 @@ from nnunet_mutual.annotation import AnnotationTable
 from nnunet_mutual.config import differences
 from nnunet_mutual.datasets.files import natural, read_json, read_object
 from nnunet_mutual.datasets.locate import DatasetFolders, locate
-from nnunet_mutual.datasets.raw import read_dataset_json, unlabelled_cases
+from nnunet_mutual.datasets.raw import unlabelled_cases
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.export import training_folder
 from nnunet_mutual.unlabelled import UNLABELLED, unlabelled_keys
@@ -150,7 +150,7 @@ class Training:
             folder = self.folders.preprocessed / UNLABELLED / str(configuration.get("data_identifier"))
             found = list(nnUNetDatasetBlosc2.get_identifiers(str(folder))) if folder.is_dir() else []
         if not found and self.folders.raw is not None:
-            found = list(unlabelled_cases(self.folders.raw, read_dataset_json(self.folders.raw), ())[0])
+            found = list(unlabelled_cases(self.folders.raw, self.dataset_json, ())[0])
         held_out = [] if self.fold == "all" else self.split.validation
         return unlabelled_keys(self.table, found, held_out)
 
