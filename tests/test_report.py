@@ -17,6 +17,8 @@ from report_folder import EPOCHS, KEYS, write_folder
 from training import GROUPS, SHORT, trainer_for
 
 from nnunet_mutual import cli
+from nnunet_mutual.annotation import AnnotationTable
+from nnunet_mutual.report.scores import read_other
 from nnunet_mutual.trainers import MutualPartialTrainer
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -162,9 +164,10 @@ def test_alarms_come_first_and_names_stay_away(
     for file in files:
         assert not re.search(r"case_\d|Doe|/data", file.read_text()), file.name
 
-    report(capsys, f"{LINE.format('PartialTrainer')} --with-names -o {tmp_path / 'named.html'}")
+    report(capsys, f"{LINE.format('PartialTrainer')} --with-names --no-images -o {tmp_path / 'named.html'}")
     named = Page(tmp_path / "named.html")
     assert_is_a_good_page(named)
+    assert "data:image" in page.source and "data:image" not in named.source
     assert "case_04 of Doe (/data/Doe/case_04_0000.nii.gz)" in named.text
     assert {row["case"] for row in rows(tmp_path / "named_dice.csv")} == {"case_01", "case_02", "case_05"}
 
@@ -186,7 +189,7 @@ def test_only_annotated_labels_are_scored(folder: Callable[..., Path], capsys: p
     assert "fewer than 5 validation cases, which says little: liver (1), tumour (2), spleen (2)" in text
     assert "fell from 0.74 at its peak to 0.60" in text
     assert "liver 2 + 1 – 2 + 1" in text and "cases 2 + 1 1 + 2 3 + 3" in text  # coverage
-    assert "network updates 120 (10 in an epoch)" in text  # six epochs of two networks
+    assert "network updates 120 (10 in an epoch of a network)" in text  # six epochs of two networks
 
 
 def test_slices_are_drawn_of_raw_images_only(folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,8 +204,6 @@ def test_slices_are_drawn_of_raw_images_only(folder: Callable[..., Path], capsys
         "spleen, typical",
         "spleen, worst",
     ]
-    report(capsys, f"{line} --no-images")
-    assert "data:image" not in Page(fold / "report.html").source
     shutil.rmtree(fold.parents[3] / "nnUNet_raw" / tiny.NAME)
     report(capsys, line)
     page = Page(fold / "report.html")
@@ -223,15 +224,20 @@ def test_a_second_model_is_compared_on_the_same_cases(
             metrics["Dice"] = 0.25
     file.write_text(json.dumps(summary))
     line = LINE.format("PartialTrainer")
+    table = AnnotationTable.from_dataset_json(json.loads((other / "dataset.json").read_text()))
     for given in (other, other / "fold_0", other / "fold_0" / "validation"):
-        report(capsys, f"{line} --compare {given}")
-        page = Page(fold / "report.html")
-        assert "with another model: Other, nnUNetPlans, 3d_fullres" in page.text
-        pairs = rows(fold / "report_paired.csv")
-        assert len(pairs) == 5 and {row["dice_other"] for row in pairs} == {"0.25"}
+        name, scores = read_other(given, "0", table)
+        assert name == "Other, nnUNetPlans, 3d_fullres" and set(scores.dice) == {0.25}
+    report(capsys, f"{line} --compare {other}")
+    page = Page(fold / "report.html")
     assert_is_a_good_page(page)
+    assert "with another model: Other, nnUNetPlans, 3d_fullres" in page.text
+    pairs = rows(fold / "report_paired.csv")
+    assert len(pairs) == 5 and {row["dice_other"] for row in pairs} == {"0.25"}
     means = {row["label"]: float(row["dice"]) for row in pairs}
     assert f"liver 1 {means['liver']:.3f} 0.250 {means['liver'] - 0.25:+.3f} – 1 / 0" in page.text
+    report(capsys, line)
+    assert not (fold / "report_paired.csv").exists()  # it would be taken for one of the new page
     (other / "fold_0" / "validation" / "summary.json").write_text('{"metric_per_case": []}')
     assert "has no case in common" in report(capsys, f"{line} --compare {other}", status=2)
     assert "holds no summary.json" in report(capsys, f"{line} --compare {fold.parents[1]}", status=2)
@@ -248,7 +254,7 @@ def test_what_is_missing_is_said_with_its_command(
     assert (
         f"no validation of whole cases yet, so nothing is known about how good the model is. {train} --val" in page.text
     )
-    assert "No pseudo labels were made" in page.text
+    assert "no record of pseudo labels" in page.text
     for file in fold.glob("*"):
         file.unlink()
     assert f"Next: {train} --c" in report(capsys, LINE.format("MutualPartialTrainer"))
@@ -263,7 +269,7 @@ def test_stock_trainers_have_a_page_too(folder: Callable[..., Path], capsys: pyt
     page = Page(fold / "report.html")
     assert_is_a_good_page(page)
     assert "Dice by label" in page.text and "Loss" in page.text and "no trainer of nnunet_mutual" in page.text
-    assert "network updates 1,500 (250 in an epoch)" in page.text
+    assert "network updates 1,500 (250 in an epoch of a network)" in page.text
 
 
 def test_a_fold_without_held_out_cases_says_so(folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -303,3 +309,8 @@ def test_a_file_of_somebody_else_is_never_replaced(
     page.write_text("<p>Dear colleague</p>")
     assert "was not written by this command" in report(capsys, f"{LINE.format('PartialTrainer')} -o {page}", status=2)
     assert page.read_text() == "<p>Dear colleague</p>" and not list(tmp_path.glob("letter_*"))
+    table = tmp_path / "mine_dice.csv"
+    table.write_text("1,2")
+    line = f"{LINE.format('PartialTrainer')} -o {tmp_path / 'mine.html'}"
+    assert "may be yours" in report(capsys, line, status=2)
+    assert table.read_text() == "1,2" and not (tmp_path / "mine.html").exists()

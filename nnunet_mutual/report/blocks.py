@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from nnunet_mutual.datasets.files import write_csv
 from nnunet_mutual.errors import MutualError
 
+TABLES = ("dice", "curves", "coverage", "findings", "paired", "pseudo_labels", "differences")
 GENERATOR = "nnunet_mutual report"
 
 
@@ -138,11 +139,18 @@ def choose_output(output: str | None, default: Path) -> Path:
         raise MutualError(f"{path} exists and was not written by this command; give another file with -o")
     if not path.parent.is_dir():
         raise MutualError(f"{path.parent} is no folder; create it, or give another file with -o")
+    tables = [file for name in TABLES if (file := path.with_name(f"{path.stem}_{name}.csv")).exists()]
+    if tables and not path.exists():
+        raise MutualError(
+            f"{tables[0]} exists without its page and may be yours; remove it, or give another file with -o"
+        )
     return path
 
 
 def write(path: Path, page: str, tables: Mapping[str, pd.DataFrame]) -> list[Path]:
     """Writes tidy tables beside a page, and last the page; each under a temporary name first.
+
+    Tables of an earlier page of this name that the new one lacks are removed.
 
     Returns:
         The files, the page first.
@@ -159,6 +167,8 @@ def write(path: Path, page: str, tables: Mapping[str, pd.DataFrame]) -> list[Pat
             written.append(file)
         temporary.write_text(page, encoding="utf-8")
         os.replace(temporary, path)
+        for name in set(TABLES) - set(tables):
+            path.with_name(f"{path.stem}_{name}.csv").unlink(missing_ok=True)
     except OSError as error:
         raise MutualError(
             f"{path} could not be written ({error.strerror or error}); give another file with -o, or free space"

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from nnunet_mutual.errors import MutualError
-from nnunet_mutual.pseudo_labels.audit import Decision
 from nnunet_mutual.report import blocks
 from nnunet_mutual.report.blocks import Page, Section, Table, Text
-from nnunet_mutual.report.data import coverage_table, data, decisions_of
-from nnunet_mutual.report.findings import findings
+from nnunet_mutual.report.collect import Collected, collect, tidy
+from nnunet_mutual.report.data import data
 from nnunet_mutual.report.identities import Identities
-from nnunet_mutual.report.logs import networks_per_epoch, read_alarms, read_curves, read_versions
+from nnunet_mutual.report.logs import networks_per_epoch, read_versions
 from nnunet_mutual.report.progress import progress
-from nnunet_mutual.report.results import first_network, results
-from nnunet_mutual.report.scores import paired, read_other, read_scores, validations
+from nnunet_mutual.report.results import results
 from nnunet_mutual.report.training import Training, open_training
 
 PAGE = "report.html"
@@ -65,79 +59,58 @@ def report(
     """
     training = open_training(dataset, configuration, trainer=trainer, plans=plans, fold=fold)
     path = blocks.choose_output(output, training.folder / PAGE)
-    table = training.table
-    folders = validations(training.folder)
-    scores = read_scores(folders, table)
-    other = None
-    if compare is not None:
-        other = read_other(Path(compare), fold, table)
-        if scores.empty or paired(scores, other[1]).empty:
-            raise MutualError(
-                f"{compare} has no case in common with the validation of {training.folder}; compare another"
-            )
-    names = Identities.of(
-        table,
-        {*training.split.training, *training.split.validation, *training.unlabelled, *scores.case},
-        shown=with_names,
-    )
-    curves, alarms, decisions = (
-        read_curves(training.folder, table.labels),
-        read_alarms(training.folder),
-        decisions_of(training),
-    )
-    covered = coverage_table(training)
-    noted = findings(training, alarms, scores, curves, decisions, names)
-    sections = [
-        results(training, scores, folders, other, names, images=images),
-        data(training, covered, decisions),
-        progress(training, curves),
-        _settings(training, curves),
-    ]
-    title = f"{trainer} on {training.folders.name}, {configuration}, fold {fold}"
-    page = Page(
-        title,
-        "training",
-        _facts(training, scores, curves, len(alarms)),
-        noted,
-        QUESTIONS,
-        sections,
-        _footer(names, images),
-    )
-    tables = _tables(scores, other, curves, covered, decisions, noted, names)
-    written = blocks.write(path, blocks.render(page), tables)
-    for file in written:
+    found = collect(training, compare, with_names=with_names)
+    for file in blocks.write(path, blocks.render(_page(found, images)), tidy(found)):
         print(file)
-    print(f"{len(alarms)} alarm(s) of the training and {len(noted) - len(alarms)} note(s) are at the top of the page")
-    print(f"Next: {_next(training, scores)}")
+    notes = len(found.findings) - found.alarms
+    print(f"{found.alarms} alarm(s) of the training and {notes} note(s) are at the top of the page")
+    print(f"Next: {_next(training, found.scores)}")
     return path
 
 
-def _facts(training: Training, scores: pd.DataFrame, curves: pd.DataFrame, alarms: int) -> list[tuple[str, str]]:
-    done = int(curves.epoch.max()) + 1 if len(curves) else 0
-    of = f" of {training.epochs_planned}" if not training.finished else ""
-    facts = [("state", f"{'finished' if training.finished else 'not finished'}, {done}{of} epochs")]
-    for network, own in scores.dropna(subset=["dice"]).groupby("network", sort=False):
+def _page(found: Collected, images: bool) -> Page:
+    training = found.training
+    where = f"{training.folders.name}, {training.configuration}, fold {training.fold}"
+    return Page(
+        title=f"{training.trainer} on {where}",
+        kind="training",
+        facts=_facts(found),
+        findings=found.findings,
+        questions=QUESTIONS,
+        sections=[
+            results(training, found.scores, found.validated, found.other, found.names, images=images),
+            data(training, found.coverage, found.decisions),
+            progress(training, found.curves),
+            _settings(found),
+        ],
+        footer=_footer(found.names, images),
+    )
+
+
+def _facts(found: Collected) -> list[tuple[str, str]]:
+    finished = found.training.finished
+    state = "finished, " if finished else "not finished, "
+    of = "" if finished else f" of {found.training.epochs_planned}"
+    facts = [("state", f"{state}{found.epochs}{of} epochs")]
+    for network, own in found.scores.dropna(subset=["dice"]).groupby("network", sort=False):
         means, of = own.groupby("label").dice.mean(), f", {network}" if network else ""
         facts.append((f"mean Dice over labels{of}", f"{means.mean():.3f}"))
         facts.append((f"lowest label{of}", f"{means.idxmin()}, {means.min():.3f}"))
-    if len(scores):
-        facts.append(("validation cases", str(scores.case.nunique())))
-    facts.append(("alarms in the log", str(alarms)))
-    return facts
+    if len(found.scores):
+        facts.append(("validation cases", str(found.scores.case.nunique())))
+    return [*facts, ("alarms in the log", str(found.alarms))]
 
 
-def _settings(training: Training, curves: pd.DataFrame) -> Section:
+def _settings(found: Collected) -> Section:
     section = Section("settings", "Settings and versions")
-    networks = networks_per_epoch(curves)
-    steps = training.iterations
-    epochs = int(curves.epoch.max()) + 1 if len(curves) else 0
-    updates = sum(networks.get(epoch, 1) for epoch in range(epochs)) * steps
-    hours = float(curves.value[curves.kind == "seconds"].sum()) / 3600
+    training, networks = found.training, networks_per_epoch(found.curves)
+    updates = sum(networks.get(epoch, 1) for epoch in range(found.epochs)) * training.iterations
+    hours = float(found.curves.value[found.curves.kind == "seconds"].sum()) / 3600
     rows: list[list[str | None]] = [
         ["trainer", training.trainer],
         ["plans, configuration", f"{training.plans}, {training.configuration}"],
-        ["epochs", str(epochs)],
-        ["network updates", f"{updates:,} ({steps} in an epoch)" if training.settings or epochs else None],
+        ["epochs", str(found.epochs)],
+        ["network updates", f"{updates:,} ({training.iterations} in an epoch of a network)"],
         ["networks that learn together", str(max(networks.values(), default=1))],
         ["hours of the epochs", f"{hours:.1f}" if hours else None],
     ]
@@ -164,34 +137,6 @@ def _footer(names: Identities, images: bool) -> list[str]:
     if images:
         lines.append("It may hold slices of patients' images; --no-images leaves them out.")
     return lines
-
-
-def _tables(
-    scores: pd.DataFrame,
-    other: tuple[str, pd.DataFrame] | None,
-    curves: pd.DataFrame,
-    covered: pd.DataFrame,
-    decisions: Sequence[Decision],
-    noted: Sequence[blocks.Finding],
-    names: Identities,
-) -> Mapping[str, pd.DataFrame]:
-    found: dict[str, pd.DataFrame] = {
-        "dice": _named(scores, names),
-        "curves": curves,
-        "coverage": covered,
-        "findings": pd.DataFrame([asdict(one) for one in noted], columns=["level", "text", "when"]),
-    }
-    if other is not None:
-        both = paired(first_network(scores), other[1])
-        found["paired"] = _named(both, names)[["case", "source", "label", "dice", "dice_other"]]
-    if decisions:
-        entries: list[dict[str, Any]] = [asdict(one) for one in decisions]
-        found["pseudo_labels"] = _named(pd.DataFrame(entries), names)
-    return found
-
-
-def _named(rows: pd.DataFrame, names: Identities) -> pd.DataFrame:
-    return rows.assign(case=[names.case(key) for key in rows.case])
 
 
 def _next(training: Training, scores: pd.DataFrame) -> str:

@@ -105,10 +105,10 @@ def _unlabelled(training: Training) -> str:
 def pseudo_labels(training: Training, decisions: Sequence[Decision]) -> list[Block]:
     """Returns what became of pseudo labels, and why."""
     if not decisions:
-        text = "No pseudo labels were made yet" if not training.finished else "No pseudo labels were made"
-        why = "the first stage is not over" if not training.finished else "every case annotates every label"
-        command = None if training.finished else f"{training.command} --c"
-        return [Missing(f"{text}: {why}.", command)]
+        if not training.finished:
+            return [Missing("No pseudo labels were made yet: the first stage is not over.", f"{training.command} --c")]
+        none = "There is no record of pseudo labels: none were needed, or the folder pseudo_labels was removed."
+        return [Missing(none)]
     counts = pd.DataFrame([(d.label, d.accepted) for d in decisions], columns=["label", "good"])
     counts = counts.groupby("label", sort=False).good.agg(accepted="sum", number="size").reset_index()
     counts["rejected"] = counts.number - counts.accepted

@@ -10,9 +10,9 @@ from nnunet_mutual.pseudo_labels.audit import Decision
 from nnunet_mutual.report.blocks import Finding
 from nnunet_mutual.report.identities import Identities
 from nnunet_mutual.report.logs import Alarm
-from nnunet_mutual.report.results import FEW
 from nnunet_mutual.report.training import Training
 
+FEW = 5  # cases, below which a mean says little
 GAP, COMPARABLE = 0.1, 3  # Dice between sources, and the cases that each must have
 FALL = 0.05  # Dice below its peak at the end
 

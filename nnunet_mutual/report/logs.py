@@ -16,7 +16,7 @@ import torch
 COLUMNS = ("epoch", "kind", "name", "value")
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 _ALARM, _EPOCH, _VERSIONS = (
-    re.compile(r"WARNING: (.*)"),
+    re.compile(r"WARNING[:!]?\s+(.*)"),
     re.compile(r": Epoch (\d+)\s*$"),
     re.compile(r"Versions: (.*)"),
 )

@@ -10,11 +10,11 @@ import pandas as pd
 
 from nnunet_mutual.report import overlays, plots
 from nnunet_mutual.report.blocks import Block, Figure, Missing, Section, Table, Text
+from nnunet_mutual.report.findings import FEW
 from nnunet_mutual.report.identities import Identities
-from nnunet_mutual.report.scores import Difference, compare, paired
+from nnunet_mutual.report.scores import Difference, compare, first_network, paired
 from nnunet_mutual.report.training import Training
 
-FEW = 5  # cases, below which a mean says little
 MOST_PAIRED = 12
 
 
@@ -56,16 +56,12 @@ def results(
         section.blocks += comparison(first_network(scores), other, labels)
     if images:
         section.blocks += [
-            _slices(training, scores[scores.network == network], folder, names) for network, folder in folders.items()
+            _slices(training, own, folders[str(network)], names)
+            for network, own in scores.groupby("network", sort=False)
         ]
     else:
         section.blocks.append(Text("Slices of images are left out, as --no-images asked."))
     return section
-
-
-def first_network(scores: pd.DataFrame) -> pd.DataFrame:
-    """Returns the rows of the network that stands for a training; of modality groups, the first by name."""
-    return scores[scores.network == scores.network.iloc[0]] if len(scores) else scores
 
 
 def _by_label(scores: pd.DataFrame, labels: Sequence[str], of: str) -> Table:
@@ -130,6 +126,8 @@ def comparison(scores: pd.DataFrame, other: tuple[str, pd.DataFrame], labels: Se
     both = paired(scores, theirs)
     chosen = {label: both[both.label == label].dropna(subset=["dice", "dice_other"]) for label in labels}
     found = {label: _difference(label, rows) for label, rows in chosen.items() if len(rows)}
+    if not found:
+        return [Missing(f"No case has a Dice with both this model and the other one, {name}.")]
     rows = [
         [
             label,

@@ -148,3 +148,8 @@ def paired(scores: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     """Joins the scores of two models on case and label: columns ``dice`` and ``dice_other``."""
     keys = ["case", "label"]
     return scores.merge(other[[*keys, "dice"]], on=keys, suffixes=("", "_other"))
+
+
+def first_network(scores: pd.DataFrame) -> pd.DataFrame:
+    """Returns the rows of the network that stands for a training; of modality groups, the first by name."""
+    return scores[scores.network == scores.network.iloc[0]] if len(scores) else scores
