@@ -105,8 +105,9 @@ def _lines(
     strip = next((w for w in weights if len(w.y) and np.ptp(w.y) > 0), None)
     constant = next((w.y[0] for w in weights if len(w.y)), None) if strip is None else None
     with style():
-        named = len(series) > 1
-        figure = new_figure(WIDTH, 2.5 + (0.55 if strip else 0) + (0.19 * ((len(series) + 1) // 2) if named else 0))
+        columns = 2 if max(len(one.name) for one in series) <= 20 else 1
+        legend = 0.19 * -(-len(series) // columns) if len(series) > 1 else 0
+        figure = new_figure(WIDTH, 2.5 + (0.55 if strip else 0) + legend)
         axes = figure.subplots(2 if strip else 1, 1, sharex=True, squeeze=False, height_ratios=[4, 1] if strip else [1])
         top, bottom = axes[0, 0], axes[-1, 0]
         top.set_title(title + ("" if constant is None else f"  (weight {constant:g})"), loc="left")
@@ -126,8 +127,8 @@ def _lines(
             bottom.set_xlim(-0.03 * frame.last, 1.03 * frame.last)
         bottom.xaxis.set_major_locator(whole_numbers())
         bottom.set_xlabel("epoch")
-        if named:
-            figure.legend(loc="outside lower left", ncols=2, handlelength=2.6, borderpad=0)
+        if legend:
+            figure.legend(loc="outside lower left", ncols=columns, handlelength=2.6, borderpad=0)
         return to_svg(figure, f"{title}. " + " ".join(_in_words(one) for one in series))
 
 
