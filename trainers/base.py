@@ -330,7 +330,7 @@ class MutualTrainer(nnUNetTrainer):
         """One forward, one backward, one optimiser step of all networks on all objectives (nnU-Net's hook)."""
         moved, progress = self.training_batch(batch), self._progress()
         place = f"epoch {self.current_epoch}, iteration {self.iteration} (cases {', '.join(moved.keys)})"
-        values, totals = [], []
+        values, weights, totals = [], [], []
         self.peers.zero_grad()
         seen = [self.seen_by(n, moved.data) for n in range(len(self.peers.networks))]
         for peer, outputs, recorded in self.peers.passes(seen, self.autocast):
@@ -339,6 +339,7 @@ class MutualTrainer(nnUNetTrainer):
                     for objective in self.objectives:
                         objective.prepare(recorded, moved, progress)
                 terms = collect_terms(self.objectives, peer, outputs, moved, progress).values()
+                weights += [term.weight for term in terms]
                 weighted = [term.value.float() * term.weight for term in terms]
                 total = torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
             self.peers.backward(total)
@@ -356,7 +357,11 @@ class MutualTrainer(nnUNetTrainer):
         record = record.cpu()  # the step's one transfer to the host
         if self.grad_scaler is not None:
             self.guard.check(record.tolist(), place)
-        return {"loss": record[-1].numpy(), "terms": record[: len(self.term_names)].numpy()}
+        return {
+            "loss": record[-1].numpy(),
+            "terms": record[: len(self.term_names)].numpy(),
+            "weights": np.array(weights, np.float32),
+        }
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Logs the loss and every term by name (nnU-Net's hook)."""
