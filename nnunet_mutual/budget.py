@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunet_mutual.annotation import BLOCK
 from nnunet_mutual.config import PLANNED
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.memory_model import Design, footprint
+from nnunet_mutual.memory_model import Design, Trace
 from nnunet_mutual.method import Method
 from nnunet_mutual.needs import Memory, Needs
 
@@ -70,7 +70,7 @@ class Budget:
         self.comparing = False  # with nnU-Net's own plans
         self.too_small: list[tuple[float, str]] = []  # GB that a smallest patch needs, and the patch
         self._searches: dict[str, Callable[[dict], dict]] = {}
-        self._costs: dict[tuple, Cost] = {}
+        self._traces: dict[tuple, tuple[Trace, Trace]] = {}
         print(f"Planning for {method.trainer} ({method.why}): {self.needs.describe()}")
 
     def estimate(self, *network: Any) -> float:
@@ -179,25 +179,25 @@ class Budget:
 
     def _cost(self, network: tuple, batch: int | None = None, memory: Memory | None = None) -> Cost:
         """Costs of a batch of one size; the least one if it is not given."""
-        patch_size, channels, _, name, kwargs, imports = network
-        key = (*patch_size, str(kwargs["strides"]), batch, memory)
-        if key in self._costs:
-            return self._costs[key]
-        stock = _stock_number(*network) / self._reference(len(patch_size)) * self.target
-        needs = self.needs if memory is None else replace(self.needs, memory=memory)
-        batch = batch or needs.least_batch
-        if needs.as_stock:
+        stock = _stock_number(*network) / self._reference(len(network[0])) * self.target
+        if self.needs.as_stock:
             return Cost(stock)
-        size = [int(n) for n in patch_size]
-        design = Design(name, kwargs, imports, channels, self.method.outputs, size, self.method.regions)
-        own, alone = (
-            footprint(design, needs, *needs.split(batch)),
-            footprint(design, Needs(partial=needs.partial), batch),
-        )
+        batch = batch or self.needs.least_batch
+        key = (*network[0], str(network[4]["strides"]), batch)
+        if key not in self._traces:
+            self._traces[key] = self._trace(network, batch)
+        own, alone = (one.footprint(memory or self.needs.memory) for one in self._traces[key])
         patch = (own.changing_mixed - alone.changing_mixed) / batch
         fixed = own.fixed_mixed - alone.fixed_mixed
-        self._costs[key] = Cost(stock, max(0.0, patch) / GIB, max(0.0, fixed) / GIB)
-        return self._costs[key]
+        return Cost(stock, max(0.0, patch) / GIB, max(0.0, fixed) / GIB)
+
+    def _trace(self, network: tuple, batch: int) -> tuple[Trace, Trace]:
+        """Runs a step of the method, and one of a network alone, without data."""
+        patch_size, channels, _, name, kwargs, imports = network
+        size = [int(n) for n in patch_size]
+        design = Design(name, kwargs, imports, channels, self.method.outputs, size, self.method.regions)
+        alone = Trace(design, Needs(partial=self.needs.partial), batch)
+        return Trace(design, self.needs, *self.needs.split(batch)), alone
 
     def _reference(self, dimensions: int) -> float:
         """nnU-Net's number of all patches that fit the target."""

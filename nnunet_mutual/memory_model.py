@@ -8,7 +8,7 @@ that networks record for each other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from nnunet_mutual.memory_terms import TERMS, Said, finest, supervised
 from nnunet_mutual.modules.attention import attention_stage, make_auxiliary
 from nnunet_mutual.modules.interaction import DynamicInteraction, FeatureMap, feature_maps
 from nnunet_mutual.modules.tap import feature_stage, levels_and_features
-from nnunet_mutual.needs import Needs
+from nnunet_mutual.needs import Memory, Needs
 
 FLOAT, HALF = 4, 2  # bytes
 
@@ -108,30 +108,45 @@ def footprint(design: Design, needs: Needs, labelled: int, unlabelled: int = 0) 
     Raises:
         MutualError: the architecture lacks what the method needs.
     """
-    maps = feature_maps(design.patch_size, design.arch_kwargs) if needs.prototypes else ()
-    # Small, and their initialisation looks at data, so they are real.
-    heads = DynamicInteraction(maps, design.outputs) if maps else None
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        plain = _pass(design, design.build(), needs, labelled, unlabelled, heads, maps)
-        passes = [plain] * needs.networks
-        if needs.auxiliary:
-            stage = attention_stage(design.patch_size, design.arch_kwargs["strides"])
-            channels = int(design.arch_kwargs["features_per_stage"][stage])
-            network = make_auxiliary(design.build(), stage, channels, inter="pooled", dropout=0.1)
-            passes.append(_pass(design, network, needs, labelled, unlabelled))
-    together = needs.memory == "joint"
-    weights = sum(one.parameters for one in passes)
-    values = 2 + needs.optimizer_values  # a weight, its gradient, and the optimiser's
-    # Features are part of a graph as long as that is alive; in turn, networks run again and the first pass is recorded.
-    alone = together or len(passes) == 1
-    recorded = sum(one.levels + (0 if alone else one.features) for one in passes)
-    return Footprint(
-        states=values * (weights + plain.heads) + needs.averages * (plain.parameters + plain.heads),
-        weights=weights if together else max(one.parameters for one in passes),
-        graphs=sum(one.graph for one in passes) if together else max(one.graph for one in passes),
-        loss=max(one.loss for one in passes),
-        recorded=recorded + plain.asked + needs.held * needs.networks * plain.said,
-    )
+    return Trace(design, needs, labelled, unlabelled).footprint(needs.memory)
+
+
+class Trace:
+    """A step that was run without data, for which a footprint in either memory mode can be had.
+
+    Arguments: see :func:`footprint`.
+    """
+
+    def __init__(self, design: Design, needs: Needs, labelled: int, unlabelled: int = 0):
+        self._needs = needs
+        maps = feature_maps(design.patch_size, design.arch_kwargs) if needs.prototypes else ()
+        # Small, and their initialisation looks at data, so they are real.
+        heads = DynamicInteraction(maps, design.outputs) if maps else None
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            plain = _pass(design, design.build(), needs, labelled, unlabelled, heads, maps)
+            self._passes = [plain] * needs.networks
+            if needs.auxiliary:
+                stage = attention_stage(design.patch_size, design.arch_kwargs["strides"])
+                channels = int(design.arch_kwargs["features_per_stage"][stage])
+                network = make_auxiliary(design.build(), stage, channels, inter="pooled", dropout=0.1)
+                self._passes.append(_pass(design, network, needs, labelled, unlabelled))
+
+    def footprint(self, memory: Memory) -> Footprint:
+        """Returns the bytes with all graphs alive ("joint") or one at a time."""
+        needs, passes = self._needs, self._passes
+        plain, together = passes[0], memory == "joint" or len(passes) == 1
+        weights = [one.parameters for one in passes]
+        values = 2 + needs.optimizer_values  # a weight, its gradient, and the optimiser's
+        at_a_time: Callable[[Sequence[int]], int] = sum if together else max
+        # A graph that is alive holds its features; one at a time, networks run again, their first pass is recorded.
+        recorded = sum(one.levels + (0 if together else one.features) for one in passes)
+        return Footprint(
+            states=values * (sum(weights) + plain.heads) + needs.averages * (plain.parameters + plain.heads),
+            weights=at_a_time(weights),
+            graphs=at_a_time([one.graph for one in passes]),
+            loss=max(one.loss for one in passes),
+            recorded=recorded + plain.asked + needs.held * needs.networks * plain.said,
+        )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment
 from tiny import NAME, PLAIN, image_and_labels, write_nifti
 
 KEYS = [f"case_{i:02d}" for i in range(4)]
-BRAIN = [138, 170, 138], [1.0, 1.0, 1.0]
+BRAIN = [128, 128, 128], [1.0, 1.0, 1.0]
 PROSTATE = [20, 320, 319], [3.6, 0.62, 0.62]
 CASES = 300  # as many as let nnU-Net's 5 % rule leave the batch alone
 
