@@ -12,6 +12,7 @@ from nnunet_mutual.config import read_settings
 from nnunet_mutual.datasets.files import meant
 from nnunet_mutual.datasets.raw import training_cases, unlabelled_cases
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.fingerprint import counts_ignored
 from nnunet_mutual.needs import Needs
 from nnunet_mutual.plugin import public_names, resolve
 
@@ -50,6 +51,11 @@ def method_of(planner: Any, trainer: str | None, given: Mapping[str, Any] | None
     files, _ = training_cases(raw, content)
     table.require(files)
     unlabelled, _ = unlabelled_cases(raw, content, files)
+    if counts_ignored(planner.dataset_fingerprint, content):
+        print(
+            "WARNING: ignored voxels are among the intensities by which the images will be normalised; plan with "
+            f"nnunet_mutual plan_and_preprocess -d {raw.name} --clean"
+        )
     return method_for(table, list(files), bool(unlabelled), trainer, given or {})
 
 

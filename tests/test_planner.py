@@ -126,7 +126,7 @@ def test_two_networks_fit(nnunet_folders: Path, planner: Any, image: Any) -> Non
         fullres = plans["configurations"]["3d_fullres"]
         voxels[memory], batches[memory] = np.prod(fullres["patch_size"]), fullres["batch_size"]
     per_batch = {name: voxels[name] * batches[name] for name in voxels}
-    assert per_batch["joint"] < 0.75 * per_batch["sequential"], "a second graph costs patch"
+    assert per_batch["joint"] < 0.85 * per_batch["sequential"], "a second graph costs patch"
     assert per_batch["stock"] >= per_batch["sequential"] > 0.6 * per_batch["stock"], "its weights cost little"
 
 
