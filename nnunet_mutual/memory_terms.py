@@ -16,17 +16,13 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor
 
 from nnunet_mutual.losses.consistency import probabilities, soft_cross_entropy_and_dice, squared_difference
+from nnunet_mutual.losses.contrast import info_nce
 from nnunet_mutual.losses.correlation import correlation, correlation_cross_entropy
 from nnunet_mutual.losses.difference import prediction_difference
 from nnunet_mutual.losses.partial import RegionRelations, partial_sigmoid_loss, partial_softmax_loss
 from nnunet_mutual.losses.soft import soft_label_loss
-from nnunet_mutual.objectives.correlation import (
-    MEMORY_PER_CLASS,
-    MOST_MEMORY,
-    MOST_QUERIES,
-    QUERY_SHARE,
-    SIZE,
-)
+from nnunet_mutual.objectives import correlation as of_correlation
+from nnunet_mutual.objectives import rectification as of_rectification
 
 
 @dataclass(frozen=True)
@@ -117,12 +113,21 @@ def _soft_label(said: Said) -> Tensor:
 def _correlation(said: Said) -> Tensor:
     logits = said.levels[0][: said.unlabelled]
     classes = logits.shape[1] + said.regions
-    queries = int(min(MOST_QUERIES, logits[:, 0].numel() * QUERY_SHARE)) // classes * classes
-    memory = classes * min(MEMORY_PER_CLASS, MOST_MEMORY // classes)
+    wanted = int(min(of_correlation.MOST_QUERIES, logits[:, 0].numel() * of_correlation.QUERY_SHARE)) // classes
+    queries = classes * max(2, wanted // 2 * 2)
+    memory = classes * min(of_correlation.MEMORY_PER_CLASS, of_correlation.MOST_MEMORY // classes)
     usable = torch.ones(memory, dtype=torch.bool)
-    asked = torch.empty(max(2, queries), SIZE, requires_grad=True)
-    mine = correlation(asked, torch.empty(memory, SIZE), usable, temperature=0.1)
-    return correlation_cross_entropy(mine, mine.detach().clone(), torch.ones(len(asked), dtype=torch.bool))
+    asked = torch.empty(queries, of_correlation.SIZE, requires_grad=True)
+    mine = correlation(asked, torch.empty(memory, of_correlation.SIZE), usable, temperature=1.0)
+    return correlation_cross_entropy(mine, mine.detach().clone(), torch.ones(queries, dtype=torch.bool))
+
+
+def _contrast(said: Said) -> Tensor:
+    classes, size = said.levels[0].shape[1] + said.regions, of_rectification.SIZE
+    anchors = torch.empty(classes, of_rectification.ANCHORS, size, requires_grad=True)
+    negatives = torch.empty(classes, of_rectification.NEGATIVES, size)
+    usable, counted = (torch.ones(x.shape[:2], dtype=torch.bool) for x in (negatives, anchors))
+    return info_nce(anchors, torch.empty(classes, size), negatives, usable, counted, temperature=1.0)
 
 
 def _prediction_difference(said: Said) -> Tensor:
@@ -145,5 +150,6 @@ TERMS: Mapping[str, Callable[[Said], Tensor]] = {
     "soft targets of all levels": _soft_levels,
     "soft labels": _soft_label,
     "correlation": _correlation,
+    "contrast": _contrast,
     "prediction difference": _prediction_difference,
 }

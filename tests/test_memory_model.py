@@ -16,6 +16,7 @@ from two_streams import two_stream_dataset
 
 import nnunet_mutual.trainers as trainers
 from nnunet_mutual.memory_model import Design, Trace, footprint
+from nnunet_mutual.memory_terms import TERMS
 from nnunet_mutual.needs import Needs
 
 BAR = 0.15
@@ -26,7 +27,7 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {  # trainer, configuratio
     "two networks, sequential": ("MutualPartialTrainer", "2d", {**GROUPS, "memory": "sequential", "ema": 0.9}),
     "mean teacher": ("MeanTeacherTrainer", "3d_aniso", {"optimizer": "adamw"}),
     "correlation, joint": ("MutualCorrelationTrainer", "3d_fullres", {"memory": "joint"}),
-    "correlation, sequential": ("MutualCorrelationTrainer", "2d", {"memory": "sequential"}),
+    "correlation, sequential": ("MutualCorrelationTrainer", "3d_aniso", {"memory": "sequential"}),
     "prototypes": ("MutualPrototypeTrainer", "3d_fullres", {}),
     "cross-modal, sequential": ("MutualCrossModalTrainer", "3d_fullres", {"memory": "sequential"}),
 }
@@ -107,6 +108,6 @@ def test_division_of_a_batch(batch: int, least: int, expected: tuple[int, int]) 
 
 def test_regions() -> None:
     regions = replace(DESIGN, outputs=3, regions=True)
-    needs = Needs(labelled=1, unlabelled=1, terms=("consistency", "correlation", "soft targets of all levels"))
+    needs = Needs(auxiliary=True, labelled=1, unlabelled=1, terms=tuple(TERMS))
     for partial in (False, True):
         assert footprint(regions, replace(needs, partial=partial), 1, 1).loss > 3 * 16**3 * 4

@@ -80,10 +80,10 @@ class MutualPrototypeTrainer(TwoStreamTrainer):
     @classmethod
     def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
         """A student, its moving average, and prototypes with theirs."""
-        common = super().needs(settings, table, cases)
-        return replace(
-            common, prototypes=True, terms=("soft targets of all levels",) if settings.loss.pseudo > 0 else ()
-        )
+        weights = settings.loss
+        terms = {"soft targets of all levels": weights.pseudo, "contrast": weights.contrast}
+        used = tuple(name for name, weight in terms.items() if weight > 0)
+        return replace(super().needs(settings, table, cases), prototypes=True, terms=used)
 
     def build_objectives(self) -> list[Objective]:
         """Returns what student and prototypes learn, or supervision alone without unlabelled images."""
