@@ -31,7 +31,7 @@ from nnunet_mutual.checkpoints import (
     save_atomically,
     unpack,
 )
-from nnunet_mutual.config import Settings, merged_block, read_settings
+from nnunet_mutual.config import Settings, block_for, merged_block, read_settings
 from nnunet_mutual.datasets.splits import provide_splits
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.errors import MutualError
@@ -39,6 +39,7 @@ from nnunet_mutual.groups import PLANS_KEY
 from nnunet_mutual.loading import start_loaders
 from nnunet_mutual.losses.knowledge import Knowledge
 from nnunet_mutual.monitor import FiniteGuard, Forecast, TermLog, log_terms, say_epoch, say_start
+from nnunet_mutual.needs import Needs, one_network
 from nnunet_mutual.objectives import Batch, Objective, Progress, collect_terms
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 from nnunet_mutual.online import Ranking, log_scores, score_batch
@@ -74,7 +75,7 @@ class MutualTrainer(nnUNetTrainer):
                 f"the data of the plans {plans['plans_name']} were preprocessed by modality group, which only "
                 "MutualCrossModalTrainer reads; use the plans of nnUNetv2_plan_and_preprocess"
             )
-        self.settings = read_settings(self.settings_class, merged_block(plans, configuration))
+        self.settings = read_settings(self.settings_class, block_for(type(self), merged_block(plans, configuration)))
         self.autocast_dtype = compat.autocast_dtype(self.settings.amp, device)
         plans.setdefault("continue_training", False)
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -100,6 +101,11 @@ class MutualTrainer(nnUNetTrainer):
             self.grad_scaler = None
 
     # Building
+
+    @classmethod
+    def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
+        """Returns what a training with these settings and cases holds in memory, for planners."""
+        return one_network(settings, table, cases)
 
     def autocast(self) -> AbstractContextManager:
         """Mixed precision as the settings ask for it."""

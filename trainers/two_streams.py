@@ -12,10 +12,12 @@ from typing import Any
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from torch import distributed
 
+from nnunet_mutual.annotation import AnnotationTable
 from nnunet_mutual.checkpoints import StopSignals
 from nnunet_mutual.config import PeersSettings
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.losses.knowledge import Knowledge
+from nnunet_mutual.needs import Needs
 from nnunet_mutual.objectives import Batch, Views
 from nnunet_mutual.predicted_foreground import PredictedForeground
 from nnunet_mutual.trainers.base import MutualTrainer
@@ -92,6 +94,12 @@ class TwoStreamTrainer(MutualTrainer):
     settings: TwoStreamSettings
     asks_nobody = True  # whether training cases that annotate nothing are of use, without anything but the image
     batch_size: int
+
+    @classmethod
+    def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
+        """A batch has a patch of each stream at least, or as many as the settings say."""
+        labelled, unlabelled = settings.labelled_per_batch or 1, settings.unlabelled_per_batch or 1
+        return replace(super().needs(settings, table, cases), labelled=labelled, unlabelled=unlabelled)
 
     def plan_stages(self) -> None:
         """Finds the unlabelled images and divides the batch."""
