@@ -16,11 +16,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import step
-from settings import read_json, write_json
+from cost.counting import Kept
+from cost.dataset import BY_GROUP, in_parts, make_dataset
+from cost.trainers import Recipe, start
+from settings import CONFIGURATION, read_json, write_json
 
 BAR = 0.15  # of the measured bytes
 PARTIAL = {"stage1_networks": "groups", "stage2_networks": "groups"}
@@ -75,7 +76,7 @@ def measured(trainer: Any) -> int:
     averages += [trainer.rectifier.average.network] if hasattr(trainer, "rectifier") else []
     states = [t for o in peers.optimizers for s in o.state.values() for t in s.values() if torch.is_tensor(t)]
     known = [*parameters, *(p for module in averages for p in module.parameters())]
-    kept = step.Kept({p.untyped_storage().data_ptr() for p in known})
+    kept = Kept({p.untyped_storage().data_ptr() for p in known})
     passes = peers.passes
 
     def recording(*arguments: Any) -> Iterator[Any]:
@@ -119,16 +120,14 @@ def predicted(trainer: Any) -> int:
     return footprint(design, needs, trainer.batch_size, getattr(trainer, "unlabelled_per_batch", 0)).total
 
 
-def rows(work: Path, labels: int, mix: str, recipes: list[str], chosen: list[str] | None) -> list[dict[str, Any]]:
-    """Makes a dataset of so many labels and returns a row for each method and network."""
+def rows(work: Path, labels: int, recipes: list[str], chosen: list[str] | None) -> list[dict[str, Any]]:
+    """Makes a dataset of so many labels, one in each case, and returns a row for each method and network."""
     import torch
 
-    import nnunet_mutual.trainers as trainers
-
-    arguments = SimpleNamespace(labels=labels, mix=mix, size=(40, 56, 48), plans="small")
-    names = [step.NAME, step.BY_GROUP] if any("cross" in name for name in recipes) else [step.NAME]
+    plain = in_parts(labels)
+    names = [plain, BY_GROUP] if any("cross" in name for name in recipes) else [plain]
     for name in names:
-        step.make_dataset(work, arguments, name)
+        make_dataset(work, name, plans="small", size=(40, 56, 48), labels=labels, parts=labels)
     os.environ.update(nnUNet_n_proc_DA="0")
     found = []
     for network, configuration in networks().items():
@@ -137,13 +136,13 @@ def rows(work: Path, labels: int, mix: str, recipes: list[str], chosen: list[str
         for name in names:
             file = work / "nnUNet_preprocessed" / name / "nnUNetPlans.json"
             plans = read_json(file)
-            plans["configurations"][step.CONFIGURATION] = configuration
+            plans["configurations"][CONFIGURATION] = configuration
             write_json(file, plans)
         for recipe in recipes:
             trainer_name, settings = RECIPES[recipe]
-            torch.manual_seed(0)
-            trainer = step.start(
-                getattr(trainers, trainer_name), {"amp": "off", "seed": 0, **settings}, work, torch.device("cpu")
+            dataset = BY_GROUP if "cross" in recipe else plain
+            trainer = start(
+                Recipe(trainer_name, dataset, settings), work, torch.device("cpu"), mixed=False, compiled=False
             )
             title = recipe.replace("2 networks", f"{len(trainer.peers.networks)} networks")
             row = {"method": title, "network": network, "labels": labels, "patches": trainer.batch_size}
@@ -171,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
                 os.environ[f"nnUNet_{kind}"] = str(work / f"nnUNet_{kind}")
             os.environ["nnUNet_n_proc_DA"] = "2"  # nnU-Net's planner needs at least one
             recipes = [name for name in arguments.methods if labels == 2 or name in FOUR]
-            found += rows(work, labels, "one", recipes, arguments.networks)
+            found += rows(work, labels, recipes, arguments.networks)
     worst = max(abs(row["ratio"] - 1) for row in found)
     print(f"{len(found)} combinations, largest error {100 * worst:.1f} % (bar {100 * BAR:.0f} %)")
     if arguments.out:
