@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from torch import Tensor, nn
@@ -17,6 +19,19 @@ from nnunet_mutual.peers import Memory, Peers, unwrap
 
 if TYPE_CHECKING:
     from nnunet_mutual.trainers.base import MutualTrainer
+
+
+def seed(number: int | None, process: int = 0) -> None:
+    """Seeds all random numbers of this process, if there is a seed.
+
+    Args:
+        number: the seed.
+        process: different ones draw different numbers.
+    """
+    if number is not None:
+        torch.manual_seed(number + 1000 * process)
+        np.random.seed((number + 1000 * process) % 2**32)
+        random.seed(number + 1000 * process)
 
 
 def make_peers(trainer: MutualTrainer, number: int, auxiliary: Sequence[nn.Module] = ()) -> Peers:
@@ -32,6 +47,7 @@ def make_peers(trainer: MutualTrainer, number: int, auxiliary: Sequence[nn.Modul
     features = sorted({stride for objective in trainer.objectives for stride in objective.feature_strides})
     heads = nn.ModuleList([o.heads for o in trainer.objectives if o.heads is not None]).to(trainer.device)
     trained = [*plain, heads] if len(heads) else plain
+    trainer.ranks.equalise([tensor for module in trained for tensor in module.state_dict().values()])
     optimizers, schedulers = zip(*(_optimizer_for(trainer, module) for module in trained), strict=True)
     networks = [trainer.wrap(network, features=features) for network in plain]
     memory: Memory = "sequential" if trainer.device.type == "cuda" else "joint"
@@ -48,7 +64,15 @@ def make_peers(trainer: MutualTrainer, number: int, auxiliary: Sequence[nn.Modul
         heads=used,
         decay=decay,
         auxiliary=len(auxiliary),
+        ranks=trainer.ranks,
+        partner_levels=_partner_levels(trainer),
     )
+
+
+def collect(trainer: MutualTrainer) -> None:
+    """Brings up to date what other processes train, before networks predict whole cases."""
+    trainer.peers.collect()
+    trainer.ranks.remind(trainer.objectives)
 
 
 def settle_memory(trainer: MutualTrainer) -> None:
@@ -57,12 +81,11 @@ def settle_memory(trainer: MutualTrainer) -> None:
     if trainer.memory_settled or trainer.device.type != "cuda":
         return
     trainer.memory_settled = True
-    if len(peers.networks) > 1 and isinstance(trainer.settings, PeersSettings) and trainer.settings.memory == "auto":
+    most = max(trainer.ranks.gather(len(peers.own)))
+    if most > 1 and isinstance(trainer.settings, PeersSettings) and trainer.settings.memory == "auto":
         peak, kept = torch.cuda.max_memory_allocated(trainer.device), torch.cuda.memory_allocated(trainer.device)
-        fits = joint_fits(
-            peak, kept, len(peers.networks), torch.cuda.get_device_properties(trainer.device).total_memory
-        )
-        peers.memory = "joint" if fits else "sequential"
+        fits = joint_fits(peak, kept, len(peers.own), torch.cuda.get_device_properties(trainer.device).total_memory)
+        peers.memory = "joint" if all(trainer.ranks.gather(fits)) else "sequential"
         trainer.print_to_log_file(f"Memory: {peers.memory} ({peak / 2**30:.1f} GiB with one graph at a time)")
 
 
@@ -149,6 +172,12 @@ def feature_channels(trainer: MutualTrainer, coarsest: int = 4) -> int:
     """Returns the number of channels of the features that networks give to objectives, of stride ``coarsest``."""
     sizes = trainer.configuration_manager.network_arch_init_kwargs["features_per_stage"]
     return int(sizes[len(sizes) - 2 - feature_stage(strides(trainer), coarsest)])
+
+
+def _partner_levels(trainer: MutualTrainer) -> frozenset[int] | None:
+    """Levels of other networks' logits that some objective reads; None if one may read any."""
+    asked = [objective.partner_levels for objective in trainer.objectives]
+    return None if None in asked else frozenset(level for levels in asked for level in levels or ())
 
 
 def _optimizer_for(trainer: MutualTrainer, module: nn.Module) -> tuple[torch.optim.Optimizer, Any]:

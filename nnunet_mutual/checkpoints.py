@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import distributed
 
 from nnunet_mutual.config import differences
 from nnunet_mutual.errors import MutualError
@@ -119,15 +118,13 @@ def pack(trainer: MutualTrainer) -> dict[str, Any] | None:
     """Collects a checkpoint: what stock nnU-Net predicts from, and under ``mutual_state`` all that ``--c`` needs.
 
     Returns:
-        The checkpoint on rank 0, None on the others (all ranks must call this: each has random states of its own).
+        The checkpoint on rank 0, None on the others (all ranks must call this: each has random states of its own, or
+        networks).
     """
-    states: list = [random_state(trainer.device)]
-    if trainer.is_ddp:
-        mine, states = states[0], [None] * distributed.get_world_size()
-        distributed.all_gather_object(states, mine)
+    states = trainer.ranks.gather(random_state(trainer.device))
+    peers = trainer.peers.state_dict()
     if trainer.local_rank != 0:
         return None
-    peers = trainer.peers.state_dict()
     return {
         "network_weights": unwrap(trainer.deployed_network).state_dict(),
         "optimizer_state": peers["optimizers"][0],
@@ -253,11 +250,7 @@ class StopSignals:
 
 def obey(trainer: MutualTrainer, signals: StopSignals) -> None:
     """Saves a training when a signal was received on any process; SIGTERM also stops it."""
-    number = signals.take()
-    if trainer.is_ddp:
-        received: list = [None] * distributed.get_world_size()
-        distributed.all_gather_object(received, number)
-        number = max((n for n in received if n is not None), default=None)
+    number = max((n for n in trainer.ranks.gather(signals.take()) if n is not None), default=None)
     if number is None:
         return
     trainer.save_checkpoint(os.path.join(trainer.output_folder, "checkpoint_latest.pth"))
@@ -287,7 +280,4 @@ class SaveRhythm:
     def due(self, trainer: MutualTrainer) -> bool:
         """Whether it is time; the first process decides, since clocks differ and all take part in a checkpoint."""
         passed = trainer.epochs_done - self._epoch, (time() - self._time) / 60
-        decision = [passed[0] >= self.epochs or passed[1] >= self.minutes]
-        if trainer.is_ddp:
-            distributed.broadcast_object_list(decision)
-        return decision[0]
+        return trainer.ranks.first(passed[0] >= self.epochs or passed[1] >= self.minutes)

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from nnunet_mutual import __version__, cli_datasets, cli_results
+from nnunet_mutual import __version__, cli_datasets, cli_results, cli_training
 from nnunet_mutual.errors import MutualError
 
 EXIT_PROBLEM = 1
@@ -96,6 +96,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:
 
     _add_plugin_commands(add)
     cli_datasets.add_commands(add)
+    cli_training.add_commands(add)
     _add_model_commands(add)
     cli_results.add_commands(add)
     return parser, list(commands.choices)

@@ -99,8 +99,12 @@ def start_loader(loader: nnUNetDataLoader, *, training: bool, pin_memory: bool, 
     return augmenter
 
 
-def start_loaders(trainer: MutualTrainer) -> tuple[Augmenter, Augmenter]:
-    """Starts the training and the validation loader of a trainer, with nnU-Net's patches and transforms."""
+def start_loaders(trainer: MutualTrainer) -> tuple[Augmenter, Augmenter] | tuple[None, None]:
+    """Starts the training and the validation loader of a trainer, with nnU-Net's patches and transforms.
+
+    Returns:
+        Both, or neither where another process loads.
+    """
     scales = trainer._get_deep_supervision_scales()
     patch_size = trainer.configuration_manager.patch_size
     labels = trainer.label_manager
@@ -120,6 +124,8 @@ def start_loaders(trainer: MutualTrainer) -> tuple[Augmenter, Augmenter]:
     )
     transforms = trainer.training_transforms(transforms)
     training, validation = trainer.get_tr_and_val_datasets()
+    if not trainer.ranks.loads:
+        return None, None
     balanced = case_probabilities(trainer.table, training.identifiers) if trainer.settings.balance_sources else None
     return (
         _start(trainer, training, initial_patch_size, transforms, balanced, is_training=True),
@@ -134,11 +140,16 @@ def start_loaders(trainer: MutualTrainer) -> tuple[Augmenter, Augmenter]:
     )
 
 
-def restart_loaders(trainer: MutualTrainer) -> None:
-    """Ends the loaders, whose processes hold the old dataset, and starts new ones."""
+def stop_loaders(trainer: MutualTrainer) -> None:
+    """Ends the processes of the loaders, if there are any."""
     for loader in (trainer.dataloader_train, trainer.dataloader_val):
         if isinstance(loader, NonDetMultiThreadedAugmenter):
             loader._finish()
+
+
+def restart_loaders(trainer: MutualTrainer) -> None:
+    """Ends the loaders, whose processes hold the old dataset, and starts new ones."""
+    stop_loaders(trainer)
     trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
 
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from nnunetv2.utilities.collate_outputs import collate_outputs
-from torch import distributed
 
 from nnunet_mutual import compat
 from nnunet_mutual.datasets.files import write_json
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from nnunet_mutual.trainers.base import MutualTrainer
 
 VERSIONS = ("nnunet_mutual", "nnunetv2", "torch", "numpy")
+SKIPPED_STEPS_TOLERATED = 10
+PLOT_SECONDS = 30
 
 
 class FiniteGuard:
@@ -42,6 +43,14 @@ class FiniteGuard:
         self.names = tuple(names)
         self.tolerated = tolerated
         self.skipped = 0
+
+    @classmethod
+    def of(cls, trainer: MutualTrainer) -> FiniteGuard:
+        """Returns the guard of what a training step records."""
+        gradients = [f"gradient of network {n}" for n in range(len(trainer.peers.networks))]
+        heads = [] if trainer.peers.heads is None else ["gradient of the heads"]
+        tolerated = 0 if trainer.grad_scaler is None else SKIPPED_STEPS_TOLERATED
+        return cls([*trainer.term_names, *gradients, *heads, "sum of all terms"], tolerated)
 
     def check(self, values: Sequence[float], where: str) -> None:
         """Verifies one step.
@@ -61,6 +70,20 @@ class FiniteGuard:
                 f'the term "{name}" became {value} in {where}; the weights were not changed by it: look at these '
                 "images, or lower initial_lr, and continue with --c"
             )
+
+
+class ProgressPlot:
+    """nnU-Net's progress.png. It takes seconds, an epoch of a small dataset less: twice a minute is enough."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def draw(self, trainer: MutualTrainer) -> None:
+        """Draws it if it is time for it, or the training has ended."""
+        ended = trainer.epochs_done == trainer.num_epochs
+        if trainer.local_rank == 0 and (ended or time() - self._last > PLOT_SECONDS):
+            trainer.logger.plot_progress_png(trainer.output_folder)
+            self._last = time()
 
 
 class Forecast:
@@ -165,10 +188,8 @@ def log_terms(trainer: MutualTrainer, outputs: list[dict]) -> None:
     """
     collated = collate_outputs(outputs)
     columns = np.column_stack([np.asarray(collated["loss"]).reshape(-1, 1), collated["terms"]])
-    if trainer.is_ddp:
-        gathered: list = [None] * distributed.get_world_size()
-        distributed.all_gather_object(gathered, columns)
-        columns = np.concatenate(gathered)
+    if trainer.is_ddp:  # each process has samples of its own
+        columns = np.concatenate(trainer.ranks.gather(columns))
     # A step that the gradient scaler skipped has no loss to speak of.
     loss, *terms = (float(value) for value in np.nanmean(np.where(np.isfinite(columns), columns, np.nan), 0))
     trainer.logger.log("train_losses", loss, trainer.current_epoch)
@@ -184,9 +205,12 @@ def log_terms(trainer: MutualTrainer, outputs: list[dict]) -> None:
             trainer.print_to_log_file(f"WARNING: {warning}")
     if trainer.local_rank == 0:
         means = np.mean(collated.get("weights", np.empty((1, 0))), 0).tolist()
-        weights = {name: round(value, 6) for name, value in zip(trainer.term_names, means, strict=False)}
+        pairs = zip(trainer.term_names, means, strict=False)
+        weights = {name: round(value, 6) for name, value in pairs if not math.isnan(value)}
         trainer.term_log.append(trainer.current_epoch, loss, named, diagnostics, weights)
     trainer.print_to_log_file("terms", {name: round(value, 4) for name, value in named.items()})
+    if (said := trainer.ranks.report()) is not None:
+        trainer.print_to_log_file(said)
 
 
 def say_epoch(trainer: MutualTrainer) -> None:

@@ -10,7 +10,7 @@ import torch
 from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from torch import Tensor, distributed
+from torch import Tensor
 
 from nnunet_mutual.objectives.base import Batch
 
@@ -21,26 +21,33 @@ MOMENTUM = 0.9  # of nnU-Net's moving average of the Dice
 
 
 def score_batch(trainer: MutualTrainer, batch: Batch) -> dict[str, np.ndarray]:
-    """Returns the mean loss and the voxel counts (P, K) of the candidates on a validation batch."""
+    """Returns the mean loss and the voxel counts (P, K) of the candidates on a validation batch.
+
+    What another process's networks would add is 0.
+    """
     annotated, heirs = trainer.knowledge.scoring(batch.pattern_index)
-    losses, counts = [], []
-    for n in trainer.candidates:
+    losses = [torch.zeros((), device=trainer.device)]
+    counts = np.zeros((3, len(trainer.candidates), len(trainer.table.labels)), np.float32)
+    for i, n in enumerate(trainer.candidates):
+        if not trainer.ranks.runs(n):
+            continue
         with trainer.autocast():
             levels = trainer.evaluate(n, batch.data)
             losses.append(trainer.supervised.labelled(levels, batch, n).detach())
         scored = annotated if batch.sight is None else annotated & batch.sight.device[:, n : n + 1]
-        counts.append(annotated_counts(levels[0], batch.target[0], scored, heirs, trainer.label_manager))
-    tp, fp, fn = np.stack(counts, 1)
-    return {"loss": torch.stack(losses).mean().cpu().numpy(), "tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
+        counts[:, i] = annotated_counts(levels[0], batch.target[0], scored, heirs, trainer.label_manager)
+    loss = (torch.stack(losses).sum() / len(trainer.candidates)).cpu().numpy()
+    return {"loss": loss, **dict(zip(("tp_hard", "fp_hard", "fn_hard"), counts, strict=True))}
 
 
 def log_scores(trainer: MutualTrainer, outputs: list[dict]) -> None:
     """Logs what :func:`score_batch` returned in an epoch, on all processes, and chooses the network to deploy."""
     collated = collate_outputs(outputs)
     counts = np.stack([np.sum(collated[name], 0, dtype=np.float64) for name in ("tp_hard", "fp_hard", "fn_hard")])
-    of_processes = _of_all_processes(trainer, (counts, float(np.mean(collated["loss"]))))
+    of_processes = trainer.ranks.gather((counts, float(np.mean(collated["loss"]))))
     counts = np.sum([c for c, _ in of_processes], 0)
-    loss = float(np.mean([value for _, value in of_processes]))
+    together = np.mean if trainer.is_ddp else np.sum  # of other samples, or of other networks
+    loss = float(together([value for _, value in of_processes]))
     dice = trainer.ranking.add(counts)
     trainer.deployed = trainer.candidates[trainer.ranking.best]
     mean = mean_dice(dice, trainer.logger.get_value("mean_fg_dice", step=None))
@@ -56,18 +63,10 @@ def dice_of(trainer: MutualTrainer, counts: Sequence[np.ndarray]) -> dict[str, f
         trainer: whose labels these are.
         counts: of each batch, (3, K) as of :func:`annotated_counts`.
     """
-    tp, fp, fn = np.sum(_of_all_processes(trainer, np.sum(counts, 0, dtype=np.float64)), 0)
+    tp, fp, fn = np.sum(trainer.ranks.gather(np.sum(counts, 0, dtype=np.float64)), 0)
     with np.errstate(invalid="ignore"):
         dice = 2 * tp / (2 * tp + fp + fn)
     return {label: float(value) for label, value in zip(trainer.table.labels, dice, strict=True) if value == value}
-
-
-def _of_all_processes(trainer: MutualTrainer, value: Any) -> list:
-    found: list = [value]
-    if trainer.is_ddp:
-        found = [None] * distributed.get_world_size()
-        distributed.all_gather_object(found, value)
-    return found
 
 
 def annotated_counts(

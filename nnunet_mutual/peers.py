@@ -8,13 +8,14 @@ from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_mutual.modules.ema import MovingAverage
 from nnunet_mutual.modules.tap import FeatureTap
 from nnunet_mutual.objectives.base import Output
+from nnunet_mutual.ranks import Ranks
 
 CLIP_NORM = 12.0  # nnU-Net's
 Memory = Literal["joint", "sequential"]
@@ -39,6 +40,9 @@ class Peers:
     * ``sequential``: all but the first run forward without a graph, then each runs forward and backward alone (4P - 1
       units, the memory of one graph).
 
+    Where processes share the networks (:class:`~nnunet_mutual.peer_ranks.PeerRanks`), the outputs of those that run
+    elsewhere are received instead of computed; weights and averages of these are out of date until :meth:`collect`.
+
     Args:
         networks: as built, compiled and wrapped by the trainer.
         optimizers: one per network, and one for ``heads`` if there are any.
@@ -48,6 +52,11 @@ class Peers:
         heads: modules that objectives train beside the networks.
         decay: of a moving average of each network's weights, which then is evaluated in its place; 0 for none.
         auxiliary: how many of the last networks are of another architecture and learn along, never to be deployed.
+        ranks: which networks run in this process.
+        partner_levels: of the logits that networks learn from each other; None for all.
+
+    Attributes:
+        own: the networks that run in this process.
     """
 
     def __init__(
@@ -61,6 +70,8 @@ class Peers:
         heads: nn.Module | None = None,
         decay: float = 0.0,
         auxiliary: int = 0,
+        ranks: Ranks | None = None,
+        partner_levels: frozenset[int] | None = None,
     ):
         self.networks = list(networks)
         self.optimizers = list(optimizers)
@@ -69,6 +80,13 @@ class Peers:
         self.memory: Memory = memory
         self.heads = heads
         self.auxiliary = auxiliary
+        self.ranks = ranks or Ranks()
+        self.partner_levels = partner_levels
+        self.own = [n for n in range(len(self.networks)) if self.ranks.runs(n)]
+        self._drawing = [_draws(network) for network in self.networks]
+        self._overflow = (
+            _Overflow(self.networks[0]) if scaler is not None and len(self.own) < len(self.networks) else None
+        )
         self.averages = [MovingAverage(unwrap(network), decay) for network in self.deployable] if decay else []
 
     def __repr__(self) -> str:
@@ -112,7 +130,7 @@ class Peers:
     def passes(
         self, data: Tensor | Sequence[Tensor], autocast: Autocast
     ) -> Iterator[tuple[int, list[Output], list[Output]]]:
-        """Runs the networks on a batch; the caller backpropagates each network's loss before it asks for the next.
+        """Runs the networks of this process; the caller backpropagates each one's loss before it asks for the next.
 
         Args:
             data: (B, M, *spatial); a list where each network sees something else.
@@ -121,14 +139,14 @@ class Peers:
         Yields:
             The index of a network, the outputs of all networks of which only its own has a graph, and all detached.
         """
-        joint = self.memory == "joint"
         seen = [data] * len(self.networks) if isinstance(data, Tensor) else data
-        runs = [
-            (_Live if joint or n == 0 else _Replay)(network, images, autocast)
-            for n, (network, images) in enumerate(zip(self.networks, seen, strict=True))
-        ]
-        recorded = [run.recorded for run in runs]
-        for n, run in enumerate(runs):
+        runs: dict[int, _Live | _Replay] = {}
+        for n in self.own:
+            kind = _Live if self.memory == "joint" or n == self.own[0] else _Replay
+            with self.ranks.randomness(n, self._drawing):
+                runs[n] = kind(self.networks[n], seen[n], autocast)
+        recorded = self.ranks.exchange({n: run.recorded for n, run in runs.items()}, self.partner_levels)
+        for n, run in runs.items():
             yield n, [*recorded[:n], run.take(), *recorded[n + 1 :]], recorded
 
     def backward(self, total: Tensor) -> None:
@@ -141,17 +159,21 @@ class Peers:
         Returns:
             (P,) or, with heads, (P + 1,) gradient norms before clipping.
         """
-        if self.heads is not None and distributed.is_available() and distributed.is_initialized():
+        if self.heads is not None:
             for parameter in self.heads.parameters():  # not wrapped in DDP: they are small and not always used
-                if parameter.grad is None:
+                if parameter.grad is None and self.ranks.size > 1:
                     parameter.grad = torch.zeros_like(parameter)
-                distributed.all_reduce(parameter.grad)
-                parameter.grad /= distributed.get_world_size()
+            self.ranks.combine([p.grad for p in self.heads.parameters() if p.grad is not None])
         if self.scaler is not None:
             for optimizer in self.optimizers:
                 if any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
                     self.scaler.unscale_(optimizer)
-        return torch.stack([nn.utils.clip_grad_norm_(m.parameters(), CLIP_NORM) for m in self._trained])
+        norms = torch.stack([nn.utils.clip_grad_norm_(m.parameters(), CLIP_NORM) for m in self._trained])
+        number = len(self.networks)
+        norms[:number] = self.ranks.total(norms[:number].clone())  # 0 for those that run elsewhere
+        if self.scaler is not None and self._overflow is not None:
+            self._overflow.tell(self.scaler, norms)
+        return norms
 
     def step(self) -> None:
         """Lets all optimisers step, after all backward passes."""
@@ -162,17 +184,29 @@ class Peers:
                 self.scaler.step(optimizer)
         if self.scaler is not None:
             self.scaler.update()
-        for network, average in zip(self.networks, self.averages, strict=False):
-            average.update(unwrap(network))
+        for n, average in enumerate(self.averages):
+            if self.ranks.runs(n):
+                average.update(unwrap(self.networks[n]))
+
+    def collect(self) -> None:
+        """Brings all networks and averages up to date, before anything but the training itself looks at them."""
+        kept = [list(unwrap(network).state_dict().values()) for network in self.networks]
+        for n, average in enumerate(self.averages):
+            kept[n] += average.network.state_dict().values()
+        self.ranks.collect(kept)
+        steps = self.ranks.from_owners([average.steps for average in self.averages])
+        for average, number in zip(self.averages, steps, strict=True):
+            average.steps = number
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all networks, heads, optimisers and the scaler."""
+        self.collect()
         return {
             "networks": [unwrap(network).state_dict() for network in self.networks],
             "averages": [average.state_dict() for average in self.averages],
             "deployable": len(self.deployable),
             "heads": None if self.heads is None else self.heads.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizers": self.ranks.from_owners([optimizer.state_dict() for optimizer in self.optimizers]),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }
 
@@ -232,6 +266,27 @@ class _Replay:
             if "cuda" in self._random:
                 torch.cuda.set_rng_state(self._random["cuda"], self._device)
             return self._again()
+
+
+class _Overflow:
+    """Keeps the gradient scalers of processes alike: each counts an overflow in any network as its own."""
+
+    def __init__(self, network: nn.Module):
+        self._parameter = nn.Parameter(torch.zeros(1, device=next(network.parameters()).device))
+        self._optimizer = torch.optim.SGD([self._parameter], 0.0)
+
+    def tell(self, scaler: torch.amp.GradScaler, norms: Tensor) -> None:
+        """Shows the scaler a gradient that is finite where all are."""
+        self._parameter.grad = norms.float().sum()[None] * 0
+        scaler.unscale_(self._optimizer)
+
+
+def _draws(network: nn.Module) -> bool:
+    """Whether a network has layers that drop something at random."""
+    rates = [
+        getattr(m, "p", getattr(m, "drop_prob", 0)) for m in network.modules() if "drop" in type(m).__name__.lower()
+    ]
+    return any(rate for rate in rates)
 
 
 def _forward(network: nn.Module, data: Tensor, autocast: Autocast) -> Output:

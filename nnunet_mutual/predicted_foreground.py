@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
-from torch import distributed
 
+from nnunet_mutual.building import collect
 from nnunet_mutual.pseudo_labels.store import read_locations, write_locations
 from nnunet_mutual.validation import predictor_for
 
@@ -46,13 +46,12 @@ class PredictedForeground:
         classes: list[Any] = (
             list(labels.foreground_regions) if labels.has_regions else [int(x) for x in labels.foreground_labels]
         )
+        collect(trainer)
         with predictor_for(trainer, trainer.deployed_network, mirroring=False) as predictor:
-            number = distributed.get_world_size() if trainer.is_ddp else 1
-            for key in keys[trainer.local_rank :: number]:
+            for key in trainer.ranks.share(keys):
                 image = torch.from_numpy(np.asarray(dataset.load_case(key)[0][:])).float()
                 logits = predictor.predict_sliding_window_return_logits(image).cpu().float()
                 found = np.asarray(labels.convert_logits_to_segmentation(logits))
                 places = DefaultPreprocessor._sample_foreground_locations(found[None], classes)
                 write_locations(self.folder / f"{key}.npz", {c: places.get(c, []) for c in classes})
-        if trainer.is_ddp:
-            distributed.barrier()
+        trainer.ranks.barrier()

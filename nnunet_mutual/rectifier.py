@@ -47,6 +47,7 @@ class Rectifier:
 
     def attach(self, peers: Peers) -> None:
         """Rectifies the moving average of the first network."""
+        self.average.restart(self.objective.interaction)  # whose weights came from the first process meanwhile
         parts: Any = peers.averages[0].network, self.average.network, self.maps
         self.network = RectifiedNetwork(*parts).eval()
         self._in_parts = compiled(self.trainer, RectifiedNetwork(*parts, in_parts=True).eval())

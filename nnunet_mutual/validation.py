@@ -32,8 +32,9 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
+from nnunet_mutual.building import collect
 from nnunet_mutual.peers import unwrap
 from nnunet_mutual.restriction import Restriction, restrict, restriction_for
 
@@ -123,6 +124,7 @@ def validate_fold(trainer: MutualTrainer, save_probabilities: bool) -> None:
         trainer: an initialised trainer; its ``validation/summary.json`` is nnU-Net's, of the restricted predictions.
         save_probabilities: also write the npz files that ensembling needs.
     """
+    collect(trainer)
     for suffix, network in trainer.validated.items():
         keys = sorted(key for key in trainer.do_split()[1] if trainer.can_see(network, key))
         folders = validation_folders(trainer.output_folder, suffix)
@@ -134,8 +136,7 @@ def validate_fold(trainer: MutualTrainer, save_probabilities: bool) -> None:
         ):
             for key in _mine(trainer, keys, suffix):
                 _predict_case(trainer, predictor, network, pool, key, folders, save_probabilities)
-        if trainer.is_ddp:
-            distributed.barrier()
+        trainer.ranks.barrier()
         if trainer.local_rank == 0:
             _summarise(trainer, keys, folders[0], suffix)
 
@@ -147,14 +148,13 @@ def validation_folders(fold: str, suffix: str) -> tuple[str, str]:
 
 def _mine(trainer: MutualTrainer, keys: Sequence[str], suffix: str) -> Iterator[str]:
     """Yields the cases that this process predicts, and waits for the others from time to time."""
-    world = distributed.get_world_size() if trainer.is_ddp else 1
-    mine = keys[trainer.local_rank :: world]
+    mine = trainer.ranks.share(keys)
     by = f" by network {suffix.removeprefix('_')}" if suffix else ""
     for i, key in enumerate(mine):
         trainer.print_to_log_file(f"predicting {key}{by} ({i + 1} of {len(mine)})")
         yield key
-        if trainer.is_ddp and (i + 1) % BARRIER_EVERY == 0 and i + 1 < len(keys) // world:
-            distributed.barrier()
+        if (i + 1) % BARRIER_EVERY == 0 and i + 1 < len(keys) // trainer.ranks.size:
+            trainer.ranks.barrier()
 
 
 def set_deep_supervision(network: nn.Module, enabled: bool) -> None:

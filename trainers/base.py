@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -38,16 +37,14 @@ from nnunet_mutual.errors import MutualError
 from nnunet_mutual.groups import PLANS_KEY
 from nnunet_mutual.loading import start_loaders
 from nnunet_mutual.losses.knowledge import Knowledge
-from nnunet_mutual.monitor import FiniteGuard, Forecast, TermLog, log_terms, say_epoch, say_start
+from nnunet_mutual.monitor import FiniteGuard, Forecast, ProgressPlot, TermLog, log_terms, say_epoch, say_start
 from nnunet_mutual.needs import Needs, one_network
-from nnunet_mutual.objectives import Batch, Objective, Progress, collect_terms
+from nnunet_mutual.objectives import Batch, Objective, Output, Progress, collect_terms
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 from nnunet_mutual.online import Ranking, log_scores, score_batch
 from nnunet_mutual.peers import Peers
+from nnunet_mutual.ranks import ranks_of_process
 from nnunet_mutual.validation import set_deep_supervision, validate_fold
-
-SKIPPED_STEPS_TOLERATED = 10
-PLOT_SECONDS = 30
 
 
 class MutualTrainer(nnUNetTrainer):
@@ -85,6 +82,7 @@ class MutualTrainer(nnUNetTrainer):
         self.initial_lr = self.settings.initial_lr
         self.weight_decay = self.settings.weight_decay
         self.dataset_class: Any = None  # nnU-Net sets it in initialize
+        self.ranks = ranks_of_process(self.is_ddp)
         self._best_ema: float | None = None
         self.epochs_done = 0
         self.iteration = 0
@@ -92,7 +90,7 @@ class MutualTrainer(nnUNetTrainer):
         self.memory_settled = False
         self.deployed = 0
         self.rhythm = SaveRhythm(self.settings.checkpoint_epochs, self.settings.checkpoint_minutes)
-        self._last_plot = 0.0
+        self.plot = ProgressPlot()
         self._split: tuple[list[str], list[str]] | None = None
         self.epoch_outputs: list[dict] = []
         self.resumed_random_state: dict[str, Any] | None = None
@@ -116,10 +114,7 @@ class MutualTrainer(nnUNetTrainer):
         difference = raw_and_preprocessed_differ(self.plans_manager.dataset_name)
         if difference:  # before a split is made of a wrong table
             raise MutualError(difference)
-        if self.settings.seed is not None:
-            torch.manual_seed(self.settings.seed)
-            np.random.seed(self.settings.seed)
-            random.seed(self.settings.seed)
+        building.seed(self.settings.seed)
         self.plan_stages()
         super().initialize()
         self.validation_batch_size = self.batch_size  # stock's, whatever a method makes of training batches
@@ -128,6 +123,8 @@ class MutualTrainer(nnUNetTrainer):
         self.table.require_annotated(training, self.fold)
         self.supervised = self.build_supervision()
         self.start_stage()
+        if self.is_ddp and self.ranks.rank:  # other samples than the first process, which has the same weights
+            building.seed(self.settings.seed, self.ranks.rank)
         self._first_weight = next(self.network.parameters()).detach().clone()
 
     def build_knowledge(self) -> Knowledge:
@@ -150,10 +147,7 @@ class MutualTrainer(nnUNetTrainer):
         self.forecast = Forecast((end - max(first, self.current_epoch)) * self.num_iterations_per_epoch)
         number = len(self.peers.networks)
         self.term_names = names if number == 1 else [f"{name}[{n}]" for n in range(number) for name in names]
-        gradients = [f"gradient of network {n}" for n in range(number)]
-        heads = [] if self.peers.heads is None else ["gradient of the heads"]
-        tolerated = 0 if self.grad_scaler is None else SKIPPED_STEPS_TOLERATED
-        self.guard = FiniteGuard([*self.term_names, *gradients, *heads, "sum of all terms"], tolerated)
+        self.guard = FiniteGuard.of(self)
 
     def restore_stage(self, stage: int) -> None:
         """Builds the stage of the training in which a checkpoint was written; there is only one by default."""
@@ -299,10 +293,8 @@ class MutualTrainer(nnUNetTrainer):
         self.on_train_epoch_end(self.epoch_outputs)
         with torch.no_grad():
             self.on_validation_epoch_start()
-            outputs = [
-                self.validation_step(next(self.dataloader_val)) for _ in range(self.num_val_iterations_per_epoch)
-            ]
-            self.on_validation_epoch_end(outputs)
+            steps, draw = range(self.num_val_iterations_per_epoch), lambda: next(self.dataloader_val)
+            self.on_validation_epoch_end([self.validation_step(self.ranks.batch(draw, self.device)) for _ in steps])
         self.iteration = 0
         self.on_epoch_end()
         self.obey(signals)
@@ -322,7 +314,7 @@ class MutualTrainer(nnUNetTrainer):
 
     def _next_batch(self, signals: StopSignals) -> dict:
         try:
-            return next(self.dataloader_train)
+            return self.ranks.batch(lambda: next(self.dataloader_train), self.device)
         except RuntimeError:  # SIGTERM to the whole job also ends the loader's processes, often while we wait for them
             if not self.is_ddp:
                 self.obey(signals)
@@ -336,29 +328,32 @@ class MutualTrainer(nnUNetTrainer):
         """One forward, one backward, one optimiser step of all networks on all objectives (nnU-Net's hook)."""
         moved, progress = self.training_batch(batch), self._progress()
         place = f"epoch {self.current_epoch}, iteration {self.iteration} (cases {', '.join(moved.keys)})"
-        values, weights, totals = [], [], []
+        number = len(self.peers.networks)
+        rows = torch.zeros(number, len(self.term_names) // number + 1, device=self.device)  # terms and their sum
+        weights = np.full((number, rows.shape[1] - 1), np.nan, np.float32)  # of networks that are trained elsewhere
+        recorded: list[Output] = []
         self.peers.zero_grad()
-        seen = [self.seen_by(n, moved.data) for n in range(len(self.peers.networks))]
+        seen = [self.seen_by(n, moved.data) for n in range(number)]
         for peer, outputs, recorded in self.peers.passes(seen, self.autocast):
             with self.autocast():
-                if peer == 0:
+                if peer == self.peers.own[0]:
                     for objective in self.objectives:
                         objective.prepare(recorded, moved, progress)
                 terms = collect_terms(self.objectives, peer, outputs, moved, progress).values()
-                weights += [term.weight for term in terms]
+                weights[peer] = [term.weight for term in terms]
                 weighted = [term.value.float() * term.weight for term in terms]
                 total = torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
             self.peers.backward(total)
-            values += [term.value.detach().float() for term in terms]
-            totals.append(total.detach())
-        record = torch.cat([torch.stack(values), self.peers.clip().float(), torch.stack(totals).mean(0, keepdim=True)])
+            rows[peer] = torch.stack([*(term.value.detach().float() for term in terms), total.detach()])
+        rows = self.ranks.total(rows)
+        record = torch.cat([rows[:, :-1].flatten(), self.peers.clip().float(), rows[:, -1].mean(0, keepdim=True)])
         if self.grad_scaler is None:
             record = record.cpu()
             self.guard.check(record.tolist(), place)
         self.peers.step()
         building.settle_memory(self)
         with torch.no_grad():
-            for objective in self.objectives:
+            for objective in self.objectives if recorded else []:  # none, where no network of this stage runs here
                 objective.update(recorded, moved)
         record = record.cpu()  # the step's one transfer to the host
         if self.grad_scaler is not None:
@@ -366,7 +361,7 @@ class MutualTrainer(nnUNetTrainer):
         return {
             "loss": record[-1].numpy(),
             "terms": record[: len(self.term_names)].numpy(),
-            "weights": np.array(weights, np.float32),
+            "weights": weights.ravel(),
         }
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
@@ -402,6 +397,11 @@ class MutualTrainer(nnUNetTrainer):
         return (self.deployed,)
 
     @property
+    def most_networks(self) -> int:
+        """How many networks learn together at most, now or in another stage of the training."""
+        return len(self.peers.networks)
+
+    @property
     def deployed_network(self) -> nn.Module:
         """The network that validation scores, checkpoints deploy and prediction uses."""
         return self.peers.evaluated[self.deployed]
@@ -435,15 +435,8 @@ class MutualTrainer(nnUNetTrainer):
         if self.rhythm.due(self) and self.epochs_done < self.num_epochs:
             self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
             self.rhythm.saved(self.epochs_done)
-        self._plot_progress()
+        self.plot.draw(self)
         self.current_epoch += 1
-
-    def _plot_progress(self) -> None:
-        # The plot takes seconds, an epoch of a small dataset less: once in half a minute is enough to watch it.
-        last = self.epochs_done == self.num_epochs
-        if self.local_rank == 0 and (last or time() - self._last_plot > PLOT_SECONDS):
-            self.logger.plot_progress_png(self.output_folder)
-            self._last_plot = time()
 
     def save_checkpoint(self, filename: str) -> None:
         """Writes what stock nnU-Net predicts from, plus everything that ``--c`` needs (nnU-Net's hook)."""

@@ -194,13 +194,19 @@ class MutualCrossModalTrainer(TwoStreamTrainer):
         """Notes who sees what, and takes noise out of channels that are missing."""
         moved = super().to_batch(batch)
         host = [[self.can_see(n, key) for n in range(len(self.groups.names))] for key in moved.keys]
-        if all(all(row) for row in host):
+        if all(all(row) for row in host) and not self._gathers_of_some:
             return moved
         sight = Sight(host, torch.tensor(host).to(self.device, non_blocking=True))
         stored = self.groups.stored.values()
         there = torch.cat([sight.device[:, n : n + 1].expand(-1, s.stop - s.start) for n, s in enumerate(stored)], 1)
         data = moved.data * there.view(*there.shape, *[1] * (moved.data.ndim - 2))
         return replace(moved, data=data, sight=sight)
+
+    @property
+    def _gathers_of_some(self) -> bool:
+        """Whether processes of DDP gather Dice statistics, so that all must take one path, and cases lack channels."""
+        complete = all(all(self.groups.available(case)) for case in self.table.cases.values())
+        return self.is_ddp and not complete
 
     def _soft_label(self, network: int, images: Tensor) -> Tensor:
         """Probabilities of a moving average, over an image as it is and mirrored, noised views of it."""
@@ -215,9 +221,12 @@ class MutualCrossModalTrainer(TwoStreamTrainer):
         return total / self.settings.passes
 
     def _logits(self, network: int, images: Tensor) -> Tensor:
-        output = self._teachers[network](images)
-        logits: Tensor = output[0] if isinstance(output, (list, tuple)) else output
-        return logits
+        def ask() -> Tensor:
+            output = self._teachers[network](images)
+            logits: Tensor = output[0] if isinstance(output, (list, tuple)) else output
+            return logits
+
+        return self.ranks.answer(network, ask)
 
     # Validation and checkpoints, group by group
 
@@ -239,6 +248,8 @@ class MutualCrossModalTrainer(TwoStreamTrainer):
         self.print_to_log_file("moving average of the Pseudo dice", {n: round(v, 4) for n, v in known.items()})
         if self.local_rank == 0:
             self.term_log.append_validation(self.current_epoch, {f"Dice of {n}": v for n, v in known.items()})
+        if self.ranking.improved and not self.disable_checkpointing:
+            self.peers.collect()
         if self.local_rank == 0 and not self.disable_checkpointing:
             for n in self.ranking.improved:
                 file = Path(self.output_folder) / f"checkpoint_best_{self.groups.names[n]}.pth"

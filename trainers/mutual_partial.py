@@ -133,6 +133,7 @@ class MutualPartialTrainer(MutualTrainer):
     settings_class = MutualPartialSettings
     settings: MutualPartialSettings
     batch_size: int
+    oversample_foreground_percent: float
 
     # Stages
 
@@ -160,6 +161,7 @@ class MutualPartialTrainer(MutualTrainer):
                 "MutualPartialTrainer does not train cascades, whose second stage would need the first one's pseudo "
                 "labels; train 3d_fullres, or the cascade with PartialTrainer"
             )
+        self.forced_share = self.oversample_foreground_percent  # before nnU-Net makes it 0 or 1 in a process of DDP
         training, _ = self.do_split()
         self.groups = choose_groups(self.table, training)
         mutual = len(self.groups) > 1
@@ -181,6 +183,7 @@ class MutualPartialTrainer(MutualTrainer):
         if self.batch_size < 2 and (self.stage1_groups if self.stage == 1 else self.stage2_groups):
             self.print_to_log_file(f"The batch size is raised from {self.batch_size} to 2: a case each of two groups")
             self.batch_size = 2
+            self.oversample_foreground_percent = self.forced_share
         super().start_stage()
 
     def _nothing_to_decide(self, training: list[str]) -> bool:
@@ -215,7 +218,7 @@ class MutualPartialTrainer(MutualTrainer):
         self.save_checkpoint(join(self.output_folder, STAGE_1_CHECKPOINT))
         self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
         self.print_to_log_file("Stage 1 is over: making pseudo labels")
-        settings, stop = self.settings.pseudo_labels, lambda: None if self.is_ddp else self.obey(signals)
+        settings, stop = self.settings.pseudo_labels, lambda: None if self.ranks.size > 1 else self.obey(signals)
         decisions = make_pseudo_labels(self, self.store, self.pseudo_labelling, self.network_labels(), settings, stop)
         self.print_to_log_file(f"{summarise(decisions)}\nEvery decision: {self.store.folder / 'decisions.csv'}")
         best = unwrap(self.deployed_network).state_dict()
@@ -280,6 +283,11 @@ class MutualPartialTrainer(MutualTrainer):
                 **common,
             )
         ]
+
+    @property
+    def most_networks(self) -> int:
+        """Of either stage."""
+        return max(1, len(self.stage1_groups), len(self.stage2_groups))
 
     @property
     def candidates(self) -> tuple[int, ...]:

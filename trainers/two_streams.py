@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from torch import distributed
 
 from nnunet_mutual.annotation import AnnotationTable
 from nnunet_mutual.checkpoints import StopSignals
@@ -94,6 +93,8 @@ class TwoStreamTrainer(MutualTrainer):
     settings: TwoStreamSettings
     asks_nobody = True  # whether training cases that annotate nothing are of use, without anything but the image
     batch_size: int
+    oversample_foreground_percent: float
+    unlabelled_per_batch: int
 
     @classmethod
     def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
@@ -108,6 +109,7 @@ class TwoStreamTrainer(MutualTrainer):
                 f"{type(self).__name__} does not train cascades, whose second stage would need the first one's "
                 "prediction of every unlabelled image; train 3d_fullres, or the cascade with PartialTrainer"
             )
+        self.forced_share = self.oversample_foreground_percent  # before nnU-Net makes it 0 or 1 in a process of DDP
         self.foreground = PredictedForeground(Path(self.output_folder) / "unlabelled_foreground")
         training, validation = self.do_split()
         self.labelled_keys = [key for key in training if self.table.case(key).annotated]
@@ -121,7 +123,7 @@ class TwoStreamTrainer(MutualTrainer):
                 "mutual about; trained as by PartialTrainer"
             )
             return
-        whole = ceil(self.configuration_manager.batch_size / (distributed.get_world_size() if self.is_ddp else 1))
+        whole = ceil(self.configuration_manager.batch_size / (self.ranks.size if self.is_ddp else 1))
         whole = max(2, whole)
         labelled, unlabelled = self.settings.labelled_per_batch, self.settings.unlabelled_per_batch
         self.unlabelled_per_batch = unlabelled or max(1, whole - (labelled or ceil(whole / 2)))
@@ -143,9 +145,9 @@ class TwoStreamTrainer(MutualTrainer):
         )
 
     def start_stage(self) -> None:
-        """Sets the number of labelled patches, after nnU-Net set that of its batch."""
+        """Composes batches, after nnU-Net set the size of its own; in each process of DDP as in a single one."""
         if self.unlabelled_per_batch:
-            self.batch_size = self.labelled_per_batch
+            self.batch_size, self.oversample_foreground_percent = self.labelled_per_batch, self.forced_share
         super().start_stage()
 
     def before_epoch(self, signals: StopSignals) -> None:

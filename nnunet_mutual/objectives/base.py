@@ -132,10 +132,13 @@ class Objective(ABC):
         feature_strides: of the decoder features that the networks shall return, too: the finest stage at each stride
             or, where an axis skips it, the next finer one.
         heads: modules that are trained with the networks and never deployed.
+        partner_levels: of the logits of other networks that are read, 0 being the highest resolution; None for any.
+            Where networks run in processes of their own, the rest is not sent.
     """
 
     feature_strides: Sequence[int] = ()
     heads: nn.Module | None = None
+    partner_levels: Sequence[int] | None = None
 
     @property
     @abstractmethod

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from nnunet_mutual.grouping import Group
 from nnunet_mutual.losses.knowledge import Knowledge
 from nnunet_mutual.objectives.base import Batch, Output
+from nnunet_mutual.objectives.sampling import summed
 
 LEAST_SAMPLES = 20
 LEAST_RATIO = 0.5
@@ -69,8 +70,7 @@ class CollapseAlarm:
             weight: of the negatives now; kept as the highest one if the alarm goes off.
         """
         counted = torch.cat([self.volume.flatten(), torch.tensor(self.samples).to(self.volume)])
-        if distributed.is_available() and distributed.is_initialized():  # so that all processes cap alike
-            distributed.all_reduce(counted)
+        counted = summed(counted)  # so that all processes cap alike
         volume, samples = (
             counted[: -len(self.groups)].view(self.volume.shape).cpu(),
             counted[-len(self.groups) :].tolist(),

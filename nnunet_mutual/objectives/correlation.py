@@ -78,6 +78,7 @@ class CorrelationObjective(Objective):
     """
 
     term_names = ("supervised", "consistency", "correlation")
+    partner_levels = (0,)
 
     def __init__(
         self,

@@ -71,6 +71,7 @@ class CrossModalObjective(Objective):
     """
 
     term_names = ("supervised", "contrast", "consistency", "relearning")
+    partner_levels = (0,)
 
     def __init__(
         self,

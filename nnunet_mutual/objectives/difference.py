@@ -19,6 +19,7 @@ from nnunet_mutual.losses.knowledge import Knowledge
 from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
 from nnunet_mutual.objectives.collapse import CollapseAlarm
 from nnunet_mutual.objectives.organs import organ_masks, ramp
+from nnunet_mutual.objectives.sampling import summed
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 
 STRIDE = 4  # of the features
@@ -49,6 +50,7 @@ class DifferenceObjective(Objective):
     """
 
     term_names = ("seg", "pd", "fd")
+    partner_levels = (1,)  # to count volumes
 
     def __init__(
         self,
@@ -119,8 +121,9 @@ class DifferenceObjective(Objective):
         for n, (vectors, valid) in enumerate(self._vectors):
             finite = torch.isfinite(vectors).all(2)  # a step that overflowed in float16 must not stay in the means
             weight = (valid & finite & self.learns[n]).float()[..., None]
-            count = weight.sum(0)
-            mean = (vectors.masked_fill(weight == 0, 0) * weight).sum(0) / count.clamp_min(1)
+            sums = torch.cat([(vectors.masked_fill(weight == 0, 0) * weight).sum(0), weight.sum(0)], 1)
+            count = summed(sums)[:, -1:]
+            mean = sums[:, :-1] / count.clamp_min(1)
             seen = count[:, 0] > 0
             momentum = torch.where(self.filled[n], BANK_MOMENTUM, 0.0)[:, None]
             moved = momentum * self.bank[n] + (1 - momentum) * mean

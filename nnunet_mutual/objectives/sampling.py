@@ -30,8 +30,15 @@ def any_of(eligible: Tensor, number: int) -> tuple[Tensor, Tensor]:
     return chosen, eligible.gather(1, chosen)
 
 
+def summed(part: Tensor) -> Tensor:
+    """Returns the sum over all processes of DDP, in place; of the only one the tensor as it is."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(part)
+    return part
+
+
 def gathered(part: Tensor) -> Tensor:
-    """Returns a tensor of all processes, one after the other; of the only one as it is."""
+    """Returns a tensor of all processes of DDP, one after the other; of the only one as it is."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return part
     parts = [torch.empty_like(part) for _ in range(distributed.get_world_size())]

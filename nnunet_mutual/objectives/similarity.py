@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from nnunet_mutual.grouping import Group, home
 from nnunet_mutual.losses.knowledge import Knowledge
@@ -18,6 +18,7 @@ from nnunet_mutual.losses.similarity import (
 )
 from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
 from nnunet_mutual.objectives.organs import organ_masks, ramp
+from nnunet_mutual.objectives.sampling import summed
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 
 STRIDE = 4  # of the features
@@ -44,6 +45,7 @@ class SimilarityObjective(Objective):
     """
 
     term_names = ("seg", "ps", "dfs")
+    partner_levels = (1,)  # for the running Dice
 
     def __init__(
         self,
@@ -114,9 +116,7 @@ class SimilarityObjective(Objective):
         of_group = (homes == torch.arange(len(self.scores), device=found.device)[:, None]).to(found)  # (G, B)
         known = torch.isfinite(found).to(found)
         sums = torch.stack([torch.tensordot(of_group, part, 1) for part in (torch.nan_to_num(found), known)])
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(sums)
-        total, count = sums
+        total, count = summed(sums)
         mean = total / count.clamp_min(1)
         before = torch.where(torch.isnan(self.scores), mean, self.scores)
         self.scores = torch.where(count > 0, MOMENTUM * before + (1 - MOMENTUM) * mean, self.scores)

@@ -29,6 +29,7 @@ class SupervisedObjective(Objective):
     """
 
     term_names = ("supervised",)
+    partner_levels = ()
 
     def __init__(
         self,

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from nnunet_mutual.annotation import AnnotationTable, Case, table_fingerprint
+from nnunet_mutual.building import collect
 from nnunet_mutual.peers import unwrap
 from nnunet_mutual.pseudo_labels.audit import Decision
 from nnunet_mutual.pseudo_labels.codes import UNDECIDED, PseudoCodes
@@ -262,6 +263,7 @@ def make_pseudo_labels(
     Returns:
         All decisions.
     """
+    collect(trainer)
     with ExitStack() as stack:
         predictors = [stack.enter_context(predictor_for(trainer, network, mirroring=False)) for network in networks]
         labeller = PseudoLabeller(trainer, predictors, learnt, settings)
@@ -281,10 +283,8 @@ def _label_all(
     wanted = [key for key in sorted(training) if labeller.open_labels(trainer.table.case(key))]
     if trainer.local_rank == 0 and store.claim(made_by):
         trainer.print_to_log_file(f"{store.folder} held pseudo labels of other networks or settings: made anew")
-    world = distributed.get_world_size() if trainer.is_ddp else 1
-    if trainer.is_ddp:
-        distributed.barrier()
-    mine = wanted[trainer.local_rank :: world]
+    trainer.ranks.barrier()
+    mine = trainer.ranks.share(wanted)
     if not all(store.has(key) for key in mine):
         labeller.true_volumes = true_volumes(trainer.table, dataset)
     for i, key in enumerate(mine):
@@ -292,10 +292,9 @@ def _label_all(
             trainer.print_to_log_file(f"pseudo labels of {key} ({i + 1} of {len(mine)})")
             _label_case(labeller, trainer, dataset, store, key)
             between_cases()
-        if trainer.is_ddp and (i + 1) % BARRIER_EVERY == 0 and i + 1 < len(wanted) // world:
-            distributed.barrier()
-    if trainer.is_ddp:
-        distributed.barrier()
+        if (i + 1) % BARRIER_EVERY == 0 and i + 1 < len(wanted) // trainer.ranks.size:
+            trainer.ranks.barrier()
+    trainer.ranks.barrier()
     return store.summarise(wanted) if trainer.local_rank == 0 else store.decisions(wanted)
 
 
