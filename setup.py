@@ -50,7 +50,7 @@ if __name__ == "__main__":
             "nnunet_mutual.planners",
         ],
         # The shim folder is data, not a package: nnU-Net imports its one module by the folder's path.
-        package_data={"nnunet_mutual": ["shim/*.py", "review/*.html", "py.typed"]},
+        package_data={"nnunet_mutual": ["shim/*.py", "review/*.html", "report/templates/*", "py.typed"]},
         zip_safe=False,
         install_requires=["nnunetv2>=2.8"],
         extras_require={"evaluate": ["monai>=1.4"], "test": ["pytest", "hypothesis", "ruff", "mypy", "monai>=1.4"]},

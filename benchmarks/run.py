@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,7 @@ class Job:
     cases: str
     out: Path
     networks: int
+    trained: frozenset[Path] = frozenset()  # files of its networks, which other arms may share
 
     @property
     def title(self) -> str:
@@ -120,7 +121,9 @@ def calibrate(setting: Setting, arguments: argparse.Namespace) -> None:
         wanted = calibration.missing(setting, state)
         if not wanted:
             raise BenchmarkError(f"{state['reason']}; add a longer length to the protocol's calibration")
-        jobs = [Job(arm, s, t, "calibration", calibration.run_file(setting, t, s, arm), 1) for arm, t, s in wanted]
+        jobs = [
+            job(setting, arm, s, t, "calibration", calibration.run_file(setting, t, s, arm)) for arm, t, s in wanted
+        ]
         if not scheduler.run(jobs):
             return
 
@@ -144,12 +147,18 @@ def run(setting: Setting, arguments: argparse.Namespace) -> None:
         schedule = Schedule(arguments.updates, arguments.rate)
     prepare(setting)
     jobs = [
-        Job(arm, seed, schedule, "test", setting.evidence_file(arm, seed), len(setting.networks(arm)))
+        job(setting, arm, seed, schedule, "test", setting.evidence_file(arm, seed))
         for arm in arms
         for seed in arguments.seeds
     ]
     Scheduler(setting, arguments.jobs, arguments.budget).run(jobs)
     table.write(setting)
+
+
+def job(setting: Setting, arm: str, seed: int, schedule: Schedule, cases: str, out: Path) -> Job:
+    networks = setting.networks(arm)
+    trained = frozenset(setting.weights_file(network, schedule, seed) for network in networks)
+    return Job(arm, seed, schedule, cases, out, len(networks), trained)
 
 
 def run_job(setting: Setting, arguments: argparse.Namespace) -> None:
@@ -184,8 +193,8 @@ class Scheduler:
         complete = True
         try:
             while waiting or running:
-                while waiting and len(running) < self.jobs:
-                    job = waiting.pop(0)
+                while len(running) < self.jobs and (job := self.next(waiting, [entry[0] for entry in running])):
+                    waiting.remove(job)
                     if self.end is not None and time.monotonic() + self.expected(job) > self.end:
                         print(f"not run, the budget is spent: {job.title}")
                         complete = False
@@ -200,6 +209,12 @@ class Scheduler:
             for _, process, _ in running:
                 process.terminate()
         return complete
+
+    @staticmethod
+    def next(waiting: Sequence[Job], running: Sequence[Job]) -> Job | None:
+        """Returns the first job that trains no network which another one is just training."""
+        busy = {file for job in running for file in job.trained}
+        return next((job for job in waiting if not job.trained & busy), None)
 
     def finished(self, job: Job) -> bool:
         if not job.out.is_file():

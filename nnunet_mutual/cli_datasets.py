@@ -152,15 +152,27 @@ def _add_preprocessing(add: Callable[..., argparse.ArgumentParser]) -> None:
         _plan_and_preprocess,
         "nnU-Net's planning and preprocessing, then unlabelled images and folds",
         "Runs nnU-Net's fingerprint, planning and preprocessing with its own defaults, preprocesses the images in\n"
-        "imagesUn into a folder of their own, and prints the folds (an existing splits_final.json is kept).",
-        "nnunet_mutual plan_and_preprocess -d 111 -c 3d_fullres",
+        "imagesUn into a folder of their own, and prints the folds (an existing splits_final.json is kept).\n"
+        "With --for, patch and batch are such that this trainer, with its networks and teachers, fits the GPU.",
+        "nnunet_mutual plan_and_preprocess -d 111 -c 3d_fullres --for MutualCorrelationTrainer -gpu_memory_target 12",
     )
     command.add_argument("-d", dest="dataset", metavar="DATASET", required=True, help="dataset name or number")
     command.add_argument("-c", dest="configurations", metavar="CONFIGURATION", nargs="+", help="default: as in nnU-Net")
     command.add_argument(
         "-np", dest="processes", metavar="NUMBER", type=int, nargs="+", help="processes, one number or one for each -c"
     )
-    command.add_argument("-pl", dest="planner", default="ExperimentPlanner", help="planner (%(default)s)")
+    command.add_argument(
+        "-pl", dest="planner", help="planner (ExperimentPlanner; MutualPlanner if --for or --set is given)"
+    )
+    command.add_argument(
+        "-gpu_memory_target", dest="gigabytes", metavar="GB", type=float, help="memory of the GPU (default: planner's)"
+    )
+    command.add_argument(
+        "--for", dest="trainer", metavar="TRAINER", help="trainer that MutualPlanner and its ResEnc forms plan for"
+    )
+    command.add_argument(
+        "--set", dest="settings", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="its settings"
+    )
     command.add_argument("--clean", action="store_true", help="compute the dataset's fingerprint anew")
 
     command = add(
@@ -249,6 +261,9 @@ def _plan_and_preprocess(options: argparse.Namespace) -> int:
         configurations=options.configurations or DEFAULT_CONFIGURATIONS,
         processes=options.processes,
         planner=options.planner,
+        gigabytes=options.gigabytes,
+        trainer=options.trainer,
+        settings=options.settings,
         clean=options.clean,
     )
     return 0

@@ -19,6 +19,7 @@ from nnunet_mutual.datasets.files import meant
 from nnunet_mutual.errors import MutualError
 
 S = TypeVar("S")
+PLANNED = "planned"  # in a block: what a planner chose for one trainer, which others leave aside
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,24 @@ def merged_block(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]
     for block in reversed(chain):
         merged = deep_merge(merged, block)
     return merged
+
+
+def block_for(trainer: type, block: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a block as one trainer reads it: with what a planner chose for it, which other entries override.
+
+    Args:
+        trainer: a class; what was planned for one of its base classes is meant for it, too.
+        block: as of :func:`merged_block`.
+    """
+    own = {key: value for key, value in block.items() if key != PLANNED}
+    planned = block.get(PLANNED, {})
+    meant_for = planned.get("trainer") in [cls.__name__ for cls in trainer.__mro__]
+    return deep_merge(planned["settings"], own) if meant_for else own
+
+
+def planned_memory(settings: PeersSettings) -> Literal["joint", "sequential"]:
+    """Returns the memory mode that a planner reckons with: "auto" needs no more than "sequential"."""
+    return "joint" if settings.memory == "joint" else "sequential"
 
 
 def deep_merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:

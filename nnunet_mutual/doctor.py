@@ -231,15 +231,15 @@ def check_finder() -> Iterator[Check]:
         folder = os.path.join(nnunetv2.__path__[0], "experiment_planning")
         return recursive_find_python_class(folder, name, current_module="nnunetv2.experiment_planning")
 
-    planners = plugin.public_names("planners")
-    for name in planners:
-        yield _found("planner", name, find_planner, "nnunet_mutual register")
-    if not planners:
-        yield Check("planners", OK, "none in this version; use nnU-Net's own")
+    for name in plugin.public_names("planners"):
+        yield _found("planner", name, find_planner, "nnunet_mutual register", needed=False)
 
 
-def _found(kind: str, name: str, find: Callable[[str], object], fix: str) -> Check:
-    """Look up one class; it counts as found only if it is the installed class itself."""
+def _found(kind: str, name: str, find: Callable[[str], object], fix: str, *, needed: bool = True) -> Check:
+    """Look up one class; it counts as found only if it is the installed class itself.
+
+    Planners need not be found by nnU-Net: nnunet_mutual plan_and_preprocess knows them.
+    """
     label = f"{kind} {name}"
     try:
         own = getattr(importlib.import_module(f"nnunet_mutual.{kind}s"), name)
@@ -252,6 +252,8 @@ def _found(kind: str, name: str, find: Callable[[str], object], fix: str) -> Che
             found = find(name)
     except Exception as error:
         return Check(label, PROBLEM, f"nnU-Net's search ends in {type(error).__name__}: {_line(error)}", fix)
+    if found is None and not needed:
+        return Check(label, NOTE, "for nnunet_mutual plan_and_preprocess; nnUNetv2_plan_and_preprocess needs:", fix)
     if found is None:
         return Check(label, PROBLEM, "nnU-Net does not find it", fix)
     if found is not own:

@@ -108,7 +108,7 @@ def export(
         MutualError: a file is missing (with the command that makes it), or the target exists; nothing is written then.
     """
     folders = locate(dataset)
-    source = _training_folder(folders.name, trainer, plans, configuration)
+    source = training_folder(folders.name, trainer, plans, configuration)
     if peers and len(folds) != 1:
         raise MutualError(
             f"--peers exports the networks of one fold as an ensemble, found -f {' '.join(folds)}; name one"
@@ -265,7 +265,12 @@ def _of_training_cases(table: AnnotationTable, references: Path, ending: str) ->
     return replace(table, cases=cases) if cases else table
 
 
-def _training_folder(dataset_name: str, trainer: str, plans: str, configuration: str) -> Path:
+def training_folder(dataset_name: str, trainer: str, plans: str, configuration: str) -> Path:
+    """Returns the folder of a training in nnUNet_results.
+
+    Raises:
+        MutualError: nnUNet_results is not set, or there is no such training; says which there are.
+    """
     if not nnUNet_results.is_set():
         raise MutualError(
             'nnUNet_results is not set; set it as for nnU-Net: export nnUNet_results="/path/to/nnUNet_results"'

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from nnunet_mutual.errors import MutualError
 if TYPE_CHECKING:
     from nnunet_mutual.trainers.base import MutualTrainer
 
+VERSIONS = ("nnunet_mutual", "nnunetv2", "torch", "numpy")
 SKIPPED_STEPS_TOLERATED = 10
 PLOT_SECONDS = 30
 
@@ -123,16 +125,23 @@ def _peak(device: torch.device) -> str:
 
 
 class TermLog:
-    """One JSON line per epoch with the mean of every term."""
+    """One JSON line per epoch with the mean of every term and of its weight."""
 
     def __init__(self, file: Path):
         self.file = file
 
     def append(
-        self, epoch: int, loss: float, terms: Mapping[str, float], diagnostics: Mapping[str, float] | None = None
+        self,
+        epoch: int,
+        loss: float,
+        terms: Mapping[str, float],
+        diagnostics: Mapping[str, float] | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         """Adds the line of an epoch's training."""
-        line = {"epoch": epoch, "loss": loss, "terms": dict(terms)}
+        line: dict[str, object] = {"epoch": epoch, "loss": loss, "terms": dict(terms)}
+        if weights:
+            line["weights"] = dict(weights)
         self._write({**line, "diagnostics": dict(diagnostics)} if diagnostics else line)
 
     def append_validation(self, epoch: int, numbers: Mapping[str, float]) -> None:
@@ -159,7 +168,9 @@ def say_start(trainer: MutualTrainer) -> None:
         trainer.print_to_log_file(f"WARNING: {untested}")
     settings = {"trainer": type(trainer).__name__, **asdict(trainer.settings)}
     precision = trainer.autocast_dtype or "float32"
+    versions = {name: version(name) for name in VERSIONS}
     trainer.print_to_log_file(f"Settings: {json.dumps(settings)}", f"Precision: {precision}")
+    trainer.print_to_log_file(f"Versions: {json.dumps(versions)}")
     if trainer.local_rank == 0:
         write_json(Path(trainer.output_folder_base) / "mutual_settings.json", settings)
     if trainer.fold != "all":
@@ -173,7 +184,7 @@ def log_terms(trainer: MutualTrainer, outputs: list[dict]) -> None:
 
     Args:
         trainer: whose training steps returned ``outputs``.
-        outputs: of each step, the loss and the values of all terms.
+        outputs: of each step, the loss, the values of all terms and, if known, their weights.
     """
     collated = collate_outputs(outputs)
     columns = np.column_stack([np.asarray(collated["loss"]).reshape(-1, 1), collated["terms"]])
@@ -193,7 +204,10 @@ def log_terms(trainer: MutualTrainer, outputs: list[dict]) -> None:
         for warning in warnings:
             trainer.print_to_log_file(f"WARNING: {warning}")
     if trainer.local_rank == 0:
-        trainer.term_log.append(trainer.current_epoch, loss, named, diagnostics)
+        means = np.mean(collated.get("weights", np.empty((1, 0))), 0).tolist()
+        pairs = zip(trainer.term_names, means, strict=False)
+        weights = {name: round(value, 6) for name, value in pairs if not math.isnan(value)}
+        trainer.term_log.append(trainer.current_epoch, loss, named, diagnostics, weights)
     trainer.print_to_log_file("terms", {name: round(value, 4) for name, value in named.items()})
     if (said := trainer.ranks.report()) is not None:
         trainer.print_to_log_file(said)

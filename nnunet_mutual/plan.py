@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_mutual.annotation import BLOCK
-from nnunet_mutual.config import deep_merge, merged_block, read_settings
+from nnunet_mutual.config import block_for, deep_merge, merged_block, read_settings
 from nnunet_mutual.datasets.files import read_object, write_json
 from nnunet_mutual.datasets.locate import locate
 from nnunet_mutual.errors import MutualError
@@ -100,11 +100,11 @@ def _trainers_that_accept(block: dict[str, Any]) -> list[str]:
     import nnunet_mutual.trainers as trainers
 
     # From few settings to many: the first one suits if several do, the last one knows most if none does.
-    classes = {name: getattr(trainers, name).settings_class for name in trainers.TRAINING}
+    classes = {name: getattr(trainers, name) for name in trainers.TRAINING}
     accepting, reason = [], None
-    for name in sorted(classes, key=lambda name: (len(fields(classes[name])), name)):
+    for name in sorted(classes, key=lambda name: (len(fields(classes[name].settings_class)), name)):
         try:
-            read_settings(classes[name], block)
+            read_settings(classes[name].settings_class, block_for(classes[name], block))
             accepting.append(name)
         except MutualError as error:
             reason = error

@@ -13,7 +13,6 @@ from typing import Any
 
 import nnunetv2
 from nnunetv2.configuration import default_num_processes
-from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.plan_and_preprocess_api import (
     extract_fingerprint_dataset,
@@ -30,8 +29,11 @@ from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, training_cases
 from nnunet_mutual.datasets.splits import describe_splits, splits_problems, stratified_splits
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.fingerprint import FILE, FingerprintExtractor, counts_ignored
 from nnunet_mutual.group_preprocessing import GroupPreprocessor, present_channels
 from nnunet_mutual.groups import PLANS_KEY, ModalityGroups
+from nnunet_mutual.method import Method, method_for
+from nnunet_mutual.plan import parse_settings
 from nnunet_mutual.plugin import public_names, resolve
 from nnunet_mutual.preprocessing import UnlabelledImages, list_unlabelled, preprocess_unlabelled
 from nnunet_mutual.unlabelled import unlabelled_keys
@@ -40,6 +42,7 @@ DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 _STOCK = (*DEFAULT_CONFIGURATIONS, "3d_cascade_fullres")  # nnU-Net leaves out those that a dataset does not need
 _PROCESSES = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8}  # nnUNetv2_plan_and_preprocess's own defaults
 _SPLITS = "splits_final.json"
+OURS = "MutualPlanner"
 
 
 def plan_and_preprocess(
@@ -47,7 +50,10 @@ def plan_and_preprocess(
     *,
     configurations: Sequence[str] = DEFAULT_CONFIGURATIONS,
     processes: Sequence[int] | None = None,
-    planner: str = "ExperimentPlanner",
+    planner: str | None = None,
+    gigabytes: float | None = None,
+    trainer: str | None = None,
+    settings: Sequence[str] = (),
     clean: bool = False,
 ) -> None:
     """Plans and preprocesses a dataset as ``nnUNetv2_plan_and_preprocess`` does, then its unlabelled images.
@@ -58,7 +64,11 @@ def plan_and_preprocess(
         dataset: ID or name of a dataset in nnUNet_raw.
         configurations: to preprocess; those that the plans do not have are left out, as in nnU-Net.
         processes: one number, or one for each configuration; None: nnU-Net's defaults, not more than nnUNet_def_n_proc.
-        planner: class name of a planner of this package or of nnU-Net.
+        planner: class name of a planner of this package or of nnU-Net; None: MutualPlanner where ``trainer`` or
+            ``settings`` are given, else nnU-Net's ExperimentPlanner.
+        gigabytes: memory of the GPU to plan for; None: the planner's default.
+        trainer: what a planner of this package plans for; None: what the dataset asks for.
+        settings: of that trainer, ``key=value`` each.
         clean: compute the dataset's fingerprint anew.
 
     Raises:
@@ -69,31 +79,39 @@ def plan_and_preprocess(
     preprocessed = require_root("nnUNet_preprocessed") / folders.name
     training = _training(images)
     counts = _counts(processes, configurations)
-    planner_class = _planner(planner)
+    planner_class = _planner(planner or (OURS if trainer or settings else "ExperimentPlanner"))
+    if gigabytes is not None and not gigabytes > 0:
+        raise MutualError(f"-gpu_memory_target {gigabytes:g}: give the memory of the GPU in GB, such as 8")
+    given = parse_settings(settings)
+    method = _method(planner_class, images, list(training), trainer, given)
     groups = ModalityGroups.of(images.table) if images.table.modality_groups else None
     complete = list(training) if groups is None else _complete(images, training)
     _refuse_unknown(configurations, preprocessed)
-    _refuse_old_fingerprint(preprocessed, len(complete), clean)
+    _refuse_old_fingerprint(preprocessed, len(complete), images.dataset_json, clean)
     _refuse_wrong_splits(folders, preprocessed, images.table, training)
     with _stock_step("fingerprint extraction", folders), _empty_folder_removed(preprocessed):
         try:
             number = counts[0] if processes else min(8, default_num_processes)
-            extractor = partial(_Extractor, cases=complete)
+            extractor = partial(FingerprintExtractor, cases=complete)
             extract_fingerprint_dataset(folders.number, extractor, num_processes=number, clean=clean, verbose=False)
         except Exception:
             if not _all_empty(images, training):
                 raise
+            what = "hold nothing but the ignore label" if "ignore" in images.dataset_json["labels"] else "are empty"
             raise MutualError(
-                f"the label maps of all {len(training)} training case(s) of {folders.name} are empty, so there is "
+                f"the label maps of all {len(training)} training case(s) of {folders.name} {what}, so there is "
                 "nothing to learn; put label maps with drawn structures into labelsTr"
             ) from None
     with _stock_step("planning", folders), _augmentation_processes():
         _, plans = plan_experiment_dataset(
-            folders.number, planner_class, overwrite_plans_name=None if groups is None else _group_plans(planner_class)
+            folders.number,
+            planner_class if method is None else partial(planner_class, trainer=trainer, settings=given),
+            gigabytes,
+            overwrite_plans_name=None if groups is None else _group_plans(planner_class),
         )
     if groups is not None:
         path = preprocessed / f"{plans}.json"
-        write_json(path, {**read_object(path), PLANS_KEY: groups.described()})
+        write_json(path, _by_group(read_object(path), groups))
         print(f"{folders.name} has modality groups: preprocessed by group, with the plans {plans} for them alone")
     available = read_object(preprocessed / f"{plans}.json")["configurations"]
     chosen = [name for name in configurations if name in available]
@@ -116,16 +134,41 @@ def plan_and_preprocess(
     first = next(name for name in ("3d_fullres", *chosen) if name in chosen)
     fold = "0" if (preprocessed / _SPLITS).exists() else "all"
     other = "" if plans == "nnUNetPlans" else f" -p {plans}"
-    trainer = "PartialTrainer" if groups is None else "MutualCrossModalTrainer"
-    print(f"Next:  nnUNetv2_train {folders.number} {first} {fold} -tr {trainer}{other}")
+    name = "PartialTrainer" if groups is None else "MutualCrossModalTrainer"
+    name = name if method is None else method.trainer
+    print(f"Next:  nnUNetv2_train {folders.number} {first} {fold} -tr {name}{other}")
 
 
-class _Extractor(DatasetFingerprintExtractor):
-    """nnU-Net's, of some cases: it supposes that every case has every channel."""
+def _method(
+    planner: Any,
+    images: UnlabelledImages,
+    cases: Sequence[str],
+    trainer: str | None,
+    settings: Mapping[str, Any],
+) -> Method | None:
+    """Returns what a planner of this package plans for, None for nnU-Net's own."""
+    if planner.__name__ not in public_names("planners"):
+        if trainer or settings:
+            raise MutualError(
+                f"{planner.__name__} plans for one network whatever --for and --set say; plan with -pl {OURS}, or "
+                "leave them out"
+            )
+        return None
+    method = method_for(images.table, cases, bool(images.cases), trainer, settings)
+    if images.table.modality_groups and not resolve("trainers", method.trainer).by_group:
+        raise MutualError(
+            f"{images.folders.name} has modality groups, so it is preprocessed by group, which {method.trainer} does "
+            'not read; plan --for MutualCrossModalTrainer, or remove "modality_groups" from dataset.json'
+        )
+    return method
 
-    def __init__(self, dataset: int, processes: int, verbose: bool, *, cases: Sequence[str]):
-        super().__init__(dataset, processes, verbose)
-        self.dataset: dict[str, Any] = {key: files for key, files in self.dataset.items() if key in cases}
+
+def _by_group(plans: dict[str, Any], groups: ModalityGroups) -> dict[str, Any]:
+    """Returns plans that say so, with names of their own for the data: some planners share those of others."""
+    for name, configuration in plans["configurations"].items():
+        if "data_identifier" in configuration:
+            configuration["data_identifier"] = f"{plans['plans_name']}_{name}"
+    return {**plans, PLANS_KEY: groups.described()}
 
 
 def _group_plans(planner: Any) -> str:
@@ -197,10 +240,14 @@ def _refuse_unknown(configurations: Sequence[str], preprocessed: Path) -> None:
             )
 
 
-def _refuse_old_fingerprint(preprocessed: Path, number: int, clean: bool) -> None:
-    path = preprocessed / "dataset_fingerprint.json"
+def _refuse_old_fingerprint(preprocessed: Path, number: int, dataset_json: Mapping[str, Any], clean: bool) -> None:
+    path = preprocessed / FILE
     if clean or not path.is_file():
         return
+    if counts_ignored(read_object(path), dataset_json):
+        raise MutualError(
+            f"{path} was made by nnU-Net, which counts ignored voxels as foreground; add --clean to make it anew"
+        )
     old = len(read_object(path).get("spacings", ()))
     if old != number:
         raise MutualError(
@@ -225,10 +272,12 @@ def _refuse_wrong_splits(
 
 
 def _all_empty(images: UnlabelledImages, training: Mapping[str, CaseFiles]) -> bool:
-    """Whether no label map holds anything: nnU-Net's fingerprint of that ends in an IndexError."""
+    """Whether no label map holds anything but the ignore label: nnU-Net's fingerprint of that ends in an IndexError."""
     reader = reader_for(images.dataset_json, [path for one in training.values() for path in one.images.values()])
     try:
-        return not any((reader.read_seg(str(files.label))[0] > 0).any() for files in training.values())
+        ignore = images.dataset_json["labels"].get("ignore")
+        maps = (reader.read_seg(str(files.label))[0] for files in training.values())
+        return not any(((values > 0) & (values != ignore)).any() for values in maps)
     except Exception:  # unreadable files: nnU-Net's own error is the better one
         return False
 

@@ -178,6 +178,14 @@ def test_finished_runs_are_skipped_and_another_schedule_is_refused(bench: Simple
         scheduler.finished(other)
 
 
+def test_arms_that_share_a_network_do_not_train_it_at_the_same_time(bench: SimpleNamespace, tmp_path: Path) -> None:
+    schedule, files = bench.settings.Schedule(500, 0.01), [frozenset({tmp_path / name}) for name in "aab"]
+    jobs = [bench.run.Job(f"arm{i}", 0, schedule, "test", tmp_path, 1, files[i]) for i in range(3)]
+    following = bench.run.Scheduler.next
+    assert following(jobs, []) is jobs[0] and following(jobs[1:], jobs[:1]) is jobs[2]
+    assert following(jobs[1:2], jobs[:1]) is None
+
+
 def test_a_run_that_would_not_end_within_the_budget_is_not_started(
     bench: SimpleNamespace, setting: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -174,6 +174,28 @@ CALLS = [
             "settings": ["low=0.2", "high=0.8"],
         },
     ),
+    (
+        "report.command",
+        "report",
+        "report 11 2d -tr PartialTrainer -f 1 -o page.html --compare other --with-names --no-images",
+        ("11", "2d"),
+        {
+            "trainer": "PartialTrainer",
+            "plans": "nnUNetPlans",
+            "fold": "1",
+            "output": "page.html",
+            "compare": "other",
+            "with_names": True,
+            "images": False,
+        },
+    ),
+    (
+        "report.evidence",
+        "report_evidence",
+        "report --evidence folder --compare arm",
+        ("folder",),
+        {"output": None, "against": "arm", "with_names": False},
+    ),
     ("demo.run", "run_demo", "demo --folder here --keep", ("here",), {"keep": True}),
 ]
 

@@ -292,6 +292,8 @@ def test_demo_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert len(list((folder / "predictions" / trainer).glob("*.nii.gz"))) == 2
     assert str(tmp_path) not in (folder / RESULTS).read_text()
     assert (folder / "demo.png").read_bytes()[:4] == b"\x89PNG"
+    page = (folder / "report" / "report.html").read_text()
+    assert "with another model: nnUNetTrainerDemo" in page and "liver, the only case: Dice" in page
     exported = folder / "nnUNet_results/Dataset901_TwoHospitals/nnUNetTrainer__nnUNetPlans_Partial__3d_small_demo"
     assert (exported / "fold_0" / "checkpoint_final.pth").is_file()
 
@@ -301,7 +303,13 @@ def test_demo_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     (folder / "demo.json").write_text(json.dumps(record))
     assert run_demo(str(folder), keep=False, scale=scale) == 0
     assert "nnUNetv2_train" not in capsys.readouterr().out
-    assert sorted(p.name for p in folder.iterdir()) == ["demo.json", "demo.png", "demo_results.json", "logs"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "demo.json",
+        "demo.png",
+        "demo_results.json",
+        "logs",
+        "report",
+    ]
 
 
 def test_command_line_refuses_with_status_2(tmp_path: Path) -> None:

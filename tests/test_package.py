@@ -54,7 +54,11 @@ def test_wheel(source, tmp_path):
     }
     assert expected <= names, "modules are missing in the wheel"
     extra = {name for name in names - expected if ".dist-info/" not in name}
-    assert extra == {"nnunet_mutual/py.typed", "nnunet_mutual/review/page.html"}
+    templates = {
+        f"nnunet_mutual/{name}"
+        for name in ("report/templates/page.html", "report/templates/page.css", "review/page.html")
+    }
+    assert extra == {"nnunet_mutual/py.typed", *templates}
 
     site = tmp_path / "site"
     run([*PIP, "install", *OFFLINE, "--target", str(site), str(wheel)], tmp_path, environment())

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from tiny import NAME, image_and_labels, make_dataset, two_sources, write_nifti
 
 from nnunet_mutual import plan_and_preprocess as command
 from nnunet_mutual.cli import main
+from nnunet_mutual.trainers import MutualCorrelationTrainer, PartialTrainer
 from nnunet_mutual.unlabelled import UNLABELLED
 
 KEYS = [f"case_{i:02d}" for i in range(6)]
@@ -76,6 +78,33 @@ def test_all_of_it(
     assert ["cases", "4/2"] in [line.split() for line in shown.split("\n")]
 
 
+def test_planned_for_a_trainer(
+    raw: Path, preprocessed: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = json.loads((raw / "dataset.json").read_text())
+    content["labels"]["ignore"] = 4
+    (raw / "dataset.json").write_text(json.dumps(content))
+    for key in KEYS:  # a corner of metal that nobody drew
+        image, labels = image_and_labels(1)
+        image[:5, :5, :5], labels[:5, :5, :5] = 3000, 4
+        write_nifti(image, raw / "imagesTr" / f"{key}_0000.nii.gz")
+        write_nifti(labels, raw / "labelsTr" / f"{key}.nii.gz")
+    options = ["-c", "3d_fullres", "-np", "1", "--for", "MutualCorrelationTrainer", "-gpu_memory_target", "6"]
+    assert run(*options) == 0
+    shown = capsys.readouterr().out
+    assert "Planned for MutualCorrelationTrainer on a GPU of 6 GB" in shown
+    assert "nnUNetv2_train 901 3d_fullres 0 -tr MutualCorrelationTrainer -p nnUNetMutualPlans" in shown
+    fingerprint = json.loads((preprocessed / "dataset_fingerprint.json").read_text())
+    assert fingerprint["foreground_intensity_properties_per_channel"]["0"]["max"] < 10
+    plans = json.loads((preprocessed / "nnUNetMutualPlans.json").read_text())
+    assert plans["configurations"]["3d_fullres"]["mutual"]["planned"]["settings"] == {"memory": "joint"}
+    plans["continue_training"] = False
+    (raw.parent.with_name("nnUNet_results")).mkdir(exist_ok=True)
+    for trainer_class in (MutualCorrelationTrainer, PartialTrainer):
+        trainer = trainer_class(plans, "3d_fullres", 0, content, torch.device("cpu"))
+        assert getattr(trainer.settings, "memory", "joint") == "joint"
+
+
 def test_empty_label_maps(raw: Path, preprocessed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for key in KEYS:
         write_nifti(np.zeros((16, 20, 18), np.uint8), raw / "labelsTr" / f"{key}.nii.gz")
@@ -117,6 +146,13 @@ def old_fingerprint(raw: Path, preprocessed: Path) -> None:
     (preprocessed / "dataset_fingerprint.json").write_text(json.dumps({"spacings": [[1, 1, 1]] * 4}))
 
 
+def stock_fingerprint(raw: Path, preprocessed: Path) -> None:
+    old_fingerprint(raw, preprocessed)
+    content = json.loads((raw / "dataset.json").read_text())
+    content["labels"]["ignore"] = 4
+    (raw / "dataset.json").write_text(json.dumps(content))
+
+
 def block_without(key: str) -> Callable[[Path, Path], None]:
     def change(raw: Path, preprocessed: Path) -> None:
         content = json.loads((raw / "dataset.json").read_text())
@@ -145,6 +181,16 @@ BAD: dict[str, tuple[Callable[[Path, Path], None], list[str], str]] = {
     "misspelt configuration": (fine, ["-c", "3d_fulres"], "'3d_fulres' (did you mean '3d_fullres'?); known are: 2d"),
     "numbers of processes": (fine, ["-c", "2d", "-np", "2", "2"], "-np 2 2: give one number of processes, or one for"),
     "no process": (fine, ["-np", "0"], "each 1 or more"),
+    "no memory": (fine, ["-gpu_memory_target", "0"], "-gpu_memory_target 0: give the memory of the GPU in GB"),
+    "unknown trainer": (fine, ["--for", "MutualPartailTrainer"], "did you mean 'MutualPartialTrainer'?"),
+    "unknown setting": (fine, ["--for", "MeanTeacherTrainer", "--set", "peers=2"], 'unknown setting "peers" in "--set'),
+    "no groups": (fine, ["--for", "MutualCrossModalTrainer"], "dataset.json declares no modality group(s)"),
+    "planner of nnU-Net": (
+        fine,
+        ["-pl", "ExperimentPlanner", "--set", "memory=joint"],
+        "ExperimentPlanner plans for one network whatever --for and --set say; plan with -pl MutualPlanner",
+    ),
+    "ignored voxels in the fingerprint": (stock_fingerprint, [], "counts ignored voxels as foreground; add --clean"),
     "old fingerprint": (old_fingerprint, [], "made from 4 training case(s), now there are 6; add --clean"),
     "patient on both sides": (
         splits([{"train": KEYS[1:], "val": KEYS[:1]}]),

@@ -30,7 +30,7 @@ from nnunet_mutual.checkpoints import (
     save_atomically,
     unpack,
 )
-from nnunet_mutual.config import Settings, merged_block, read_settings
+from nnunet_mutual.config import Settings, block_for, merged_block, read_settings
 from nnunet_mutual.datasets.splits import provide_splits
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.errors import MutualError
@@ -38,6 +38,7 @@ from nnunet_mutual.groups import PLANS_KEY
 from nnunet_mutual.loading import start_loaders
 from nnunet_mutual.losses.knowledge import Knowledge
 from nnunet_mutual.monitor import FiniteGuard, Forecast, ProgressPlot, TermLog, log_terms, say_epoch, say_start
+from nnunet_mutual.needs import Needs, one_network
 from nnunet_mutual.objectives import Batch, Objective, Output, Progress, collect_terms
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 from nnunet_mutual.online import Ranking, log_scores, score_batch
@@ -71,7 +72,7 @@ class MutualTrainer(nnUNetTrainer):
                 f"the data of the plans {plans['plans_name']} were preprocessed by modality group, which only "
                 "MutualCrossModalTrainer reads; use the plans of nnUNetv2_plan_and_preprocess"
             )
-        self.settings = read_settings(self.settings_class, merged_block(plans, configuration))
+        self.settings = read_settings(self.settings_class, block_for(type(self), merged_block(plans, configuration)))
         self.autocast_dtype = compat.autocast_dtype(self.settings.amp, device)
         plans.setdefault("continue_training", False)
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -98,6 +99,11 @@ class MutualTrainer(nnUNetTrainer):
             self.grad_scaler = None
 
     # Building
+
+    @classmethod
+    def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
+        """Returns what a training with these settings and cases holds in memory, for planners."""
+        return one_network(settings, table, cases)
 
     def autocast(self) -> AbstractContextManager:
         """Mixed precision as the settings ask for it."""
@@ -324,6 +330,7 @@ class MutualTrainer(nnUNetTrainer):
         place = f"epoch {self.current_epoch}, iteration {self.iteration} (cases {', '.join(moved.keys)})"
         number = len(self.peers.networks)
         rows = torch.zeros(number, len(self.term_names) // number + 1, device=self.device)  # terms and their sum
+        weights = np.full((number, rows.shape[1] - 1), np.nan, np.float32)  # of networks that are trained elsewhere
         recorded: list[Output] = []
         self.peers.zero_grad()
         seen = [self.seen_by(n, moved.data) for n in range(number)]
@@ -333,6 +340,7 @@ class MutualTrainer(nnUNetTrainer):
                     for objective in self.objectives:
                         objective.prepare(recorded, moved, progress)
                 terms = collect_terms(self.objectives, peer, outputs, moved, progress).values()
+                weights[peer] = [term.weight for term in terms]
                 weighted = [term.value.float() * term.weight for term in terms]
                 total = torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
             self.peers.backward(total)
@@ -350,7 +358,11 @@ class MutualTrainer(nnUNetTrainer):
         record = record.cpu()  # the step's one transfer to the host
         if self.grad_scaler is not None:
             self.guard.check(record.tolist(), place)
-        return {"loss": record[-1].numpy(), "terms": record[: len(self.term_names)].numpy()}
+        return {
+            "loss": record[-1].numpy(),
+            "terms": record[: len(self.term_names)].numpy(),
+            "weights": weights.ravel(),
+        }
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Logs the loss and every term by name (nnU-Net's hook)."""

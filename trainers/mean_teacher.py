@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
+from nnunet_mutual.annotation import AnnotationTable
 from nnunet_mutual.building import compiled, make_peers
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.needs import Needs
 from nnunet_mutual.objectives import Objective
 from nnunet_mutual.objectives.mean_teacher import MeanTeacherObjective
 from nnunet_mutual.peers import Peers
@@ -44,6 +48,11 @@ class MeanTeacherTrainer(TwoStreamTrainer):
 
     settings_class = MeanTeacherSettings
     settings: MeanTeacherSettings
+
+    @classmethod
+    def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
+        """The teacher is a moving average."""
+        return replace(super().needs(settings, table, cases), terms=("soft targets",))
 
     def build_peers(self) -> Peers:
         """Returns the student; its moving average is the teacher."""

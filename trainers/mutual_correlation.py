@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
+from nnunet_mutual.annotation import AnnotationTable
 from nnunet_mutual.building import feature_channels, make_peers, new_network, strides
-from nnunet_mutual.config import TermWeights
+from nnunet_mutual.config import TermWeights, planned_memory
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.modules.attention import Inter, attention_stage, make_auxiliary
+from nnunet_mutual.needs import Needs
 from nnunet_mutual.objectives import Objective
 from nnunet_mutual.objectives.correlation import STRIDE, CorrelationObjective, CorrelationWeights
 from nnunet_mutual.peers import Peers
@@ -69,6 +72,18 @@ class MutualCorrelationTrainer(TwoStreamTrainer):
 
     settings_class = MutualCorrelationSettings
     settings: MutualCorrelationSettings
+
+    @classmethod
+    def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
+        """V and, beside it, A."""
+        weights = vars(settings.loss)
+        return replace(
+            super().needs(settings, table, cases),
+            auxiliary=True,
+            memory=planned_memory(settings),
+            terms=tuple(name for name, weight in weights.items() if weight > 0),
+            features=(STRIDE,) if settings.loss.correlation > 0 else (),
+        )
 
     def plan_stages(self) -> None:
         """Finds the unlabelled images; the published form knows no partial labels."""

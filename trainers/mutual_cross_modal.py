@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,12 +13,13 @@ from torch import Tensor
 from nnunet_mutual.annotation import AnnotationTable
 from nnunet_mutual.building import compiled, make_peers
 from nnunet_mutual.checkpoints import pack_network, save_atomically
-from nnunet_mutual.config import TermWeights
+from nnunet_mutual.config import TermWeights, planned_memory
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.groups import ModalityGroups, require_preprocessed_by_group
 from nnunet_mutual.losses.area_similarity import PUBLISHED, ROBUST
 from nnunet_mutual.losses.consistency import probabilities
 from nnunet_mutual.modules.input_columns import clear_unused
+from nnunet_mutual.needs import Needs
 from nnunet_mutual.objectives import Batch, Objective, Sight
 from nnunet_mutual.objectives.crossmodal import CrossModalObjective, CrossModalWeights
 from nnunet_mutual.peers import Peers, unwrap
@@ -106,6 +109,20 @@ class MutualCrossModalTrainer(TwoStreamTrainer):
         self.groups = ModalityGroups.of(AnnotationTable.from_dataset_json(dataset_json))
         require_preprocessed_by_group(plans, self.groups, int(plans["dataset_name"][7:10]))
         super().__init__(plans, configuration, fold, dataset_json, device)
+
+    @classmethod
+    def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
+        """A network and a moving average for each group; contrast needs two unlabelled patches."""
+        number, common = len(ModalityGroups.of(table).names), super().needs(settings, table, cases)
+        return replace(
+            common,
+            networks=number,
+            averages=number,
+            memory=planned_memory(settings),
+            unlabelled=max(LEAST_UNLABELLED, common.unlabelled),
+            terms=("consistency of unlabelled",) if settings.loss.consistency > 0 else (),
+            held=True,
+        )
 
     def plan_stages(self) -> None:
         """Sees to it that a batch holds two unlabelled samples."""

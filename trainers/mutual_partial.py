@@ -13,15 +13,17 @@ from batchgenerators.utilities.file_and_folder_operations import join
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from torch import nn
 
+from nnunet_mutual.annotation import AnnotationTable
 from nnunet_mutual.building import feature_channels, make_peers
 from nnunet_mutual.checkpoints import StopSignals
-from nnunet_mutual.config import PeersSettings, TermWeights
+from nnunet_mutual.config import PeersSettings, TermWeights, planned_memory
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.grouping import choose_groups, describe_groups, home
 from nnunet_mutual.loading import PooledLoader, restart_loaders
 from nnunet_mutual.losses.knowledge import Knowledge
+from nnunet_mutual.needs import Needs
 from nnunet_mutual.objectives import Batch, Objective
-from nnunet_mutual.objectives.difference import DifferenceObjective
+from nnunet_mutual.objectives.difference import STRIDE, DifferenceObjective
 from nnunet_mutual.objectives.similarity import SimilarityObjective
 from nnunet_mutual.peers import Peers, unwrap
 from nnunet_mutual.pseudo_labels.audit import summarise
@@ -134,6 +136,23 @@ class MutualPartialTrainer(MutualTrainer):
     oversample_foreground_percent: float
 
     # Stages
+
+    @classmethod
+    def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
+        """The stage with more networks."""
+        groups = choose_groups(table, cases)
+        number = len(groups) if "groups" in (settings.stage1_networks, settings.stage2_networks) and groups else 1
+        differ = number > 1 and settings.stage1_networks == "groups" and settings.loss.pd > 0
+        common = super().needs(settings, table, cases)
+        return replace(
+            common,
+            networks=number,
+            averages=number * common.averages,
+            memory=planned_memory(settings),
+            terms=("prediction difference",) if differ else (),
+            features=(STRIDE,) if number > 1 and (settings.loss.fd > 0 or settings.loss.dfs > 0) else (),
+            prototypes=settings.pseudo_labels.rectify,
+        )
 
     def plan_stages(self) -> None:
         """Finds the groups, from which the lengths of the stages follow."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from nnunet_mutual.annotation import AnnotationTable
 from nnunet_mutual.building import feature_channels, make_peers
 from nnunet_mutual.checkpoints import plain, save_atomically
 from nnunet_mutual.config import TermWeights
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.needs import Needs
 from nnunet_mutual.objectives import Objective
 from nnunet_mutual.objectives.rectification import STRIDE, RectificationObjective, RectificationWeights
 from nnunet_mutual.online import annotated_counts, dice_of, score_batch
@@ -72,6 +76,14 @@ class MutualPrototypeTrainer(TwoStreamTrainer):
 
     settings_class = MutualPrototypeSettings
     settings: MutualPrototypeSettings
+
+    @classmethod
+    def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
+        """A student, its moving average, and prototypes with theirs."""
+        weights = settings.loss
+        terms = {"soft targets of all levels": weights.pseudo, "contrast": weights.contrast}
+        used = tuple(name for name, weight in terms.items() if weight > 0)
+        return replace(super().needs(settings, table, cases), prototypes=True, terms=used)
 
     def build_objectives(self) -> list[Objective]:
         """Returns what student and prototypes learn, or supervision alone without unlabelled images."""

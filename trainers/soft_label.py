@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from nnunet_mutual.annotation import AnnotationTable
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.needs import Needs
 from nnunet_mutual.objectives import Batch, Objective
 from nnunet_mutual.objectives.soft_labels import SoftLabelObjective
 from nnunet_mutual.soft_labels import SoftChannels, soft_dataset
@@ -47,6 +49,11 @@ class SoftLabelTrainer(TwoStreamTrainer):
     settings_class = SoftLabelSettings
     settings: SoftLabelSettings
     asks_nobody = False
+
+    @classmethod
+    def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
+        """One network."""
+        return replace(super().needs(settings, table, cases), terms=("soft labels",))
 
     def open_unlabelled(self, validation: Iterable[str]) -> Any:
         """Opens the images that have soft labels."""

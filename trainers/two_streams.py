@@ -11,10 +11,12 @@ from typing import Any
 
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
+from nnunet_mutual.annotation import AnnotationTable
 from nnunet_mutual.checkpoints import StopSignals
 from nnunet_mutual.config import PeersSettings
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.losses.knowledge import Knowledge
+from nnunet_mutual.needs import Needs
 from nnunet_mutual.objectives import Batch, Views
 from nnunet_mutual.predicted_foreground import PredictedForeground
 from nnunet_mutual.trainers.base import MutualTrainer
@@ -93,6 +95,12 @@ class TwoStreamTrainer(MutualTrainer):
     batch_size: int
     oversample_foreground_percent: float
     unlabelled_per_batch: int
+
+    @classmethod
+    def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
+        """A batch has a patch of each stream at least, or as many as the settings say."""
+        labelled, unlabelled = settings.labelled_per_batch or 1, settings.unlabelled_per_batch or 1
+        return replace(super().needs(settings, table, cases), labelled=labelled, unlabelled=unlabelled)
 
     def plan_stages(self) -> None:
         """Finds the unlabelled images and divides the batch."""

@@ -18,7 +18,7 @@ MARK = "made by"
 MARK_TEXT = "nnunet_mutual demo"
 ROOTS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 HEAVY = (*ROOTS, "predictions", "truth")
-RESULTS = ("demo_results.json", "demo.png", "logs")
+RESULTS = ("demo_results.json", "demo.png", "report", "logs")
 
 
 @dataclass

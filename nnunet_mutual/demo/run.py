@@ -33,6 +33,7 @@ EXPORTED = "nnUNetPlans_Partial"
 STOCK_FOLDER = Path(__file__).resolve().parent / "stock"
 RESULTS = "demo_results.json"
 PICTURE = "demo.png"
+REPORT = "report/report.html"
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Demo:
             ("train", f"Train the same network twice: {OURS}, and nnU-Net's own loss", self.train),
             ("export", "Export a stock nnU-Net model", self.export),
             ("predict", "Predict the test images with stock nnU-Net", self.predict),
+            ("report", "Make the page from which to decide about the model", self.report),
             ("evaluate", "Compare with the full truth", self.evaluate),
         ]
         print(f"Working in {self.folder.path}\n")
@@ -205,6 +207,13 @@ class Demo:
             )
         )
 
+    def report(self) -> None:
+        """Makes the page about PartialTrainer's training, with the stock trainer's validation beside it."""
+        page = self.folder.path / REPORT
+        page.parent.mkdir(exist_ok=True)
+        options = ["-tr", OURS, "-f", "0", "--compare", str(self._trained(STOCK)), "-o", str(page)]
+        self._run(Command(["nnunet_mutual", "report", NUMBER, CONFIGURATION, *options], "report"))
+
     def evaluate(self) -> None:
         """Scores both against the full truth and draws the picture."""
         from nnunet_mutual.demo.picture import draw_comparison
@@ -237,7 +246,7 @@ class Demo:
     def conclude(self, keep: bool) -> int:
         """Says where the results are and what to type for one's own data; returns the exit status."""
         path = self.folder.path
-        print(f"\nPicture: {path / PICTURE}\nResults: {path / RESULTS}")
+        print(f"\nPicture: {path / PICTURE}\nReport:  {path / REPORT}\nResults: {path / RESULTS}")
         if keep:
             print(f"Models:  {self.results}")
         print(f"{(time.monotonic() - self.started) / 60:.1f} minutes. Generated images, not patients.\n")

@@ -1,0 +1,182 @@
+"""Predicted and measured memory of a training step, for methods and networks.
+
+    python benchmarks/memory.py --out benchmarks/evidence/memory_model.json
+
+Measured is a step on a CPU in float32, as in step.py: parameters, gradients, optimiser state, moving averages, the most
+that autograd keeps at one time, and what the networks record for each other; every storage counts once. Predicted is
+what `nnunet_mutual.memory_model` says of the same plans, which planners rely on; it runs nothing with data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cost.counting import Kept
+from cost.dataset import BY_GROUP, in_parts, make_dataset
+from cost.trainers import Recipe, start
+from settings import CONFIGURATION, read_json, write_json
+
+BAR = 0.15  # of the measured bytes
+PARTIAL = {"stage1_networks": "groups", "stage2_networks": "groups"}
+RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "one network": ("PartialTrainer", {}),
+    "2 networks, joint": ("MutualPartialTrainer", {**PARTIAL, "memory": "joint"}),
+    "2 networks, sequential": ("MutualPartialTrainer", {**PARTIAL, "memory": "sequential"}),
+    "mean teacher": ("MeanTeacherTrainer", {}),
+    "correlation, joint": ("MutualCorrelationTrainer", {"memory": "joint"}),
+    "correlation, sequential": ("MutualCorrelationTrainer", {"memory": "sequential"}),
+    "prototypes": ("MutualPrototypeTrainer", {}),
+    "cross-modal, joint": ("MutualCrossModalTrainer", {"memory": "joint"}),
+    "cross-modal, sequential": ("MutualCrossModalTrainer", {"memory": "sequential"}),
+}
+FOUR = ("one network", "2 networks, joint", "2 networks, sequential")  # with as many labels, a network for each
+
+
+def networks() -> dict[str, dict[str, Any]]:
+    """Returns configurations that inherit the preprocessed data: 3d, anisotropic, 2d, residual encoder."""
+    from preparation import small_configuration
+
+    made = {}
+    for name, patch, features in (("3d", [32, 48, 32], [16, 32, 64, 128]), ("3d aniso", [16, 48, 48], [16, 32, 64])):
+        made[name] = small_configuration({"patch_size": patch, "batch_size": 2, "features_per_stage": features})
+    flat = made["3d aniso"]["architecture"]["arch_kwargs"]
+    flat["strides"][1], flat["kernel_sizes"][0] = [1, 2, 2], [1, 3, 3]
+    made["2d"] = small_configuration({"patch_size": [48, 48], "batch_size": 8, "features_per_stage": [16, 32, 64, 128]})
+    kwargs = made["2d"]["architecture"]["arch_kwargs"]
+    kwargs |= {"conv_op": "torch.nn.modules.conv.Conv2d", "norm_op": "torch.nn.modules.instancenorm.InstanceNorm2d"}
+    kwargs |= {name: [size[:2] for size in kwargs[name]] for name in ("strides", "kernel_sizes")}
+    residual = small_configuration({"patch_size": [32, 48, 32], "batch_size": 2, "features_per_stage": [16, 32, 64]})
+    residual["architecture"]["network_class_name"] = (
+        "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+    )
+    kwargs = residual["architecture"]["arch_kwargs"]
+    del kwargs["n_conv_per_stage"]
+    kwargs |= {"n_blocks_per_stage": [1, 3, 4], "n_conv_per_stage_decoder": [1, 1]}
+    made["3d residual"] = residual
+    return made
+
+
+def measured(trainer: Any) -> int:
+    """Returns the bytes that a step of a trainer holds."""
+    import torch
+
+    batch = next(trainer.dataloader_train)
+    trainer.train_step(batch)
+    peers = trainer.peers
+    trained = [*peers.networks, *([] if peers.heads is None else [peers.heads])]
+    parameters = [p for module in trained for p in module.parameters()]
+    averages = [average.network for average in peers.averages]
+    averages += [trainer.rectifier.average.network] if hasattr(trainer, "rectifier") else []
+    states = [t for o in peers.optimizers for s in o.state.values() for t in s.values() if torch.is_tensor(t)]
+    known = [*parameters, *(p for module in averages for p in module.parameters())]
+    kept = Kept({p.untyped_storage().data_ptr() for p in known})
+    passes = peers.passes
+
+    def recording(*arguments: Any) -> Iterator[Any]:
+        held: list[Any] = []  # counts as long as it is here
+        for n, outputs, recorded in passes(*arguments):
+            if not held:
+                held += [kept.add(t) for one in recorded for t in (*one.levels, *one.features.values())]
+            yield n, outputs, recorded
+            if n == 0:  # what objectives prepared for all networks is complete
+                held += [kept.add(t) for objective in trainer.objectives for t in _prepared(objective)]
+
+    peers.passes = recording
+    with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda entry: entry.tensor):
+        trainer.train_step(batch)
+    del peers.passes
+    gradients = sum(p.grad.nbytes for p in parameters if p.grad is not None)
+    return sum(t.nbytes for t in (*known, *states)) + gradients + kept.most
+
+
+def _prepared(objective: Any) -> list[Any]:
+    """What the objectives of this package prepare once per step."""
+    said = getattr(objective, "said", None) or ()
+    return [t for t in (*said, *getattr(objective, "_said", ())) if t is not None]
+
+
+def predicted(trainer: Any) -> int:
+    """Returns the bytes that the memory model says of the same training."""
+    from nnunet_mutual.memory_model import Design, footprint
+
+    configuration, table = trainer.configuration_manager, trainer.table
+    design = Design(
+        configuration.network_arch_class_name,
+        configuration.network_arch_init_kwargs,
+        configuration.network_arch_init_kwargs_req_import,
+        len(table.channels),
+        trainer.label_manager.num_segmentation_heads,
+        configuration.patch_size,
+        table.is_regions,
+    )
+    needs = type(trainer).needs(trainer.settings, table, trainer.do_split()[0])
+    return footprint(design, needs, trainer.batch_size, getattr(trainer, "unlabelled_per_batch", 0)).total
+
+
+def rows(work: Path, labels: int, recipes: list[str], chosen: list[str] | None) -> list[dict[str, Any]]:
+    """Makes a dataset of so many labels, one in each case, and returns a row for each method and network."""
+    import torch
+
+    plain = in_parts(labels)
+    names = [plain, BY_GROUP] if any("cross" in name for name in recipes) else [plain]
+    for name in names:
+        make_dataset(work, name, plans="small", size=(40, 56, 48), labels=labels, parts=labels)
+    os.environ.update(nnUNet_n_proc_DA="0")
+    found = []
+    for network, configuration in networks().items():
+        if chosen is not None and network not in chosen:
+            continue
+        for name in names:
+            file = work / "nnUNet_preprocessed" / name / "nnUNetPlans.json"
+            plans = read_json(file)
+            plans["configurations"][CONFIGURATION] = configuration
+            write_json(file, plans)
+        for recipe in recipes:
+            trainer_name, settings = RECIPES[recipe]
+            dataset = BY_GROUP if "cross" in recipe else plain
+            trainer = start(
+                Recipe(trainer_name, dataset, settings), work, torch.device("cpu"), mixed=False, compiled=False
+            )
+            title = recipe.replace("2 networks", f"{len(trainer.peers.networks)} networks")
+            row = {"method": title, "network": network, "labels": labels, "patches": trainer.batch_size}
+            row["patches"] += getattr(trainer, "unlabelled_per_batch", 0)
+            row |= {"predicted": predicted(trainer), "measured": measured(trainer)}
+            row["ratio"] = round(row["predicted"] / row["measured"], 4)
+            found.append(row)
+            print(json.dumps(row), flush=True)
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=["3d", "3d aniso", "2d", "3d residual"])
+    parser.add_argument("--methods", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--labels", nargs="+", type=int, default=[2, 3, 4], help="3 and 4: as many networks")
+    parser.add_argument("--out", help="JSON file to write")
+    arguments = parser.parse_args(argv)
+    found = []
+    for labels in arguments.labels:
+        with tempfile.TemporaryDirectory(prefix="nnunet_mutual_memory_") as folder:
+            work = Path(folder)
+            for kind in ("raw", "preprocessed", "results"):
+                (work / f"nnUNet_{kind}").mkdir()
+                os.environ[f"nnUNet_{kind}"] = str(work / f"nnUNet_{kind}")
+            os.environ["nnUNet_n_proc_DA"] = "2"  # nnU-Net's planner needs at least one
+            recipes = [name for name in arguments.methods if labels == 2 or name in FOUR]
+            found += rows(work, labels, recipes, arguments.networks)
+    worst = max(abs(row["ratio"] - 1) for row in found)
+    print(f"{len(found)} combinations, largest error {100 * worst:.1f} % (bar {100 * BAR:.0f} %)")
+    if arguments.out:
+        write_json(Path(arguments.out), {"bar": BAR, "largest_error": round(worst, 4), "rows": found})
+    return int(worst > BAR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

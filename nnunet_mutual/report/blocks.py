@@ -1,0 +1,184 @@
+"""What a page is made of, and the page itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from nnunet_mutual.datasets.files import write_csv
+from nnunet_mutual.errors import MutualError
+
+TABLES = ("dice", "curves", "coverage", "findings", "paired", "pseudo_labels", "differences")
+GENERATOR = "nnunet_mutual report"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    text: str
+    kind: str = "text"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What the page cannot show, and the command that makes it (None: nothing does)."""
+
+    text: str
+    command: str | None = None
+    kind: str = "missing"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first cell of each row is its name.
+
+    Attributes:
+        shows: what it is.
+        head: of the columns.
+        rows: cells as text; ``None`` is a cell without value.
+        look: what to look for; empty for plain facts.
+    """
+
+    shows: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str | None]]
+    look: str = ""
+    kind: str = "table"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Pictures with one caption.
+
+    Attributes:
+        shows: what it is.
+        look: what to look for.
+        pictures: elements with a text alternative of their own.
+        captions: of single pictures, or none.
+        size: "wide", "small" or "images": how many fit side by side.
+    """
+
+    shows: str
+    look: str
+    pictures: Sequence[str]
+    captions: Sequence[str] = ()
+    size: str = "wide"
+    kind: str = "figure"
+
+
+Block = Text | Missing | Table | Figure
+
+
+@dataclass
+class Section:
+    """A part of the page."""
+
+    ident: str
+    title: str
+    blocks: list[Block] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something to know before anything else; ``level`` is "alarm" (the training said so) or "note" (the page does)."""
+
+    level: str
+    text: str
+    when: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page.
+
+    Attributes:
+        title: what it is about.
+        kind: "training" or "benchmark".
+        facts: name and value of what matters most.
+        findings: what to look at first.
+        questions: that a reader should answer, each with the ident of the section that helps.
+        sections: the rest.
+        footer: remarks at the end.
+    """
+
+    title: str
+    kind: str
+    facts: Sequence[tuple[str, str]]
+    findings: Sequence[Finding]
+    questions: Sequence[tuple[str, str]]
+    sections: Sequence[Section]
+    footer: Sequence[str]
+
+
+def render(page: Page) -> str:
+    """Returns the page as HTML that loads nothing and runs nothing."""
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html").render(page=page, generator=GENERATOR)
+
+
+def choose_output(output: str | None, default: Path) -> Path:
+    """Returns where the page goes.
+
+    Raises:
+        MutualError: that would replace something that is no page of this command, or is no HTML file.
+    """
+    path = Path(output) if output is not None else default
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise MutualError(f"{path} is no name of a page; give -o a file that ends in .html")
+    if path.is_dir() or (path.exists() and GENERATOR not in path.read_text(encoding="utf-8", errors="replace")[:2000]):
+        raise MutualError(f"{path} exists and was not written by this command; give another file with -o")
+    if not path.parent.is_dir():
+        raise MutualError(f"{path.parent} is no folder; create it, or give another file with -o")
+    tables = [file for name in TABLES if (file := path.with_name(f"{path.stem}_{name}.csv")).exists()]
+    if tables and not path.exists():
+        raise MutualError(
+            f"{tables[0]} exists without its page and may be yours; remove it, or give another file with -o"
+        )
+    return path
+
+
+def write(path: Path, page: str, tables: Mapping[str, pd.DataFrame]) -> list[Path]:
+    """Writes tidy tables beside a page, and last the page; each under a temporary name first.
+
+    Tables of an earlier page of this name that the new one lacks are removed.
+
+    Returns:
+        The files, the page first.
+
+    Raises:
+        MutualError: the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    written = [path]
+    try:
+        for name, table in tables.items():
+            file = path.with_name(f"{path.stem}_{name}.csv")
+            write_csv(file, [list(table.columns), *([_cell(v) for v in row] for row in table.itertuples(index=False))])
+            written.append(file)
+        temporary.write_text(page, encoding="utf-8")
+        os.replace(temporary, path)
+        for name in set(TABLES) - set(tables):
+            path.with_name(f"{path.stem}_{name}.csv").unlink(missing_ok=True)
+    except OSError as error:
+        raise MutualError(
+            f"{path} could not be written ({error.strerror or error}); give another file with -o, or free space"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return written
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.6g}"
+    return value

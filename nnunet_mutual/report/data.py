@@ -1,0 +1,139 @@
+"""The section on what was learnt from: coverage, sources, folds, unlabelled images, pseudo labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pandas as pd
+
+from nnunet_mutual.annotation import Case
+from nnunet_mutual.datasets.coverage import coverage
+from nnunet_mutual.pseudo_labels.audit import Decision, read_decisions
+from nnunet_mutual.pseudo_labels.store import CSV
+from nnunet_mutual.report import plots
+from nnunet_mutual.report.blocks import Block, Figure, Missing, Section, Table, Text
+from nnunet_mutual.report.training import Training
+
+PSEUDO_TRAINER = "MutualPartialTrainer"
+
+
+def coverage_table(training: Training) -> pd.DataFrame:
+    """Returns how many cases of each part of the fold annotate each label: label, source, part, annotated, cases."""
+    table, split = training.table, training.split
+    parts: dict[str, list[Case]] = {"training": [], "validation": []}
+    if split.known:
+        parts = {
+            "training": [table.case(k) for k in split.training],
+            "validation": [table.case(k) for k in split.validation],
+        }
+    elif table.declared:
+        parts = {"dataset": [case for case in table.cases.values() if case.annotated]}
+    sizes = {part: Counter(case.source for case in cases) for part, cases in parts.items()}
+    rows = [
+        (cell.label, cell.source, part, cell.annotated, sizes[part][cell.source])
+        for part, cases in parts.items()
+        for cell in coverage(table, cases)
+    ]
+    return pd.DataFrame(rows, columns=["label", "source", "part", "annotated", "cases"])
+
+
+def decisions_of(training: Training) -> list[Decision]:
+    """Returns the decisions about pseudo labels that this training made, none without the file."""
+    file = training.folder / "pseudo_labels" / CSV
+    return read_decisions(file) if file.is_file() else []
+
+
+def data(training: Training, covered: pd.DataFrame, decisions: Sequence[Decision]) -> Section:
+    """Returns the section."""
+    section = Section("data", "What it was trained on")
+    split = training.split
+    if split.known and training.fold != "all":
+        text = (
+            f"Fold {training.fold} of {training.folders.name}: {len(split.training)} training and "
+            f"{len(split.validation)} validation cases of {len(training.table.sources)} source(s)."
+        )
+    elif split.known:
+        text = f"All {len(split.training)} cases of {training.folders.name}, none of them held out."
+    else:
+        text = (
+            f"{training.folders.name}. Which cases were trained on is not known here: splits_final.json of "
+            "nnUNet_preprocessed is not at hand. The table counts all cases of the dataset."
+        )
+    section.blocks += [Text(text), _coverage(covered)]
+    section.blocks.append(Text(_unlabelled(training)))
+    if training.trainer == PSEUDO_TRAINER or decisions:
+        section.blocks += pseudo_labels(training, decisions)
+    return section
+
+
+def _coverage(covered: pd.DataFrame) -> Table | Missing:
+    if covered.empty:
+        return Missing("No case of the dataset is known here, so there is no coverage to show.")
+    sources = list(dict.fromkeys(covered.source[covered.cases > 0]))
+    parts = list(dict.fromkeys(covered.part))
+    first = covered[covered.label == covered.label.iloc[0]]
+    sizes = (_sum(first[first.source == source], parts, "cases") for source in sources)
+    rows: list[list[str | None]] = [["cases", *sizes, _sum(first, parts, "cases")]]
+    for label in dict.fromkeys(covered.label):
+        own = covered[covered.label == label]
+        cells = [_sum(own[own.source == source], parts, "annotated") for source in sources]
+        rows.append([str(label), *cells, _sum(own, parts, "annotated")])
+    return Table(
+        f"Cases in which somebody looked for the label ({' + '.join(parts)}), by source; empty: not annotated "
+        "there, so unknown, not absent.",
+        ["label", *sources, "all"],
+        rows,
+        "labels that only one source annotates, on images unlike yours; labels with few cases.",
+    )
+
+
+def _sum(rows: pd.DataFrame, parts: Sequence[str], column: str) -> str | None:
+    numbers = [int(rows[column][rows.part == part].sum()) for part in parts]
+    return " + ".join(map(str, numbers)) if any(numbers) else None
+
+
+def _unlabelled(training: Training) -> str:
+    number = len(training.unlabelled)
+    if not number:
+        return "No unlabelled images are at hand."
+    if training.uses_unlabelled:
+        return f"{number} unlabelled images were learnt from, too; those of validation patients are left out."
+    return f"{number} unlabelled images are at hand; {training.trainer} does not learn from them."
+
+
+def pseudo_labels(training: Training, decisions: Sequence[Decision]) -> list[Block]:
+    """Returns what became of pseudo labels, and why."""
+    if not decisions:
+        if not training.finished:
+            return [Missing("No pseudo labels were made yet: the first stage is not over.", f"{training.command} --c")]
+        none = "There is no record of pseudo labels: none were needed, or the folder pseudo_labels was removed."
+        return [Missing(none)]
+    counts = pd.DataFrame([(d.label, d.accepted) for d in decisions], columns=["label", "good"])
+    counts = counts.groupby("label", sort=False).good.agg(accepted="sum", number="size").reset_index()
+    counts["rejected"] = counts.number - counts.accepted
+    reasons = Counter((d.label, d.accepted, d.reason.partition(":")[0]) for d in decisions)
+    rows = [
+        [label, "accepted" if accepted else "rejected", reason, str(number)]
+        for (label, accepted, reason), number in sorted(
+            reasons.items(), key=lambda item: (item[0][0], item[0][1], -item[1])
+        )
+    ]
+    return [
+        Figure(
+            "Pseudo labels: what the first stage said about labels that a training case does not annotate, and whether "
+            "the second stage learnt from it.",
+            "labels of which most were rejected (the second stage gained little there), and labels of which all were "
+            "accepted although they are hard: look at some of them.",
+            [plots.decisions_plot(counts)],
+        ),
+        Table("Reasons, by label and number of cases.", ["label", "pseudo label", "reason", "cases"], rows),
+        Missing("To look at pseudo labels as label maps:", _look(training)),
+    ]
+
+
+def _look(training: Training) -> str:
+    named = (
+        f"{training.folders.number} {training.configuration} {training.fold} -tr {training.trainer} -p {training.plans}"
+    )
+    return f"nnunet_mutual pseudo_label {named} -chk checkpoint_stage1.pth -o LOOK_AT_THESE"

@@ -1,0 +1,46 @@
+"""Cases by number instead of by name: a page travels further than the data that it is about."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from nnunet_mutual.annotation import AnnotationTable
+from nnunet_mutual.datasets.files import natural
+
+_PATH = re.compile(r"(?<![\w<])(?:[A-Za-z]:)?(?:[/\\][^\s/\\:,;'\"()]+){2,}")
+
+
+class Identities:
+    """Turns names of cases and patients into numbers, unless names are wanted.
+
+    Args:
+        keys: all cases that may be spoken of; numbered in natural order.
+        patients: names of patients.
+        shown: whether names stay as they are.
+    """
+
+    def __init__(self, keys: Iterable[str], patients: Iterable[str] = (), *, shown: bool = False):
+        self.shown = shown
+        self._alias = {name: f"patient {n}" for n, name in enumerate(sorted(set(patients), key=natural), 1)}
+        self._alias |= {name: f"case {n}" for n, name in enumerate(sorted(set(keys), key=natural), 1)}
+        # The longest name first, and "_0000" may follow: case_1 is neither in case_10 nor hidden in case_1_b.
+        names = "|".join(map(re.escape, sorted(self._alias, key=len, reverse=True)))
+        self._pattern = re.compile(rf"(?<![A-Za-z0-9])(?:{names})(?![A-Za-z0-9])") if names else None
+
+    @classmethod
+    def of(cls, table: AnnotationTable, keys: Iterable[str], *, shown: bool = False) -> Identities:
+        """Numbers all cases of a table, and others that belong to it."""
+        patients = {case.patient for case in table.cases.values() if case.patient is not None}
+        return cls({*table.cases, *keys}, patients, shown=shown)
+
+    def case(self, key: str) -> str:
+        """Returns what a case is called on the page."""
+        return key if self.shown else self._alias.get(key, "a case")
+
+    def clean(self, text: str) -> str:
+        """Returns a text without names of cases and patients, and with no more than the last part of paths."""
+        if self.shown:
+            return text
+        text = _PATH.sub(lambda found: re.split(r"[/\\]", found[0])[-1], text)
+        return self._pattern.sub(lambda found: self._alias[found[0]], text) if self._pattern else text

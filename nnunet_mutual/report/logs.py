@@ -1,0 +1,154 @@
+"""What a training wrote down while it ran: curves, alarms, versions."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+COLUMNS = ("epoch", "kind", "name", "value")
+CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+_ALARM, _EPOCH, _VERSIONS = (
+    re.compile(r"WARNING[:!]?\s+(.*)"),
+    re.compile(r": Epoch (\d+)\s*$"),
+    re.compile(r"Versions: (.*)"),
+)
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+# A stock checkpoint's log holds NumPy's scalars.
+_NUMPY: list[Any] = [
+    np._core.multiarray.scalar,  # type: ignore[attr-defined] # the name under which NumPy 2 pickles scalars
+    np.dtype,
+    np.ndarray,
+    *(type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "int32", "int64", "bool")),
+]
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A warning of the log file; the same one at several epochs is one alarm.
+
+    Attributes:
+        text: its last wording.
+        times: how often it was said.
+        epochs: when; empty for what was said before the first epoch.
+    """
+
+    text: str
+    times: int
+    epochs: tuple[int, ...]
+
+    @property
+    def when(self) -> str:
+        """Returns when it was said."""
+        if not self.epochs:
+            return "at the start"
+        first, last = self.epochs[0], self.epochs[-1]
+        return f"epoch {first}" if first == last else f"{self.times} times, epochs {first} to {last}"
+
+
+def read_curves(folder: Path, labels: Sequence[str]) -> pd.DataFrame:
+    """Returns everything that was measured once per epoch.
+
+    Args:
+        folder: of the fold.
+        labels: foreground labels in the network's order.
+
+    Returns:
+        Rows of epoch, kind, name and value. Kinds: ``loss`` (training, validation), ``term``, ``weight``, ``dice`` (of
+        a label), ``mean dice``, ``diagnostic``, ``validation``, ``learning rate``, ``seconds``.
+    """
+    rows = [*_of_log(folder / "mutual_log.jsonl"), *_of_checkpoint(folder, labels)]
+    return pd.DataFrame(rows, columns=list(COLUMNS)).drop_duplicates(list(COLUMNS[:3]), keep="last")
+
+
+def _of_log(file: Path) -> Iterator[tuple[int, str, str, float]]:
+    kinds = {"terms": "term", "weights": "weight", "diagnostics": "diagnostic", "validation": "validation"}
+    for text in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        try:
+            line = json.loads(text)
+        except ValueError:  # cut off by a crash
+            continue
+        if "loss" in line:
+            yield line["epoch"], "loss", "training", line["loss"]
+        for key, kind in kinds.items():
+            for name, value in line.get(key, {}).items():
+                yield line["epoch"], kind, name, value
+
+
+def _of_checkpoint(folder: Path, labels: Sequence[str]) -> Iterator[tuple[int, str, str, float]]:
+    logged = read_logging(folder)
+    names = {"train_losses": ("loss", "training"), "val_losses": ("loss", "validation")}
+    names |= {"ema_fg_dice": ("mean dice", "moving average of the mean"), "lrs": ("learning rate", "learning rate")}
+    for key, (kind, name) in names.items():
+        for epoch, value in enumerate(logged.get(key, [])):
+            yield epoch, kind, name, float(value)
+    for epoch, values in enumerate(logged.get("dice_per_class_or_region", [])):
+        for label, value in zip(labels, values, strict=False):
+            yield epoch, "dice", label, float(value)
+    times = zip(logged.get("epoch_start_timestamps", []), logged.get("epoch_end_timestamps", []), strict=False)
+    for epoch, (start, end) in enumerate(times):
+        yield epoch, "seconds", "epoch", float(end) - float(start)
+
+
+def read_logging(folder: Path) -> Mapping[str, Sequence[Any]]:
+    """Returns nnU-Net's log out of the newest checkpoint of a fold, nothing if there is none that can be read.
+
+    The weights stay on the disk (memory map).
+    """
+    for name in CHECKPOINTS:
+        if not (folder / name).is_file():
+            continue
+        try:
+            with torch.serialization.safe_globals(_NUMPY):
+                content = torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)
+            return dict(content["logging"])
+        except Exception:  # damaged, or with objects of another package in it: the page says what is missing
+            continue
+    return {}
+
+
+def read_alarms(folder: Path) -> list[Alarm]:
+    """Returns the warnings of the log files, those that were said last first."""
+    found: dict[str, list[tuple[int | None, str]]] = {}
+    epoch: int | None = None
+    for line in _lines(folder):
+        if said := _EPOCH.search(line):
+            epoch = int(said[1])
+        elif warning := _ALARM.search(line):
+            text = warning[1].strip()
+            found.setdefault(_NUMBER.sub("#", text), []).append((epoch, text))
+    alarms = [
+        Alarm(said[-1][1], len(said), tuple(sorted({e for e, _ in said if e is not None}))) for said in found.values()
+    ]
+    return sorted(alarms, key=lambda alarm: alarm.epochs[-1] if alarm.epochs else -1, reverse=True)
+
+
+def read_versions(folder: Path) -> dict[str, str]:
+    """Returns versions that the log names, or what nnU-Net's debug.json knows."""
+    said = [match[1] for line in _lines(folder) if (match := _VERSIONS.search(line))]
+    versions: dict[str, str] = json.loads(said[-1]) if said else {}
+    file = folder / "debug.json"
+    debug = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if "torch_version" in debug:
+        versions.setdefault("torch", debug["torch_version"])
+    device = debug.get("gpu_name", debug.get("device"))
+    return {**versions, "device": device} if device else versions
+
+
+def networks_per_epoch(curves: pd.DataFrame) -> dict[int, int]:
+    """Returns how many networks learnt in each epoch, by the numbers of their terms."""
+    terms = curves[curves.kind == "term"]
+    number = terms.name.str.extract(r"\[(\d+)\]$")[0].astype(float).fillna(0).astype(int) + 1
+    return {int(epoch): int(n) for epoch, n in number.groupby(terms.epoch).max().items()}
+
+
+def _lines(folder: Path) -> Iterator[str]:
+    for file in sorted(folder.glob("training_log_*.txt")):
+        yield from file.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -1,0 +1,180 @@
+"""A training as it lies in nnUNet_results: where its files are, what it was told, which cases it saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+from nnunet_mutual.annotation import AnnotationTable
+from nnunet_mutual.config import differences
+from nnunet_mutual.datasets.files import natural, read_json, read_object
+from nnunet_mutual.datasets.locate import DatasetFolders, locate
+from nnunet_mutual.datasets.raw import unlabelled_cases
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.export import training_folder
+from nnunet_mutual.unlabelled import UNLABELLED, unlabelled_keys
+
+STOCK_EPOCHS, STOCK_ITERATIONS = 1000, 250
+
+
+@dataclass(frozen=True)
+class Split:
+    """Cases of a fold; ``known`` is false where splits_final.json is not at hand, and the lists are then empty."""
+
+    training: list[str]
+    validation: list[str]
+    known: bool
+
+
+@dataclass(frozen=True)
+class Training:
+    """One fold of a training.
+
+    Attributes:
+        base: its folder in nnUNet_results, without the fold.
+        folders: of the dataset.
+        trainer: name of the trainer, likewise plans, configuration and fold.
+    """
+
+    base: Path
+    folders: DatasetFolders
+    trainer: str
+    plans: str
+    configuration: str
+    fold: str
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the fold."""
+        return self.base / f"fold_{self.fold}"
+
+    @property
+    def options(self) -> str:
+        """What our own commands take after their name."""
+        return f"{self.folders.number} {self.configuration} -tr {self.trainer} -p {self.plans} -f {self.fold}"
+
+    @property
+    def command(self) -> str:
+        """The command that trains this fold."""
+        named = f"{self.folders.number} {self.configuration} {self.fold}"
+        return f"nnUNetv2_train {named} -tr {self.trainer} -p {self.plans}"
+
+    @cached_property
+    def dataset_json(self) -> dict[str, Any]:
+        """As it was when the training began."""
+        return read_object(self.base / "dataset.json")
+
+    @cached_property
+    def table(self) -> AnnotationTable:
+        """Who drew what."""
+        return AnnotationTable.from_dataset_json(self.dataset_json)
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """The plans."""
+        return read_object(self.base / "plans.json")
+
+    @cached_property
+    def settings(self) -> dict[str, Any] | None:
+        """Settings in force; None of a trainer that is not of this package."""
+        file = self.base / "mutual_settings.json"
+        return read_object(file) if file.is_file() else None
+
+    @property
+    def changed_settings(self) -> list[str]:
+        """Settings that differ from the trainer's defaults, as ``name: default -> value``."""
+        import nnunet_mutual.trainers as trainers
+
+        if self.settings is None:
+            return []
+        now = {name: value for name, value in self.settings.items() if name != "trainer"}
+        known = self.trainer in trainers.TRAINING
+        default = asdict(getattr(trainers, self.trainer).settings_class()) if known else {}
+        return differences(default, now)
+
+    @property
+    def epochs_planned(self) -> int:
+        """Epochs that the settings ask for; of trainers in stages, of one network."""
+        return int((self.settings or {}).get("num_epochs", STOCK_EPOCHS))
+
+    @property
+    def iterations(self) -> int:
+        """Steps in an epoch."""
+        return int((self.settings or {}).get("num_iterations_per_epoch", STOCK_ITERATIONS))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last epoch is done."""
+        return (self.folder / "checkpoint_final.pth").is_file()
+
+    @cached_property
+    def split(self) -> Split:
+        """The cases of the fold."""
+        if self.fold == "all":
+            keys = self._labelled_cases()
+            return Split(keys, keys, True)
+        file = self.folders.preprocessed / "splits_final.json" if self.folders.preprocessed else None
+        splits = read_json(file) if file is not None and file.is_file() else []
+        if not self.fold.isdecimal() or int(self.fold) >= len(splits):
+            return Split([], [], False)
+        chosen: Mapping[str, list[str]] = splits[int(self.fold)]
+        return Split(sorted(chosen["train"], key=natural), sorted(chosen["val"], key=natural), True)
+
+    def _labelled_cases(self) -> list[str]:
+        ending = self.dataset_json["file_ending"]
+        references = self.references
+        found = [file.name.removesuffix(ending) for file in references.glob(f"*{ending}")] if references else []
+        return sorted(found or [key for key, case in self.table.cases.items() if case.annotated], key=natural)
+
+    @property
+    def references(self) -> Path | None:
+        """Folder of the drawn label maps, if the dataset is at hand."""
+        preprocessed, raw = self.folders.preprocessed, self.folders.raw
+        if preprocessed is not None and (preprocessed / "gt_segmentations").is_dir():
+            return preprocessed / "gt_segmentations"
+        return raw / "labelsTr" if raw is not None else None
+
+    @cached_property
+    def unlabelled(self) -> list[str]:
+        """Unlabelled images that the fold may use, by what is preprocessed or else in imagesUn."""
+        configuration = self.plan["configurations"].get(self.configuration, {})
+        while "data_identifier" not in configuration and "inherits_from" in configuration:
+            configuration = self.plan["configurations"][configuration["inherits_from"]]
+        found: list[str] = []
+        if self.folders.preprocessed is not None:
+            folder = self.folders.preprocessed / UNLABELLED / str(configuration.get("data_identifier"))
+            found = list(nnUNetDatasetBlosc2.get_identifiers(str(folder))) if folder.is_dir() else []
+        if not found and self.folders.raw is not None:
+            found = list(unlabelled_cases(self.folders.raw, self.dataset_json, ())[0])
+        held_out = [] if self.fold == "all" else self.split.validation
+        return unlabelled_keys(self.table, found, held_out)
+
+    @property
+    def uses_unlabelled(self) -> bool:
+        """Whether the trainer learns from unlabelled images."""
+        return "unlabelled_per_batch" in (self.settings or {})
+
+
+def open_training(dataset: str, configuration: str, *, trainer: str, plans: str, fold: str) -> Training:
+    """Finds a training.
+
+    Raises:
+        MutualError: there is no such dataset, training or fold; says what there is.
+    """
+    folders = locate(dataset)
+    base = training_folder(folders.name, trainer, plans, configuration)
+    training = Training(base, folders, trainer, plans, configuration, fold)
+    if not training.folder.is_dir():
+        there = sorted(entry.name.removeprefix("fold_") for entry in base.glob("fold_*") if entry.is_dir())
+        raise MutualError(
+            f"{base} has no fold {fold} (there: {', '.join(there) or 'none'}); choose one of these with -f, or train "
+            f"it with: {training.command}"
+        )
+    training.table  # noqa: B018 - a folder that is no training shall say so before anything is written
+    training.plan  # noqa: B018
+    return training

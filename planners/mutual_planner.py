@@ -1,0 +1,55 @@
+"""nnU-Net's default planner, for several networks, teachers and streams."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+
+from nnunet_mutual.budget import Budget
+from nnunet_mutual.method import method_of
+
+TRIED_BATCH = {2: 2, 3: 2}  # for how many patches nnU-Net's search lets the patch shrink, by dimensions
+
+
+class MutualPlanner(ExperimentPlanner):
+    """Plans so that a trainer of this package fits the GPU; for one network alone, nnU-Net's own plans.
+
+    Args:
+        dataset_name_or_id: as in nnU-Net.
+        gpu_memory_target_in_gb: as in nnU-Net.
+        plans_name: of the plans.
+        trainer: what to plan for; None chooses by what the dataset holds.
+        settings: of that trainer.
+        stock: nnU-Net's other arguments.
+    """
+
+    def __init__(
+        self,
+        dataset_name_or_id: str | int,
+        gpu_memory_target_in_gb: float = 8,
+        *,
+        plans_name: str = "nnUNetMutualPlans",
+        trainer: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        **stock: Any,
+    ):
+        super().__init__(dataset_name_or_id, gpu_memory_target_in_gb, plans_name=plans_name, **stock)
+        self.budget = Budget(self, method_of(self, trainer, settings), TRIED_BATCH)
+
+    def static_estimate_VRAM_usage(self, *network: Any) -> float:
+        """Returns nnU-Net's number for a patch, with what the method adds (nnU-Net's hook)."""
+        return self.budget.estimate(*network)
+
+    def get_plans_for_configuration(self, *arguments: Any) -> dict:
+        """Returns the plan of a configuration (nnU-Net's hook)."""
+        return self.budget.plan(super().get_plans_for_configuration, *arguments)
+
+    def generate_data_identifier(self, configuration_name: str) -> str:
+        """Returns a name of its own for the preprocessed data, so that those of other plans stay (nnU-Net's hook)."""
+        return f"{self.plans_identifier}_{configuration_name}"
+
+    def save_plans(self, plans: dict) -> None:
+        """Tells the trainer what was planned for, and the user what it costs (nnU-Net's hook)."""
+        super().save_plans(self.budget.settle(plans))

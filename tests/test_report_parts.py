@@ -1,0 +1,126 @@
+"""The parts of a report, by hand: names, paired differences, curves, plots, and the page of a benchmark."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from report_folder import write_checkpoint, write_log
+from test_report import Page, assert_is_a_good_page, report, rows
+
+from nnunet_mutual.report.identities import Identities
+from nnunet_mutual.report.logs import networks_per_epoch, read_alarms, read_curves, read_versions
+from nnunet_mutual.report.plots import Series, families, line_plots, thin
+from nnunet_mutual.report.progress import stage_borders
+from nnunet_mutual.report.scores import compare
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("look at a_1 and a_10.", "look at case 1 and case 3."),
+        ("a_1_b is another one, a_1_0001.nii.gz is not", "case 2 is another one, case 1_0001.nii.gz is not"),
+        ("xa_1, a_12 and a_1c are unknown", "xa_1, a_12 and a_1c are unknown"),
+        ("/home/me/a_1/b.nii.gz of Ms Roe", "b.nii.gz of patient 1"),
+        (r"C:\data\a_1.nii.gz", "case 1.nii.gz"),
+        ("0.5 of 1/2, a/b", "0.5 of 1/2, a/b"),
+    ],
+)
+def test_names_become_numbers(text: str, clean: str) -> None:
+    assert Identities(["a_10", "a_1", "a_1_b"], ["Ms Roe"]).clean(text) == clean
+    assert Identities(["a_10", "a_1", "a_1_b"], ["Ms Roe"], shown=True).clean(text) == text
+
+
+def test_difference_by_hand() -> None:
+    first, second = np.array([0.8, 0.9, 0.7, np.nan]), np.array([0.7, 0.9, 0.8, 0.5])
+    found = compare("liver", first, second)
+    assert (found.n, found.better, found.worse) == (3, 1, 1)
+    assert found.first == pytest.approx(0.8) and found.mean == pytest.approx(0) and found.low is None
+    constant = compare("liver", np.full(6, 0.9), np.full(6, 0.8))
+    assert constant.low == pytest.approx(0.1) and constant.high == pytest.approx(0.1)
+    wide = compare("liver", np.array([0.1, 0.9] * 10), np.full(20, 0.5))
+    assert wide.low is not None and wide.high is not None and wide.low < 0 < wide.high
+    # 1.96 standard errors of the mean: 1.96 * 0.4 / sqrt(20)
+    assert wide.high - wide.low == pytest.approx(2 * 1.96 * 0.4 / np.sqrt(20), rel=0.15)
+
+
+def test_logs(tmp_path: Path) -> None:
+    write_log(tmp_path)
+    write_checkpoint(tmp_path)
+    curves = read_curves(tmp_path, ["liver", "tumour", "spleen"])
+    assert not curves.duplicated(["epoch", "kind", "name"]).any()
+    assert stage_borders(curves) == [3]
+    assert networks_per_epoch(curves) == dict.fromkeys(range(6), 2)
+    dice = curves[(curves.kind == "dice") & (curves.name == "spleen")].value
+    assert dice.iloc[-1] == pytest.approx(0.4)
+    alarms = read_alarms(tmp_path)
+    assert [(alarm.times, alarm.epochs, alarm.when) for alarm in alarms] == [
+        (2, (2, 4), "2 times, epochs 2 to 4"),
+        (1, (), "at the start"),
+    ]
+    assert read_versions(tmp_path) == {"nnunet_mutual": "0.0.7", "torch": "9.9"}
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    (tmp_path / "checkpoint_final.pth").rename(tmp_path / "checkpoint_best.pth")
+    (tmp_path / "checkpoint_final.pth").write_bytes(b"no checkpoint")
+    assert len(read_curves(tmp_path, ["liver", "tumour", "spleen"])) > 0
+
+
+def test_thinning_keeps_means() -> None:
+    x, y = np.arange(1000), np.random.default_rng(1).normal(size=1000)
+    thin_x, thin_y = thin(x, y)
+    assert len(thin_x) == 250 and thin_y.mean() == pytest.approx(y.mean()) and thin_y[0] == pytest.approx(y[:4].mean())
+    assert np.array_equal(thin(x[:250], y[:250])[1], y[:250])
+
+
+def test_curves_that_differ_in_a_label_share_a_plot() -> None:
+    x, y = np.arange(3), np.ones(3)
+    names = ["mu of liver", "mu of liver cyst", "volume of liver by network 0 on group 1", "bank"]
+    found = families([Series(name, x, y) for name in names], ["liver", "liver cyst"])
+    assert {family: [one.name for one in series] for family, series in found.items()} == {
+        "mu of …": ["liver", "liver cyst"],
+        "volume of … by … on …": ["liver, network 0, group 1"],
+        "bank": ["bank"],
+    }
+
+
+def test_many_curves_are_spread_over_plots_that_can_be_told_apart() -> None:
+    series = [Series(f"label {n}", np.arange(4), np.full(4, n)) for n in range(14)]
+    drawn = line_plots("Dice", series)
+    assert len(drawn) == 3 and sum(plot.count(">label ") for plot in drawn) == 14
+    assert "label 13: 13 in epoch 0" in drawn[2]
+    # the page's colours, and none that is fixed on light ground
+    assert "var(--c0)" in drawn[0] and "currentColor" in drawn[0] and "#0072b2" not in drawn[0].lower()
+
+
+def write_evidence(folder: Path) -> None:
+    folder.mkdir()
+    for arm, shift in (("good", 0.1), ("bad", 0.0)):
+        for seed in (0, 1) if arm == "good" else (0,):
+            dice = {f"p{n}": {"liver": 0.5 + shift + 0.01 * n + 0.02 * seed, "spleen": None} for n in range(6)}
+            content = {"benchmark": "toy", "arm": arm, "seed": seed, "words": f"{arm} arm", "dice": dice}
+            (folder / f"{arm}_seed{seed}.json").write_text(json.dumps(content))
+    (folder / "calibration.json").write_text('{"rate": 0.01}')
+
+
+def test_page_of_a_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_evidence(tmp_path / "toy")
+    report(capsys, f"report --evidence {tmp_path / 'toy'} -o {tmp_path / 'page.html'} --compare bad")
+    page = Page(tmp_path / "page.html")
+    assert_is_a_good_page(page)
+    assert "good 0.635 0.625 to 0.645 2 0.635 – – good arm" in page.text
+    assert "good +0.1000 +0.1000 to +0.1000 6 / 0 6" in page.text  # of seed 0, which both have
+    assert "Fewer than 3 seeds: good, bad." in page.text
+    table = pd.DataFrame(rows(tmp_path / "page_dice.csv"))
+    assert len(table) == 36 and set(table.case) == {f"case {n}" for n in range(1, 7)}
+    assert "has no arm best; it has: good, bad" in report(
+        capsys, f"report --evidence {tmp_path / 'toy'} --compare best", status=2
+    )
+    (tmp_path / "empty").mkdir()
+    assert "holds no evidence file" in report(capsys, f"report --evidence {tmp_path / 'empty'}", status=2)
+    assert "is no folder" in report(capsys, f"report --evidence {tmp_path / 'nowhere'}", status=2)
