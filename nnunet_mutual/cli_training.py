@@ -54,6 +54,7 @@ def _train(options: argparse.Namespace) -> int:
     options.fold = options.fold if options.fold == "all" else int(options.fold)
     _require_plans(options)
     os.environ[plugin.VARIABLE] = plugin.trainers_variable(os.environ.get(plugin.VARIABLE))
+    _require_trainer(options.trainer)
     if not options.peer_parallel:
         _alone(options)
     elif not _together(options):
@@ -74,6 +75,25 @@ def _require_plans(options: argparse.Namespace) -> None:
     if not (folder / f"{options.plans}.json").is_file():
         there = sorted(file.stem for file in folder.glob("*Plans*.json"))
         raise MutualError(f"{folder} has no {options.plans}.json; give -p one of: {', '.join(there)}")
+
+
+def _require_trainer(name: str) -> None:
+    """One of ours, or one that nnU-Net finds; its own sentence about another one comes with a traceback."""
+    from nnunet_mutual import plugin
+    from nnunet_mutual.datasets.files import meant
+
+    ours = plugin.public_names("trainers")
+    if name in ours:
+        return
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    try:
+        recursive_find_trainer_class_by_name(name)
+    except RuntimeError:
+        raise MutualError(
+            f"neither nnU-Net nor this package has a trainer called {name!r}{meant(name, ours)}; this package has: "
+            f"{', '.join(ours)}"
+        ) from None
 
 
 def _alone(options: argparse.Namespace) -> None:
