@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 from settings import CONFIGURATION, read_json, write_json
@@ -89,7 +90,13 @@ def measure(work: Path, name: str, rounds: int) -> dict[str, Any]:
     processes = [context.Process(target=one_process, args=(rank, store, work, name, rounds, queue)) for rank in (0, 1)]
     for process in processes:
         process.start()
-    found = [queue.get(timeout=3600) for _ in processes]
+    found: list[dict[str, Any]] = []
+    while len(found) < len(processes):
+        try:
+            found.append(queue.get(timeout=5))
+        except Empty:
+            if any(process.exitcode for process in processes):
+                raise SystemExit(f"error: a process of {name} ended; what it said is above") from None
     for process in processes:
         process.join()
     slower = {

@@ -130,23 +130,26 @@ def largest_difference(a: Any, b: Any, place: str = "") -> tuple[float, str]:
 
 
 @pytest.fixture(scope="module")
-def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = {}
-    for name, (_, make) in CASES.items():
-        root = tmp_path_factory.mktemp(name)
-        with pytest.MonkeyPatch.context() as patch:
-            for folder in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-                patch.setenv(folder, str(root / folder))
-            made[name] = make(root)
-    return made
+def datasets() -> dict[str, Path]:
+    """Those that were made already."""
+    return {}
 
 
 @pytest.fixture()
-def dataset(request: pytest.FixtureRequest, datasets: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = datasets[request.param]
-    monkeypatch.setenv("nnUNet_raw", str(folder.parents[1] / "nnUNet_raw"))
-    monkeypatch.setenv("nnUNet_preprocessed", str(folder.parent))
-    return folder
+def dataset(
+    request: pytest.FixtureRequest,
+    datasets: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    name = request.param
+    if name not in datasets:
+        datasets[name] = tmp_path_factory.mktemp(name)
+    root = datasets[name]
+    for folder in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(folder, str(root / folder))
+    preprocessed = root / "nnUNet_preprocessed" / tiny.NAME
+    return preprocessed if preprocessed.exists() else CASES[name][1](root)
 
 
 @pytest.mark.parametrize("dataset", TWENTY_STEPS, indirect=True)
