@@ -36,6 +36,13 @@ socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 """
 
 
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The script sets what is not set; in this process that would last."""
+    for name in VARIABLES:
+        monkeypatch.setenv(name, str(tmp_path / name))
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished training with its validation; shared, so tests must not change it."""
