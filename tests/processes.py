@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import blosc2
 import torch
 from torch import distributed
 
@@ -25,7 +24,6 @@ def in_processes(folder: Path, work: Callable[..., Any], *arguments: Any, size: 
     Returns:
         What each returned, or the exit status of those that ended without.
     """
-    blosc2.set_nthreads(1)  # its threads do not survive a fork
     store, context = folder / "store", multiprocessing.get_context("fork")
     started = [context.Process(target=_run, args=(rank, size, folder, work, arguments)) for rank in range(size)]
     for process in started:
