@@ -6,6 +6,7 @@ import multiprocessing
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from time import time
 from typing import Any
 
 import torch
@@ -28,9 +29,13 @@ def in_processes(folder: Path, work: Callable[..., Any], *arguments: Any, size: 
     started = [context.Process(target=_run, args=(rank, size, folder, work, arguments)) for rank in range(size)]
     for process in started:
         process.start()
+    end = time() + 120
     for process in started:
-        process.join(120)
-        assert process.exitcode is not None, "a process hangs"
+        process.join(max(0.0, end - time()))
+    hanging = [process for process in started if process.is_alive()]
+    for process in hanging:
+        process.kill()
+    assert not hanging, "a process hangs"
     store.unlink(missing_ok=True)
     files = [folder / f"{rank}.pt" for rank in range(size)]
     found = [
