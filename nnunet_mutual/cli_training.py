@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Callable
 
-from nnunet_mutual.cli_datasets import add_dataset
+from nnunet_mutual.cli_datasets import add_training
 from nnunet_mutual.errors import MutualError
 
 
@@ -25,11 +25,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "learn the same as in one process. On several computers, start the same command with torchrun.",
         "nnunet_mutual train 111 3d_fullres 0 -tr MutualCorrelationTrainer --peer-parallel --processes 2",
     )
-    add_dataset(command)
-    command.add_argument("configuration", metavar="CONFIGURATION", help="configuration of the plans")
-    command.add_argument("fold", metavar="FOLD", help="fold, or 'all'")
-    command.add_argument("-tr", dest="trainer", metavar="TRAINER", required=True, help="trainer")
-    command.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier (%(default)s)")
+    add_training(command, fold=True)
     command.add_argument(
         "--c", dest="resume", action="store_true", help="go on from the last checkpoint, of either way"
     )
