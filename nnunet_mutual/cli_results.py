@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from nnunet_mutual.cli_datasets import add_dataset
+from nnunet_mutual.cli_datasets import add_dataset, add_training
 from nnunet_mutual.errors import MutualError
 
 
@@ -31,11 +31,7 @@ def _add_review(add: Callable[..., argparse.ArgumentParser]) -> None:
         "any viewer. 'nnunet_mutual accept' reads the table.",
         "nnunet_mutual review 111 3d_fullres 0 -tr MutualPartialTrainer -o review_111",
     )
-    add_dataset(command)
-    command.add_argument("configuration", metavar="CONFIGURATION", help="configuration of the training")
-    command.add_argument("fold", metavar="FOLD", help="fold of the training, or 'all'")
-    command.add_argument("-tr", dest="trainer", metavar="TRAINER", required=True, help="trainer of the training")
-    command.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier (%(default)s)")
+    add_training(command, fold=True)
     command.add_argument(
         "-chk", dest="checkpoint", help="that pseudo_label was asked for (default: those of the training)"
     )

@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Callable
 
-from nnunet_mutual.cli_datasets import add_dataset
+from nnunet_mutual.cli_datasets import add_training
 from nnunet_mutual.errors import MutualError
 
 
@@ -25,11 +25,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "learn the same as in one process. On several computers, start the same command with torchrun.",
         "nnunet_mutual train 111 3d_fullres 0 -tr MutualCorrelationTrainer --peer-parallel --processes 2",
     )
-    add_dataset(command)
-    command.add_argument("configuration", metavar="CONFIGURATION", help="configuration of the plans")
-    command.add_argument("fold", metavar="FOLD", help="fold, or 'all'")
-    command.add_argument("-tr", dest="trainer", metavar="TRAINER", required=True, help="trainer")
-    command.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier (%(default)s)")
+    add_training(command, fold=True)
     command.add_argument(
         "--c", dest="resume", action="store_true", help="go on from the last checkpoint, of either way"
     )
@@ -54,6 +50,7 @@ def _train(options: argparse.Namespace) -> int:
     options.fold = options.fold if options.fold == "all" else int(options.fold)
     _require_plans(options)
     os.environ[plugin.VARIABLE] = plugin.trainers_variable(os.environ.get(plugin.VARIABLE))
+    _require_trainer(options.trainer)
     if not options.peer_parallel:
         _alone(options)
     elif not _together(options):
@@ -74,6 +71,25 @@ def _require_plans(options: argparse.Namespace) -> None:
     if not (folder / f"{options.plans}.json").is_file():
         there = sorted(file.stem for file in folder.glob("*Plans*.json"))
         raise MutualError(f"{folder} has no {options.plans}.json; give -p one of: {', '.join(there)}")
+
+
+def _require_trainer(name: str) -> None:
+    """One of ours, or one that nnU-Net finds; its own sentence about another one comes with a traceback."""
+    from nnunet_mutual import plugin
+    from nnunet_mutual.datasets.files import meant
+
+    ours = plugin.public_names("trainers")
+    if name in ours:
+        return
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    try:
+        recursive_find_trainer_class_by_name(name)
+    except RuntimeError:
+        raise MutualError(
+            f"neither nnU-Net nor this package has a trainer called {name!r}{meant(name, ours)}; this package has: "
+            f"{', '.join(ours)}"
+        ) from None
 
 
 def _alone(options: argparse.Namespace) -> None:

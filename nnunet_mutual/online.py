@@ -21,13 +21,14 @@ MOMENTUM = 0.9  # of nnU-Net's moving average of the Dice
 
 
 def score_batch(trainer: MutualTrainer, batch: Batch) -> dict[str, np.ndarray]:
-    """Returns the mean loss and the voxel counts (P, K) of the candidates on a validation batch.
+    """Returns the mean loss and the voxel counts (P, K) of the candidates on a validation batch, and those by source.
 
     What another process's networks would add is 0.
     """
     annotated, heirs = trainer.knowledge.scoring(batch.pattern_index)
     losses = [torch.zeros((), device=trainer.device)]
-    counts = np.zeros((3, len(trainer.candidates), len(trainer.table.labels)), np.float32)
+    member = _membership(trainer, batch)
+    counts = np.zeros((3, len(trainer.candidates), len(member), len(trainer.table.labels)), np.float32)
     for i, n in enumerate(trainer.candidates):
         if not trainer.ranks.runs(n):
             continue
@@ -35,25 +36,46 @@ def score_batch(trainer: MutualTrainer, batch: Batch) -> dict[str, np.ndarray]:
             levels = trainer.evaluate(n, batch.data)
             losses.append(trainer.supervised.labelled(levels, batch, n).detach())
         scored = annotated if batch.sight is None else annotated & batch.sight.device[:, n : n + 1]
-        counts[:, i] = annotated_counts(levels[0], batch.target[0], scored, heirs, trainer.label_manager)
+        found = _sample_counts(levels[0], batch.target[0], scored, heirs, trainer.label_manager)
+        counts[:, i] = (member @ found).cpu().numpy()
     loss = (torch.stack(losses).sum() / len(trainer.candidates)).cpu().numpy()
-    return {"loss": loss, **dict(zip(("tp_hard", "fp_hard", "fn_hard"), counts, strict=True))}
+    names = ("tp_hard", "fp_hard", "fn_hard")
+    return {"loss": loss, "by_source": counts, **dict(zip(names, counts.sum(2), strict=True))}
+
+
+def _membership(trainer: MutualTrainer, batch: Batch) -> Tensor:
+    """Which samples of a batch come from which source, (S, B) float."""
+    sources = list(trainer.table.sources)
+    rows = [sources.index(trainer.table.case(key).source) for key in batch.keys]
+    return torch.nn.functional.one_hot(torch.tensor(rows), len(sources)).T.float().to(trainer.device)
 
 
 def log_scores(trainer: MutualTrainer, outputs: list[dict]) -> None:
     """Logs what :func:`score_batch` returned in an epoch, on all processes, and chooses the network to deploy."""
     collated = collate_outputs(outputs)
-    counts = np.stack([np.sum(collated[name], 0, dtype=np.float64) for name in ("tp_hard", "fp_hard", "fn_hard")])
+    counts = np.sum(collated["by_source"], 0, dtype=np.float64)
     of_processes = trainer.ranks.gather((counts, float(np.mean(collated["loss"]))))
     counts = np.sum([c for c, _ in of_processes], 0)
     together = np.mean if trainer.is_ddp else np.sum  # of other samples, or of other networks
     loss = float(together([value for _, value in of_processes]))
-    dice = trainer.ranking.add(counts)
+    dice = trainer.ranking.add(counts.sum(2))
     trainer.deployed = trainer.candidates[trainer.ranking.best]
     mean = mean_dice(dice, trainer.logger.get_value("mean_fg_dice", step=None))
     trainer.logger.log("mean_fg_dice", mean, trainer.current_epoch)
     trainer.logger.log("dice_per_class_or_region", dice, trainer.current_epoch)
     trainer.logger.log("val_losses", loss, trainer.current_epoch)
+    if trainer.local_rank == 0 and counts.shape[2] > 1:
+        _log_sources(trainer, counts[:, trainer.ranking.best])
+
+
+def _log_sources(trainer: MutualTrainer, counts: np.ndarray) -> None:
+    """Logs the Dice of the deployed network by label and source, from its voxel counts (3, S, K)."""
+    numbers = {}
+    for source, of_source in zip(trainer.table.sources, counts.transpose(1, 0, 2), strict=True):
+        found = _dice(trainer, of_source)
+        numbers.update({f"Dice of {label}, {source}": value for label, value in found.items()})
+    if numbers:
+        trainer.term_log.append_validation(trainer.current_epoch, numbers)
 
 
 def dice_of(trainer: MutualTrainer, counts: Sequence[np.ndarray]) -> dict[str, float]:
@@ -63,7 +85,11 @@ def dice_of(trainer: MutualTrainer, counts: Sequence[np.ndarray]) -> dict[str, f
         trainer: whose labels these are.
         counts: of each batch, (3, K) as of :func:`annotated_counts`.
     """
-    tp, fp, fn = np.sum(trainer.ranks.gather(np.sum(counts, 0, dtype=np.float64)), 0)
+    return _dice(trainer, np.sum(trainer.ranks.gather(np.sum(counts, 0, dtype=np.float64)), 0))
+
+
+def _dice(trainer: MutualTrainer, counts: np.ndarray) -> dict[str, float]:
+    tp, fp, fn = counts
     with np.errstate(invalid="ignore"):
         dice = 2 * tp / (2 * tp + fp + fn)
     return {label: float(value) for label, value in zip(trainer.table.labels, dice, strict=True) if value == value}
@@ -71,7 +97,7 @@ def dice_of(trainer: MutualTrainer, counts: Sequence[np.ndarray]) -> dict[str, f
 
 def annotated_counts(
     logits: Tensor, target: Tensor, annotated: Tensor, heirs: Tensor | None, label_manager: LabelManager
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> np.ndarray:
     """True positive, false positive and false negative voxels per label, over samples that annotate the label.
 
     Args:
@@ -83,8 +109,16 @@ def annotated_counts(
         label_manager: nnU-Net's.
 
     Returns:
-        Three arrays (K,), K foreground labels or regions.
+        (3, K), K foreground labels or regions.
     """
+    counts: np.ndarray = _sample_counts(logits, target, annotated, heirs, label_manager).sum(1).cpu().numpy()
+    return counts
+
+
+def _sample_counts(
+    logits: Tensor, target: Tensor, annotated: Tensor, heirs: Tensor | None, label_manager: LabelManager
+) -> Tensor:
+    """The same of each sample, (3, B, K)."""
     mask = None
     if label_manager.has_regions:
         prediction = (logits > 0).float()
@@ -98,8 +132,8 @@ def annotated_counts(
             mask = (target != label_manager.ignore_label).float()
             target = torch.where(mask.bool(), target, 0)
     counts = get_tp_fp_fn_tn(prediction, target, tuple(range(2, logits.ndim)), mask)[:3]
-    sums = torch.stack([(count * annotated).sum(0) for count in counts]).cpu().numpy()
-    return tuple(sums if label_manager.has_regions else sums[:, 1:])
+    found = torch.stack(counts) * annotated
+    return found if label_manager.has_regions else found[:, :, 1:]
 
 
 def _restricted(logits: Tensor, heirs: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ import blosc2
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["BLOSC_NTHREADS"] = "1"
+blosc2.set_nthreads(1)  # from the beginning: threads that once ran do not survive a fork, and the child waits for them
 os.environ["nnUNet_n_proc_DA"] = "0"
 os.environ["nnUNet_def_n_proc"] = "1"
 os.environ.pop("nnUNet_extTrainer", None)
@@ -27,6 +29,5 @@ def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 @pytest.fixture()
 def forked_pools(monkeypatch: pytest.MonkeyPatch) -> None:
     """Validates in forked processes; the spawned ones of real runs, seen in test_end_to_end, import for ten seconds."""
-    blosc2.set_nthreads(1)  # its threads do not survive a fork
     fork = multiprocessing.get_context("fork")
     monkeypatch.setattr(multiprocessing, "get_context", lambda method=None: fork)

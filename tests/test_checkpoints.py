@@ -22,6 +22,7 @@ from training import (
     change_settings,
     curves,
     largest_difference,
+    lines_of,
     partial_block,
     stop_at,
     trainer_for,
@@ -254,5 +255,4 @@ def test_the_state_of_objectives_is_resumed(preprocessed: Path) -> None:
     resumed = trainer_for(preprocessed, RememberingTrainer, resume="latest")
     resumed.run_training()
     assert resumed.objectives[1].steps == 9
-    lines = [json.loads(x) for x in (Path(resumed.output_folder) / "mutual_log.jsonl").read_text().splitlines()]
-    assert [line["terms"]["steps"] for line in lines] == [2.0, 5.0, 8.0]
+    assert [line["terms"]["steps"] for line in lines_of(resumed)] == [2.0, 5.0, 8.0]

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-import blosc2
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -36,11 +35,17 @@ socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 """
 
 
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The script sets what is not set; in this process that would last."""
+    for name in VARIABLES:
+        monkeypatch.setenv(name, str(tmp_path / name))
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished training with its validation; shared, so tests must not change it."""
     root = tmp_path_factory.mktemp("trained")
-    blosc2.set_nthreads(1)  # its threads do not survive a fork
     fork = multiprocessing.get_context("fork")
     with pytest.MonkeyPatch.context() as patch:
         for name in VARIABLES:

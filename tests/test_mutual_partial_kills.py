@@ -209,8 +209,8 @@ def test_lost_pseudo_labels_are_missed(whole: tuple[Path, Any], preprocessed: Pa
     stopped = trainer_for(preprocessed, MutualPartialTrainer)
     interrupt(stopped, lambda trainer: stop_at(trainer, STAGE_1_STEPS + 5, signal.SIGTERM), SystemExit)
     fold = Path(stopped.output_folder)
-    for file in (fold / "pseudo_labels").glob(lost):
-        file.unlink()
+    for path in list((fold / "pseudo_labels").glob(lost)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     resumed = trainer_for(preprocessed, MutualPartialTrainer, resume="latest")
     with pytest.raises(MutualError, match=rf"lacks the pseudo labels of {number} cases .*copy checkpoint_stage1.pth"):
         resumed.run_training()

@@ -64,8 +64,9 @@ def test_plain_labels(nnunet_folders: Path, ignore: bool, relation: str) -> None
     logits = torch.randn(2, 4, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     found, batch = validated(trainer, logits, KEYS[:2])
 
-    expected = np.zeros((3, 3), int)
+    by_source = np.zeros((3, 2, 3), int)
     for i, key in enumerate(batch["keys"]):
+        expected = by_source[:, KEYS.index(str(key)) % 2]  # sources alternate
         target = batch["target"][0][i, 0].numpy()
         probabilities = logits[i].softmax(0).numpy()
         restriction = restriction_for(trainer.table, trainer.table.case(str(key)))
@@ -74,8 +75,10 @@ def test_plain_labels(nnunet_folders: Path, ignore: bool, relation: str) -> None
         for value in [1] if key == "case_00" else [2, 3]:
             counted = target != 4
             expected[:, value - 1] += counts_by_hand(prediction == value, target == value, counted)
-    assert (expected > 0).all()
-    np.testing.assert_array_equal(np.stack([found[n][0] for n in ("tp_hard", "fp_hard", "fn_hard")]), expected)
+    assert (by_source.sum(1) > 0).all()
+    counts = np.stack([found[n][0] for n in ("tp_hard", "fp_hard", "fn_hard")])
+    np.testing.assert_array_equal(counts, by_source.sum(1))
+    np.testing.assert_array_equal(found["by_source"][:, 0], by_source)
 
 
 @pytest.mark.parametrize("ignore", [False, True], ids=["", "ignore"])

@@ -221,6 +221,7 @@ def test_half_precision_on_the_way_is_close_and_said(dataset: Path, alone: dict[
     [
         ("x -tr PartialTrainer", "the fold must be a number"),
         ("0 -tr PartialTrainer -p Nope", "has no Nope.json; give -p one of: nnUNetPlans"),
+        ("0 -tr PartialTrianer", "(did you mean 'PartialTrainer'?)"),
         ("0 -tr PartialTrainer --exchange float16", "belong to --peer-parallel"),
         ("0 -tr MutualCorrelationTrainer --peer-parallel --processes 1 -device cpu", "needs two processes at least"),
         ("0 -tr MutualCorrelationTrainer --peer-parallel -device mps", "leave --peer-parallel out"),

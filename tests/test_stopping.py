@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -17,6 +16,7 @@ from training import (
     assert_same_optimizer,
     curves,
     largest_difference,
+    lines_of,
     partial_block,
     stop_at,
     trainer_for,
@@ -170,15 +170,14 @@ def test_a_log_line_cut_off_by_a_crash_does_not_prevent_a_resume(preprocessed: P
     with file.open("a") as stream:
         stream.write('{"epoch": 1, "lo')
     trainer_for(preprocessed, resume="latest").run_training()
-    assert [json.loads(line)["epoch"] for line in file.read_text().splitlines()] == [0, 1, 2]
+    assert [line["epoch"] for line in lines_of(trainer)] == [0, 1, 2]
 
 
 def test_a_training_started_anew_starts_the_log_anew(preprocessed: Path) -> None:
     for _ in range(2):
         trainer = trainer_for(preprocessed)
         trainer.run_training()
-    file = Path(trainer.output_folder) / "mutual_log.jsonl"
-    assert [json.loads(line)["epoch"] for line in file.read_text().splitlines()] == [0, 1, 2]
+    assert [line["epoch"] for line in lines_of(trainer)] == [0, 1, 2]
 
 
 def test_a_finished_run_that_is_continued_changes_nothing(preprocessed: Path) -> None:

@@ -165,14 +165,17 @@ def test_an_epoch_without_any_scored_label_does_not_spoil_the_mean(nnunet_folder
     preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=SHORT)
     trainer = trainer_for(preprocessed)
     trainer.initialize()
-    nothing = {name: np.zeros((1, 3)) for name in ("tp_hard", "fp_hard", "fn_hard")} | {"loss": np.float32(1)}
-    some = {**nothing, "tp_hard": np.array([[5.0, 0, 0]]), "fp_hard": np.array([[5.0, 0, 0]])}
+    nothing = {"by_source": np.zeros((3, 1, 2, 3)), "loss": np.float32(1)}
+    some = {**nothing, "by_source": np.zeros((3, 1, 2, 3))}
+    some["by_source"][0, 0, 0, 0] = some["by_source"][1, 0, 1, 0] = 5  # right in one source, wrong in the other
     for epoch, outputs in enumerate((some, nothing)):
         trainer.current_epoch = epoch
         trainer.on_validation_epoch_end([outputs])
     assert trainer.logger.get_value("mean_fg_dice", None) == pytest.approx([2 / 3, 2 / 3])
     assert np.isfinite(trainer.logger.get_value("ema_fg_dice", None)).all()
     assert np.isnan(trainer.logger.get_value("dice_per_class_or_region", 1)).all()
+    (line,) = trainer.term_log.file.read_text().splitlines()
+    assert json.loads(line)["validation"] == {"Dice of liver, a": 1.0, "Dice of liver, b": 0.0}
 
 
 def test_pretrained_weights(nnunet_folders: Path) -> None:

@@ -96,4 +96,5 @@ def curves(trainer: Any) -> dict[str, Any]:
 
 def lines_of(trainer: Any) -> list[dict]:
     """What the training logged of its terms, an entry per epoch."""
-    return [json.loads(x) for x in (Path(trainer.output_folder) / "mutual_log.jsonl").read_text().splitlines()]
+    lines = (Path(trainer.output_folder) / "mutual_log.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if "terms" in line]

@@ -140,7 +140,7 @@ class MutualPrototypeTrainer(TwoStreamTrainer):
             annotated, heirs = self.knowledge.scoring(moved.pattern_index)
             for name, logits in self._opinions.items():
                 counts = annotated_counts(logits, moved.target[0], annotated, heirs, self.label_manager)
-                self._counts[name].append(np.stack(counts))
+                self._counts[name].append(counts)
         return scored
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:

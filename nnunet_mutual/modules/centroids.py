@@ -45,7 +45,7 @@ class ClassCentroids:
         begun = v.gather(1, start[..., None].expand(-1, -1, v.shape[2]))
         before = torch.where(self.filled[:, None, None], self.vectors, begun)
         nearest = (v @ before.transpose(1, 2)).argmax(2)
-        members = torch.nn.functional.one_hot(nearest, number) * usable[..., None]  # (K, N, R)
+        members = (nearest[..., None] == torch.arange(number, device=v.device)) & usable[..., None]  # (K, N, R)
         count = members.sum(1)[..., None]
         mean = members.to(v).transpose(1, 2) @ v / count.clamp_min(1)
         moved = unit(self.momentum * before + (1 - self.momentum) * mean, 2)

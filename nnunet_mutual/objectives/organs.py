@@ -62,15 +62,15 @@ def truth_of(knowledge: Knowledge, target: Tensor, pattern: Tensor, ignore_label
     Returns:
         (C, *voxels) float32, probabilities where it is known, and (*voxels) bool.
     """
-    tables = knowledge.tables
+    tables = knowledge.tables  # looked up by [pattern[None]]: a scalar tensor would be read on the host
     if knowledge.table.is_regions:
         number = len(knowledge.table.labels)
-        known = tables.annotated[pattern].all().expand(target.shape[1:])
+        known = tables.annotated[pattern[None]].all().expand(target.shape[1:])
         return target[:number].float(), known if ignore_label is None else known & ~target[number].bool()
     assert tables.possible is not None
     labels = target[0].long()
     valid = labels != (-1 if ignore_label is None else ignore_label)
-    possible = tables.possible[pattern][torch.where(valid, labels, 0)].movedim(-1, 0)
+    possible = tables.possible[pattern[None]][0][torch.where(valid, labels, 0)].movedim(-1, 0)
     return possible.float(), valid & (possible.sum(0) == 1)
 
 

@@ -121,7 +121,7 @@ class PseudoStore:
 def _write_map(file: Path, values: np.ndarray, **chunks: Any) -> None:
     temporary = file.with_name(f".{file.stem}.tmp{os.getpid()}.b2nd")
     temporary.unlink(missing_ok=True)
-    codec = {"codec": blosc2.Codec.ZSTD}
+    codec = {"codec": blosc2.Codec.ZSTD, "nthreads": 1}  # others would not survive the fork of the loader's workers
     blosc2.asarray(np.ascontiguousarray(values), urlpath=str(temporary), cparams=codec, **chunks)
     os.replace(temporary, file)
 

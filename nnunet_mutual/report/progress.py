@@ -27,7 +27,8 @@ HINTS = {
     "volume of": "it should stay near 1; below 0.5 a network learns that other sources' images lack its organs.",
     "soft Dice of": "networks far apart: the better one teaches; all low: nobody does.",
     "organs per step": "above 0; at 0 the contrast is inactive.",
-    "Dice of": "whether what teaches is better than what is deployed, and whether one of several networks falls.",
+    "Dice of": "whether what teaches is better than what is deployed, whether one of several networks falls, and "
+    "whether a source lies below the others: images like its are segmented worse.",
 }
 _NETWORK = re.compile(r"^(.*)\[(\d+)\]$")
 
