@@ -1,8 +1,12 @@
-"""Several processes of a test, forked: they start at once, with everything imported."""
+"""Several processes of a test, forked from one that has imported everything but has no threads of its own yet.
+
+Forked from the process of the tests, they would now and then wait for threads (of blosc2) that did not survive.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -12,21 +16,24 @@ from typing import Any
 import torch
 from torch import distributed
 
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["nnunet_mutual.trainers", "nnunet_mutual.peer_parallel", "nnunet_mutual.cli"])
+
 
 def in_processes(folder: Path, work: Callable[..., Any], *arguments: Any, size: int = 2) -> list[Any]:
     """Runs ``work(rank, store, *arguments)`` in each process.
 
     Args:
         folder: an existing one, for the results and the file in which processes find each other.
-        work: what to run.
+        work: what to run, a function of a module.
         arguments: for it.
         size: number of processes.
 
     Returns:
         What each returned, or the exit status of those that ended without.
     """
-    store, context = folder / "store", multiprocessing.get_context("fork")
-    started = [context.Process(target=_run, args=(rank, size, folder, work, arguments)) for rank in range(size)]
+    store, given = folder / "store", (size, folder, dict(os.environ), work, arguments)
+    started = [CONTEXT.Process(target=_run, args=(rank, *given)) for rank in range(size)]
     for process in started:
         process.start()
     end = time() + 120
@@ -47,7 +54,10 @@ def in_processes(folder: Path, work: Callable[..., Any], *arguments: Any, size: 
     return found
 
 
-def _run(rank: int, size: int, folder: Path, work: Callable[..., Any], arguments: tuple) -> None:
+def _run(
+    rank: int, size: int, folder: Path, environment: dict[str, str], work: Callable[..., Any], arguments: tuple
+) -> None:
+    os.environ.update(environment)  # of now, not of when the first process was started
     torch.set_num_threads(1)
     try:
         found = work(rank, distributed.FileStore(str(folder / "store"), size), *arguments)
