@@ -188,7 +188,7 @@ class RectificationObjective(Objective):
         flat = features.flatten(2)
         voxels = flat.shape[2]
         chosen = flat[torch.div(where, voxels, rounding_mode="floor"), :, where % voxels]
-        return self.heads(chosen).float()
+        return self.heads(chosen.float()).float()  # outside of autocast, features may be in half precision
 
     # Terms
 
