@@ -219,9 +219,8 @@ def test_the_predictor_does_not_train(nnunet_folders: Path) -> None:
 def test_what_the_log_says(nnunet_folders: Path) -> None:
     trainer = trainer_for(two_stream_dataset(nnunet_folders), MutualPrototypeTrainer)
     trainer.run_training()
-    lines = lines_of(trainer)
-    trained = [line for line in lines if "terms" in line]
-    validated = [line["validation"] for line in lines if "validation" in line]
+    trained = lines_of(trainer)
+    validated = [line["validation"] for line in lines_of(trainer, "validation")]
     assert len(trained) == len(validated) == 3
     labels = ("liver", "tumour", "spleen")
     assert all(0 < trained[-1]["diagnostics"][f"mu of {label}"] < 0.1 for label in labels)

@@ -94,7 +94,7 @@ def curves(trainer: Any) -> dict[str, Any]:
     return {name: json.dumps(values) for name, values in logged.items() if "timestamps" not in name}
 
 
-def lines_of(trainer: Any) -> list[dict]:
-    """What the training logged of its terms, an entry per epoch."""
+def lines_of(trainer: Any, kind: str = "terms") -> list[dict]:
+    """What the training logged of its terms (or "validation"), an entry per epoch."""
     lines = (Path(trainer.output_folder) / "mutual_log.jsonl").read_text().splitlines()
-    return [line for line in map(json.loads, lines) if "terms" in line]
+    return [line for line in map(json.loads, lines) if kind in line]
