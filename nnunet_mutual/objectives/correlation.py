@@ -105,7 +105,7 @@ class CorrelationObjective(Objective):
         self._rise = 0.0
         self._places: tuple[Tensor, Tensor] | None = None
         self._counted: Tensor | None = None
-        self._memory: tuple[Tensor, Tensor] | None = None
+        self._memory: tuple[Tensor, Tensor, Tensor] | None = None
         self._said: list[Tensor] = []
 
     # Once per step
@@ -122,7 +122,9 @@ class CorrelationObjective(Objective):
         memory, usable = self.bank.draw(per_class)
         # Nothing is known before the first labelled voxels are in the bank: a row needs at least one column.
         self._counted = self._counted & usable.any()
-        self._memory = memory, usable | ~usable.any()
+        columns = usable | ~usable.any()
+        relative = memory if self.weights.published else standardised(memory, memory, columns)
+        self._memory = memory, relative, columns
         self._said = [self._correlation(n, output) for n, output in enumerate(outputs)]
         entropy = row_entropy(self._said[0], self._counted)
         self._numbers[0] += entropy
@@ -157,15 +159,15 @@ class CorrelationObjective(Objective):
     def _correlation(self, peer: int, output: Output) -> Tensor:
         assert isinstance(self.heads, nn.ModuleList) and self._places is not None and self._memory is not None
         sample, voxel = self._places
-        memory, usable = self._memory
+        memory, relative, usable = self._memory
         head: Any = self.heads[peer]
         queries = head(output.features[STRIDE].flatten(2)[sample, :, voxel])
         if self.weights.published:
             return correlation(queries, memory, usable, temperature=CORRELATION_TEMPERATURE, cosine=False)
         with torch.no_grad():
             remembered = head.predict(memory)  # in the space of the queries
-        queries, memory = standardised(queries, remembered, usable), standardised(memory, memory, usable)
-        return correlation(queries, memory, usable, temperature=CORRELATION_TEMPERATURE)
+        queries = standardised(queries, remembered, usable)
+        return correlation(queries, relative, usable, temperature=CORRELATION_TEMPERATURE)
 
     # Per network
 

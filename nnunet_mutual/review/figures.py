@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
@@ -120,7 +121,7 @@ def _cut(volume: np.ndarray, box: tuple[slice, ...], axis: int, index: int) -> n
     return plane if axis == 0 else plane[::-1]
 
 
-def _outline(ax, mask: np.ndarray, size: tuple[float, float], colour: str, style: str, width: float) -> None:  # type: ignore[no-untyped-def]
+def _outline(ax: Axes, mask: np.ndarray, size: tuple[float, float], colour: str, style: str, width: float) -> None:
     if not mask.any():
         return
     padded = np.pad(mask.astype(np.float32), 1)  # outlines close at the border of the picture
@@ -133,7 +134,7 @@ def _outline(ax, mask: np.ndarray, size: tuple[float, float], colour: str, style
     ax.set_ylim(0, size[1])
 
 
-def _write_sides(ax, sides: tuple[str, str, str, str]) -> None:  # type: ignore[no-untyped-def]
+def _write_sides(ax: Axes, sides: tuple[str, str, str, str]) -> None:
     for text, (x, y) in zip(sides, ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02)), strict=True):
         horizontal = {0.02: "left", 0.98: "right"}.get(x, "center")
         vertical = {0.98: "top", 0.02: "bottom"}.get(y, "center")
