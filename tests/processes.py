@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from time import time
 from typing import Any
@@ -32,6 +33,7 @@ def in_processes(folder: Path, work: Callable[..., Any], *arguments: Any, size: 
     Returns:
         What each returned, or the exit status of those that ended without.
     """
+    _ready()
     store, given = folder / "store", (size, folder, dict(os.environ), work, arguments)
     started = [CONTEXT.Process(target=_run, args=(rank, *given)) for rank in range(size)]
     for process in started:
@@ -52,6 +54,19 @@ def in_processes(folder: Path, work: Callable[..., Any], *arguments: Any, size: 
     for file in files:
         file.unlink(missing_ok=True)
     return found
+
+
+def _ready() -> None:
+    """Starts what processes are forked from here in tests/, since it imports from where it was started.
+
+    In a checkout that would be nnunet_mutual/ without trainers/ and planners/, which only an installation maps into it.
+    """
+    before = Path.cwd()
+    os.chdir(Path(__file__).parent)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.chdir(before)
 
 
 def _run(
