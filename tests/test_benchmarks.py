@@ -129,11 +129,11 @@ def test_the_table_says_not_run_and_compares_only_seeds_that_both_arms_have(
 
 def test_the_tables_are_those_of_the_evidence(bench: SimpleNamespace) -> None:
     text = (BENCHMARKS / "README.md").read_text()
-    cost = importlib.import_module("cost.table")
+    cost, real_channels = (importlib.import_module(name) for name in ("cost.table", "real_channels"))
     tables = {name: bench.table.render(bench.settings.Setting(name, None)) for name in bench.settings.NAMES}
-    for name, table in {**tables, "step": cost.render()}.items():
+    for name, table in {**tables, "step": cost.render(), "real_channels": real_channels.render()}.items():
         found = text.split(f"<!-- table:{name} -->\n")[1].split(f"\n<!-- /table:{name} -->")[0]
-        assert found == table, f"write it anew: benchmarks/run.py table {name} (benchmarks/step.py --table)"
+        assert found == table, f"write it anew: benchmarks/run.py table {name} (step.py, real_channels.py: --table)"
 
 
 def test_a_label_map_keeps_only_what_was_annotated(bench: SimpleNamespace, tmp_path: Path) -> None:
