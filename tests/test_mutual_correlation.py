@@ -23,7 +23,7 @@ from training import (
 from two_streams import KINDS, terms_on_one_batch, two_stream_dataset
 
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.losses.consistency import probabilities
+from nnunet_mutual.losses.consistency import probabilities, soft_cross_entropy_and_dice
 from nnunet_mutual.objectives import Output, Progress
 from nnunet_mutual.objectives.correlation import SLOTS, spread
 from nnunet_mutual.trainers import MutualCorrelationTrainer
@@ -61,9 +61,9 @@ def test_the_sum_holds_all_three_terms_of_both_networks(nnunet_folders: Path) ->
     found = trainer.train_step(next(loader))
     terms = dict(zip(trainer.term_names, found["terms"].tolist(), strict=True))
     assert list(terms) == [f"{name}[{n}]" for n in (0, 1) for name in ("supervised", "consistency", "correlation")]
-    assert objective._rise == 1 and all(terms[f"{name}[{n}]"] > 0 for n in (0, 1) for name in objective.term_names[1:])
+    assert objective._rise == 1 and all(terms[f"{name}[{n}]"] != 0 for n in (0, 1) for name in objective.term_names)
     for n in (0, 1):
-        expected = terms[f"supervised[{n}]"] + terms[f"consistency[{n}]"] + 0.05 * terms[f"correlation[{n}]"]
+        expected = terms[f"supervised[{n}]"] + 0.5 * terms[f"consistency[{n}]"] + 0.05 * terms[f"correlation[{n}]"]
         assert seen[n] == pytest.approx(expected, rel=1e-5)
 
 
@@ -89,12 +89,18 @@ def test_which_switch_lets_gradients_through(nnunet_folders: Path, published: bo
         value = terms["consistency"].value + terms["correlation"].value
         mine.append(torch.autograd.grad(value, leaves[n], retain_graph=True)[0])
 
-    inside = batch.views.inside
+    inside, number = batch.views.inside, batch.views.unlabelled
     v, a = leaves
-    sharp = [probabilities(z, regions=False, temperature=0.1) for z in leaves]
-    kept = (lambda x: x) if published else torch.Tensor.detach
-    half = [0.5 * (z.softmax(1) - kept(s)).square().sum(1, keepdim=True) for z, s in ((v, sharp[1]), (a, sharp[0]))]
-    consistency = sum((h * inside).sum() / inside.sum() for h in half)
+    if published:
+        sharp = [probabilities(z, regions=False, temperature=0.1) for z in leaves]
+        half = [0.5 * (z.softmax(1) - s).square().sum(1, keepdim=True) for z, s in ((v, sharp[1]), (a, sharp[0]))]
+        consistency = sum((h * inside).sum() / inside.sum() for h in half)
+    else:
+        soft = [probabilities(z.detach()[:number], regions=False, temperature=0.5) for z in leaves]
+        options = {"inside": inside[:number], "regions": False}
+        consistency = sum(
+            soft_cross_entropy_and_dice(z[:number], s, **options) for z, s in ((v, soft[1]), (a, soft[0]))
+        )
     joint = torch.autograd.grad(consistency, leaves, retain_graph=True)
     for found, expected in zip(mine, joint, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-8)
@@ -281,4 +287,4 @@ def test_every_kind_of_dataset_trains(nnunet_folders: Path, options: dict[str, A
     first, last = terms_on_one_batch(trainer)
     for n in (0, 1):
         assert first[f"supervised[{n}]"] > last[f"supervised[{n}]"]
-        assert last[f"consistency[{n}]"] > 0 and math.isfinite(last[f"correlation[{n}]"])
+        assert last[f"consistency[{n}]"] != 0 and math.isfinite(last[f"correlation[{n}]"])

@@ -28,11 +28,11 @@ class CorrelationLoss(TermWeights):
     """Weights of the terms of mutual learning, next to the supervised loss of weight 1.
 
     Attributes:
-        consistency: mutual consistency of the predictions.
+        consistency: mutual consistency of the predictions of unlabelled images.
         correlation: omni-correlation consistency (OCC).
     """
 
-    consistency: float = 1.0
+    consistency: float = 0.5
     correlation: float = 0.05
 
 
@@ -45,13 +45,14 @@ class MutualCorrelationSettings(TwoStreamSettings):
         temperature: of sharpened predictions, as targets of the other network.
         inter: what attends to what in the auxiliary network across images: "pooled" or "position".
         dropout: of the attention.
-        published: the form of the paper, to compare with: dot products, gradients through targets, correlation in one
-            direction, dropout 0.5, constant learning rate, supervision by Dice alone at half weight. Needs labelled
-            cases that annotate every label.
+        published: the form of the paper, to compare with: consistency of all images by squared differences with targets
+            of temperature 0.1, dot products, gradients through targets, correlation in one direction, dropout 0.5,
+            constant learning rate, supervision by Dice alone at half weight. Needs labelled cases that annotate every
+            label.
     """
 
     loss: CorrelationLoss = field(default_factory=CorrelationLoss)
-    temperature: float = 0.1
+    temperature: float = 0.5
     inter: Inter = "pooled"
     dropout: float = 0.1
     published: bool = False
@@ -62,6 +63,13 @@ class MutualCorrelationSettings(TwoStreamSettings):
             raise MutualError(f'setting "temperature" must be above 0, found {self.temperature}')
         if not 0 <= self.dropout < 1:
             raise MutualError(f'setting "dropout" must be from 0 to below 1, found {self.dropout}')
+
+
+def weights_of(settings: MutualCorrelationSettings) -> CorrelationWeights:
+    """Returns the weights and the form of the terms; those of the paper where it is asked for."""
+    if settings.published:
+        return CorrelationWeights(consistency=1.0, correlation=0.05, temperature=0.1, published=True)
+    return CorrelationWeights(settings.loss.consistency, settings.loss.correlation, settings.temperature)
 
 
 class MutualCorrelationTrainer(TwoStreamTrainer):
@@ -76,13 +84,15 @@ class MutualCorrelationTrainer(TwoStreamTrainer):
     @classmethod
     def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
         """V and, beside it, A."""
-        weights = vars(settings.loss)
+        weights = weights_of(settings)
+        terms = {"consistency" if weights.published else "soft targets": weights.consistency}
+        terms["correlation"] = weights.correlation
         return replace(
             super().needs(settings, table, cases),
             auxiliary=True,
             memory=planned_memory(settings),
-            terms=tuple(name for name, weight in weights.items() if weight > 0),
-            features=(STRIDE,) if settings.loss.correlation > 0 else (),
+            terms=tuple(name for name, weight in terms.items() if weight > 0),
+            features=(STRIDE,) if weights.correlation > 0 else (),
         )
 
     def plan_stages(self) -> None:
@@ -99,18 +109,14 @@ class MutualCorrelationTrainer(TwoStreamTrainer):
         """Returns what the two networks learn, or supervision alone without unlabelled images."""
         if not self.unlabelled_per_batch:
             return [self.supervised]
-        chosen = self.settings
-        weights = CorrelationWeights(
-            chosen.loss.consistency, chosen.loss.correlation, chosen.temperature, chosen.published
-        )
         return [
             CorrelationObjective(
                 self.knowledge,
                 self.supervised,
                 self.labelled_keys,
                 feature_size=feature_channels(self, STRIDE),
-                weights=weights,
-                ramp_end=chosen.ramp,
+                weights=weights_of(self.settings),
+                ramp_end=self.settings.ramp,
             )
         ]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_mutual.losses.consistency import probabilities, squared_difference
+from nnunet_mutual.losses.consistency import probabilities, soft_cross_entropy_and_dice, squared_difference
 from nnunet_mutual.losses.correlation import (
     correlation,
     correlation_cross_entropy,
@@ -41,7 +41,8 @@ class CorrelationWeights:
         consistency: of mutual consistency.
         correlation: of omni-correlation consistency.
         temperature: of sharpened targets.
-        published: dot products instead of cosines, gradients through targets, one direction.
+        published: squared differences of all samples as consistency, dot products instead of cosines, gradients through
+            targets, correlation in one direction.
     """
 
     consistency: float
@@ -73,8 +74,8 @@ class CorrelationObjective(Objective):
         weights: of the terms.
         ramp_end: share of the training during which they rise.
 
-    Source: Gao et al., MICCAI 2023, arXiv 2307.06312. Cosines of standardised embeddings, stopped gradients, both
-        directions, the choice of queries and the fixed bank are [E].
+    Source: Gao et al., MICCAI 2023, arXiv 2307.06312. Cross-entropy and Dice as consistency, cosines of standardised
+        embeddings, stopped gradients, both directions, the choice of queries and the fixed bank are [E].
     """
 
     term_names = ("supervised", "consistency", "correlation")
@@ -191,14 +192,22 @@ class CorrelationObjective(Objective):
     def _consistency(self, peer: int, outputs: Sequence[Output], batch: Batch) -> Tensor:
         assert batch.views is not None
         mine, other = outputs[peer].levels[0], outputs[1 - peer].levels[0].detach()
-        sharp = self.weights.temperature
-        target = probabilities(other, regions=self.regions, temperature=sharp)
         inside = batch.views.inside
-        loss = squared_difference(probabilities(mine, regions=self.regions), target, inside)
-        if self.weights.published:  # the other network's term also has a gradient through its target, which is ours
-            own_target = probabilities(mine, regions=self.regions, temperature=sharp)
-            loss = loss + squared_difference(probabilities(other, regions=self.regions), own_target, inside)
-        return loss
+        if self.weights.published:
+            return self._squared(mine, other, inside)
+        number = batch.views.unlabelled
+        target = self._sharp(other[:number])
+        return soft_cross_entropy_and_dice(mine[:number], target, inside[:number], regions=self.regions)
+
+    def _squared(self, mine: Tensor, other: Tensor, inside: Tensor) -> Tensor:
+        """The other network's term also has a gradient through its target, which is ours."""
+        ours, theirs = (probabilities(z, regions=self.regions) for z in (mine, other))
+        return squared_difference(ours, self._sharp(other), inside) + squared_difference(
+            theirs, self._sharp(mine), inside
+        )
+
+    def _sharp(self, logits: Tensor) -> Tensor:
+        return probabilities(logits, regions=self.regions, temperature=self.weights.temperature)
 
     def _agreement(self, peer: int, own: Output) -> Tensor:
         assert self._counted is not None
