@@ -121,7 +121,7 @@ def test_two_networks_fit(nnunet_folders: Path, planner: Any, image: Any) -> Non
     for memory in ("sequential", "joint"):
         plans, said = plan(for_(CORRELATION, planner, memory=memory), 8)
         instance = planner(901, 8, trainer="PartialTrainer")
-        needs = Needs(memory=memory, terms=("consistency", "correlation"), **common)  # type: ignore[arg-type]
+        needs = Needs(memory=memory, terms=("soft targets", "correlation"), **common)  # type: ignore[arg-type]
         for name, configuration in plans["configurations"].items():
             planned = configuration["mutual"]["planned"]
             assert planned["trainer"] == CORRELATION and planned["settings"] == {"memory": memory}
