@@ -72,7 +72,7 @@ DATASETS = {
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("NNUNET_MUTUAL_DATA"), help="folder of the public datasets")
-    parser.add_argument("--work", help="folder for datasets and results (default: a temporary one)")
+    parser.add_argument("--work", help="empty folder for datasets and results (default: a temporary one)")
     parser.add_argument("--shrink", type=int, default=2, help="voxels of each axis that are averaged (2)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--out", help="JSON file to write")
@@ -144,7 +144,7 @@ def one(source: Path, work: Path, patients: Patients, device: str) -> dict[str, 
     said = command("nnunet_mutual", "export", *common, "-f", "all")
     agreement = dict(re.findall(r"(\w+): ([\d.]+)% of the voxels", said))
     references = work / "references" / name
-    link(source / "labelsTr" / f"{patients.held_out}.nii.gz", references / f"{patients.held_out}.nii.gz")
+    link_labels(source, patients.held_out, references)
     write_json(references / "dataset.json", content)
     scores = {}
     for group, channels in patients.groups.items():
@@ -169,22 +169,23 @@ def write_raw(source: Path, target: Path, patients: Patients) -> dict[str, Any]:
     for case in (*patients.labelled, *patients.unlabelled):
         link_images(source, case, channels, target / ("imagesTr" if case in patients.labelled else "imagesUn"))
     for case in patients.labelled:
-        link(source / "labelsTr" / f"{case}.nii.gz", target / "labelsTr" / f"{case}.nii.gz")
+        link_labels(source, case, target / "labelsTr")
     write_json(target / "dataset.json", {**content, "numTraining": len(patients.labelled)})
     return content
 
 
 def link_images(source: Path, case: str, channels: list[str], target: Path) -> None:
     """Links channels of a case, numbered anew."""
+    from preparation import link_images as link_channels
+
     known = list(read_json(source / "dataset.json")["channel_names"].values())
-    for new, channel in enumerate(channels):
-        link(source / "imagesTr" / f"{case}_{known.index(channel):04d}.nii.gz", target / f"{case}_{new:04d}.nii.gz")
+    target.mkdir(parents=True, exist_ok=True)
+    link_channels(source / "imagesTr", case, [known.index(channel) for channel in channels], target)
 
 
-def link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    target.symlink_to(source)
+def link_labels(source: Path, case: str, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    os.symlink(source / "labelsTr" / f"{case}.nii.gz", target / f"{case}.nii.gz")
 
 
 def make_small(file: Path) -> None:
