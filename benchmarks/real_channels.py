@@ -85,9 +85,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if arguments.data is None:
         parser.error("--data must name the folder that holds mslesion/ and brats_mini/")
-    with tempfile.TemporaryDirectory(prefix="nnunet_mutual_channels_") as folder:
-        work = Path(arguments.work or folder).resolve()
-        result = run(Path(arguments.data).resolve(), work, arguments.shrink, arguments.device)
+    data = Path(arguments.data).resolve()
+    for folder in DATASETS:
+        if not (data / folder / "imagesTr").is_dir():
+            parser.error(f"{data / folder} holds no imagesTr; --data must name the folder that holds {folder}/")
+    if arguments.work and Path(arguments.work).is_dir() and any(Path(arguments.work).iterdir()):
+        parser.error(f"{arguments.work} is not empty; name a new folder with --work, or leave it out")
+    with tempfile.TemporaryDirectory(prefix="nnunet_mutual_channels_") as temporary:
+        result = run(data, Path(arguments.work or temporary).resolve(), arguments.shrink, arguments.device)
     print(json.dumps(result, indent=1))
     if arguments.out:
         write_json(Path(arguments.out), result)

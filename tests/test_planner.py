@@ -117,11 +117,11 @@ def test_two_networks_fit(nnunet_folders: Path, planner: Any, image: Any) -> Non
     make_raw(nnunet_folders, image=image)
     stock = plan(for_("PartialTrainer", planner), 8)[0]["configurations"]["3d_fullres"]
     voxels, batches = {"stock": np.prod(stock["patch_size"])}, {"stock": stock["batch_size"]}
-    common = {"auxiliary": True, "labelled": 1, "unlabelled": 1, "features": (1,)}
+    common: dict[str, Any] = {"auxiliary": True, "labelled": 1, "unlabelled": 1, "features": (1,)}
     for memory in ("sequential", "joint"):
         plans, said = plan(for_(CORRELATION, planner, memory=memory), 8)
         instance = planner(901, 8, trainer="PartialTrainer")
-        needs = Needs(memory=memory, terms=("soft targets", "correlation"), **common)  # type: ignore[arg-type]
+        needs = Needs(memory=memory, terms=("soft targets", "correlation"), **common)
         for name, configuration in plans["configurations"].items():
             planned = configuration["mutual"]["planned"]
             assert planned["trainer"] == CORRELATION and planned["settings"] == {"memory": memory}

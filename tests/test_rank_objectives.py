@@ -106,8 +106,10 @@ def mean_teacher(known: Knowledge, supervised: SupervisedObjective) -> Sequence[
     return [MeanTeacherObjective(known, supervised, lambda x: teacher(x)[0], weight=0.5, ramp_end=0.2, temperature=0.5)]
 
 
-def correlation(known: Knowledge, supervised: SupervisedObjective) -> Sequence[Objective]:
-    weights = CorrelationWeights(1.0, 0.5, 0.5)
+OURS, SQUARED = CorrelationWeights(1.0, 0.5, 0.5), CorrelationWeights(1.0, 0.0, 0.1, published=True)
+
+
+def correlation(known: Knowledge, supervised: SupervisedObjective, weights: CorrelationWeights) -> Sequence[Objective]:
     objective = CorrelationObjective(known, supervised, PARTIAL, feature_size=4, weights=weights, ramp_end=0.2)
     objective.bank.vectors[:] = torch.randn(objective.bank.vectors.shape)
     objective.bank.filled[:] = True
@@ -168,7 +170,8 @@ CASES: dict[str, tuple[list[str], Make, bool, bool]] = {
     "similarity": (PARTIAL, similarity, True, False),
     "similarity, batch Dice": (PARTIAL, similarity, True, True),
     "mean teacher": (STREAMS, mean_teacher, False, False),
-    "correlation": (STREAMS, correlation, False, False),
+    "correlation": (STREAMS, lambda known, s: correlation(known, s, OURS), False, False),
+    "squared differences": (STREAMS, lambda known, s: correlation(known, s, SQUARED), True, True),
     "cross-modal": (STREAMS, crossmodal(0.6), False, False),
     "cross-modal consistency": (STREAMS, crossmodal(0.6, contrast=0.0), True, True),
     "cross-modal re-learning": (STREAMS, crossmodal(0.4), False, False),
