@@ -8,7 +8,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from multiprocessing import forkserver
 from pathlib import Path
 from time import time
@@ -80,6 +82,15 @@ def _run(
         traceback.print_exc()
         raise
     torch.save(found, folder / f"{rank}.pt")
+
+
+@contextmanager
+def joined(rank: int, store: Any, size: int = 2) -> Iterator[None]:
+    """The process group of ``size`` processes, which none leaves before all are done."""
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
+    yield
+    distributed.barrier()
+    distributed.destroy_process_group()
 
 
 def leaves(state: Any, skipped: tuple[str, ...] = (), place: str = "") -> dict[str, torch.Tensor]:

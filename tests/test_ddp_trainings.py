@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ import tiny
 import torch
 from modalities import make_preprocessed
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as host
-from processes import in_processes, leaves
+from processes import in_processes, joined, leaves
 from test_soft_label_trainer import teach
-from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from training import GROUPS, SHORT, partial_block, trainer_for
 from two_streams import two_stream_dataset
@@ -65,7 +63,12 @@ QUICK = ("MutualPartialTrainer", "MutualPrototypeTrainer")
 
 
 def work(rank: int, store: Any, name: str, preprocessed: Path) -> dict[str, Any]:
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    with joined(rank, store):
+        return trained(rank, name, preprocessed)
+
+
+def trained(rank: int, name: str, preprocessed: Path) -> dict[str, Any]:
+    """What a process has after the training."""
     host.DDP = lambda network, device_ids: DistributedDataParallel(network)
     host.device_count = lambda: 0
     torch.manual_seed(rank)
@@ -77,14 +80,12 @@ def work(rank: int, store: Any, name: str, preprocessed: Path) -> dict[str, Any]
     trainer.training_batch = lambda batch: (seen.extend(map(str, batch["keys"])), to_batch(batch))[1]
     trainer.run_training()
     state = trainer.peers.state_dict()
-    found = {
+    return {
         "state": leaves([state, *(o.state_dict() for o in trainer.objectives)], COUNTS),
         "decisions": [trainer.deployed, trainer._best_ema, trainer.ranking.state_dict(), trainer.stage],
         "batch": (trainer.batch_size, trainer.oversample_foreground_percent, seen),
         "moved": not torch.equal(trainer._first_weight, next(trainer.network.parameters())),
     }
-    distributed.destroy_process_group()
-    return found
 
 
 @pytest.mark.parametrize(

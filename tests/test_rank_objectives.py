@@ -12,16 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from partial_oracle import dataset
-from processes import in_processes, leaves
+from processes import in_processes, joined, leaves
 from test_peers import GROUPS, HALFWAY, unet
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_mutual.annotation import AnnotationTable
@@ -253,10 +252,8 @@ def learn(name: str, samples: Sequence[Sequence[int]], ranks: Ranks) -> dict[str
 
 
 def work(rank: int, store: Any) -> dict[str, Any]:
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
-    found = {name: learn(name, [samples_of(rank)], DataParallelRanks()) for name in CASES}
-    distributed.destroy_process_group()
-    return found
+    with joined(rank, store):
+        return {name: learn(name, [samples_of(rank)], DataParallelRanks()) for name in CASES}
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +10,8 @@ from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from partial_oracle import dataset, knowledge_of, softmax_loss
-from torch import Tensor, distributed, multiprocessing, nn
+from processes import in_processes, joined
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_mutual.losses.partial import partial_softmax_loss
@@ -85,21 +83,14 @@ def of_one_rank(name: str, keys: list[str], rank: int) -> dict[str, Tensor]:
     return found
 
 
-def work(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", timedelta(seconds=120), world_size=2, rank=rank)
-    torch.save({name: of_one_rank(name, keys, rank) for name, keys in SETTINGS.items()}, Path(folder) / f"{rank}.pt")
-    distributed.destroy_process_group()
+def work(rank: int, store: Any) -> dict[str, dict[str, Tensor]]:
+    with joined(rank, store):
+        return {name: of_one_rank(name, keys, rank) for name, keys in SETTINGS.items()}
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(work, (port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return in_processes(tmp_path_factory.mktemp("ranks"), work)
 
 
 def test_with_everything_annotated_it_is_nnunets_batch_dice(ranks: list[dict[str, dict[str, Tensor]]]) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +10,8 @@ from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from partial_oracle import dataset
-from torch import Tensor, distributed, multiprocessing
+from processes import in_processes, joined
+from torch import Tensor
 
 from nnunet_mutual.annotation import AnnotationTable
 from nnunet_mutual.losses.area_similarity import ROBUST
@@ -108,29 +106,26 @@ def remembered(objective: CorrelationObjective, keys: list[str]) -> dict[str, Te
     return objective.bank.state_dict()
 
 
-def work(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", timedelta(seconds=120), world_size=2, rank=rank)
-    known, found = knowledge(), {}
-    for name, cases in CASES.items():
-        keys = ["un", cases[rank]]
-        batch, output = batch_of(known, keys)
-        loss = supervised(known, lambda sums: AllGatherGrad.apply(sums).sum(0)).labelled(output.levels, batch)
-        found[name] = {"loss": loss.detach(), "bank": remembered(correlation(known), keys)}
-        found[name]["centroids"] = centroids(rectification(known), keys)
-        found[name]["queue"] = queued(known, keys)
-    torch.save(found, Path(folder) / f"{rank}.pt")
-    distributed.destroy_process_group()
+def work(rank: int, store: Any) -> dict[str, Any]:
+    with joined(rank, store):
+        return {name: of_one_rank(["un", cases[rank]]) for name, cases in CASES.items()}
+
+
+def of_one_rank(keys: list[str]) -> dict[str, Any]:
+    known = knowledge()
+    batch, output = batch_of(known, keys)
+    loss = supervised(known, lambda sums: AllGatherGrad.apply(sums).sum(0)).labelled(output.levels, batch)
+    return {
+        "loss": loss.detach(),
+        "bank": remembered(correlation(known), keys),
+        "centroids": centroids(rectification(known), keys),
+        "queue": queued(known, keys),
+    }
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(work, (port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return in_processes(tmp_path_factory.mktemp("ranks"), work)
 
 
 @pytest.mark.parametrize("name", list(CASES))
