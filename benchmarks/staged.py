@@ -42,7 +42,7 @@ def train(setting: Setting, network: Network, schedule: Schedule, seed: int, tra
     if (output / RECTIFIED).is_file():
         rectified = torch.load(output / RECTIFIED, weights_only=True, map_location="cpu")
         result["rectified"] = rectified["network_weights"]
-    if hasattr(trainer, "groups"):
+    if network.deployed.startswith("group:"):
         result["groups"] = {
             name: only_used(unwrap(found).state_dict(), input_keys(unwrap(found)), channels)
             for (name, channels), found in zip(trainer.groups.channels.items(), trainer.peers.evaluated, strict=True)
