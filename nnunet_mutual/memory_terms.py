@@ -15,7 +15,7 @@ from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_lo
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor
 
-from nnunet_mutual.losses.consistency import probabilities, soft_cross_entropy_and_dice, squared_difference
+from nnunet_mutual.losses.consistency import probabilities, squared_difference
 from nnunet_mutual.losses.contrast import info_nce
 from nnunet_mutual.losses.correlation import correlation, correlation_cross_entropy
 from nnunet_mutual.losses.difference import prediction_difference
@@ -101,13 +101,13 @@ def _soft_levels(said: Said) -> Tensor:
 
 def _soft_at(logits: Tensor, regions: bool) -> Tensor:
     target = torch.empty_like(logits, dtype=torch.float32, requires_grad=False)
-    return soft_cross_entropy_and_dice(logits, target, _inside(logits), regions=regions)
+    return soft_label_loss(logits, target, _inside(logits), regions=regions)
 
 
 def _soft_label(said: Said) -> Tensor:
     logits = said.levels[0][: said.unlabelled]
     target = torch.empty_like(logits, dtype=torch.float32, requires_grad=False)
-    return soft_label_loss(logits, target, _inside(logits), regions=said.regions)
+    return soft_label_loss(logits, target, _inside(logits), regions=said.regions, squared=True)
 
 
 def _correlation(said: Said) -> Tensor:

@@ -23,7 +23,8 @@ from training import (
 from two_streams import KINDS, terms_on_one_batch, two_stream_dataset
 
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.losses.consistency import probabilities, soft_cross_entropy_and_dice
+from nnunet_mutual.losses.consistency import probabilities
+from nnunet_mutual.losses.soft import soft_label_loss
 from nnunet_mutual.objectives import Output, Progress
 from nnunet_mutual.objectives.correlation import SLOTS, spread
 from nnunet_mutual.trainers import MutualCorrelationTrainer
@@ -99,9 +100,7 @@ def test_which_switch_lets_gradients_through(nnunet_folders: Path, published: bo
     else:
         soft = [probabilities(z.detach()[:number], regions=False, temperature=0.5) for z in leaves]
         options = {"inside": inside[:number], "regions": False}
-        consistency = sum(
-            soft_cross_entropy_and_dice(z[:number], s, **options) for z, s in ((v, soft[1]), (a, soft[0]))
-        )
+        consistency = sum(soft_label_loss(z[:number], s, **options) for z, s in ((v, soft[1]), (a, soft[0])))
     joint = torch.autograd.grad(consistency, leaves, retain_graph=True)
     for found, expected in zip(mine, joint, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-8)

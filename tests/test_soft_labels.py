@@ -1,72 +1,119 @@
-"""Losses with soft labels, which are best met by the soft label itself."""
+"""Losses with soft labels: nnU-Net's for certain ones, best met by the soft label itself where they are squared."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 import torch
 from loss_contract import keeps_the_contract, slope_of
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
-from nnunet_mutual.losses.consistency import soft_cross_entropy_and_dice
-from nnunet_mutual.losses.soft import soft_label_loss, squared_dice
+from nnunet_mutual.losses.consistency import probabilities
+from nnunet_mutual.losses.soft import soft_dice, soft_label_loss
+
+REGIONS = pytest.mark.parametrize("regions", [False, True])
+SQUARED = pytest.mark.parametrize("squared", [False, True])
+
+
+def logits(seed: int, channels: int, size: tuple[int, ...] = (3, 4, 5)) -> torch.Tensor:
+    return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(seed)) * 2
 
 
 def logits_of(p: torch.Tensor) -> torch.Tensor:
     return torch.stack([torch.zeros_like(p), torch.logit(p)], 1)
 
 
-def test_squared_dice_by_hand() -> None:
+def test_dice_by_hand() -> None:
     p, q = torch.tensor([[[0.5, 1.0]], [[0.0, 0.0]]]), torch.tensor([[[1.0, 1.0]], [[0.0, 0.5]]])
-    found = squared_dice(p, q, smooth=0)
-    assert found.item() == pytest.approx(2 * 1.5 / (1.25 + 2.25))
+    everywhere = torch.ones(2, 1, 2, dtype=torch.bool)
+    assert soft_dice(p, q, everywhere, squared=True, smooth=0).item() == pytest.approx(2 * 1.5 / (1.25 + 2.25))
+    assert soft_dice(p, q, everywhere, squared=False, smooth=0).item() == pytest.approx(2 * 1.5 / (1.5 + 2.5))
     inside = torch.tensor([[[True, False]], [[True, True]]])
-    assert squared_dice(p, q, inside, smooth=0).item() == pytest.approx(2 * 0.5 / (0.25 + 1.25))
-    assert squared_dice(p * 0, q * 0).item() == 1
+    assert soft_dice(p, q, inside, squared=True, smooth=0).item() == pytest.approx(2 * 0.5 / (0.25 + 1.25))
+    assert soft_dice(p * 0, q * 0, everywhere, squared=True).item() == 1
 
 
 def test_the_best_answer_to_a_soft_label_is_the_label() -> None:
     """nnU-Net's Dice is highest at certainty: with it, a network learns to be surer than its teacher."""
     target = torch.full((1, 1, 100), 0.6, dtype=torch.float64)
-    steps = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
-    squared = torch.stack([squared_dice(torch.full_like(target, p), target)[0] for p in steps])
-    assert steps[squared.argmax()] == pytest.approx(0.6)
-    linear = 2 * steps * 0.6 / (steps + 0.6)
-    assert steps[linear.argmax()] == pytest.approx(0.99)
-    labels = torch.cat([1 - target, target], 1)
     inside = torch.ones(1, 1, 100, dtype=torch.bool)
+    steps = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    best = {}
+    for squared in (True, False):
+        dice = [soft_dice(torch.full_like(target, p), target, inside, squared=squared)[0] for p in steps]
+        best[squared] = steps[torch.stack(dice).argmax()].item()
+    assert best == {True: pytest.approx(0.6), False: pytest.approx(0.99)}
+    labels = torch.cat([1 - target, target], 1)
 
-    def slope(function: object) -> float:
-        z = logits_of(target[:, 0])
-        return slope_of(lambda x: function(x, labels, inside, regions=False), z)[:, 1].sum().item()  # type: ignore[operator]
+    def slope(squared: bool) -> float:
+        function = partial(soft_label_loss, target=labels, inside=inside, regions=False, squared=squared)
+        return slope_of(function, logits_of(target[:, 0]))[:, 1].sum().item()
 
-    assert slope(soft_label_loss) == pytest.approx(0, abs=1e-6)
-    assert slope(soft_cross_entropy_and_dice) < -1e-2
+    assert slope(True) == pytest.approx(0, abs=1e-6)
+    assert slope(False) < -1e-2
 
 
-@pytest.mark.parametrize("regions", [False, True])
-def test_certain_and_right(regions: bool) -> None:
+def test_certain_labels_give_the_loss_of_nnunet() -> None:
+    z = logits(6, 4)
+    labels = torch.randint(0, 4, (2, 1, 3, 4, 5), generator=torch.Generator().manual_seed(1))
+    target = torch.zeros_like(z).scatter_(1, labels, 1)
+    inside = torch.ones_like(labels, dtype=torch.bool)
+    stock = DC_and_CE_loss(
+        {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}, {}, dice_class=MemoryEfficientSoftDiceLoss
+    )
+    torch.testing.assert_close(soft_label_loss(z, target, inside, regions=False), stock(z, labels.float()))
+
+
+@SQUARED
+@REGIONS
+def test_certain_and_right(regions: bool, squared: bool) -> None:
     target = torch.zeros(2, 3, 4, 5, dtype=torch.float64)
     target[:, 0, :2], target[:, 1, 2], target[:, 2, 3] = 1, 1, 1
     inside = torch.ones(2, 1, 4, 5, dtype=torch.bool)
-    assert soft_label_loss(60 * target - 30, target, inside, regions=regions).item() == pytest.approx(-1, abs=1e-6)
+    best = soft_label_loss(60 * target - 30, target, inside, regions=regions, squared=squared)
+    assert best.item() == pytest.approx(-1, abs=1e-6)
+    assert soft_label_loss(2 * target, target, inside, regions=regions, squared=squared) > best
 
 
-def test_voxels_outside_teach_nothing() -> None:
-    z = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    target = z.flip(0).softmax(1)
-    inside = torch.rand(2, 1, 6) > 0.4
-    gradient = slope_of(lambda x: soft_label_loss(x, target, inside, regions=False), z)
+@SQUARED
+@REGIONS
+def test_voxels_outside_teach_nothing(regions: bool, squared: bool) -> None:
+    z = logits(7, 3).double()
+    target = probabilities(logits(8, 3), regions=regions).double()
+    inside = torch.rand(2, 1, 3, 4, 5, generator=torch.Generator().manual_seed(2)) > 0.5
+    function = partial(soft_label_loss, inside=inside, regions=regions, squared=squared)
+    gradient = slope_of(partial(function, target=target), z)
     assert gradient.masked_select(~inside).abs().max() == 0 and gradient.masked_select(inside).abs().min() > 0
-    nothing = soft_label_loss(z, target, inside & False, regions=True)
+    changed = torch.where(inside, target, 1 - target)
+    assert function(z, target=changed).item() == pytest.approx(function(z, target=target).item())
+    nothing = soft_label_loss(z, target, inside & False, regions=regions, squared=squared)
     assert nothing.item() == -1  # two empty maps agree
 
 
-@pytest.mark.parametrize("regions", [False, True])
-def test_soft_labels_keep_the_contract_of_losses(regions: bool) -> None:
+def test_regions_count_each_where_it_is_known() -> None:
+    z = logits(7, 3)
+    target = probabilities(logits(8, 3), regions=True).round()
+    counted = torch.rand(2, 3, 3, 4, 5, generator=torch.Generator().manual_seed(3)) > 0.5
+    loss = soft_label_loss(z, target, counted, regions=True)
+    bce = torch.nn.functional.binary_cross_entropy_with_logits(z[counted], target[counted])
+    dice = []
+    for r in range(3):
+        p, q = z[:, r].sigmoid()[counted[:, r]], target[:, r][counted[:, r]]
+        dice.append((2 * (p * q).sum() + 1e-5) / (p.sum() + q.sum() + 1e-5))
+    torch.testing.assert_close(loss, bce - torch.stack(dice).mean())
+
+
+@SQUARED
+@REGIONS
+def test_soft_labels_keep_the_contract_of_losses(regions: bool, squared: bool) -> None:
     z = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     target = z.flip(0).softmax(1)
     inside = torch.rand(2, 1, 7, generator=torch.Generator().manual_seed(1)) > 0.3
 
     def function(x: torch.Tensor) -> torch.Tensor:
-        return soft_label_loss(x, target if x.dtype == target.dtype else target.float(), inside, regions=regions)
+        labels = target if x.dtype == target.dtype else target.float()
+        return soft_label_loss(x, labels, inside, regions=regions, squared=squared)
 
     keeps_the_contract(function, z)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -38,42 +37,6 @@ def squared_difference(prediction: Tensor, target: Tensor, inside: Tensor) -> Te
     """
     each = 0.5 * (prediction - target).square().sum(1, keepdim=True)
     return (each * inside).sum() / inside.sum().clamp_min(1)
-
-
-def soft_cross_entropy_and_dice(
-    logits: Tensor, target: Tensor, inside: Tensor, *, regions: bool, smooth: float = 1e-5
-) -> Tensor:
-    r"""nnU-Net's loss with probabilities q for labels: cross-entropy minus soft Dice over the batch.
-
-    .. math::
-        L = - \operatorname{mean}_v \sum_k q_k(v) \log p_k(v) - \operatorname{mean}_{k \text{ foreground}}
-        \frac{2 \sum_v p_k q_k + s}{\sum_v p_k + \sum_v q_k + s}
-
-    Args:
-        logits: (B, C, *spatial), any floating type; computed in float32.
-        target: q, (B, C, *spatial) probabilities without gradient.
-        inside: (B, 1, *spatial) bool, voxels that count; of regions also (B, C, *spatial), where each counts.
-        regions: binary cross-entropy (mean over regions) and a Dice of every channel instead.
-        smooth: the smoothing term s.
-
-    Returns:
-        A scalar; -1 for equal, certain predictions.
-
-    Source: nnU-Net's loss; with soft targets [E].
-    """
-    z = logits.float()
-    if regions:
-        entropy = F.binary_cross_entropy_with_logits(z, target, reduction="none")
-        p, q = z.sigmoid(), target
-    else:
-        log_p = z.log_softmax(1)
-        entropy = -(target * log_p).sum(1, keepdim=True)
-        p, q = log_p[:, 1:].exp(), target[:, 1:]
-    axes = [0, *range(2, z.ndim)]
-    both, either = (p * q * inside).sum(axes), ((p + q) * inside).sum(axes)
-    dice = (2 * both + smooth) / (either + smooth)
-    counted = inside.expand_as(entropy)
-    return (entropy * counted).sum() / counted.sum().clamp_min(1) - dice.mean()
 
 
 def agreement(a: Tensor, b: Tensor, *, regions: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""Losses with soft labels, whose best prediction is the label itself."""
+"""Losses with probabilities for labels."""
 
 from __future__ import annotations
 
@@ -7,54 +7,56 @@ from torch import Tensor
 
 from nnunet_mutual.losses.numerics import at_least_float32
 
+SMOOTH = 1e-5
 
-def squared_dice(p: Tensor, q: Tensor, inside: Tensor | None = None, smooth: float = 1e-5) -> Tensor:
-    r"""Dice with squared denominators, :math:`(2 \sum p q + e) / (\sum p^2 + \sum q^2 + e)`, over the batch.
 
-    For a soft label q it is highest at p = q; nnU-Net's Dice is highest at certainty, which hardens soft labels.
+def soft_dice(p: Tensor, q: Tensor, inside: Tensor, *, squared: bool, smooth: float = SMOOTH) -> Tensor:
+    r"""Dice :math:`(2 \sum p q + s) / (\sum p^e + \sum q^e + s)` over the batch, with e = 2 (squared) or 1 (nnU-Net's).
+
+    For a soft label q, the squared form is highest at p = q, nnU-Net's at certainty: it hardens soft labels.
 
     Args:
         p: (B, C, *spatial) probabilities.
         q: likewise.
-        inside: (B, 1 or C, *spatial) bool, voxels that count; all without it.
-        smooth: e.
+        inside: (B, 1 or C, *spatial) bool, voxels that count.
+        squared: whether denominators are.
+        smooth: s.
 
     Returns:
         (C,) from 0 to 1; 1 where both are empty.
 
-    Source: Zhang et al., Med. Image Anal. 83, 102656.
+    Source: nnU-Net's Dice; squared, Zhang et al., Med. Image Anal. 83, 102656.
     """
-    p, q = at_least_float32(p), at_least_float32(q)
-    if inside is not None:
-        p, q = p * inside, q * inside
     axes = [0, *range(2, p.ndim)]
-    both = (p * q).sum(axes)
-    return (2 * both + smooth) / (p.square().sum(axes) + q.square().sum(axes) + smooth)
+    size = p.square() + q.square() if squared else p + q
+    return (2 * (p * q * inside).sum(axes) + smooth) / ((size * inside).sum(axes) + smooth)
 
 
-def soft_label_loss(logits: Tensor, target: Tensor, inside: Tensor, *, regions: bool) -> Tensor:
-    r"""Cross-entropy with soft labels minus squared Dice of the foreground, on nnU-Net's scale.
+def soft_label_loss(logits: Tensor, target: Tensor, inside: Tensor, *, regions: bool, squared: bool = False) -> Tensor:
+    r"""nnU-Net's loss with probabilities q for labels: cross-entropy minus the mean Dice of the foreground.
 
     .. math:: L = - \operatorname{mean}_v \sum_k q_k \log p_k - \operatorname{mean}_{k \text{ foreground}} D_k(p, q)
 
     Args:
-        logits: (B, C, *spatial).
+        logits: (B, C, *spatial), any floating type; computed at least in float32.
         target: q, likewise, probabilities without gradient.
         inside: (B, 1, *spatial) bool, voxels that count; of regions also (B, C, *spatial), where each counts.
-        regions: binary cross-entropy (mean over regions), every channel is foreground.
+        regions: binary cross-entropy (mean over regions) and a Dice of every channel instead.
+        squared: of :func:`soft_dice`: whether the best answer is q itself rather than the certain one next to it.
 
     Returns:
-        A scalar; for certain, equal predictions -1.
+        A scalar; -1 for equal, certain predictions.
 
-    Source: Zhang et al., Med. Image Anal. 83, 102656 (there 10 BCE + 7 (1 - Dice)); nnU-Net's weights [E].
+    Source: nnU-Net's loss, with soft targets [E]; squared, Zhang et al., Med. Image Anal. 83, 102656 (there 10 BCE +
+        7 (1 - Dice)), with nnU-Net's weights [E].
     """
     z, q = at_least_float32(logits), at_least_float32(target)
     if regions:
         entropy = F.binary_cross_entropy_with_logits(z, q, reduction="none")
-        dice = squared_dice(z.sigmoid(), q, inside)
+        dice = soft_dice(z.sigmoid(), q, inside, squared=squared)
     else:
         log_p = z.log_softmax(1)
         entropy = -(q * log_p).sum(1, keepdim=True)
-        dice = squared_dice(log_p[:, 1:].exp(), q[:, 1:], inside)
+        dice = soft_dice(log_p[:, 1:].exp(), q[:, 1:], inside, squared=squared)
     counted = inside.expand_as(entropy)
     return (entropy * counted).sum() / counted.sum().clamp_min(1) - dice.mean()

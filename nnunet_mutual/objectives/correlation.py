@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_mutual.losses.consistency import probabilities, soft_cross_entropy_and_dice, squared_difference
+from nnunet_mutual.losses.consistency import probabilities, squared_difference
 from nnunet_mutual.losses.correlation import (
     correlation,
     correlation_cross_entropy,
@@ -18,6 +18,7 @@ from nnunet_mutual.losses.correlation import (
     standardised,
 )
 from nnunet_mutual.losses.knowledge import Knowledge
+from nnunet_mutual.losses.soft import soft_label_loss
 from nnunet_mutual.modules.bank import FeatureBank
 from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
 from nnunet_mutual.objectives.organs import ramp, truth_of
@@ -197,7 +198,7 @@ class CorrelationObjective(Objective):
             return self._squared(mine, other, inside)
         number = batch.views.unlabelled
         target = self._sharp(other[:number])
-        return soft_cross_entropy_and_dice(mine[:number], target, inside[:number], regions=self.regions)
+        return soft_label_loss(mine[:number], target, inside[:number], regions=self.regions)
 
     def _squared(self, mine: Tensor, other: Tensor, inside: Tensor) -> Tensor:
         """The other network's term also has a gradient through its target, which is ours."""

@@ -204,7 +204,7 @@ class CrossModalObjective(Objective):
 
     def _relearning(self, peer: int, own: Output, mine: Tensor, batch: Batch) -> Tensor:
         target, counted = self._soft[peer]
-        loss = soft_label_loss(own.levels[0][: len(target)], target, counted, regions=self.regions)
+        loss = soft_label_loss(own.levels[0][: len(target)], target, counted, regions=self.regions, squared=True)
         if self.weights.area == 0:
             return loss
         taught = self._maps(target, batch)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_mutual.losses.consistency import probabilities, soft_cross_entropy_and_dice
+from nnunet_mutual.losses.consistency import probabilities
 from nnunet_mutual.losses.knowledge import Knowledge
+from nnunet_mutual.losses.soft import soft_label_loss
 from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
 from nnunet_mutual.objectives.organs import pasted_targets, ramp
 from nnunet_mutual.objectives.supervised import SupervisedObjective
@@ -82,7 +83,7 @@ class MeanTeacherObjective(Objective):
         else:
             mine = levels[0][: len(self._target)]
             regions = self.knowledge.table.is_regions
-            consistency = soft_cross_entropy_and_dice(mine, self._target, self._inside, regions=regions)
+            consistency = soft_label_loss(mine, self._target, self._inside, regions=regions)
         return {
             "supervised": Term(self.supervised.labelled(levels, batch)),
             "consistency": Term(consistency, self._now),

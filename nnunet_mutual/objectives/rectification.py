@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_mutual.losses.consistency import probabilities, soft_cross_entropy_and_dice
+from nnunet_mutual.losses.consistency import probabilities
 from nnunet_mutual.losses.contrast import draw_negatives, info_nce, softened_positives
 from nnunet_mutual.losses.knowledge import Knowledge
+from nnunet_mutual.losses.soft import soft_label_loss
 from nnunet_mutual.modules.centroids import ClassCentroids
 from nnunet_mutual.modules.interaction import prototypes_per_class
 from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
@@ -219,9 +220,7 @@ class RectificationObjective(Objective):
                 size = logits.shape[2:]
                 target, certainty = (_at(x, size) for x in (self._target, self._certainty))
                 counted = certainty >= self.weights.confidence
-                parts.append(
-                    weight * soft_cross_entropy_and_dice(logits[:number], target, counted, regions=self.regions)
-                )
+                parts.append(weight * soft_label_loss(logits[:number], target, counted, regions=self.regions))
         return torch.stack(parts).sum() * self._share
 
     def _published(self, logits: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class SoftLabelObjective(Objective):
         if batch.views is not None:
             target, counted = self.soft(batch)
             mine = levels[0][: len(target)]
-            loss = soft_label_loss(mine, target, counted, regions=self.regions)
+            loss = soft_label_loss(mine, target, counted, regions=self.regions, squared=True)
             if self.area > 0:
                 said = probabilities(mine, regions=self.regions)
                 mapped, taught = (organ_maps(p, counted, regions=self.regions) for p in (said, target))
