@@ -12,10 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from reviewing import REVIEW, decided, fabricate, fill, raw_label, run, snapshot, truth, voxels
+from reviewing import (
+    REVIEW,
+    assert_preprocessed_as_by_nnunet,
+    decided,
+    fabricate,
+    fill,
+    raw_label,
+    run,
+    snapshot,
+    truth,
+)
 from training import partial_block, trainer_for
 
 from nnunet_mutual.errors import MutualError
@@ -50,22 +58,6 @@ def table_of(root: Path, top: str = "nnUNet_raw") -> dict[str, Any]:
 def mask_file(table: Path, name: str, mask: np.ndarray, value: int = 1, **geometry: Any) -> str:
     tiny.write_nifti((mask * value).astype(np.uint8), table.parent / name, **geometry)
     return name
-
-
-def assert_preprocessed_as_by_nnunet(root: Path, key: str, configuration: str) -> None:
-    """Exactly as nnU-Net preprocesses the new label map."""
-    raw, preprocessed = (root / top / tiny.NAME for top in ("nnUNet_raw", "nnUNet_preprocessed"))
-    manager = PlansManager(json.loads((preprocessed / "nnUNetPlans.json").read_text()))
-    content = json.loads((raw / "dataset.json").read_text())
-    chosen = manager.get_configuration(configuration)
-    image, label = raw / "imagesTr" / f"{key}_0000.nii.gz", raw / "labelsTr" / f"{key}.nii.gz"
-    data, seg, properties = DefaultPreprocessor(False).run_case([str(image)], str(label), manager, chosen, content)
-    stored = nnUNetDatasetBlosc2(str(preprocessed / chosen.data_identifier)).load_case(key)
-    np.testing.assert_array_equal(stored[0][:], data)
-    np.testing.assert_array_equal(stored[1][:], seg)
-    places = stored[3]["class_locations"]
-    assert {c: len(v) for c, v in places.items()} == {c: len(v) for c, v in properties["class_locations"].items()}
-    np.testing.assert_array_equal(voxels(preprocessed / "gt_segmentations" / f"{key}.nii.gz"), raw_label(root, key))
 
 
 def test_round_trip(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
