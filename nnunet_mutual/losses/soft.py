@@ -7,10 +7,8 @@ from torch import Tensor
 
 from nnunet_mutual.losses.numerics import at_least_float32
 
-SMOOTH = 1e-5
 
-
-def soft_dice(p: Tensor, q: Tensor, inside: Tensor, *, squared: bool, smooth: float = SMOOTH) -> Tensor:
+def soft_dice(p: Tensor, q: Tensor, inside: Tensor, *, squared: bool, smooth: float = 1e-5) -> Tensor:
     r"""Dice :math:`(2 \sum p q + s) / (\sum p^e + \sum q^e + s)` over the batch, with e = 2 (squared) or 1 (nnU-Net's).
 
     For a soft label q, the squared form is highest at p = q, nnU-Net's at certainty: it hardens soft labels.
