@@ -47,3 +47,8 @@ def keeps_the_contract(function: Function, x: Tensor) -> None:
         of_half = slope_of(function, half)
         assert of_half.dtype == dtype
         torch.testing.assert_close(of_half.float(), slope_of(function, half.float()), rtol=1e-2, atol=1e-4)
+
+
+def logits(seed: int, channels: int, size: tuple[int, ...] = (3, 4, 5)) -> Tensor:
+    """Of two samples, (2, channels, *size)."""
+    return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(seed)) * 2

@@ -5,12 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from loss_contract import logits
 
 from nnunet_mutual.losses.consistency import probabilities, squared_difference
-
-
-def logits(seed: int, channels: int, size: tuple[int, ...] = (3, 4, 5)) -> torch.Tensor:
-    return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(seed)) * 2
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0])

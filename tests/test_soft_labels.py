@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from loss_contract import keeps_the_contract, slope_of
+from loss_contract import keeps_the_contract, logits, slope_of
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
@@ -15,10 +15,6 @@ from nnunet_mutual.losses.soft import soft_dice, soft_label_loss
 
 REGIONS = pytest.mark.parametrize("regions", [False, True])
 SQUARED = pytest.mark.parametrize("squared", [False, True])
-
-
-def logits(seed: int, channels: int, size: tuple[int, ...] = (3, 4, 5)) -> torch.Tensor:
-    return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(seed)) * 2
 
 
 def logits_of(p: torch.Tensor) -> torch.Tensor:
@@ -75,6 +71,17 @@ def test_certain_and_right(regions: bool, squared: bool) -> None:
     best = soft_label_loss(60 * target - 30, target, inside, regions=regions, squared=squared)
     assert best.item() == pytest.approx(-1, abs=1e-6)
     assert soft_label_loss(2 * target, target, inside, regions=regions, squared=squared) > best
+
+
+@SQUARED
+@REGIONS
+def test_the_best_prediction_is_the_target(regions: bool, squared: bool) -> None:
+    truth = logits(9, 3)
+    inside = torch.ones(2, 1, 3, 4, 5, dtype=torch.bool)
+    hard = probabilities(truth, regions=regions, temperature=0.01).round()
+    best = soft_label_loss(truth * 1000, hard, inside, regions=regions, squared=squared)
+    assert best.item() == pytest.approx(-1, abs=1e-3)
+    assert soft_label_loss(truth, hard, inside, regions=regions, squared=squared) > best
 
 
 @SQUARED
