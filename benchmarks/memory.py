@@ -1,24 +1,30 @@
 """Predicted and measured memory of a training step, for methods and networks.
 
     python benchmarks/memory.py --out benchmarks/evidence/memory_model.json
+    python benchmarks/memory.py --device cuda --targets 8 24 --out benchmarks/evidence/memory_planned.json
 
 Measured is a step on a CPU in float32, as in step.py: parameters, gradients, optimiser state, moving averages, the most
-that autograd keeps at one time, and what the networks record for each other; every storage counts once. Predicted is
-what `nnunet_mutual.memory_model` says of the same plans, which planners rely on; it runs nothing with data.
+that autograd keeps at one time, and what the networks record for each other; every storage counts once. On a GPU it is
+the allocator's peak in nnU-Net's mixed precision. Predicted is what `nnunet_mutual.memory_model` says of the same
+plans, which planners rely on; it runs nothing with data. "3d planned" has the size that nnU-Net plans, for a GPU.
+With --targets, MutualPlanner plans each method for a GPU of so many GB, and what a training by these plans takes is
+compared with that.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cost.counting import Kept
+from cost.counting import Kept, gradient_bytes, peak_bytes, states, total_bytes
 from cost.dataset import BY_GROUP, in_parts, make_dataset
 from cost.trainers import Recipe, start
 from settings import CONFIGURATION, read_json, write_json
@@ -39,8 +45,11 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 FOUR = ("one network", "2 networks, joint", "2 networks, sequential")  # with as many labels, a network for each
 
 
+PLANNED = "3d planned"
+
+
 def networks() -> dict[str, dict[str, Any]]:
-    """Returns configurations that inherit the preprocessed data: 3d, anisotropic, 2d, residual encoder."""
+    """Returns configurations that inherit the preprocessed data: 3d, anisotropic, 2d, residual, large."""
     from preparation import small_configuration
 
     made = {}
@@ -60,6 +69,8 @@ def networks() -> dict[str, dict[str, Any]]:
     del kwargs["n_conv_per_stage"]
     kwargs |= {"n_blocks_per_stage": [1, 3, 4], "n_conv_per_stage_decoder": [1, 1]}
     made["3d residual"] = residual
+    planned = {"patch_size": [112, 112, 128], "batch_size": 2, "features_per_stage": [32, 64, 128, 256, 320]}
+    made[PLANNED] = small_configuration(planned)
     return made
 
 
@@ -69,14 +80,11 @@ def measured(trainer: Any) -> int:
 
     batch = next(trainer.dataloader_train)
     trainer.train_step(batch)
-    peers = trainer.peers
-    trained = [*peers.networks, *([] if peers.heads is None else [peers.heads])]
-    parameters = [p for module in trained for p in module.parameters()]
-    averages = [average.network for average in peers.averages]
-    averages += [trainer.rectifier.average.network] if hasattr(trainer, "rectifier") else []
-    states = [t for o in peers.optimizers for s in o.state.values() for t in s.values() if torch.is_tensor(t)]
-    known = [*parameters, *(p for module in averages for p in module.parameters())]
-    kept = Kept({p.untyped_storage().data_ptr() for p in known})
+    if trainer.device.type == "cuda":
+        trainer.train_step(batch)  # cuDNN has chosen its algorithms
+        return peak_bytes(trainer, batch)
+    peers, held_always = trainer.peers, states(trainer)
+    kept = Kept({p.untyped_storage().data_ptr() for p in (*held_always["parameters"], *held_always["averages"])})
     passes = peers.passes
 
     def recording(*arguments: Any) -> Iterator[Any]:
@@ -92,8 +100,7 @@ def measured(trainer: Any) -> int:
     with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda entry: entry.tensor):
         trainer.train_step(batch)
     del peers.passes
-    gradients = sum(p.grad.nbytes for p in parameters if p.grad is not None)
-    return sum(t.nbytes for t in (*known, *states)) + gradients + kept.most
+    return sum(map(total_bytes, held_always.values())) + gradient_bytes(trainer) + kept.most
 
 
 def _prepared(objective: Any) -> list[Any]:
@@ -117,10 +124,11 @@ def predicted(trainer: Any) -> int:
         table.is_regions,
     )
     needs = type(trainer).needs(trainer.settings, table, trainer.do_split()[0])
-    return footprint(design, needs, trainer.batch_size, getattr(trainer, "unlabelled_per_batch", 0)).total
+    found = footprint(design, needs, trainer.batch_size, getattr(trainer, "unlabelled_per_batch", 0))
+    return found.total if trainer.device.type == "cpu" else round(found.fixed_mixed + found.changing_mixed)
 
 
-def rows(work: Path, labels: int, recipes: list[str], chosen: list[str] | None) -> list[dict[str, Any]]:
+def rows(work: Path, labels: int, recipes: list[str], chosen: list[str], device: str) -> list[dict[str, Any]]:
     """Makes a dataset of so many labels, one in each case, and returns a row for each method and network."""
     import torch
 
@@ -131,7 +139,7 @@ def rows(work: Path, labels: int, recipes: list[str], chosen: list[str] | None) 
     os.environ.update(nnUNet_n_proc_DA="0")
     found = []
     for network, configuration in networks().items():
-        if chosen is not None and network not in chosen:
+        if network not in chosen:
             continue
         for name in names:
             file = work / "nnUNet_preprocessed" / name / "nnUNetPlans.json"
@@ -141,9 +149,9 @@ def rows(work: Path, labels: int, recipes: list[str], chosen: list[str] | None) 
         for recipe in recipes:
             trainer_name, settings = RECIPES[recipe]
             dataset = BY_GROUP if "cross" in recipe else plain
-            trainer = start(
-                Recipe(trainer_name, dataset, settings), work, torch.device("cpu"), mixed=False, compiled=False
-            )
+            mixed = device == "cuda"
+            what = Recipe(trainer_name, dataset, settings)
+            trainer = start(what, work, torch.device(device), mixed=mixed, compiled=False)
             title = recipe.replace("2 networks", f"{len(trainer.peers.networks)} networks")
             row = {"method": title, "network": network, "labels": labels, "patches": trainer.batch_size}
             row["patches"] += getattr(trainer, "unlabelled_per_batch", 0)
@@ -154,28 +162,94 @@ def rows(work: Path, labels: int, recipes: list[str], chosen: list[str] | None) 
     return found
 
 
+def planned_rows(work: Path, targets: list[float], chosen: list[str], device: str) -> list[dict[str, Any]]:
+    """Plans each method for GPUs of so many GB and returns what a training by these plans takes."""
+    import torch
+
+    names = {name: BY_GROUP if "cross" in name else in_parts(2) for name in chosen if "sequential" not in name}
+    for dataset in sorted(set(names.values())):
+        make_dataset(work, dataset, plans="full", size=(128, 128, 128), labels=2, parts=2)
+    found = []
+    for target, (name, dataset) in itertools.product(targets, names.items()):
+        row, recipe = planned(work, target, dataset, *RECIPES[name])
+        trainer = start(recipe, work, torch.device(device), mixed=device == "cuda", compiled=False)
+        taken = round(measured(trainer) / 2**30, 2)
+        found.append({"method": name.split(",")[0], **row, "measured_GB": taken, "ratio": round(taken / target, 4)})
+        print(json.dumps(found[-1]), flush=True)
+        del trainer
+    return found
+
+
+def planned(
+    work: Path, target: float, dataset: str, trainer: str, settings: dict[str, Any]
+) -> tuple[dict[str, Any], Recipe]:
+    """Puts what MutualPlanner plans into the plans of a dataset; returns what it says, and what to train."""
+    from nnunet_mutual.config import PLANNED as SAID
+    from nnunet_mutual.planners import MutualPlanner
+
+    settings = {key: value for key, value in settings.items() if key != "memory"}  # the planner decides
+    os.environ["nnUNet_n_proc_DA"] = "2"
+    plan = MutualPlanner(dataset, target, trainer=trainer, settings=settings).plan_experiment()
+    os.environ["nnUNet_n_proc_DA"] = "0"
+    own = plan["configurations"]["3d_fullres"]
+    said = own.pop("mutual", {}).get(SAID, {"settings": {}, "gigabytes": None})
+    file = work / "nnUNet_preprocessed" / dataset / "nnUNetPlans.json"
+    plans = read_json(file)
+    same = plans["configurations"]["3d_fullres"]["data_identifier"]
+    plans["configurations"][CONFIGURATION] = {**own, "data_identifier": same}
+    write_json(file, plans)
+    row = {"target": target, "patch": own["patch_size"], "batch": own["batch_size"]}
+    row |= {"memory": said["settings"].get("memory"), "planned_GB": said["gigabytes"]}
+    return row, Recipe(trainer, dataset, said["settings"])
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=["3d", "3d aniso", "2d", "3d residual"])
+    shapes = ["3d", "3d aniso", "2d", "3d residual"]
+    parser.add_argument("--networks", nargs="+", choices=[*shapes, PLANNED], default=shapes)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--methods", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--labels", nargs="+", type=int, default=[2, 3, 4], help="3 and 4: as many networks")
     parser.add_argument("--out", help="JSON file to write")
+    parser.add_argument("--targets", nargs="+", type=float, default=[], help="GB of GPUs to plan for, on a GPU")
     arguments = parser.parse_args(argv)
     found = []
-    for labels in arguments.labels:
-        with tempfile.TemporaryDirectory(prefix="nnunet_mutual_memory_") as folder:
-            work = Path(folder)
-            for kind in ("raw", "preprocessed", "results"):
-                (work / f"nnUNet_{kind}").mkdir()
-                os.environ[f"nnUNet_{kind}"] = str(work / f"nnUNet_{kind}")
-            os.environ["nnUNet_n_proc_DA"] = "2"  # nnU-Net's planner needs at least one
+    if arguments.targets:
+        with folders() as work:
+            found += planned_rows(work, arguments.targets, arguments.methods, arguments.device)
+    for labels in arguments.labels if not found else []:
+        with folders() as work:
             recipes = [name for name in arguments.methods if labels == 2 or name in FOUR]
-            found += rows(work, labels, recipes, arguments.networks)
+            found += rows(work, labels, recipes, arguments.networks, arguments.device)
+    if arguments.targets:
+        worst = max(row["ratio"] for row in found)
+        print(f"{len(found)} plans, at most {100 * worst:.0f} % of the GPU that they are for")
+        if arguments.out:
+            write_json(Path(arguments.out), {"accelerator": accelerator(), "rows": found})
+        return int(worst > 1)
     worst = max(abs(row["ratio"] - 1) for row in found)
     print(f"{len(found)} combinations, largest error {100 * worst:.1f} % (bar {100 * BAR:.0f} %)")
     if arguments.out:
-        write_json(Path(arguments.out), {"bar": BAR, "largest_error": round(worst, 4), "rows": found})
+        content = {"bar": BAR, "largest_error": round(worst, 4), "accelerator": accelerator(), "rows": found}
+        write_json(Path(arguments.out), content)
     return int(worst > BAR)
+
+
+def accelerator() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+
+
+@contextmanager
+def folders() -> Iterator[Path]:
+    """Makes nnU-Net's folders, for as long as they are needed."""
+    with tempfile.TemporaryDirectory(prefix="nnunet_mutual_memory_") as folder:
+        for kind in ("raw", "preprocessed", "results"):
+            (Path(folder) / f"nnUNet_{kind}").mkdir()
+            os.environ[f"nnUNet_{kind}"] = f"{folder}/nnUNet_{kind}"
+        os.environ["nnUNet_n_proc_DA"] = "2"  # nnU-Net's planner needs at least one
+        yield Path(folder)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ often a step waits for the device, and what torch.compile compiles again after i
 MutualPartialTrainer is measured in its first stage, with a network for each part of the labels. Trainers with
 unlabelled images get batches of their own; where these hold more patches than stock's, time and kept memory count per
 patch. MutualCrossModalTrainer has two groups, of one channel each. "separate" compares with one stock training per
-network, one after the other, loader included.
+network, one after the other, loader included, unless it was left out.
 """
 
 from __future__ import annotations
@@ -72,9 +72,10 @@ def run(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     for name in sorted({recipe.dataset for recipe in chosen.values()}):
         options = {"plans": arguments.plans, "size": arguments.size, "labels": arguments.labels}
         make_dataset(work, name, parts=parts[name], **options)
+    draws = 3 * arguments.pairs if arguments.draws is None else arguments.draws
     os.environ.update(nnUNet_n_proc_DA="0")  # only now: nnU-Net's planner needs at least one process
     measured = [
-        measure(chosen, work, device, mixed=precision == "mixed", compiled=mode, pairs=arguments.pairs)
+        measure(chosen, work, device, mixed=precision == "mixed", compiled=mode, pairs=arguments.pairs, draws=draws)
         for precision in precisions
         for mode in compiled
     ]
@@ -120,7 +121,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--networks", nargs="+", type=int, default=[2], help="numbers of networks, such as 1 2 3 4")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, help="default: what nnU-Net takes on the device")
     parser.add_argument("--compile", nargs="+", choices=("off", "on"), help="likewise")
-    parser.add_argument("--pairs", type=int, default=30, help="measured pairs of steps; three times as many batches")
+    parser.add_argument("--pairs", type=int, default=30, help="measured pairs of steps")
+    parser.add_argument(
+        "--draws", type=int, help="measured batches of the loader (three times the pairs); 0 leaves it out"
+    )
     parser.add_argument("--only", nargs="+", help="names of what to measure beside stock, as in the table")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
     parser.add_argument("--threads", type=int, default=1, help="torch threads on the CPU")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,32 +17,54 @@ def networks_of(trainer: Any) -> list[Any]:
     return trainer.peers.networks if hasattr(trainer, "peers") else [trainer.network]
 
 
-def counted_bytes(trainer: Any, batch: dict[str, Any]) -> dict[str, int]:
-    """Returns bytes of parameters, gradients, optimiser state and the most that a step keeps for its backward pass."""
-    trainer.train_step(batch)
-    parameters = [p for network in networks_of(trainer) for p in network.parameters()]
-    kept = Kept({p.untyped_storage().data_ptr() for p in parameters})
-    with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda entry: entry.tensor):
-        trainer.train_step(batch)
-    optimizers = trainer.peers.optimizers if hasattr(trainer, "peers") else [trainer.optimizer]
-    state = [t for o in optimizers for s in o.state.values() for t in s.values() if torch.is_tensor(t)]
+def states(trainer: Any) -> dict[str, list[torch.Tensor]]:
+    """Returns what a trainer holds between steps: what it trains, its optimisers' state, moving averages."""
+    peers = getattr(trainer, "peers", None)  # stock nnU-Net has none
+    trained = [trainer.network] if peers is None else [*peers.networks, *([peers.heads] if peers.heads else [])]
+    averages = [] if peers is None else [average.network for average in peers.averages]
+    averages += [trainer.rectifier.average.network] if hasattr(trainer, "rectifier") else []
+    kept = [t for o in optimizers_of(trainer) for s in o.state.values() for t in s.values() if torch.is_tensor(t)]
     return {
-        "parameters": sum(p.nbytes for p in parameters),
-        "gradients": sum(p.grad.nbytes for p in parameters if p.grad is not None),
-        "optimiser": sum(t.nbytes for t in state),
-        "saved": kept.most,
+        "parameters": [p for module in trained for p in module.parameters()],
+        "averages": [p for module in averages for p in module.parameters()],
+        "optimiser": kept,
     }
 
 
+def optimizers_of(trainer: Any) -> list[torch.optim.Optimizer]:
+    return list(trainer.peers.optimizers) if hasattr(trainer, "peers") else [trainer.optimizer]
+
+
+def total_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def counted_bytes(trainer: Any, batch: dict[str, Any]) -> dict[str, int]:
+    """Returns bytes of states and gradients, and the most that a step keeps for its backward pass."""
+    trainer.train_step(batch)
+    held = states(trainer)
+    kept = Kept({p.untyped_storage().data_ptr() for p in (*held["parameters"], *held["averages"])})
+    with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda entry: entry.tensor):
+        trainer.train_step(batch)
+    counted = {name: total_bytes(tensors) for name, tensors in held.items()}
+    return {**counted, "gradients": gradient_bytes(trainer), "saved": kept.most}
+
+
+def gradient_bytes(trainer: Any) -> int:
+    """Returns bytes of the gradients that the last step left."""
+    return total_bytes(p.grad for p in states(trainer)["parameters"] if p.grad is not None)
+
+
 def peak_bytes(trainer: Any, batch: dict[str, Any]) -> int:
-    """Returns the allocator's peak during a step on a GPU beyond what other trainers hold."""
+    """Returns the allocator's peak during a step on a GPU, states included, without what other trainers hold."""
+    for optimizer in optimizers_of(trainer):
+        optimizer.zero_grad(set_to_none=True)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     trainer.train_step(batch)
     torch.cuda.synchronize()
-    own = sum(p.nbytes for network in networks_of(trainer) for p in network.parameters())
-    return torch.cuda.max_memory_allocated() - before + own
+    return torch.cuda.max_memory_allocated() - before + sum(map(total_bytes, states(trainer).values()))
 
 
 def waits(trainer: Any, batch: dict[str, Any]) -> int:

@@ -20,7 +20,14 @@ Clock = Callable[[], float]
 
 
 def measure(
-    recipes: Mapping[str, Recipe], work: Path, device: torch.device, *, mixed: bool, compiled: bool, pairs: int
+    recipes: Mapping[str, Recipe],
+    work: Path,
+    device: torch.device,
+    *,
+    mixed: bool,
+    compiled: bool,
+    pairs: int,
+    draws: int,
 ) -> dict[str, Any]:
     """Returns medians, counts and the ratios to stock of one precision, compiled or not.
 
@@ -30,7 +37,8 @@ def measure(
         device: where the networks are.
         mixed: whether in mixed precision.
         compiled: whether by torch.compile.
-        pairs: rounds in which each trainer takes a step; three times as many draw a batch.
+        pairs: rounds in which each trainer takes a step.
+        draws: rounds in which each draws a batch; 0 leaves the loader out.
     """
     trainers = {name: start(recipe, work, device, mixed=mixed, compiled=compiled) for name, recipe in recipes.items()}
     batches = _batches(trainers)
@@ -43,7 +51,7 @@ def measure(
     clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     seconds = {
         "step": _steps(trainers, batches, pairs, clock),
-        "loader": _draws(trainers, 3 * pairs, clock),
+        "loader": _draws(trainers, draws, clock) if draws else {},
         "validation": _validations(trainers, batches, max(10, pairs // 3), clock),
     }
     if compiled:
@@ -145,16 +153,17 @@ def _ratios(
     patches: Mapping[str, float],
 ) -> dict[str, dict[str, float]]:
     """Compares with stock; time and kept memory of a step count per patch."""
+    loader = seconds["loader"] or dict.fromkeys(networks, 0.0)
     fair = {name: {**own, "saved": own["saved"] / patches[name]} for name, own in memory.items()}
     step = {name: value / patches[name] for name, value in seconds["step"].items()}
-    whole = {name: value + seconds["loader"][name] / patches[name] for name, value in step.items()}
+    whole = {name: value + loader[name] / patches[name] for name, value in step.items()}
     found = {}
     for name in step:
         if name != "stock":
             found[name] = {
                 "step": step[name] / step["stock"],
                 "memory": sum(fair[name].values()) / sum(fair["stock"].values()),
-                "loader": seconds["loader"][name] / seconds["loader"]["stock"] / patches[name],
+                **({"loader": loader[name] / loader["stock"] / patches[name]} if seconds["loader"] else {}),
                 "validation": seconds["validation"][name] / seconds["validation"]["stock"],
                 # what a user would otherwise run: a stock training for each network, one after the other
                 "separate": whole[name] / (networks[name] * whole["stock"]),
