@@ -72,6 +72,8 @@ class Footprint:
         graphs: what autograd keeps of the networks' forward passes that are alive at a time.
         loss: what it keeps of the terms of one network.
         recorded: outputs that networks and teachers leave for others.
+        passing: gradients of feature maps, of which a backward pass holds the most at the finest decoder stage, while
+            the rest of the graph is still there.
     """
 
     states: int
@@ -79,10 +81,11 @@ class Footprint:
     graphs: int
     loss: int
     recorded: int
+    passing: int
 
     @property
     def total(self) -> int:
-        """All bytes, in float32."""
+        """All bytes that a step keeps, in float32."""
         return self.states + self.graphs + self.loss + self.recorded
 
     @property
@@ -93,7 +96,7 @@ class Footprint:
     @property
     def changing_mixed(self) -> float:
         """Bytes that grow with the batch in mixed precision, where networks run in half precision and losses do not."""
-        return (self.graphs + self.recorded) * HALF / FLOAT + self.loss
+        return (self.graphs + self.recorded + self.passing) * HALF / FLOAT + self.loss
 
 
 def footprint(design: Design, needs: Needs, labelled: int, unlabelled: int = 0) -> Footprint:
@@ -146,6 +149,7 @@ class Trace:
             graphs=at_a_time([one.graph for one in passes]),
             loss=max(one.loss for one in passes),
             recorded=recorded + plain.asked + needs.held * needs.networks * plain.said,
+            passing=max(one.passing for one in passes),
         )
 
 
@@ -156,6 +160,7 @@ class _Pass:
     parameters: int
     heads: int
     graph: int
+    passing: int
     loss: int
     levels: int
     features: int
@@ -181,7 +186,7 @@ def _pass(
     with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
         stages = {stride: feature_stage(strides, stride) for stride in wanted}
         levels, features = levels_and_features(network, images, stages, every_level=True)
-        graph = kept.bytes
+        graph, passing = kept.bytes, kept.largest * 3 // 2  # of a convolution of two maps into one: in and out
         said = Said(levels, unlabelled, design.regions, needs.trained - 1)
         terms = [supervised(said, partial=needs.partial), *(TERMS[name](said) for name in needs.terms)]
         asked = 0
@@ -197,6 +202,7 @@ def _pass(
         parameters=sum(parameter.nbytes for parameter in network.parameters()),
         heads=sum(parameter.nbytes for parameter in of_heads),
         graph=graph,
+        passing=passing,
         loss=kept.bytes - graph,
         levels=sum(logits.nbytes for logits in levels),
         features=sum(values.nbytes for values in features.values()),
@@ -215,13 +221,15 @@ class _Kept:
     def __init__(self, own: Sequence[Tensor]) -> None:
         self._known = {_identity(parameter) for parameter in own}
         self._alive: list[Tensor] = []  # or a storage's identity could be used again
-        self.bytes = 0
+        self.bytes = self.largest = 0
 
     def add(self, tensor: Tensor) -> Tensor:
         self._alive.append(tensor)
         if _identity(tensor) not in self._known:
             self._known.add(_identity(tensor))
-            self.bytes += tensor.untyped_storage().nbytes()
+            size = tensor.untyped_storage().nbytes()
+            self.bytes += size
+            self.largest = max(self.largest, size)
         return tensor
 
 

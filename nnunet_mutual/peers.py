@@ -141,13 +141,13 @@ class Peers:
         """
         seen = [data] * len(self.networks) if isinstance(data, Tensor) else data
         runs: dict[int, _Live | _Replay] = {}
-        for n in self.own:
+        for n in [*self.own[1:], *self.own[:1]]:  # those without a graph run before there is one
             kind = _Live if self.memory == "joint" or n == self.own[0] else _Replay
             with self.ranks.randomness(n, self._drawing):
                 runs[n] = kind(self.networks[n], seen[n], autocast)
-        recorded = self.ranks.exchange({n: run.recorded for n, run in runs.items()}, self.partner_levels)
-        for n, run in runs.items():
-            yield n, [*recorded[:n], run.take(), *recorded[n + 1 :]], recorded
+        recorded = self.ranks.exchange({n: runs[n].recorded for n in self.own}, self.partner_levels)
+        for n in self.own:
+            yield n, [*recorded[:n], runs[n].take(), *recorded[n + 1 :]], recorded
 
     def backward(self, total: Tensor) -> None:
         """Adds the gradients of one network's loss."""

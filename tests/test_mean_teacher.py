@@ -74,7 +74,7 @@ def test_pasted_voxels_have_the_labels_of_their_origin(nnunet_folders: Path) -> 
     views = Views(2, inside, torch.zeros(2, 1, 6, 6, 6), pasted)
     batch = Batch(torch.zeros(3, 1, 6, 6, 6), [target], keys, patterns, torch.tensor(patterns), views=views)
     mean_teacher = objective(known, lambda images: said)
-    mean_teacher.prepare([], batch, LATE)
+    mean_teacher.ask(batch, LATE)
     q = probabilities(said, regions=False, temperature=0.5)
     found, counted = mean_teacher._target, mean_teacher._inside
     assert found is not None and counted is not None
@@ -108,7 +108,7 @@ def test_the_student_is_drawn_to_the_teacher_and_nobody_else(nnunet_folders: Pat
     z = torch.randn(2, 4, 6, 6, 6, requires_grad=True)
     optimizer = torch.optim.Adam([z], 0.1)
     for _ in range(200):
-        mean_teacher.prepare([Output([z.detach()])], batch, LATE)
+        mean_teacher.ask(batch, LATE)
         term = mean_teacher.terms(0, [Output([z])], batch, LATE)["consistency"]
         assert term.weight == 1
         optimizer.zero_grad()
@@ -133,12 +133,12 @@ def test_the_weight_rises_and_zero_asks_nobody(nnunet_folders: Path) -> None:
     images = torch.zeros(2, 1, 4, 4, 4)
     batch = Batch(images, [images], keys, patterns, torch.tensor(patterns), views=views)
     off = objective(known, nobody, weight=0.0)
-    off.prepare([], batch, LATE)
+    off.ask(batch, LATE)
     assert off.terms(0, [Output([torch.zeros(2, 4, 4, 4, 4)])], batch, LATE)["consistency"].value == 0
     on = objective(known, lambda images: torch.zeros(1, 4, 4, 4, 4), weight=0.7)
     values = []
     for step in (0, 10, 19, 20, 60):
-        on.prepare([], batch, Progress(step, 100))
+        on.ask(batch, Progress(step, 100))
         values.append(on.terms(0, [Output([torch.zeros(2, 4, 4, 4, 4)])], batch, LATE)["consistency"].weight)
     assert values == sorted(values) and values[0] < 0.01 and values[-2:] == [0.7, 0.7]
 

@@ -159,6 +159,7 @@ def test_both_memory_modes_give_the_same_gradients(nnunet_folders: Path, phase: 
         objective = trainer.objectives[0]
         for peer, outputs, recorded in trainer.peers.passes(seen, trainer.autocast):
             if peer == 0:
+                objective.ask(moved, progress)
                 objective.prepare(recorded, moved, progress)
             terms = objective.terms(peer, outputs, moved, progress).values()
             trainer.peers.backward(torch.stack([term.value * term.weight for term in terms]).sum())
@@ -185,6 +186,7 @@ def test_the_split_gradient_is_the_joint_one(nnunet_folders: Path) -> None:
     from nnunet_mutual.objectives import Output
 
     outputs = [Output([z]) for z in levels]
+    objective.ask(moved, progress)
     objective.prepare([o.detach() for o in outputs], moved, progress)
     objective._rise = 1.0
     for peer in range(3):
@@ -269,6 +271,7 @@ def test_an_inactive_contrast_is_said(nnunet_folders: Path) -> None:
     from nnunet_mutual.objectives import Output
 
     outputs = [Output([empty])] * 3
+    objective.ask(moved, trainer._progress())
     objective.prepare(outputs, moved, trainer._progress())
     objective._contrast(0, objective._probabilities(outputs[0], moved), moved)
     numbers, warnings = objective.diagnose()

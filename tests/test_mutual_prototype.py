@@ -56,6 +56,7 @@ def test_at_first_the_pseudo_labels_are_the_plain_teachers(nnunet_folders: Path)
         plain = trainer.peers.averages[0].network(batch.views.weak)[0].softmax(1)
         outputs = [output_of(trainer, batch).detach()]
         for objective in trainer.objectives:
+            objective.ask(batch, LATE)
             objective.prepare(outputs, batch, LATE)
     assert not prototypes.said[1].any()
     assert torch.equal(rectification._target.argmax(1), plain.argmax(1))
@@ -65,6 +66,7 @@ def test_at_first_the_pseudo_labels_are_the_plain_teachers(nnunet_folders: Path)
     with torch.no_grad():
         trainer.rectifier.average.network.mix.bias[2] = 50
         for objective in trainer.objectives:
+            objective.ask(batch, LATE)
             objective.prepare(outputs, batch, LATE)
     assert (rectification._target.argmax(1) == 2).all()
 
@@ -93,7 +95,7 @@ def test_trust_learns_from_another_view_and_nothing_else_does(nnunet_folders: Pa
     prototypes.teacher = lambda images: (asked.append(images), ask(images))[1]
     output = output_of(trainer, batch)
     np.random.seed(1)  # of the intensities
-    prototypes.prepare([output.detach()], batch, LATE)
+    prototypes.ask(batch, LATE)
     number = batch.views.unlabelled
     assert torch.equal(asked[0][:number], batch.views.weak)
     assert not torch.equal(asked[0][number:], batch.data[number:])
@@ -110,7 +112,7 @@ def test_prototypes_learn_labelled_samples_only(nnunet_folders: Path) -> None:
     with torch.no_grad():  # as after a longer training
         prototypes.interaction.mix.weight.normal_(generator=torch.Generator().manual_seed(0))
     batch = trainer.training_batch(next(trainer.dataloader_train))
-    prototypes.prepare([], batch, LATE)
+    prototypes.ask(batch, LATE)
     values = []
     for sample in (None, 0, 1):  # an unlabelled one, then a labelled one
         data = batch.data.clone()
@@ -126,6 +128,7 @@ def test_unsure_voxels_and_other_images_teach_nothing(nnunet_folders: Path) -> N
     _, rectification = trainer.objectives
     batch = trainer.training_batch(next(trainer.dataloader_train))
     for objective in trainer.objectives:
+        objective.ask(batch, LATE)
         objective.prepare([output_of(trainer, batch).detach()], batch, LATE)
     number = batch.views.unlabelled
     rectification._certainty[:] = 0.5

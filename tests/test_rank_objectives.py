@@ -235,6 +235,7 @@ def learn(name: str, samples: Sequence[Sequence[int]], ranks: Ranks) -> dict[str
         for n, outputs, recorded in peers.passes(batch.data, nullcontext):
             if n == 0:
                 for objective in objectives:
+                    objective.ask(batch, HALFWAY)
                     objective.prepare(recorded, batch, HALFWAY)
             found = collect_terms(objectives, n, outputs, batch, HALFWAY)
             peers.backward(torch.stack([t.value * t.weight for t in found.values()]).sum() / len(samples))

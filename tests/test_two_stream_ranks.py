@@ -92,6 +92,7 @@ def queued(known: Knowledge, keys: list[str]) -> dict[str, Tensor]:
     batch, output = batch_of(known, keys)
     outputs = [output.detach(), Output([output.levels[0].detach() + 1.0 * ("b" in keys)])]
     with torch.no_grad():
+        objective.ask(batch, Progress(0, 10))
         objective.prepare(outputs, batch, Progress(0, 10))
         objective.update(outputs, batch)
     assert objective.queue is not None

@@ -24,10 +24,13 @@ class Waits(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
+        self.last = ""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(name in str(function) for name in WAITING):
+        by_list = self.last.startswith("aten.lift_fresh") and str(function).startswith("aten.index")
+        if by_list or any(name in str(function) for name in WAITING):
             self.found.append(str(function))
+        self.last = str(function)
         return function(*args, **(kwargs or {}))
 
 
@@ -38,6 +41,16 @@ def test_what_waits_is_seen() -> None:
         assert waits.found == []
         table[index]
     assert waits.found == ["aten._local_scalar_dense.default"]
+
+
+def test_indices_that_would_be_copied_to_the_device_are_seen() -> None:
+    with Waits() as waits:
+        table = torch.zeros(2, 3)
+        table[:, torch.tensor([0, 2]).to(torch.int64).clone()]
+        table[:, 1:] = 1
+        assert waits.found == []
+        table[:, [0, 2]] = 1
+    assert waits.found == ["aten.index_put_.default"]
 
 
 @pytest.mark.parametrize("name", NAMES)

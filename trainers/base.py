@@ -333,6 +333,9 @@ class MutualTrainer(nnUNetTrainer):
         weights = np.full((number, rows.shape[1] - 1), np.nan, np.float32)  # of networks that are trained elsewhere
         recorded: list[Output] = []
         self.peers.zero_grad()
+        with self.autocast():
+            for objective in self.objectives if self.peers.own else []:
+                objective.ask(moved, progress)
         seen = [self.seen_by(n, moved.data) for n in range(number)]
         for peer, outputs, recorded in self.peers.passes(seen, self.autocast):
             with self.autocast():

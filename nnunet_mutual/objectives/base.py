@@ -145,6 +145,14 @@ class Objective(ABC):
     def term_names(self) -> tuple[str, ...]:
         """Names of all terms that :meth:`terms` ever returns; each is logged once per epoch."""
 
+    def ask(self, batch: Batch, progress: Progress) -> None:  # noqa: B027
+        """Asks teachers, once per step and before a network has a graph, which would lie in memory meanwhile.
+
+        Args:
+            batch: the batch that the networks are going to see.
+            progress: where the training is.
+        """
+
     def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress) -> None:  # noqa: B027
         """Does once per step what the terms of all networks share: random draws, masks, choices of teachers.
 

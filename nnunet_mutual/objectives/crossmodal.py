@@ -103,12 +103,20 @@ class CrossModalObjective(Objective):
     # Once per step
 
     @torch.no_grad()
-    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress) -> None:
-        """Notes what all networks say of unlabelled samples, and asks teachers for soft labels where it is time."""
+    def ask(self, batch: Batch, progress: Progress) -> None:
+        """Asks teachers for soft labels of unlabelled samples where it is time."""
         done, weights = progress.fraction, self.weights
         self._phase = int(done >= weights.relearn_from) + int(done >= weights.all_from)
+        self._soft = {}
+        if batch.views is not None and self._phase and weights.relearning > 0:
+            self._ask_teachers(batch)
+
+    @torch.no_grad()
+    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress) -> None:
+        """Notes what all networks say of unlabelled samples."""
+        weights = self.weights
         self._rise = ramp(progress, 0.0, weights.ramp_end)
-        self._said, self._soft = [], {}
+        self._said = []
         if batch.views is None:
             return
         self._said = [self._probabilities(output, batch) for output in outputs]
@@ -117,8 +125,6 @@ class CrossModalObjective(Objective):
             self.queue = MapQueue(self.classes, weights.queue, voxels, self.knowledge.device)
             if self._waiting is not None:
                 self.queue.load_state_dict(self._waiting)
-        if self._phase and weights.relearning > 0:
-            self._ask_teachers(batch)
 
     def _ask_teachers(self, batch: Batch) -> None:
         assert batch.views is not None
@@ -131,7 +137,7 @@ class CrossModalObjective(Objective):
             targets, counted = [], []
             for label, teacher in enumerate(teachers):
                 if teacher is None:  # of a region that this network knows best
-                    targets.append(torch.zeros_like(self._said[0][:, label : label + 1]))
+                    targets.append(torch.zeros_like(inside, dtype=torch.float32))
                     counted.append(torch.zeros_like(inside))
                     continue
                 targets.append(said[teacher][:, label : label + 1] if self.regions else said[teacher])

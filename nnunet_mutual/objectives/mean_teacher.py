@@ -59,7 +59,7 @@ class MeanTeacherObjective(Objective):
         self._confident = torch.zeros(2, device=knowledge.device)
 
     @torch.no_grad()
-    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress) -> None:
+    def ask(self, batch: Batch, progress: Progress) -> None:
         """Asks the teacher."""
         self._now = self.weight * ramp(progress, 0.0, self.ramp_end)
         self._target = None

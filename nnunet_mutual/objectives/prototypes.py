@@ -63,7 +63,7 @@ class PrototypeObjective(Objective):
         self.said: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
-    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress) -> None:
+    def ask(self, batch: Batch, progress: Progress) -> None:
         """Asks the teacher."""
         views = batch.views
         first = 0 if views is None else views.unlabelled
