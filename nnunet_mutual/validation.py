@@ -163,11 +163,13 @@ def set_deep_supervision(network: nn.Module, enabled: bool) -> None:
 
 
 @contextmanager
-def predictor_for(trainer: MutualTrainer, network: nn.Module, *, mirroring: bool) -> Iterator[nnUNetPredictor]:
+def predictor_for(
+    trainer: MutualTrainer, network: nn.Module, *, mirroring: bool, kind: type[nnUNetPredictor] = nnUNetPredictor
+) -> Iterator[nnUNetPredictor]:
     """nnU-Net's sliding window around a network that is being trained, as it predicts the trainer's configuration."""
     set_deep_supervision(network, False)
     network.eval()
-    predictor = nnUNetPredictor(use_mirroring=mirroring, device=trainer.device, allow_tqdm=False)
+    predictor = kind(use_mirroring=mirroring, device=trainer.device, allow_tqdm=False)
     predictor.manual_initialization(
         network,
         trainer.plans_manager,

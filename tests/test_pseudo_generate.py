@@ -22,6 +22,7 @@ from nnunet_mutual.pseudo_labels.audit import Decision
 from nnunet_mutual.pseudo_labels.codes import UNDECIDED, PseudoCodes
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.generate import PseudoLabeller, make_pseudo_labels, true_volumes, voxel_volume
+from nnunet_mutual.pseudo_labels.opinions import TwoOpinions
 from nnunet_mutual.pseudo_labels.store import PseudoDataset, PseudoStore
 from nnunet_mutual.trainers import PartialTrainer
 from nnunet_mutual.validation import predictor_for
@@ -35,7 +36,7 @@ class Says:
     """A predictor whose probabilities lie in the image: channel c of the image is the probability of output c.
 
     Args:
-        second: added to the probability of output 2 when the image comes mirrored.
+        second: added to the probability of output 2 of the mirrored images, which it tells apart then.
     """
 
     def __init__(self, regions: bool = False, second: float = 0.0):
@@ -46,9 +47,10 @@ class Says:
     def predict_sliding_window_return_logits(self, image: Tensor) -> Tensor:
         self.calls += 1
         p = image.clone()
-        if self.calls > 1 and self.second:
+        if self.second:
             p[2] += self.second
             p[0] -= self.second
+            p = torch.cat([image, p])
         return torch.logit(p, eps=1e-6) if self.regions else torch.log(p.clamp_min(1e-6))
 
 
@@ -59,7 +61,6 @@ def labeller(content: dict[str, Any], predictors: list[Any], learnt: list[set[st
         table=table,
         label_manager=SimpleNamespace(ignore_label=None),
         inference_allowed_mirroring_axes=options.pop("mirror", None),
-        configuration_manager=SimpleNamespace(patch_size=options.pop("patch", (4, 4, 4))),
         knowledge=Knowledge(table, list(content["mutual"]["cases"]), outputs),
     )
     settings = FilterSettings(**{"label": False, **options})
@@ -106,7 +107,7 @@ def test_mirrored_halves_give_the_second_opinion() -> None:
     image = flat([0.0] * 4, [0.9, 0.9, 0.35, 0.0], [0.0] * 4)
     says = Says(second=0.2)  # mirrored, the third voxel is spleen as well
     decided, decisions = made(labeller(CONTENT, [says], [{"spleen"}], mirror=(0, 1, 2)), "l", image, [0] * 4)
-    assert says.calls == 8
+    assert says.calls == 1
     assert decisions[0].agreement == pytest.approx(2 * 2 / (2 + 3))
     assert decided[0] == 2 and decided[2] == UNDECIDED
 
@@ -169,10 +170,11 @@ def test_the_halves_are_nnunets_mirroring(nnunet_folders: Path, configuration: s
     trainer.inference_allowed_mirroring_axes = tuple(range(len(patch)))
     image = torch.randn(1, *(16,) * 3, generator=torch.Generator().manual_seed(0))
     with (
-        predictor_for(trainer, trainer.network, mirroring=False) as plain,
+        predictor_for(trainer, trainer.network, mirroring=True, kind=TwoOpinions) as both,
+        predictor_for(trainer, trainer.network, mirroring=False) as alone,
         predictor_for(trainer, trainer.network, mirroring=True) as stock,
     ):
-        own = PseudoLabeller(trainer, [plain], [frozenset(["liver"])], FilterSettings())
+        own = PseudoLabeller(trainer, [both], [frozenset(["liver"])], FilterSettings())
         halves = own._halves(0, image)
         number = 2 ** len(patch)
         mean = (halves[0] + (number - 1) * halves[1]) / number
@@ -180,6 +182,7 @@ def test_the_halves_are_nnunets_mirroring(nnunet_folders: Path, configuration: s
         # nnU-Net weights and sums in float16, in which the corners of its Gaussian are all but 0.
         inner = (slice(None), *[slice(4, 12)] * 3)
         torch.testing.assert_close(mean[inner], expected[inner], atol=5e-3, rtol=5e-3)
+        torch.testing.assert_close(halves[0], alone.predict_sliding_window_return_logits(image).float())
     assert isinstance(stock, nnUNetPredictor) and not torch.allclose(halves[0], halves[1])
     assert trainer.network.decoder.deep_supervision, "as before"
 

@@ -28,6 +28,7 @@ from nnunet_mutual.pseudo_labels.filter import (
     judge_label,
     keep_main_component,
 )
+from nnunet_mutual.pseudo_labels.opinions import TwoOpinions
 from nnunet_mutual.pseudo_labels.store import PseudoStore
 from nnunet_mutual.validation import BARRIER_EVERY, predictor_for
 
@@ -59,7 +60,7 @@ class PseudoLabeller:
 
     Args:
         trainer: an initialised trainer.
-        predictors: nnU-Net's, one per network, without mirroring.
+        predictors: one per network, as :class:`~nnunet_mutual.pseudo_labels.opinions.TwoOpinions`.
         learnt: labels that each network was trained on.
         settings: of the filter.
     """
@@ -77,7 +78,6 @@ class PseudoLabeller:
         self.learnt = list(learnt)
         self.codes = PseudoCodes.from_table(self.table, self.labels.ignore_label)
         self.mirror_axes = trainer.inference_allowed_mirroring_axes or ()
-        self.dimensions = len(trainer.configuration_manager.patch_size)
         self.predictors = list(predictors)
         self.channel = trainer.knowledge.channel
         self.true_volumes: Volumes = {}
@@ -164,17 +164,9 @@ class PseudoLabeller:
         return Prediction(total, agreements, networks, None if self.table.is_regions else several)
 
     def _halves(self, network: int, image: Tensor) -> list[Tensor]:
-        """Logits without mirroring, and the mean over all mirrored images, at the cost of nnU-Net's mirroring."""
-        predictor = self.predictors[network]
-        axes = [image.ndim - self.dimensions + axis for axis in self.mirror_axes]
-        flips = [c for r in range(1, len(axes) + 1) for c in itertools.combinations(axes, r)]
-        plain = predictor.predict_sliding_window_return_logits(image).cpu().float()
-        if not flips:
-            return [plain]
-        mirrored = torch.zeros_like(plain)
-        for flip in flips:
-            mirrored += predictor.predict_sliding_window_return_logits(image.flip(flip)).cpu().float().flip(flip)
-        return [plain, mirrored / len(flips)]
+        """Logits without mirroring, and the mean over all mirrored images where there are axes to mirror."""
+        logits: Tensor = self.predictors[network].predict_sliding_window_return_logits(image).cpu().float()
+        return list(logits.chunk(2)) if self.mirror_axes else [logits]
 
     def _probabilities(self, logits: Tensor) -> np.ndarray:
         return (logits.sigmoid() if self.table.is_regions else logits.softmax(0)).numpy()
@@ -265,7 +257,8 @@ def make_pseudo_labels(
     """
     collect(trainer)
     with ExitStack() as stack:
-        predictors = [stack.enter_context(predictor_for(trainer, network, mirroring=False)) for network in networks]
+        opened = [predictor_for(trainer, network, mirroring=True, kind=TwoOpinions) for network in networks]
+        predictors = [stack.enter_context(context) for context in opened]
         labeller = PseudoLabeller(trainer, predictors, learnt, settings)
         made_by = identity(networks, learnt, settings, trainer.dataset_json)
         return _label_all(labeller, trainer, store, made_by, between_cases)
