@@ -23,7 +23,7 @@ class TwoOpinions(nnUNetPredictor):
         super().manual_initialization(*arguments, **keywords)
         axes = [axis + 2 for axis in self.allowed_mirroring_axes or ()]
         self.flips = [c for r in range(1, len(axes) + 1) for c in itertools.combinations(axes, r)]
-        number = self.label_manager.num_segmentation_heads
+        number: int = self.label_manager.num_segmentation_heads  # type: ignore[has-type] # untyped in nnU-Net
         self.label_manager = SimpleNamespace(num_segmentation_heads=2 * number if self.flips else number)
 
     @torch.inference_mode()
