@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
-from torch import nn
+from torch import Tensor, nn
 
 from nnunet_mutual.building import share_encoder
 from nnunet_mutual.errors import MutualError
@@ -17,7 +17,7 @@ from nnunet_mutual.losses.correlation import (
     correlation_cross_entropy,
     most_and_any,
     row_entropy,
-    standardised,
+    scale_of,
 )
 from nnunet_mutual.modules.attention import CrossSampleAttention, attention_stage, make_auxiliary
 from nnunet_mutual.modules.bank import FeatureBank
@@ -50,6 +50,11 @@ def test_cosines_are_blind_to_length_and_dot_products_saturate() -> None:
     torch.testing.assert_close(cosines[0], cosines[1])
     dots = correlation(queries * 30, memory, usable, temperature=0.1, cosine=False)
     assert row_entropy(dots, counted) < 0.01 < 0.05 < row_entropy(cosines[0], counted) < 0.98
+
+
+def standardised(x: Tensor, reference: Tensor, usable: Tensor) -> Tensor:
+    mean, deviation = scale_of(reference, usable)
+    return (x - mean) / deviation
 
 
 def test_standardised_by_hand() -> None:

@@ -29,28 +29,27 @@ def correlation(queries: Tensor, memory: Tensor, usable: Tensor, *, temperature:
     return (exact_product(q, r.T) / temperature).masked_fill(~usable, -torch.inf).log_softmax(1)
 
 
-def standardised(vectors: Tensor, reference: Tensor, usable: Tensor) -> Tensor:
-    r"""Vectors relative to a reference, dimension by dimension: :math:`(x - \mu) / (\sigma + 0.001)`.
+def scale_of(reference: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
+    r"""What makes vectors x relative to a reference, dimension by dimension: :math:`(x - \mu) / (\sigma + 0.001)`.
 
     What all vectors have in common says nothing about how they relate, but makes all cosines alike; and two networks
     would agree at once if both mapped every voxel to the same vector. Relative to the reference, they cannot.
 
     Args:
-        vectors: x, (N, D).
-        reference: (M, D); mean and standard deviation are those of its usable rows, without gradient.
-        usable: (M,) bool, at least one.
+        reference: (M, D); gets no gradient.
+        usable: (M,) bool, the rows that count, at least one.
 
     Returns:
-        (N, D) float32.
+        Their mean and their standard deviation plus 0.001, (D,) float32.
 
     Source: [E], in place of the batch normalisation in the heads of arXiv 2307.06312, which other samples of a batch
         would decide.
     """
-    x, r = vectors.float(), reference.detach().float()
+    r = reference.detach().float()
     share = usable[:, None] / usable.sum()
     mean = (r * share).sum(0)
     deviation = ((r - mean).square() * share).sum(0).sqrt()
-    return (x - mean) / (deviation + 1e-3)
+    return mean, deviation + 1e-3
 
 
 def correlation_cross_entropy(log_prediction: Tensor, log_target: Tensor, counted: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ from nnunet_mutual.losses.correlation import (
     correlation_cross_entropy,
     most_and_any,
     row_entropy,
-    standardised,
+    scale_of,
 )
 from nnunet_mutual.losses.knowledge import Knowledge
+from nnunet_mutual.losses.numerics import without_autocast
 from nnunet_mutual.losses.soft import soft_label_loss
 from nnunet_mutual.modules.bank import FeatureBank
 from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
@@ -61,7 +62,10 @@ class _Heads(nn.Module):
         self.predict = _two_layers(SIZE)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.predict(self.project(features))
+        # Small: casts to half precision would take longer than they save.
+        with without_autocast(features.device):
+            predicted: Tensor = self.predict(self.project(features.float()))
+            return predicted
 
 
 class CorrelationObjective(Objective):
@@ -107,7 +111,8 @@ class CorrelationObjective(Objective):
         self._rise = 0.0
         self._places: tuple[Tensor, Tensor] | None = None
         self._counted: Tensor | None = None
-        self._memory: tuple[Tensor, Tensor, Tensor] | None = None
+        self._memory: tuple[Tensor, Tensor] | None = None
+        self._scales: list[tuple[Tensor, Tensor]] = []
         self._said: list[Tensor] = []
 
     # Once per step
@@ -125,8 +130,13 @@ class CorrelationObjective(Objective):
         # Nothing is known before the first labelled voxels are in the bank: a row needs at least one column.
         self._counted = self._counted & usable.any()
         columns = usable | ~usable.any()
-        relative = memory if self.weights.published else standardised(memory, memory, columns)
-        self._memory = memory, relative, columns
+        if not self.weights.published:
+            assert isinstance(self.heads, nn.ModuleList)
+            with without_autocast(memory.device):  # of the memory in the space of each network's queries
+                self._scales = [scale_of(head.predict(memory), columns) for head in self.heads]  # type: ignore
+            mean, deviation = scale_of(memory, columns)
+            memory = (memory - mean) / deviation
+        self._memory = memory, columns
         self._said = [self._correlation(n, output) for n, output in enumerate(outputs)]
         entropy = row_entropy(self._said[0], self._counted)
         self._numbers[0] += entropy
@@ -161,15 +171,12 @@ class CorrelationObjective(Objective):
     def _correlation(self, peer: int, output: Output) -> Tensor:
         assert isinstance(self.heads, nn.ModuleList) and self._places is not None and self._memory is not None
         sample, voxel = self._places
-        memory, relative, usable = self._memory
-        head: Any = self.heads[peer]
-        queries = head(output.features[STRIDE].flatten(2)[sample, :, voxel])
+        memory, usable = self._memory
+        queries = self.heads[peer](output.features[STRIDE].flatten(2)[sample, :, voxel])
         if self.weights.published:
             return correlation(queries, memory, usable, temperature=CORRELATION_TEMPERATURE, cosine=False)
-        with torch.no_grad():
-            remembered = head.predict(memory)  # in the space of the queries
-        queries = standardised(queries, remembered, usable)
-        return correlation(queries, relative, usable, temperature=CORRELATION_TEMPERATURE)
+        mean, deviation = self._scales[peer]
+        return correlation((queries - mean) / deviation, memory, usable, temperature=CORRELATION_TEMPERATURE)
 
     # Per network
 
