@@ -16,7 +16,11 @@ QUANTITIES = {
     "separate": "against separate trainings",
     "occ": "with / without OCC",
     "case": "pseudo labels of a case",
+    "peak": "peak",
 }
+ALWAYS = ("step", "memory", "loader", "validation")  # 1 in stock nnU-Net
+COUNTS = {"waits": "waits", "recompilations": "recompiled"}
+COLUMNS = ("networks", *QUANTITIES.values(), *COUNTS.values())
 
 
 def render() -> str:
@@ -36,16 +40,24 @@ def _one(name: str, content: dict[str, Any], measured: dict[str, Any]) -> str:
     how = f"{measured['precision']}, {'compiled' if measured['compiled'] else 'not compiled'}"
     patch = " x ".join(map(str, measured["patch_size"]))
     network = f"features {measured['features'][0]} to {measured['features'][-1]}, patch {patch}"
-    head = ["trainer", "networks", *QUANTITIES.values(), "waits", *(["recompiled"] if measured["compiled"] else [])]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for trainer in ("stock", *measured["ratio"]):
-        ratios = measured["ratio"].get(trainer, dict.fromkeys(("step", "memory", "loader", "validation"), 1.0))
-        bars = content["bars"].get(trainer, {})
-        cells = [f"`{trainer}`", str(measured["networks"].get(trainer, ""))]
-        for quantity in QUANTITIES:
-            bar = f" (bar {bars[quantity]:.2f})" if quantity in bars else ""
-            cells.append(f"{ratios[quantity]:.2f}{bar}" if quantity in ratios else "")
-        counts = measured["counts"].get(trainer, {})
-        cells += [str(counts.get(key, "")) for key in ("waits", "recompilations")[: len(head) - len(cells)]]
-        lines.append("| " + " | ".join(cells) + " |")
+    rows = {name: _cells(name, content["bars"].get(name, {}), measured) for name in ("stock", *measured["ratio"])}
+    head = [title for title in COLUMNS if any(title in row for row in rows.values())]
+    lines = ["| " + " | ".join(["trainer", *head]) + " |", "|" + " --- |" * (len(head) + 1)]
+    for trainer, row in rows.items():
+        lines.append("| " + " | ".join([f"`{trainer}`", *(row.get(title, "") for title in head)]) + " |")
     return "\n".join([f"`evidence/step/{name}`: {device}, {how}, {network}.", "", *lines])
+
+
+def _cells(trainer: str, bars: dict[str, float], measured: dict[str, Any]) -> dict[str, str]:
+    """What is known of a trainer, by the title of the column."""
+    ratios = measured["ratio"].get(
+        trainer, dict.fromkeys((q for q in ALWAYS if measured["median_seconds"].get(q, True)), 1.0)
+    )
+    counts = measured["counts"].get(trainer, {})
+    if "peak_bytes" in counts:
+        ratios = {**ratios, "peak": counts["peak_bytes"] / measured["counts"]["stock"]["peak_bytes"]}
+    cells = {"networks": str(measured["networks"][trainer])} if trainer in measured["networks"] else {}
+    for quantity, ratio in ratios.items():
+        bar = f" (bar {bars[quantity]:.2f})" if quantity in bars else ""
+        cells[QUANTITIES[quantity]] = f"{ratio:.2f}{bar}"
+    return cells | {title: str(counts[key]) for key, title in COUNTS.items() if key in counts}
