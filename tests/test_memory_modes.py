@@ -13,8 +13,10 @@ from dynamic_network_architectures.building_blocks.regularization import DropPat
 from test_peers import gradients, learn, unet
 from torch import Tensor, nn
 from training import GROUPS, SHORT, assert_same_optimizer, largest_difference, partial_block, trainer_for
+from two_streams import two_stream_dataset
 
-from nnunet_mutual.peers import Memory, Peers
+import nnunet_mutual.trainers as trainers
+from nnunet_mutual.peers import Memory, Peers, unwrap
 from nnunet_mutual.trainers import MutualPartialTrainer
 
 MODES: tuple[Memory, Memory] = ("joint", "sequential")
@@ -68,6 +70,28 @@ def test_outputs_of_a_replay_are_those_that_the_others_learnt_from() -> None:
         dropped.add(tuple((recorded[n].levels[0].flatten(1) == 0).all(1).tolist()))
     assert len(dropped) == 2, "each network draws its own"
     assert any(any(mask) and not all(mask) for mask in dropped), "something is dropped, and something is not"
+
+
+def test_passes_without_a_graph_come_first() -> None:
+    networks: list[nn.Module] = [nn.Conv3d(1, 2, 3) for _ in range(3)]
+    ran: list[tuple[int, bool]] = []
+    for n, network in enumerate(networks):
+        network.register_forward_hook(lambda *_, n=n: ran.append((n, torch.is_grad_enabled())))
+    one_step(networks, "sequential", torch.randn(1, 1, 4, 4, 4))
+    assert ran == [(1, False), (2, False), (0, True), (1, True), (2, True)]
+
+
+@pytest.mark.parametrize("name", ["MeanTeacherTrainer", "MutualPrototypeTrainer"])
+def test_teachers_are_asked_before_a_network_has_a_graph(name: str, nnunet_folders: Path) -> None:
+    trainer = trainer_for(two_stream_dataset(nnunet_folders, settings=SHORT), getattr(trainers, name))
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    ran: list[bool] = []
+    for network in (trainer.peers.networks[0], trainer.peers.averages[0].network):
+        first = unwrap(network).encoder.stages[0]
+        first.register_forward_hook(lambda *_: ran.append(torch.is_grad_enabled()))
+    trainer.train_step(next(trainer.dataloader_train))
+    assert ran == [False, True]
 
 
 @pytest.mark.parametrize("name", ["difference projected", "similarity"])
