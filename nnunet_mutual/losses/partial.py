@@ -92,16 +92,16 @@ def partial_softmax_loss(
     log_set, log_p = set_log_probability(logits.flatten(2), allowed)
     cross_entropy = -(log_set * counted).sum() / counted.expand_as(log_set).sum().clamp_min(1)
 
-    positive = torch.zeros_like(log_p).scatter_(1, labels if drawn is None else drawn[labels], 1)[:, 1:]
-    p = log_p[:, 1:].exp()
-    if valid is not None:
-        p = p * valid  # ignored voxels are drawn as background by now
-    if drawn is not None:
-        p = p.masked_fill(allowed[:, 1:] & (positive == 0), 0)
-    intersection = (positive * log_set.exp()[:, None]).sum(2)
+    values = labels if drawn is None else drawn[labels]
+    positive = torch.zeros_like(log_p, dtype=torch.bool).scatter_(1, values, True)[:, 1:]
     # q_b at voxels drawn as b is the probability of the whole set, elsewhere of b alone.
-    predicted = p.sum(2) - (p * positive).sum(2) + intersection
-    dice = supervised_dice(intersection, predicted, positive.sum(2), annotated[:, 1:], batch_dice, smooth, gather)
+    q = torch.where(positive, log_set[:, None], log_p[:, 1:]).exp()
+    if valid is not None:
+        q = q * valid  # ignored voxels are drawn as background by now
+    if drawn is not None:
+        q = q.masked_fill(allowed[:, 1:] & ~positive, 0)
+    sums = (q * positive).sum(2), q.sum(2), positive.sum(2, dtype=q.dtype)
+    dice = supervised_dice(*sums, annotated[:, 1:], batch_dice, smooth, gather)
     return cross_entropy - dice
 
 
