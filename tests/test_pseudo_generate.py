@@ -187,6 +187,19 @@ def test_the_halves_are_nnunets_mirroring(nnunet_folders: Path, configuration: s
     assert trainer.network.decoder.deep_supervision, "as before"
 
 
+def test_without_axes_to_mirror_there_is_one_opinion(nnunet_folders: Path) -> None:
+    trainer = trainer_for(tiny.make_dataset(nnunet_folders, block=partial_block(), settings=SHORT), PartialTrainer)
+    trainer.initialize()
+    trainer.inference_allowed_mirroring_axes = None
+    image = torch.randn(1, *(16,) * 3, generator=torch.Generator().manual_seed(0))
+    with (
+        predictor_for(trainer, trainer.network, mirroring=True, kind=TwoOpinions) as own,
+        predictor_for(trainer, trainer.network, mirroring=True) as stock,
+    ):
+        (found,) = PseudoLabeller(trainer, [own], [frozenset(["liver"])], FilterSettings())._halves(0, image)
+        torch.testing.assert_close(found, stock.predict_sliding_window_return_logits(image).float())
+
+
 def test_stored_cases(nnunet_folders: Path) -> None:
     preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=SHORT)
     trainer = trainer_for(preprocessed, PartialTrainer)
