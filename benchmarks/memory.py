@@ -45,7 +45,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 FOUR = ("one network", "2 networks, joint", "2 networks, sequential")  # with as many labels, a network for each
 
 
-PLANNED = "3d planned"
+LARGE = "3d planned"
 
 
 def networks() -> dict[str, dict[str, Any]]:
@@ -69,8 +69,8 @@ def networks() -> dict[str, dict[str, Any]]:
     del kwargs["n_conv_per_stage"]
     kwargs |= {"n_blocks_per_stage": [1, 3, 4], "n_conv_per_stage_decoder": [1, 1]}
     made["3d residual"] = residual
-    planned = {"patch_size": [112, 112, 128], "batch_size": 2, "features_per_stage": [32, 64, 128, 256, 320]}
-    made[PLANNED] = small_configuration(planned)
+    large = {"patch_size": [112, 112, 128], "batch_size": 2, "features_per_stage": [32, 64, 128, 256, 320]}
+    made[LARGE] = small_configuration(large)
     return made
 
 
@@ -128,6 +128,14 @@ def predicted(trainer: Any) -> int:
     return found.total if trainer.device.type == "cpu" else round(found.fixed_mixed + found.changing_mixed)
 
 
+def configure(work: Path, dataset: str, configuration: dict[str, Any]) -> None:
+    """Makes a configuration the one that is measured."""
+    file = work / "nnUNet_preprocessed" / dataset / "nnUNetPlans.json"
+    plans = read_json(file)
+    plans["configurations"][CONFIGURATION] = configuration
+    write_json(file, plans)
+
+
 def rows(work: Path, labels: int, recipes: list[str], chosen: list[str], device: str) -> list[dict[str, Any]]:
     """Makes a dataset of so many labels, one in each case, and returns a row for each method and network."""
     import torch
@@ -142,16 +150,12 @@ def rows(work: Path, labels: int, recipes: list[str], chosen: list[str], device:
         if network not in chosen:
             continue
         for name in names:
-            file = work / "nnUNet_preprocessed" / name / "nnUNetPlans.json"
-            plans = read_json(file)
-            plans["configurations"][CONFIGURATION] = configuration
-            write_json(file, plans)
+            configure(work, name, configuration)
         for recipe in recipes:
             trainer_name, settings = RECIPES[recipe]
             dataset = BY_GROUP if "cross" in recipe else plain
-            mixed = device == "cuda"
             what = Recipe(trainer_name, dataset, settings)
-            trainer = start(what, work, torch.device(device), mixed=mixed, compiled=False)
+            trainer = start(what, work, torch.device(device), mixed=device == "cuda", compiled=False)
             title = recipe.replace("2 networks", f"{len(trainer.peers.networks)} networks")
             row = {"method": title, "network": network, "labels": labels, "patches": trainer.batch_size}
             row["patches"] += getattr(trainer, "unlabelled_per_batch", 0)
@@ -176,7 +180,6 @@ def planned_rows(work: Path, targets: list[float], chosen: list[str], device: st
         taken = round(measured(trainer) / 2**30, 2)
         found.append({"method": name.split(",")[0], **row, "measured_GB": taken, "ratio": round(taken / target, 4)})
         print(json.dumps(found[-1]), flush=True)
-        del trainer
     return found
 
 
@@ -184,7 +187,7 @@ def planned(
     work: Path, target: float, dataset: str, trainer: str, settings: dict[str, Any]
 ) -> tuple[dict[str, Any], Recipe]:
     """Puts what MutualPlanner plans into the plans of a dataset; returns what it says, and what to train."""
-    from nnunet_mutual.config import PLANNED as SAID
+    from nnunet_mutual.config import PLANNED
     from nnunet_mutual.planners import MutualPlanner
 
     settings = {key: value for key, value in settings.items() if key != "memory"}  # the planner decides
@@ -192,12 +195,8 @@ def planned(
     plan = MutualPlanner(dataset, target, trainer=trainer, settings=settings).plan_experiment()
     os.environ["nnUNet_n_proc_DA"] = "0"
     own = plan["configurations"]["3d_fullres"]
-    said = own.pop("mutual", {}).get(SAID, {"settings": {}, "gigabytes": None})
-    file = work / "nnUNet_preprocessed" / dataset / "nnUNetPlans.json"
-    plans = read_json(file)
-    same = plans["configurations"]["3d_fullres"]["data_identifier"]
-    plans["configurations"][CONFIGURATION] = {**own, "data_identifier": same}
-    write_json(file, plans)
+    said = own.pop("mutual", {}).get(PLANNED, {"settings": {}, "gigabytes": None})
+    configure(work, dataset, {**own, "data_identifier": "nnUNetPlans_3d_fullres"})  # the voxels are the same
     row = {"target": target, "patch": own["patch_size"], "batch": own["batch_size"]}
     row |= {"memory": said["settings"].get("memory"), "planned_GB": said["gigabytes"]}
     return row, Recipe(trainer, dataset, said["settings"])
@@ -206,27 +205,34 @@ def planned(
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shapes = ["3d", "3d aniso", "2d", "3d residual"]
-    parser.add_argument("--networks", nargs="+", choices=[*shapes, PLANNED], default=shapes)
+    parser.add_argument("--networks", nargs="+", choices=[*shapes, LARGE], default=shapes)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--methods", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--labels", nargs="+", type=int, default=[2, 3, 4], help="3 and 4: as many networks")
     parser.add_argument("--out", help="JSON file to write")
     parser.add_argument("--targets", nargs="+", type=float, default=[], help="GB of GPUs to plan for, on a GPU")
     arguments = parser.parse_args(argv)
+    return of_plans(arguments) if arguments.targets else of_model(arguments)
+
+
+def of_plans(arguments: argparse.Namespace) -> int:
+    """Compares trainings with the memory that they were planned for."""
+    with folders() as work:
+        found = planned_rows(work, arguments.targets, arguments.methods, arguments.device)
+    worst = max(row["ratio"] for row in found)
+    print(f"{len(found)} plans, at most {100 * worst:.0f} % of the GPU that they are for")
+    if arguments.out:
+        write_json(Path(arguments.out), {"accelerator": accelerator(), "rows": found})
+    return int(worst > 1)
+
+
+def of_model(arguments: argparse.Namespace) -> int:
+    """Compares steps with the memory model."""
     found = []
-    if arguments.targets:
-        with folders() as work:
-            found += planned_rows(work, arguments.targets, arguments.methods, arguments.device)
-    for labels in arguments.labels if not found else []:
+    for labels in arguments.labels:
         with folders() as work:
             recipes = [name for name in arguments.methods if labels == 2 or name in FOUR]
             found += rows(work, labels, recipes, arguments.networks, arguments.device)
-    if arguments.targets:
-        worst = max(row["ratio"] for row in found)
-        print(f"{len(found)} plans, at most {100 * worst:.0f} % of the GPU that they are for")
-        if arguments.out:
-            write_json(Path(arguments.out), {"accelerator": accelerator(), "rows": found})
-        return int(worst > 1)
     worst = max(abs(row["ratio"] - 1) for row in found)
     print(f"{len(found)} combinations, largest error {100 * worst:.1f} % (bar {100 * BAR:.0f} %)")
     if arguments.out:

@@ -181,9 +181,9 @@ class MutualCrossModalTrainer(TwoStreamTrainer):
         """Puts the stored channels of a group where dataset.json has them, zeros elsewhere."""
         name = self.groups.names[network]
         seen = images.new_zeros(len(images), len(self.groups.all_channels), *images.shape[2:])
-        stored = self.groups.stored[name]
-        for place, channel in zip(self.groups.channels[name], range(stored.start, stored.stop), strict=True):
-            seen[:, place] = images[:, channel]  # a list of places would be copied to the device, and waited for
+        channels = images[:, self.groups.stored[name]].unbind(1)
+        for place, channel in zip(self.groups.channels[name], channels, strict=True):
+            seen[:, place] = channel  # a list of places would be copied to the device, and waited for
         return seen
 
     def can_see(self, network: int, key: str) -> bool:

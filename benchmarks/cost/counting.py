@@ -20,7 +20,7 @@ def networks_of(trainer: Any) -> list[Any]:
 def states(trainer: Any) -> dict[str, list[torch.Tensor]]:
     """Returns what a trainer holds between steps: what it trains, its optimisers' state, moving averages."""
     peers = getattr(trainer, "peers", None)  # stock nnU-Net has none
-    trained = [trainer.network] if peers is None else [*peers.networks, *([peers.heads] if peers.heads else [])]
+    trained = [*networks_of(trainer), *([peers.heads] if peers is not None and peers.heads is not None else [])]
     averages = [] if peers is None else [average.network for average in peers.averages]
     averages += [trainer.rectifier.average.network] if hasattr(trainer, "rectifier") else []
     kept = [t for o in optimizers_of(trainer) for s in o.state.values() for t in s.values() if torch.is_tensor(t)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import statistics
 import time
@@ -177,16 +176,16 @@ def _labelling(trainer: Any, stock: Any, clock: Clock) -> float:
     """Returns seconds to pseudo-label a case over those of predicting it with stock nnU-Net, once per network."""
     from nnunet_mutual.pseudo_labels.filter import FilterSettings
     from nnunet_mutual.pseudo_labels.generate import PseudoLabeller
-    from nnunet_mutual.pseudo_labels.opinions import TwoOpinions
+    from nnunet_mutual.pseudo_labels.opinions import asked_twice
     from nnunet_mutual.validation import predictor_for
 
     key = trainer.do_split()[0][0]
     data, seg, _, _ = trainer.dataset_class(trainer.preprocessed_dataset_folder, [key]).load_case(key)
     image, drawn = torch.from_numpy(np.array(data[:])), np.asarray(seg[0])
-    with contextlib.ExitStack() as stack:
-        opened = [predictor_for(trainer, n, mirroring=True, kind=TwoOpinions) for n in networks_of(trainer)]
-        predictors = [stack.enter_context(context) for context in opened]
-        reference = stack.enter_context(predictor_for(stock, stock.network, mirroring=True))
+    with (
+        asked_twice(trainer, networks_of(trainer)) as predictors,
+        predictor_for(stock, stock.network, mirroring=True) as reference,
+    ):
         labeller = PseudoLabeller(trainer, predictors, trainer.network_labels(), FilterSettings())
         calls: dict[str, Callable[[], Any]] = {
             "mutual": lambda: labeller.label(trainer.table.case(key), image, drawn, 0.001),

@@ -50,9 +50,8 @@ def _one(name: str, content: dict[str, Any], measured: dict[str, Any]) -> str:
 
 def _cells(trainer: str, bars: dict[str, float], measured: dict[str, Any]) -> dict[str, str]:
     """What is known of a trainer, by the title of the column."""
-    ratios = measured["ratio"].get(
-        trainer, dict.fromkeys((q for q in ALWAYS if measured["median_seconds"].get(q, True)), 1.0)
-    )
+    known = [quantity for quantity in ALWAYS if measured["median_seconds"].get(quantity, True)]
+    ratios = measured["ratio"].get(trainer, dict.fromkeys(known, 1.0))
     counts = measured["counts"].get(trainer, {})
     if "peak_bytes" in counts:
         ratios = {**ratios, "peak": counts["peak_bytes"] / measured["counts"]["stock"]["peak_bytes"]}

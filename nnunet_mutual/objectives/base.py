@@ -145,7 +145,7 @@ class Objective(ABC):
     def term_names(self) -> tuple[str, ...]:
         """Names of all terms that :meth:`terms` ever returns; each is logged once per epoch."""
 
-    def ask(self, batch: Batch, progress: Progress) -> None:  # noqa: B027
+    def ask(self, batch: Batch, progress: Progress) -> None:  # noqa: B027  # optional: most objectives have no teacher
         """Asks teachers, once per step and before a network has a graph, which would lie in memory meanwhile.
 
         Args:

@@ -131,9 +131,9 @@ class CorrelationObjective(Objective):
         self._counted = self._counted & usable.any()
         columns = usable | ~usable.any()
         if not self.weights.published:
-            assert isinstance(self.heads, nn.ModuleList)
+            heads: Any = self.heads
             with without_autocast(memory.device):  # of the memory in the space of each network's queries
-                self._scales = [scale_of(head.predict(memory), columns) for head in self.heads]  # type: ignore
+                self._scales = [scale_of(head.predict(memory), columns) for head in heads]
             mean, deviation = scale_of(memory, columns)
             memory = (memory - mean) / deviation
         self._memory = memory, columns

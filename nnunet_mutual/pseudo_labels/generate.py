@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +27,9 @@ from nnunet_mutual.pseudo_labels.filter import (
     judge_label,
     keep_main_component,
 )
-from nnunet_mutual.pseudo_labels.opinions import TwoOpinions
+from nnunet_mutual.pseudo_labels.opinions import asked_twice
 from nnunet_mutual.pseudo_labels.store import PseudoStore
-from nnunet_mutual.validation import BARRIER_EVERY, predictor_for
+from nnunet_mutual.validation import BARRIER_EVERY
 
 if TYPE_CHECKING:
     from nnunet_mutual.trainers.base import MutualTrainer
@@ -256,9 +255,7 @@ def make_pseudo_labels(
         All decisions.
     """
     collect(trainer)
-    with ExitStack() as stack:
-        opened = [predictor_for(trainer, network, mirroring=True, kind=TwoOpinions) for network in networks]
-        predictors = [stack.enter_context(context) for context in opened]
+    with asked_twice(trainer, networks) as predictors:
         labeller = PseudoLabeller(trainer, predictors, learnt, settings)
         made_by = identity(networks, learnt, settings, trainer.dataset_json)
         return _label_all(labeller, trainer, store, made_by, between_cases)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from torch import Tensor
+from torch import Tensor, nn
+
+from nnunet_mutual.validation import predictor_for
+
+if TYPE_CHECKING:
+    from nnunet_mutual.trainers.base import MutualTrainer
 
 
 class TwoOpinions(nnUNetPredictor):
@@ -35,3 +42,11 @@ class TwoOpinions(nnUNetPredictor):
         for flip in self.flips:
             mirrored += self.network(x.flip(flip)).flip(flip)
         return torch.cat([plain, mirrored / len(self.flips)], 1)
+
+
+@contextmanager
+def asked_twice(trainer: MutualTrainer, networks: Sequence[nn.Module]) -> Iterator[list[nnUNetPredictor]]:
+    """A window of two opinions around each of some networks that are being trained."""
+    with ExitStack() as stack:
+        opened = [predictor_for(trainer, network, mirroring=True, kind=TwoOpinions) for network in networks]
+        yield [stack.enter_context(context) for context in opened]
