@@ -72,12 +72,15 @@ def run(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     for name in sorted({recipe.dataset for recipe in chosen.values()}):
         options = {"plans": arguments.plans, "size": arguments.size, "labels": arguments.labels}
         make_dataset(work, name, parts=parts[name], **options)
+    graphs = arguments.cuda_graphs or (["auto"] if device.type == "cuda" else ["off"])
     draws = 3 * arguments.pairs if arguments.draws is None else arguments.draws
+    rounds = {"pairs": arguments.pairs, "draws": draws}
     os.environ.update(nnUNet_n_proc_DA="0")  # only now: nnU-Net's planner needs at least one process
     measured = [
-        measure(chosen, work, device, mixed=precision == "mixed", compiled=mode, pairs=arguments.pairs, draws=draws)
+        measure(chosen, work, device, mixed=precision == "mixed", compiled=mode, graphs=graph, **rounds)
         for precision in precisions
         for mode in compiled
+        for graph in graphs
     ]
     return {
         "plans": arguments.plans,
@@ -98,7 +101,8 @@ def report(result: dict[str, Any]) -> int:
     """Prints the ratios beside their bars and returns the exit status, 1 if one is too high."""
     status = 0
     for measured in result["measured"]:
-        print(f"\n{measured['precision']}, {'compiled' if measured['compiled'] else 'eager'}")
+        how = "compiled" if measured["compiled"] else "eager"
+        print(f"\n{measured['precision']}, {how}, CUDA graphs {measured['cuda_graphs']}")
         for trainer, ratios in measured["ratio"].items():
             for quantity, ratio in ratios.items():
                 bar = result["bars"].get(trainer, {}).get(quantity)
@@ -121,6 +125,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--networks", nargs="+", type=int, default=[2], help="numbers of networks, such as 1 2 3 4")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, help="default: what nnU-Net takes on the device")
     parser.add_argument("--compile", nargs="+", choices=("off", "on"), help="likewise")
+    parser.add_argument("--cuda-graphs", nargs="+", choices=("auto", "on", "off"), help="default: auto on a GPU")
     parser.add_argument("--pairs", type=int, default=30, help="measured pairs of steps")
     parser.add_argument(
         "--draws", type=int, help="measured batches of the loader (three times the pairs); 0 leaves it out"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_mutual.config import PeersSettings
+from nnunet_mutual.cuda_graphs import RecordedTeacher
 from nnunet_mutual.modules.tap import FeatureTap, feature_stage
 from nnunet_mutual.objectives.supervised import SupervisedObjective, deep_supervision_weights
 from nnunet_mutual.peers import Memory, Peers, unwrap
@@ -50,7 +51,10 @@ def make_peers(trainer: MutualTrainer, number: int, auxiliary: Sequence[nn.Modul
     trainer.ranks.equalise([tensor for module in trained for tensor in module.state_dict().values()])
     optimizers, schedulers = zip(*(_optimizer_for(trainer, module) for module in trained), strict=True)
     networks = [trainer.wrap(network, features=features) for network in plain]
-    memory: Memory = "sequential" if trainer.device.type == "cuda" else "joint"
+    memory: Memory = "joint"
+    if trainer.device.type == "cuda":  # until the first step shows what fits
+        memory = "sequential"
+        torch.cuda.reset_peak_memory_stats(trainer.device)
     if isinstance(trainer.settings, PeersSettings) and trainer.settings.memory != "auto":
         memory = trainer.settings.memory
     decay = trainer.settings.ema if isinstance(trainer.settings, PeersSettings) else 0.0
@@ -75,12 +79,33 @@ def collect(trainer: MutualTrainer) -> None:
     trainer.ranks.remind(trainer.objectives)
 
 
-def settle_memory(trainer: MutualTrainer) -> None:
-    """After the first step on a GPU: lets the networks run jointly if that fits and the settings leave it open."""
+def settle(trainer: MutualTrainer, seen: Sequence[Tensor]) -> None:
+    """After the first step of a stage on a GPU: runs networks jointly and as CUDA graphs, where settings and GPU allow.
+
+    Args:
+        trainer: which has no graph of autograd at the moment.
+        seen: what each network is going to see, (B, M, *spatial).
+    """
     peers = trainer.peers
-    if trainer.memory_settled or trainer.device.type != "cuda":
+    if peers.settled or not peers.stepped or trainer.device.type != "cuda":
         return
-    trainer.memory_settled = True
+    peers.settled = True
+    _settle_memory(trainer)
+    if trainer.settings.cuda_graphs == "off" or not peers.all_live or trainer.ranks.size > 1:
+        return
+    if not hasattr(torch.Generator, "clone_state"):  # PyTorch before 2.4
+        return
+    try:
+        peers.record(seen, trainer.autocast, always=trainer.settings.cuda_graphs == "on")
+    except RuntimeError as error:  # memory that does not suffice, or an architecture that waits for the device
+        trainer.print_to_log_file(f"CUDA graphs are not used: {str(error).splitlines()[0]}")
+    if peers.recorded:
+        trainer.print_to_log_file("CUDA graphs: the networks' passes are recorded, and launched as one from now on")
+
+
+def _settle_memory(trainer: MutualTrainer) -> None:
+    """Lets the networks run jointly if that fits and the settings leave it open."""
+    peers = trainer.peers
     most = max(trainer.ranks.gather(len(peers.own)))
     if most > 1 and isinstance(trainer.settings, PeersSettings) and trainer.settings.memory == "auto":
         peak, kept = torch.cuda.max_memory_allocated(trainer.device), torch.cuda.memory_allocated(trainer.device)
@@ -161,6 +186,11 @@ def compiled(trainer: MutualTrainer, network: nn.Module) -> nn.Module:
     if trainer._do_i_compile():
         network = torch.compile(network)  # type: ignore[assignment] # a module, as nnU-Net relies on
     return network
+
+
+def teacher(trainer: MutualTrainer, network: nn.Module) -> RecordedTeacher:
+    """Returns a network that is asked in training and gets no gradient: compiled, and recorded where the others are."""
+    return RecordedTeacher(compiled(trainer, network), lambda: bool(trainer.peers.recorded))
 
 
 def strides(trainer: MutualTrainer) -> list[Any]:

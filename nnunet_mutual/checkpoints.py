@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nnunet_mutual.config import differences
+from nnunet_mutual.config import deep_merge, differences
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.peers import unwrap
 
@@ -180,7 +180,8 @@ def unpack(trainer: MutualTrainer, checkpoint: Mapping[str, Any], filename: str)
         raise MutualError(
             f"{filename} was written by {state['trainer']}, not {name}; continue with -tr {state['trainer']}"
         )
-    changed = differences(state["settings"], asdict(trainer.settings))
+    defaults = asdict(trainer.settings_class())  # of settings that came after this training began
+    changed = differences(deep_merge(defaults, state["settings"]), asdict(trainer.settings))
     if changed:
         raise MutualError(
             f"the settings in the plans changed since this training started ({'; '.join(changed)}); put them back, or "

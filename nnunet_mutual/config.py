@@ -45,6 +45,8 @@ class Settings:
         weight_decay: as in torch.optim.
         amp: "auto" is nnU-Net's float16 autocast on CUDA and bfloat16 on CPUs that compute in it; "off" is float32
             everywhere; "bfloat16" asks for it and is an error where the processor cannot.
+        cuda_graphs: launch the kernels of a network's pass on a GPU as one; "auto" does so where launching them one by
+            one takes longer than their arithmetic, as in small networks.
         seed: of weights and batches; null leaves them random. A run is repeatable to the bit with nnUNet_n_proc_DA=0 on
             a CPU.
         balance_sources: draw cases with probability proportional to 1/sqrt(cases of their source).
@@ -59,6 +61,7 @@ class Settings:
     initial_lr: float = 1e-2
     weight_decay: float = 3e-5
     amp: Literal["auto", "bfloat16", "off"] = "auto"
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
     seed: int | None = None
     balance_sources: bool = True
     checkpoint_epochs: int = 10

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_mutual.cuda_graphs import RecordedPass, record_passes
 from nnunet_mutual.modules.ema import MovingAverage
 from nnunet_mutual.modules.tap import FeatureTap
 from nnunet_mutual.objectives.base import Output
@@ -57,6 +58,9 @@ class Peers:
 
     Attributes:
         own: the networks that run in this process.
+        stepped: whether they made a step.
+        settled: whether it has shown how they run best; see :func:`~nnunet_mutual.building.settle`.
+        recorded: their passes as CUDA graphs, once :meth:`record` made them.
     """
 
     def __init__(
@@ -83,6 +87,8 @@ class Peers:
         self.ranks = ranks or Ranks()
         self.partner_levels = partner_levels
         self.own = [n for n in range(len(self.networks)) if self.ranks.runs(n)]
+        self.stepped = self.settled = False
+        self.recorded: dict[int, RecordedPass] = {}
         self._drawing = [_draws(network) for network in self.networks]
         self._overflow = (
             _Overflow(self.networks[0]) if scaler is not None and len(self.own) < len(self.networks) else None
@@ -127,6 +133,28 @@ class Peers:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
+    @property
+    def all_live(self) -> bool:
+        """Whether the graphs of all networks of this process are alive at a time."""
+        return self.memory == "joint" or len(self.own) == 1
+
+    def record(self, data: Sequence[Tensor], autocast: Autocast, *, always: bool) -> None:
+        """Records the passes of the networks of this process as CUDA graphs, which :meth:`passes` replays.
+
+        Args:
+            data: (B, M, *spatial) of each network, as in every step.
+            autocast: see :meth:`passes`.
+            always: even if it does not make them faster.
+
+        Raises:
+            RuntimeError: see :func:`~nnunet_mutual.cuda_graphs.record_passes`.
+        """
+        order = self.own[::-1]
+        networks = [self.networks[n] for n in order]
+        runs = [partial(_forward, network, autocast=autocast) for network in networks]
+        recorded = record_passes(networks, runs, [data[n] for n in order], always=always)
+        self.recorded = dict(zip(order, recorded, strict=False))  # all or none
+
     def passes(
         self, data: Tensor | Sequence[Tensor], autocast: Autocast
     ) -> Iterator[tuple[int, list[Output], list[Output]]]:
@@ -140,11 +168,16 @@ class Peers:
             The index of a network, the outputs of all networks of which only its own has a graph, and all detached.
         """
         seen = [data] * len(self.networks) if isinstance(data, Tensor) else data
-        runs: dict[int, _Live | _Replay] = {}
-        for n in [*self.own[1:], *self.own[:1]]:  # those without a graph run before there is one
-            kind = _Live if self.memory == "joint" or n == self.own[0] else _Replay
+        replayed = bool(self.recorded) and all(self.recorded[n].fits(seen[n]) for n in self.own)
+        runs: dict[int, _Live | _Repeated] = {}
+        for n in reversed(self.own):  # those without a graph run before there is one
             with self.ranks.randomness(n, self._drawing):
-                runs[n] = kind(self.networks[n], seen[n], autocast)
+                if replayed:
+                    runs[n] = _Live(self.recorded[n](seen[n]))
+                elif self.all_live or n == self.own[0]:
+                    runs[n] = _Live(_forward(self.networks[n], seen[n], autocast))
+                else:
+                    runs[n] = _Repeated(self.networks[n], seen[n], autocast)
         recorded = self.ranks.exchange({n: runs[n].recorded for n in self.own}, self.partner_levels)
         for n in self.own:
             yield n, [*recorded[:n], runs[n].take(), *recorded[n + 1 :]], recorded
@@ -177,6 +210,7 @@ class Peers:
 
     def step(self) -> None:
         """Lets all optimisers step, after all backward passes."""
+        self.stepped = True
         for optimizer in self.optimizers:
             if self.scaler is None:
                 optimizer.step()
@@ -227,9 +261,9 @@ class Peers:
 class _Live:
     """A forward pass whose graph waits for its loss."""
 
-    def __init__(self, network: nn.Module, data: Tensor, autocast: Autocast):
-        self._output: Output | None = _forward(network, data, autocast)
-        self.recorded = self._output.detach()
+    def __init__(self, output: Output):
+        self._output: Output | None = output
+        self.recorded = output.detach()
 
     def take(self) -> Output:
         """Returns the output once, so that the graph is freed with it."""
@@ -238,7 +272,7 @@ class _Live:
         return output
 
 
-class _Replay:
+class _Repeated:
     """A forward pass without a graph that is repeated with one later, drawing the same random numbers.
 
     Running statistics, such as those of batch normalisation, move with the repetition only: once per step.

@@ -30,6 +30,7 @@ from training import (
 )
 
 from nnunet_mutual.building import make_peers
+from nnunet_mutual.checkpoints import STATE_KEY
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Objective, Term
 from nnunet_mutual.peers import Peers
@@ -219,6 +220,19 @@ def test_checkpoints_that_must_not_be_continued(preprocessed: Path, what: str) -
     other = trainer_for(preprocessed)
     with pytest.raises(MutualError, match=sentences[what]):
         other.load_checkpoint(str(file))
+
+
+def test_a_checkpoint_from_before_a_setting_existed_is_continued(preprocessed: Path) -> None:
+    trainer = trainer_for(preprocessed)
+    trainer.initialize()
+    file = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    trainer.save_checkpoint(str(file))
+    checkpoint = torch.load(file, weights_only=False)
+    del checkpoint[STATE_KEY]["settings"]["cuda_graphs"]
+    torch.save(checkpoint, file)
+    other = trainer_for(preprocessed)
+    other.load_checkpoint(str(file))
+    assert largest_difference(weights(other), weights(trainer)) == 0
 
 
 class Remembering(Objective):

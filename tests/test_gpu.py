@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from training import GROUPS, SHORT, largest_difference, partial_block
 from two_streams import two_stream_dataset
 
 from nnunet_mutual.config import PeersSettings
-from nnunet_mutual.peers import unwrap
+from nnunet_mutual.peers import Peers, unwrap
 from nnunet_mutual.trainers import (
     MeanTeacherTrainer,
     MutualCorrelationTrainer,
@@ -65,6 +66,7 @@ def test_mixed_precision_trains(
     trainer = on_cuda(preprocessed, trainer_class)
     trainer.run_training()
     assert trainer.grad_scaler is not None and trainer.autocast_dtype == torch.float16
+    assert trainer.peers.recorded  # so small a network is bound by its launches
     logged = trainer.logger.get_value("train_losses", step=None)
     assert np.isfinite(logged).all() and logged[-1] < logged[0] + 1
     if trainer_class.by_group:  # exported before it predicts
@@ -128,3 +130,85 @@ def test_compiled_networks_do_not_recompile(
     for batch in batches[3:]:
         trainer.train_step(batch)
     assert torch._dynamo.utils.counters["frames"]["ok"] == before
+
+
+@pytest.mark.parametrize("trainer_class", TRAINERS)
+def test_cuda_graphs_train_the_same(preprocessed: Path, trainer_class: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_compile", "0")
+    results = []
+    for graphs in ("on", "off"):
+        options = {"memory": "joint"} if issubclass(trainer_class.settings_class, PeersSettings) else {}
+        trainer = on_cuda(preprocessed, trainer_class, cuda_graphs=graphs, amp="off", **options)
+        trainer.run_training()
+        assert bool(trainer.peers.recorded) == (graphs == "on")
+        results.append([unwrap(network).state_dict() for network in trainer.peers.networks])
+    for mine, theirs in zip(*results, strict=True):
+        assert largest_difference(mine, theirs) < 1e-3
+
+
+class Levels(torch.nn.Module):
+    """Logits of two levels, of which the second may be left out of the loss, and a mean that moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Sequential(torch.nn.Conv3d(1, 8, 3, padding=1), torch.nn.BatchNorm3d(8), torch.nn.ReLU())
+        self.heads = torch.nn.ModuleList(torch.nn.Conv3d(8, 2, 1) for _ in range(2))
+
+    def forward(self, data: torch.Tensor) -> list[torch.Tensor]:
+        found = self.first(data)
+        return [head(found) for head in self.heads]
+
+
+class Waiting(Levels):
+    """An architecture that asks the device for a number."""
+
+    def forward(self, data: torch.Tensor) -> list[torch.Tensor]:
+        return [level * float(data.mean() * 0 + 1) for level in super().forward(data)]
+
+
+def three(kind: type[torch.nn.Module]) -> Peers:
+    torch.manual_seed(0)
+    networks = [kind().cuda() for _ in range(3)]
+    return Peers(networks, [torch.optim.SGD(n.parameters(), 0.1) for n in networks], [None] * 3, None)
+
+
+def learn(peers: Peers, data: torch.Tensor) -> list[torch.Tensor]:
+    """A step in which each network learns from the others; returns all weights and buffers."""
+    peers.zero_grad()
+    for n, outputs, recorded in peers.passes(data, nullcontext):
+        others = torch.stack([output.levels[0] for m, output in enumerate(recorded) if m != n]).mean(0)
+        peers.backward((outputs[n].levels[0] - others).square().mean() + outputs[n].levels[0].square().mean())
+    peers.step()
+    return [value.clone() for network in peers.networks for value in network.state_dict().values()]
+
+
+def test_replayed_networks_learn_as_launched_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    launched, replayed = three(Levels), three(Levels)
+    data = torch.randn(6, 2, 1, 12, 16, 14, device="cuda")
+    for step, patch in enumerate(data):
+        expected, found = learn(launched, patch), learn(replayed, patch)
+        for mine, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+        if step == 1:
+            replayed.record([patch] * 3, nullcontext, always=True)
+            assert len(replayed.recorded) == 3
+
+
+def test_data_of_another_shape_are_launched() -> None:
+    launched, replayed = three(Levels), three(Levels)
+    replayed.record([torch.randn(2, 1, 12, 16, 14, device="cuda")] * 3, nullcontext, always=True)
+    patch = torch.randn(1, 1, 8, 8, 8, device="cuda")
+    for mine, theirs in zip(learn(replayed, patch), learn(launched, patch), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_network_that_waits_is_not_recorded_and_trains_on() -> None:
+    peers, patch = three(Waiting), torch.randn(2, 1, 12, 16, 14, device="cuda")
+    with pytest.raises(RuntimeError):
+        peers.record([patch] * 3, nullcontext, always=True)
+    assert not peers.recorded
+    before = learn(peers, torch.randn(2, 1, 12, 16, 14, device="cuda"))
+    after = learn(peers, torch.randn(2, 1, 12, 16, 14, device="cuda"))
+    assert any(not a.equal(b) for a, b in zip(before, after, strict=True))
+    assert all(torch.isfinite(value).all() for value in after)

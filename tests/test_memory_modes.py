@@ -16,6 +16,7 @@ from training import GROUPS, SHORT, assert_same_optimizer, largest_difference, p
 from two_streams import two_stream_dataset
 
 import nnunet_mutual.trainers as trainers
+from nnunet_mutual.objectives import Output
 from nnunet_mutual.peers import Memory, Peers, unwrap
 from nnunet_mutual.trainers import MutualPartialTrainer
 
@@ -78,7 +79,44 @@ def test_passes_without_a_graph_come_first() -> None:
     for n, network in enumerate(networks):
         network.register_forward_hook(lambda *_, n=n: ran.append((n, torch.is_grad_enabled())))
     one_step(networks, "sequential", torch.randn(1, 1, 4, 4, 4))
-    assert ran == [(1, False), (2, False), (0, True), (1, True), (2, True)]
+    assert ran == [(2, False), (1, False), (0, True), (1, True), (2, True)]
+
+
+def test_joint_networks_run_backward_in_the_opposite_order() -> None:
+    """As CUDA graphs they share memory, which is right in this order only."""
+    networks: list[nn.Module] = [nn.Conv3d(1, 2, 3) for _ in range(3)]
+    ran: list[tuple[str, int]] = []
+    for n, network in enumerate(networks):
+        network.register_forward_hook(lambda *_, n=n: ran.append(("forward", n)))
+        network.register_full_backward_hook(lambda *_, n=n: ran.append(("backward", n)))
+    one_step(networks, "joint", torch.randn(1, 1, 4, 4, 4))
+    assert ran == [("forward", n) for n in (2, 1, 0)] + [("backward", n) for n in (0, 1, 2)]
+
+
+class Recorded:
+    """Stands for a recorded pass, which needs a GPU."""
+
+    def __init__(self, network: nn.Module, shape: tuple[int, ...]):
+        self.network, self.shape, self.calls = network, shape, 0
+
+    def fits(self, data: Tensor) -> bool:
+        return data.shape == self.shape
+
+    def __call__(self, data: Tensor) -> Output:
+        self.calls += 1
+        return Output([self.network(data)])
+
+
+@pytest.mark.parametrize("size, calls", [(4, 1), (5, 0)], ids=["of the recording", "of another shape"])
+def test_recorded_passes_are_replayed_for_data_like_theirs(size: int, calls: int) -> None:
+    networks: list[nn.Module] = [nn.Conv3d(1, 2, 3) for _ in range(2)]
+    recorded = {n: Recorded(network, (1, 1, 4, 4, 4)) for n, network in enumerate(networks)}
+    peers = Peers(networks, [torch.optim.SGD(network.parameters(), 0.1) for network in networks], [None] * 2, None)
+    peers.recorded = recorded  # type: ignore[assignment]
+    for n, outputs, _ in peers.passes(torch.randn(1, 1, size, size, size), nullcontext):
+        peers.backward(outputs[n].levels[0].square().mean())
+    assert [own.calls for own in recorded.values()] == [calls, calls]
+    assert all(p.grad is not None for network in networks for p in network.parameters())
 
 
 @pytest.mark.parametrize("name", ["MeanTeacherTrainer", "MutualPrototypeTrainer"])

@@ -175,7 +175,7 @@ def test_the_halves_are_nnunets_mirroring(nnunet_folders: Path, configuration: s
         predictor_for(trainer, trainer.network, mirroring=True) as stock,
     ):
         own = PseudoLabeller(trainer, [both], [frozenset(["liver"])], FilterSettings())
-        halves = own._halves(0, image)
+        halves = [half.float() for half in own._halves(0, image)]
         number = 2 ** len(patch)
         mean = (halves[0] + (number - 1) * halves[1]) / number
         expected = stock.predict_sliding_window_return_logits(image).float()
@@ -197,7 +197,7 @@ def test_without_axes_to_mirror_there_is_one_opinion(nnunet_folders: Path) -> No
         predictor_for(trainer, trainer.network, mirroring=True) as stock,
     ):
         (found,) = PseudoLabeller(trainer, [own], [frozenset(["liver"])], FilterSettings())._halves(0, image)
-        torch.testing.assert_close(found, stock.predict_sliding_window_return_logits(image).float())
+        torch.testing.assert_close(found.float(), stock.predict_sliding_window_return_logits(image).float())
 
 
 def test_stored_cases(nnunet_folders: Path) -> None:

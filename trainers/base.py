@@ -87,7 +87,6 @@ class MutualTrainer(nnUNetTrainer):
         self.epochs_done = 0
         self.iteration = 0
         self.stage = 1
-        self.memory_settled = False
         self.deployed = 0
         self.rhythm = SaveRhythm(self.settings.checkpoint_epochs, self.settings.checkpoint_minutes)
         self.plot = ProgressPlot()
@@ -337,6 +336,7 @@ class MutualTrainer(nnUNetTrainer):
             for objective in self.objectives if self.peers.own else []:
                 objective.ask(moved, progress)
         seen = [self.seen_by(n, moved.data) for n in range(number)]
+        building.settle(self, seen)
         for peer, outputs, recorded in self.peers.passes(seen, self.autocast):
             with self.autocast():
                 if peer == self.peers.own[0]:
@@ -354,7 +354,6 @@ class MutualTrainer(nnUNetTrainer):
             record = record.cpu()
             self.guard.check(record.tolist(), place)
         self.peers.step()
-        building.settle_memory(self)
         with torch.no_grad():
             for objective in self.objectives if recorded else []:  # none, where no network of this stage runs here
                 objective.update(recorded, moved)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnunet_mutual.annotation import AnnotationTable
-from nnunet_mutual.building import compiled, make_peers
+from nnunet_mutual.building import make_peers, teacher
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.needs import Needs
 from nnunet_mutual.objectives import Objective
@@ -57,7 +57,7 @@ class MeanTeacherTrainer(TwoStreamTrainer):
     def build_peers(self) -> Peers:
         """Returns the student; its moving average is the teacher."""
         peers = make_peers(self, 1)
-        self._teacher: nn.Module = compiled(self, peers.averages[0].network)
+        self._teacher = teacher(self, peers.averages[0].network)
         return peers
 
     def build_objectives(self) -> list[Objective]:

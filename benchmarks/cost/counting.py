@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -41,13 +42,29 @@ def total_bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 def counted_bytes(trainer: Any, batch: dict[str, Any]) -> dict[str, int]:
     """Returns bytes of states and gradients, and the most that a step keeps for its backward pass."""
-    trainer.train_step(batch)
     held = states(trainer)
     kept = Kept({p.untyped_storage().data_ptr() for p in (*held["parameters"], *held["averages"])})
-    with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda entry: entry.tensor):
+    with one_by_one(trainer), torch.autograd.graph.saved_tensors_hooks(kept.add, lambda entry: entry.tensor):
         trainer.train_step(batch)
     counted = {name: total_bytes(tensors) for name, tensors in held.items()}
     return {**counted, "gradients": gradient_bytes(trainer), "saved": kept.most}
+
+
+@contextmanager
+def one_by_one(trainer: Any) -> Iterator[None]:
+    """Launches kernels one by one for a while: what CUDA graphs keep is hidden from autograd."""
+    if not hasattr(trainer, "peers"):
+        yield
+        return
+    recorded, trainer.peers.recorded = trainer.peers.recorded, {}
+    yield
+    trainer.peers.recorded = recorded
+
+
+def graph_bytes() -> int:
+    """Returns the memory of all CUDA graphs, which stays theirs between steps."""
+    segments = torch.cuda.memory_snapshot() if torch.cuda.is_available() else []
+    return sum(segment["total_size"] for segment in segments if tuple(segment["segment_pool_id"]) != (0, 0))
 
 
 def gradient_bytes(trainer: Any) -> int:

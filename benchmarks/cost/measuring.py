@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cost.counting import compiled_frames, counted_bytes, networks_of, peak_bytes, waits
+from cost.counting import compiled_frames, counted_bytes, graph_bytes, networks_of, peak_bytes, waits
 from cost.trainers import WITHOUT_OCC, Recipe, start
 
 Clock = Callable[[], float]
@@ -25,6 +25,7 @@ def measure(
     *,
     mixed: bool,
     compiled: bool,
+    graphs: str,
     pairs: int,
     draws: int,
 ) -> dict[str, Any]:
@@ -36,16 +37,20 @@ def measure(
         device: where the networks are.
         mixed: whether in mixed precision.
         compiled: whether by torch.compile.
+        graphs: the setting cuda_graphs.
         pairs: rounds in which each trainer takes a step.
         draws: rounds in which each draws a batch; 0 leaves the loader out.
     """
-    trainers = {name: start(recipe, work, device, mixed=mixed, compiled=compiled) for name, recipe in recipes.items()}
+    options: dict[str, Any] = {"mixed": mixed, "compiled": compiled, "graphs": graphs}
+    trainers = {name: start(recipe, work, device, **options) for name, recipe in recipes.items()}
     batches = _batches(trainers)
+    in_graphs = {name: _settle(trainer, batches[name][0]) for name, trainer in trainers.items()}
     memory = {name: counted_bytes(trainer, batches[name][0]) for name, trainer in trainers.items()}
     counts = {name: {"waits": waits(trainer, batches[name][0])} for name, trainer in trainers.items()}
     if device.type == "cuda":
         for name, trainer in trainers.items():
-            counts[name]["peak_bytes"] = peak_bytes(trainer, batches[name][0])
+            counts[name]["peak_bytes"] = peak_bytes(trainer, batches[name][0]) + in_graphs[name]
+            counts[name]["graph_bytes"] = in_graphs[name]
     # Processor seconds do not count what other processes take; they mean nothing for threads or a GPU.
     clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     seconds = {
@@ -72,12 +77,21 @@ def measure(
         "batch_size": configuration.batch_size,
         "features": configuration.network_arch_init_kwargs["features_per_stage"],
         "compiled": compiled,
+        "cuda_graphs": graphs,
         "median_seconds": seconds,
         "bytes": memory,
         "counts": counts,
         "networks": networks,
         "ratio": ratio,
     }
+
+
+def _settle(trainer: Any, batch: Any) -> int:
+    """Makes the first steps, in which CUDA graphs are recorded; returns the memory of these."""
+    before = graph_bytes()
+    for _ in range(2):  # networks first, then their teachers
+        trainer.train_step(batch)
+    return graph_bytes() - before
 
 
 def _batches(trainers: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -38,6 +38,7 @@ def _one(name: str, content: dict[str, Any], measured: dict[str, Any]) -> str:
     where = content["hardware"]
     device = where["cpu"] if where["accelerator"] == "none used" else where["accelerator"]
     how = f"{measured['precision']}, {'compiled' if measured['compiled'] else 'not compiled'}"
+    how += f", CUDA graphs {measured['cuda_graphs']}" if measured.get("cuda_graphs", "off") != "off" else ""
     patch = " x ".join(map(str, measured["patch_size"]))
     network = f"features {measured['features'][0]} to {measured['features'][-1]}, patch {patch}"
     rows = {name: _cells(name, content["bars"].get(name, {}), measured) for name in ("stock", *measured["ratio"])}

@@ -64,7 +64,7 @@ def recipes(parts: int, networks: Sequence[int]) -> dict[str, Recipe]:
     return found
 
 
-def start(recipe: Recipe, work: Path, device: torch.device, *, mixed: bool, compiled: bool) -> Any:
+def start(recipe: Recipe, work: Path, device: torch.device, *, mixed: bool, compiled: bool, graphs: str = "off") -> Any:
     """Returns a trainer in the middle of its first epoch.
 
     Args:
@@ -73,10 +73,12 @@ def start(recipe: Recipe, work: Path, device: torch.device, *, mixed: bool, comp
         device: where it trains.
         mixed: mixed precision (float16 on CUDA, bfloat16 on a CPU) instead of float32.
         compiled: whether the networks are compiled, which nnU-Net leaves out on CPUs.
+        graphs: the setting cuda_graphs.
     """
     folder = work / "nnUNet_preprocessed" / recipe.dataset
     plans = read_json(folder / "nnUNetPlans.json")
-    plans["configurations"][CONFIGURATION]["mutual"] = {"amp": "auto" if mixed else "off", "seed": 0, **recipe.block}
+    common = {"amp": "auto" if mixed else "off", "cuda_graphs": graphs, "seed": 0}
+    plans["configurations"][CONFIGURATION]["mutual"] = {**common, **recipe.block}
     plans["continue_training"] = False
     torch.manual_seed(0)
     if recipe.trainer is not None:

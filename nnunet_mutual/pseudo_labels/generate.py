@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from nnunet_mutual.trainers.base import MutualTrainer
 
 Volumes = dict[str, list[float]]
+SLAB = 32  # planes
 
 
 @dataclass(frozen=True)
@@ -144,15 +145,13 @@ class PseudoLabeller:
         masks: dict[str, list[np.ndarray]] = {name: [] for name in names}
         total: Any = 0.0
         for n in sorted({n for members in networks.values() for n in members}):
-            halves = self._halves(n, image)
-            p = self._probabilities(_mean_of(halves, 2 ** len(self.mirror_axes)))
             own = [name for name in names if n in networks[name]]
+            p, above = self._ask(n, image, [self.channel[name] for name in own])
             weight = np.zeros((len(p), *[1] * (p.ndim - 1)), np.float32)
-            for name in own:
+            for i, name in enumerate(own):
                 weight[self.channel[name]] = 1 / len(networks[name])
                 alone = len(networks[name]) == 1  # then nnU-Net's mirroring gives the second opinion
-                opinions = [self._probabilities(half) for half in halves] if alone else [p]
-                masks[name] += [opinion[self.channel[name]] > 0.5 for opinion in opinions]
+                masks[name] += list(above[1:, i] if alone else above[:1, i])
             total = total + weight * p
         agreements = {
             name: min((agreement(a, b) for a, b in itertools.combinations(found, 2)), default=None)
@@ -162,13 +161,29 @@ class PseudoLabeller:
         several = (total[[self.channel[name] for name in names]] > 0.5).sum(0) > 1
         return Prediction(total, agreements, networks, None if self.table.is_regions else several)
 
+    def _ask(self, network: int, image: Tensor, channels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Asks a network; on its device, and slab by slab, since float32 takes several times the memory of the logits.
+
+        Returns:
+            (C, *spatial) float32 probabilities, and (1 + halves, channels, *spatial) bool, where some of them exceed
+            one half: with mirroring, then by the image alone and by its mirrored copies alone.
+        """
+        p, above = [], []
+        halves = self._halves(network, image)
+        for slabs in zip(*(half.split(SLAB, 1) for half in halves), strict=True):
+            parts = [slab.float() for slab in slabs]
+            said = [self._probabilities(z) for z in (_mean_of(parts, 2 ** len(self.mirror_axes)), *parts)]
+            p.append(said[0].cpu())
+            above.append(torch.stack([opinion[list(channels)] > 0.5 for opinion in said]).cpu())
+        return torch.cat(p, 1).numpy(), torch.cat(above, 2).numpy()
+
     def _halves(self, network: int, image: Tensor) -> list[Tensor]:
         """Logits without mirroring, and the mean over all mirrored images where there are axes to mirror."""
-        logits: Tensor = self.predictors[network].predict_sliding_window_return_logits(image).cpu().float()
+        logits: Tensor = self.predictors[network].predict_sliding_window_return_logits(image)
         return list(logits.chunk(2)) if self.mirror_axes else [logits]
 
-    def _probabilities(self, logits: Tensor) -> np.ndarray:
-        return (logits.sigmoid() if self.table.is_regions else logits.softmax(0)).numpy()
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid() if self.table.is_regions else logits.softmax(0)
 
     def _decide_main(
         self, case: Case, names: Sequence[str], found: Prediction, drawn: np.ndarray, settings: FilterSettings
