@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_mutual.config import PeersSettings
-from nnunet_mutual.cuda_graphs import RecordedTeacher
 from nnunet_mutual.modules.tap import FeatureTap, feature_stage
 from nnunet_mutual.objectives.supervised import SupervisedObjective, deep_supervision_weights
 from nnunet_mutual.peers import Memory, Peers, unwrap
@@ -67,6 +67,7 @@ def make_peers(trainer: MutualTrainer, number: int, auxiliary: Sequence[nn.Modul
         memory=memory,
         heads=used,
         decay=decay,
+        compiled=partial(compiled, trainer),
         auxiliary=len(auxiliary),
         ranks=trainer.ranks,
         partner_levels=_partner_levels(trainer),
@@ -186,11 +187,6 @@ def compiled(trainer: MutualTrainer, network: nn.Module) -> nn.Module:
     if trainer._do_i_compile():
         network = torch.compile(network)  # type: ignore[assignment] # a module, as nnU-Net relies on
     return network
-
-
-def teacher(trainer: MutualTrainer, network: nn.Module) -> RecordedTeacher:
-    """Returns a network that is asked in training and gets no gradient: compiled, and recorded where the others are."""
-    return RecordedTeacher(compiled(trainer, network), lambda: bool(trainer.peers.recorded))
 
 
 def strides(trainer: MutualTrainer) -> list[Any]:

@@ -23,17 +23,17 @@ WHILE_OTHERS_WORK = "thread_local"  # capture mode: loaders pin memory in thread
 Run = Callable[[Tensor], Output]
 
 
-class RecordedTeacher:
-    """A pass without gradients that is recorded at a call, and from then on replayed for data of that shape.
+class RecordedCall:
+    """A network that is asked, without gradients: recorded at a call, and from then on replayed for data of that shape.
 
     What it returns is valid until the next call.
 
     Args:
         network: called with a tensor.
-        wanted: asked at every call whether to record and replay.
+        wanted: asked at every call whether to record and replay (anything but 0).
     """
 
-    def __init__(self, network: Callable[[Tensor], Any], wanted: Callable[[], bool]):
+    def __init__(self, network: Callable[[Tensor], Any], wanted: Callable[[], int]):
         self._network = network
         self._wanted = wanted
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -47,8 +47,8 @@ class RecordedTeacher:
         if self._graph is None:
             try:
                 self._record(data)
-            except RuntimeError:  # as of the networks that it is an average of, which say so
-                self._wanted = lambda: False
+            except RuntimeError:  # memory that does not suffice: it is only slower without
+                self._wanted = lambda: 0
         if self._graph is None or not _alike(data, self._data):
             return self._network(data)
         self._data.copy_(data)
@@ -202,11 +202,14 @@ class _Replayed(torch.autograd.Function):
 def _recording() -> Iterator[torch.cuda.Stream]:
     """Gives a stream, since the default one cannot be recorded, and leaves random numbers as they were.
 
-    After a recording that failed, PyTorch would refuse to draw any.
+    After a recording that failed, PyTorch would refuse to draw any. Weights that autocast cast before must not be
+    found in its cache: the recording would go on reading these.
     """
     generator = torch.cuda.default_generators[torch.cuda.current_device()]
     before, stream = generator.clone_state(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
+    caching = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
     try:
         yield stream
         generator.set_state(before.get_state())
@@ -215,6 +218,7 @@ def _recording() -> Iterator[torch.cuda.Stream]:
         torch.cuda.empty_cache()
         raise
     finally:
+        torch.set_autocast_cache_enabled(caching)
         torch.cuda.current_stream().wait_stream(stream)
 
 

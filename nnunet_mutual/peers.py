@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_mutual.cuda_graphs import RecordedPass, record_passes
+from nnunet_mutual.cuda_graphs import RecordedCall, RecordedPass, record_passes
 from nnunet_mutual.modules.ema import MovingAverage
 from nnunet_mutual.modules.tap import FeatureTap
 from nnunet_mutual.objectives.base import Output
@@ -52,6 +52,7 @@ class Peers:
         memory: "joint" or "sequential".
         heads: modules that objectives train beside the networks.
         decay: of a moving average of each network's weights, which then is evaluated in its place; 0 for none.
+        compiled: compiles the moving averages; the networks come compiled.
         auxiliary: how many of the last networks are of another architecture and learn along, never to be deployed.
         ranks: which networks run in this process.
         partner_levels: of the logits that networks learn from each other; None for all.
@@ -61,6 +62,7 @@ class Peers:
         stepped: whether they made a step.
         settled: whether it has shown how they run best; see :func:`~nnunet_mutual.building.settle`.
         recorded: their passes as CUDA graphs, once :meth:`record` made them.
+        asked: what is asked without gradients, by validation and by objectives: the moving averages, else the networks.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Peers:
         memory: Memory = "joint",
         heads: nn.Module | None = None,
         decay: float = 0.0,
+        compiled: Callable[[nn.Module], nn.Module] = lambda network: network,
         auxiliary: int = 0,
         ranks: Ranks | None = None,
         partner_levels: frozenset[int] | None = None,
@@ -94,6 +97,8 @@ class Peers:
             _Overflow(self.networks[0]) if scaler is not None and len(self.own) < len(self.networks) else None
         )
         self.averages = [MovingAverage(unwrap(network), decay) for network in self.deployable] if decay else []
+        compiled_averages = [compiled(average.network) for average in self.averages]
+        self.asked = [RecordedCall(n, self.recorded.__len__) for n in compiled_averages or self.deployable]
 
     def __repr__(self) -> str:
         return f"Peers({len(self.networks)} x {type(unwrap(self.networks[0])).__name__}, {self.memory})"
@@ -153,7 +158,7 @@ class Peers:
         networks = [self.networks[n] for n in order]
         runs = [partial(_forward, network, autocast=autocast) for network in networks]
         recorded = record_passes(networks, runs, [data[n] for n in order], always=always)
-        self.recorded = dict(zip(order, recorded, strict=False))  # all or none
+        self.recorded.update(zip(order, recorded, strict=False))  # all or none
 
     def passes(
         self, data: Tensor | Sequence[Tensor], autocast: Autocast

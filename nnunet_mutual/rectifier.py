@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from nnunet_mutual.building import teacher
+from nnunet_mutual.building import compiled
+from nnunet_mutual.cuda_graphs import RecordedCall
 from nnunet_mutual.modules.ema import MovingAverage
 from nnunet_mutual.modules.interaction import DynamicInteraction, RectifiedNetwork, feature_maps
 from nnunet_mutual.objectives.prototypes import PrototypeObjective
@@ -50,7 +51,8 @@ class Rectifier:
         self.average.restart(self.objective.interaction)  # whose weights came from the first process meanwhile
         parts: Any = peers.averages[0].network, self.average.network, self.maps
         self.network = RectifiedNetwork(*parts).eval()
-        self._in_parts = teacher(self.trainer, RectifiedNetwork(*parts, in_parts=True).eval())
+        in_parts = compiled(self.trainer, RectifiedNetwork(*parts, in_parts=True).eval())
+        self._in_parts = RecordedCall(in_parts, peers.recorded.__len__)
 
     def ask(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """Returns the teacher's logits of every level, and the class scores."""

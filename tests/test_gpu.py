@@ -141,9 +141,32 @@ def test_cuda_graphs_train_the_same(preprocessed: Path, trainer_class: type, mon
         trainer = on_cuda(preprocessed, trainer_class, cuda_graphs=graphs, amp="off", **options)
         trainer.run_training()
         assert bool(trainer.peers.recorded) == (graphs == "on")
-        results.append([unwrap(network).state_dict() for network in trainer.peers.networks])
+        losses = torch.tensor(trainer.logger.get_value("val_losses", step=None))
+        results.append([{"losses": losses}, *(unwrap(network).state_dict() for network in trainer.peers.networks)])
     for mine, theirs in zip(*results, strict=True):
         assert largest_difference(mine, theirs) < 1e-3
+
+
+@pytest.mark.parametrize("trainer_class", TRAINERS)
+def test_validation_asks_the_weights_of_now(
+    preprocessed: Path, trainer_class: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights in half precision that a recording kept would be those of its day."""
+    monkeypatch.setenv("nnUNet_compile", "0")
+    trainer = on_cuda(preprocessed, trainer_class, cuda_graphs="on")
+    trainer.on_train_start()
+    batch = next(trainer.dataloader_val)
+    for _ in range(3):
+        trainer.on_train_epoch_start()
+        for _ in range(4):
+            trainer.train_step(next(trainer.dataloader_train))
+        trainer.on_validation_epoch_start()
+        with torch.no_grad(), trainer.autocast():
+            images = trainer.to_batch(batch).data
+            found = [level.clone() for level in trainer.evaluate(0, images)]
+            expected = trainer.peers.evaluated[0](trainer.seen_by(0, images))
+        for mine, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-2, atol=1e-2)
 
 
 class Levels(torch.nn.Module):

@@ -46,7 +46,7 @@ def validated(trainer: Any, logits: Tensor, keys: list[str]) -> tuple[dict[str, 
             break
         batch = next(loader)
     assert sorted(batch["keys"]) == keys
-    trainer.peers.networks[0] = Fixed(logits)
+    trainer.peers.asked[0] = Fixed(logits)
     return trainer.validation_step(batch), batch
 
 
@@ -115,7 +115,7 @@ def test_a_perfect_network_scores_one_although_it_finds_what_nobody_drew(nnunet_
     drawn[1][truth[1] == 1] = 0
     levels = [drawn[:, None, :: 2**i, :: 2**i, :: 2**i] for i in range(2)]
     batch = {"data": torch.zeros(2, 1, 16, 16, 16), "target": levels, "keys": np.array(KEYS[:2])}
-    trainer.peers.networks[0] = Fixed(10 * nn.functional.one_hot(truth, 4).movedim(-1, 1).float())
+    trainer.peers.asked[0] = Fixed(10 * nn.functional.one_hot(truth, 4).movedim(-1, 1).float())
     step = trainer.validation_step(batch)
     assert step["tp_hard"].min() > 0
     trainer.on_validation_epoch_end([step])

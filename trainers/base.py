@@ -386,7 +386,7 @@ class MutualTrainer(nnUNetTrainer):
 
     def evaluate(self, candidate: int, images: Tensor) -> list[Tensor]:
         """Returns the logits of a network that may be deployed, highest resolution first."""
-        output = self.peers.evaluated[candidate](self.seen_by(candidate, images))
+        output = self.peers.asked[candidate](self.seen_by(candidate, images))
         return list(output) if isinstance(output, (list, tuple)) else [output]
 
     def network_labels(self) -> list[frozenset[str]]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from nnunet_mutual.annotation import AnnotationTable
-from nnunet_mutual.building import make_peers, teacher
+from nnunet_mutual.building import make_peers
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.needs import Needs
 from nnunet_mutual.objectives import Objective
@@ -56,9 +56,7 @@ class MeanTeacherTrainer(TwoStreamTrainer):
 
     def build_peers(self) -> Peers:
         """Returns the student; its moving average is the teacher."""
-        peers = make_peers(self, 1)
-        self._teacher = teacher(self, peers.averages[0].network)
-        return peers
+        return make_peers(self, 1)
 
     def build_objectives(self) -> list[Objective]:
         """Returns what the student learns."""
@@ -79,6 +77,6 @@ class MeanTeacherTrainer(TwoStreamTrainer):
     def _ask_teacher(self, images: Tensor) -> Tensor:
         alone = len(images) == 1 and images.device.type == "cpu"
         # PyTorch convolves a single sample on a CPU without oneDNN, which takes longer than two samples with it.
-        output = self._teacher(images.expand(2, *images.shape[1:]) if alone else images)
+        output = self.peers.asked[0](images.expand(2, *images.shape[1:]) if alone else images)
         logits: Tensor = output[0] if isinstance(output, (list, tuple)) else output
         return logits[:1] if alone else logits

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nnunet_mutual.annotation import AnnotationTable
-from nnunet_mutual.building import make_peers, teacher
+from nnunet_mutual.building import make_peers
 from nnunet_mutual.checkpoints import pack_network, save_atomically
 from nnunet_mutual.config import TermWeights, planned_memory
 from nnunet_mutual.errors import MutualError
@@ -161,7 +161,6 @@ class MutualCrossModalTrainer(TwoStreamTrainer):
         peers = make_peers(self, len(self.groups.names))
         self._clear(peers)
         peers.restart_averages()
-        self._teachers = [teacher(self, average.network) for average in peers.averages]
         return peers
 
     def _clear(self, peers: Peers) -> None:
@@ -224,7 +223,7 @@ class MutualCrossModalTrainer(TwoStreamTrainer):
 
     def _logits(self, network: int, images: Tensor) -> Tensor:
         def ask() -> Tensor:
-            output = self._teachers[network](images)
+            output = self.peers.asked[network](images)
             logits: Tensor = output[0] if isinstance(output, (list, tuple)) else output
             return logits
 

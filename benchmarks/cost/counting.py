@@ -56,9 +56,11 @@ def one_by_one(trainer: Any) -> Iterator[None]:
     if not hasattr(trainer, "peers"):
         yield
         return
-    recorded, trainer.peers.recorded = trainer.peers.recorded, {}
+    recorded = trainer.peers.recorded
+    kept = dict(recorded)
+    recorded.clear()
     yield
-    trainer.peers.recorded = recorded
+    recorded.update(kept)
 
 
 def graph_bytes() -> int:
