@@ -10,7 +10,7 @@ from loss_contract import keeps_the_contract
 
 from nnunet_mutual.losses.contrast import draw_negatives, info_nce, softened_positives
 from nnunet_mutual.modules.centroids import ClassCentroids
-from nnunet_mutual.objectives.sampling import any_of
+from nnunet_mutual.objectives.sampling import any_of, at_voxels
 
 
 def random(*size: int) -> torch.Tensor:
@@ -111,3 +111,14 @@ def test_voxels_are_drawn_among_the_eligible_ones() -> None:
     assert counts.sum(1).tolist() == [20, 1, 0]
     assert len(chosen[0].unique()) == 20 and (chosen[0] % 2 == 0).all() and chosen[1][counts[1]].tolist() == [7]
     assert not torch.equal(any_of(eligible, 20)[0], chosen)
+
+
+def test_features_of_voxels_and_their_gradient() -> None:
+    """Those of indexing, without the copies of the map that its backward pass makes."""
+    features = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64, requires_grad=True)
+    sample, voxel = torch.tensor([[0, 1], [1, 1]]), torch.tensor([[7, 0], [119, 119]])  # one voxel twice
+    found, expected = at_voxels(features, sample, voxel), features.flatten(2)[sample, :, voxel]
+    assert found.shape == (2, 2, 3) and torch.equal(found, expected)
+    weights = torch.randn(2, 2, 3, dtype=torch.float64)
+    mine, theirs = (torch.autograd.grad((x * weights).sum(), features)[0] for x in (found, expected))
+    torch.testing.assert_close(mine, theirs)

@@ -23,7 +23,7 @@ from nnunet_mutual.losses.soft import soft_label_loss
 from nnunet_mutual.modules.bank import FeatureBank
 from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
 from nnunet_mutual.objectives.organs import ramp, truth_of
-from nnunet_mutual.objectives.sampling import gathered, spread
+from nnunet_mutual.objectives.sampling import at_voxels, gathered, spread
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 
 STRIDE = 1  # of the features: full resolution
@@ -172,7 +172,7 @@ class CorrelationObjective(Objective):
         assert isinstance(self.heads, nn.ModuleList) and self._places is not None and self._memory is not None
         sample, voxel = self._places
         memory, usable = self._memory
-        queries = self.heads[peer](output.features[STRIDE].flatten(2)[sample, :, voxel])
+        queries = self.heads[peer](at_voxels(output.features[STRIDE], sample, voxel))
         if self.weights.published:
             return correlation(queries, memory, usable, temperature=CORRELATION_TEMPERATURE, cosine=False)
         mean, deviation = self._scales[peer]

@@ -20,7 +20,7 @@ from nnunet_mutual.modules.interaction import prototypes_per_class
 from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
 from nnunet_mutual.objectives.organs import pasted_targets, ramp, truth_of
 from nnunet_mutual.objectives.prototypes import PrototypeObjective
-from nnunet_mutual.objectives.sampling import any_of, gathered, spread
+from nnunet_mutual.objectives.sampling import any_of, at_voxels, gathered, spread
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 
 STRIDE = 1  # of the features that are contrasted: full resolution
@@ -186,9 +186,8 @@ class RectificationObjective(Objective):
     def _embed(self, features: Tensor, where: Tensor) -> Tensor:
         """Embeddings (*where, D) of voxels of a batch."""
         assert self.heads is not None
-        flat = features.flatten(2)
-        voxels = flat.shape[2]
-        chosen = flat[torch.div(where, voxels, rounding_mode="floor"), :, where % voxels]
+        voxels = features[0, 0].numel()
+        chosen = at_voxels(features, torch.div(where, voxels, rounding_mode="floor"), where % voxels)
         return self.heads(chosen.float()).float()  # outside of autocast, features may be in half precision
 
     # Terms
