@@ -138,12 +138,12 @@ def _sample_counts(
 
 def _restricted(logits: Tensor, heirs: Tensor) -> Tensor:
     """The classes (B, 1, *spatial) that predicted ones count as."""
-    likeliest = logits.argmax(1, keepdim=True)
+    likeliest = logits.max(1, keepdim=True).indices  # on CPUs much faster than argmax
     if heirs.ndim == 2:
         return heirs.gather(1, likeliest.flatten(1)).view_as(likeliest)
     asked = likeliest.flatten(1)[:, None].expand(-1, logits.shape[1], -1)
     allowed = heirs.transpose(1, 2).gather(2, asked).view_as(logits)
-    return logits.masked_fill(~allowed, -torch.inf).argmax(1, keepdim=True)
+    return logits.masked_fill(~allowed, -torch.inf).max(1, keepdim=True).indices
 
 
 class Ranking:

@@ -162,8 +162,8 @@ class _Level(nn.Module):
         """Takes (B, F, *spatial) and (B, K R, D); returns cues (B, K, *spatial) and the changed queries."""
         with without_autocast(features.device):
             tokens = self.token_norm(self.embed(features.float()).flatten(2).transpose(1, 2))
-            asked = self.to_query(self.query_norm(queries))
-            scores = asked @ self.to_key(tokens).transpose(1, 2) / SIZE**0.5
+            asked = self.to_query(self.query_norm(queries)) / SIZE**0.5
+            scores = asked @ self.to_key(tokens).transpose(1, 2)
             if self.update is not None:
                 found = scores.softmax(2) @ self.update["to_value"](tokens)
                 queries = queries + self.update["out"](found)

@@ -115,8 +115,11 @@ class RectificationObjective(Objective):
         plain = self.weights.published and progress.fraction < PUBLISHED_PLAIN
         said = probabilities(logits if plain else self._rectify(logits, scores), regions=self.regions)
         inside = views.inside[: views.unlabelled]
-        certainty = torch.maximum(said, 1 - said) if self.regions else said.amax(1, keepdim=True)
-        target = (said > 0.5).float() if self.regions else _one_hot(said)
+        if self.regions:
+            certainty, target = torch.maximum(said, 1 - said), (said > 0.5).float()
+        else:
+            certainty, winner = said.max(1, keepdim=True)  # on CPUs much faster than argmax
+            target = torch.zeros_like(said).scatter_(1, winner, 1)
         self._share = self._confident_share(target, certainty >= self.weights.confidence, inside)
         ignore = self.supervised.ignore_label
         self._target, self._certainty = pasted_targets(target, certainty * inside, batch, self.knowledge, ignore)
@@ -272,10 +275,6 @@ class RectificationObjective(Objective):
         """See :meth:`Objective.load_state_dict`."""
         self.centroids.load_state_dict(state["centroids"])
         self._numbers.copy_(state["numbers"])
-
-
-def _one_hot(p: Tensor) -> Tensor:
-    return torch.zeros_like(p).scatter_(1, p.argmax(1, keepdim=True), 1)
 
 
 def _at(x: Tensor, size: torch.Size) -> Tensor:
