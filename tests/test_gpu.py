@@ -103,16 +103,21 @@ def test_a_step_waits_for_the_device_once(
     assert len(waits) <= 1 + len(trainer.peers.optimizers), waits
 
 
+def trained_alike(one: Any, other: Any) -> bool:
+    """Trains two trainers; whether networks and validation come out as the same ones."""
+    results = []
+    for trainer in (one, other):
+        trainer.run_training()
+        losses = torch.tensor(trainer.logger.get_value("val_losses", step=None))
+        results.append([{"losses": losses}, *(unwrap(network).state_dict() for network in trainer.peers.networks)])
+    return all(largest_difference(mine, theirs) < 1e-3 for mine, theirs in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("trainer_class", MUTUAL)
 def test_memory_modes_agree(preprocessed: Path, trainer_class: type, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("nnUNet_compile", "0")
-    results = []
-    for memory in ("joint", "sequential"):
-        trainer = on_cuda(preprocessed, trainer_class, memory=memory, amp="off", num_iterations_per_epoch=2)
-        trainer.run_training()
-        results.append([unwrap(network).state_dict() for network in trainer.peers.networks])
-    for mine, theirs in zip(*results, strict=True):
-        assert largest_difference(mine, theirs) < 1e-3
+    options = {"amp": "off", "num_iterations_per_epoch": 2}
+    assert trained_alike(*(on_cuda(preprocessed, trainer_class, memory=m, **options) for m in ("joint", "sequential")))
 
 
 @pytest.mark.parametrize("trainer_class", MUTUAL)
@@ -135,16 +140,10 @@ def test_compiled_networks_do_not_recompile(
 @pytest.mark.parametrize("trainer_class", TRAINERS)
 def test_cuda_graphs_train_the_same(preprocessed: Path, trainer_class: type, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("nnUNet_compile", "0")
-    results = []
-    for graphs in ("on", "off"):
-        options = {"memory": "joint"} if issubclass(trainer_class.settings_class, PeersSettings) else {}
-        trainer = on_cuda(preprocessed, trainer_class, cuda_graphs=graphs, amp="off", **options)
-        trainer.run_training()
-        assert bool(trainer.peers.recorded) == (graphs == "on")
-        losses = torch.tensor(trainer.logger.get_value("val_losses", step=None))
-        results.append([{"losses": losses}, *(unwrap(network).state_dict() for network in trainer.peers.networks)])
-    for mine, theirs in zip(*results, strict=True):
-        assert largest_difference(mine, theirs) < 1e-3
+    options = {"amp": "off", **({"memory": "joint"} if issubclass(trainer_class.settings_class, PeersSettings) else {})}
+    replayed, launched = (on_cuda(preprocessed, trainer_class, cuda_graphs=how, **options) for how in ("on", "off"))
+    assert trained_alike(replayed, launched)
+    assert replayed.peers.recorded and not launched.peers.recorded
 
 
 @pytest.mark.parametrize("trainer_class", TRAINERS)

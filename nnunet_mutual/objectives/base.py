@@ -179,6 +179,8 @@ class Objective(ABC):
     def update(self, outputs: Sequence[Output], batch: Batch) -> None:  # noqa: B027
         """Updates banks and running means, once per step and without gradients.
 
+        What is kept for later steps must be a copy: the next outputs may be written to the same memory.
+
         Args:
             outputs: of all networks, detached.
             batch: the batch that they saw.
