@@ -146,6 +146,19 @@ def test_cuda_graphs_train_the_same(preprocessed: Path, trainer_class: type, mon
     assert replayed.peers.recorded and not launched.peers.recorded
 
 
+@pytest.mark.parametrize("trainer_class", [MutualPartialTrainer])
+def test_graphs_are_recorded_while_a_loader_pins_memory(
+    preprocessed: Path, trainer_class: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a thread of its own, which a recording must not forbid to talk to the device."""
+    monkeypatch.setenv("nnUNet_compile", "0")
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    trainer = on_cuda(preprocessed, trainer_class, cuda_graphs="on", memory="joint", num_iterations_per_epoch=20)
+    trainer.run_training()
+    assert trainer.peers.recorded
+    assert np.isfinite(trainer.logger.get_value("train_losses", step=None)).all()
+
+
 @pytest.mark.parametrize("trainer_class", TRAINERS)
 def test_validation_asks_the_weights_of_now(
     preprocessed: Path, trainer_class: type, monkeypatch: pytest.MonkeyPatch
