@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from nnunet_mutual.modules.buffers import buffers_kept
 from nnunet_mutual.objectives.base import Output
 
 WARM_UP = 3  # passes in which cuDNN chooses its algorithms and kernels are compiled
@@ -104,19 +105,15 @@ class RecordedPass:
         Returns:
             The share of the last run's time in which the host launched it; the rest, it waited for the device.
         """
-        buffers = list(self._network.buffers())
-        before = [buffer.clone() for buffer in buffers]
-        for _ in range(WARM_UP):
-            torch.cuda.synchronize()
-            start = perf_counter()
-            outputs = self._forward()
-            self._gradients(outputs, [torch.zeros_like(output) for output in outputs])
-            launched = perf_counter() - start
-            torch.cuda.synchronize()
-            done = perf_counter() - start
-        with torch.no_grad():
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
+        with buffers_kept(self._network):
+            for _ in range(WARM_UP):
+                torch.cuda.synchronize()
+                start = perf_counter()
+                outputs = self._forward()
+                self._gradients(outputs, [torch.zeros_like(output) for output in outputs])
+                launched = perf_counter() - start
+                torch.cuda.synchronize()
+                done = perf_counter() - start
         return launched / done
 
     def record_forward(self, **place: Any) -> None:
@@ -161,6 +158,7 @@ def record_passes(
     """
     passes = [RecordedPass(*parts) for parts in zip(networks, runs, data, strict=True)]
     with _recording() as stream:
+        # On the stream of the training, which has the memory for it: another one would take as much again.
         if passes[0].warm_up() < LAUNCHES_BOUND and not always:
             return []
         with torch.cuda.stream(stream):
@@ -189,7 +187,7 @@ class _Replayed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         recorded: RecordedPass = ctx.recorded
-        given = [(place, value) for place, value in zip(recorded.output_gradients, gradients, strict=True)]
+        given = list(zip(recorded.output_gradients, gradients, strict=True))
         torch._foreach_copy_([p for p, v in given if v is not None], [v for _, v in given if v is not None])
         for place, value in given:
             if value is None:

@@ -13,6 +13,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_mutual.cuda_graphs import RecordedCall, RecordedPass, record_passes
+from nnunet_mutual.modules.buffers import buffers_kept
 from nnunet_mutual.modules.ema import MovingAverage
 from nnunet_mutual.modules.tap import FeatureTap
 from nnunet_mutual.objectives.base import Output
@@ -62,7 +63,7 @@ class Peers:
         stepped: whether they made a step.
         settled: whether it has shown how they run best; see :func:`~nnunet_mutual.building.settle`.
         recorded: their passes as CUDA graphs, once :meth:`record` made them.
-        asked: what is asked without gradients, by validation and by objectives: the moving averages, else the networks.
+        asked: what :meth:`ask` asks for validation and objectives: the moving averages, else the networks.
     """
 
     def __init__(
@@ -116,6 +117,16 @@ class Peers:
     def evaluated(self) -> list[nn.Module]:
         """What validation scores and checkpoints deploy: the moving averages if there are any, else the networks."""
         return [average.network for average in self.averages] or self.deployable
+
+    def ask(self, network: int, images: Tensor) -> list[Tensor]:
+        """Returns logits without gradients, highest resolution first, of a network that is evaluated.
+
+        Args:
+            network: its number.
+            images: (B, M, *spatial), as it sees them.
+        """
+        output = self.asked[network](images)
+        return list(output) if isinstance(output, (list, tuple)) else [output]
 
     def restart_averages(self) -> None:
         """Begins the moving averages anew, after the networks got other weights."""
@@ -290,13 +301,10 @@ class _Repeated:
         self._random = {"cpu": torch.get_rng_state()}
         if data.is_cuda:
             self._random["cuda"] = torch.cuda.get_rng_state(data.device)
-        before = [buffer.clone() for buffer in network.buffers()]
-        with torch.no_grad():
+        with torch.no_grad(), buffers_kept(network):
             self.recorded = _forward(
                 network.module if isinstance(network, DistributedDataParallel) else network, data, autocast
             )
-            for buffer, value in zip(network.buffers(), before, strict=True):
-                buffer.copy_(value)
 
     def take(self) -> Output:
         """Runs again, with a graph."""

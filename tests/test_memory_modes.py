@@ -110,9 +110,9 @@ class Recorded:
 @pytest.mark.parametrize("size, calls", [(4, 1), (5, 0)], ids=["of the recording", "of another shape"])
 def test_recorded_passes_are_replayed_for_data_like_theirs(size: int, calls: int) -> None:
     networks: list[nn.Module] = [nn.Conv3d(1, 2, 3) for _ in range(2)]
-    recorded = {n: Recorded(network, (1, 1, 4, 4, 4)) for n, network in enumerate(networks)}
+    recorded: dict[int, Any] = {n: Recorded(network, (1, 1, 4, 4, 4)) for n, network in enumerate(networks)}
     peers = Peers(networks, [torch.optim.SGD(network.parameters(), 0.1) for network in networks], [None] * 2, None)
-    peers.recorded.update(recorded)  # type: ignore[arg-type]
+    peers.recorded.update(recorded)
     for n, outputs, _ in peers.passes(torch.randn(1, 1, size, size, size), nullcontext):
         peers.backward(outputs[n].levels[0].square().mean())
     assert [own.calls for own in recorded.values()] == [calls, calls]

@@ -386,8 +386,7 @@ class MutualTrainer(nnUNetTrainer):
 
     def evaluate(self, candidate: int, images: Tensor) -> list[Tensor]:
         """Returns the logits of a network that may be deployed, highest resolution first."""
-        output = self.peers.asked[candidate](self.seen_by(candidate, images))
-        return list(output) if isinstance(output, (list, tuple)) else [output]
+        return self.peers.ask(candidate, self.seen_by(candidate, images))
 
     def network_labels(self) -> list[frozenset[str]]:
         """The labels that each network is taught, and judged by: all, by default."""

@@ -77,6 +77,5 @@ class MeanTeacherTrainer(TwoStreamTrainer):
     def _ask_teacher(self, images: Tensor) -> Tensor:
         alone = len(images) == 1 and images.device.type == "cpu"
         # PyTorch convolves a single sample on a CPU without oneDNN, which takes longer than two samples with it.
-        output = self.peers.asked[0](images.expand(2, *images.shape[1:]) if alone else images)
-        logits: Tensor = output[0] if isinstance(output, (list, tuple)) else output
+        logits = self.peers.ask(0, images.expand(2, *images.shape[1:]) if alone else images)[0]
         return logits[:1] if alone else logits

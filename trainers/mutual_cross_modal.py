@@ -222,12 +222,7 @@ class MutualCrossModalTrainer(TwoStreamTrainer):
         return total / self.settings.passes
 
     def _logits(self, network: int, images: Tensor) -> Tensor:
-        def ask() -> Tensor:
-            output = self.peers.asked[network](images)
-            logits: Tensor = output[0] if isinstance(output, (list, tuple)) else output
-            return logits
-
-        return self.ranks.answer(network, ask)
+        return self.ranks.answer(network, lambda: self.peers.ask(network, images)[0])
 
     # Validation and checkpoints, group by group
 

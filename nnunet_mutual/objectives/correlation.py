@@ -150,7 +150,7 @@ class CorrelationObjective(Objective):
         voxels = inside.shape[1]
         places = spread(number * voxels, inside.device)
         sample, voxel = torch.div(places, voxels, rounding_mode="floor"), places % voxels
-        chances = [self._chances(z.flatten(2)[sample, :, voxel]) for z in logits]
+        chances = [self._chances(at_voxels(z, sample, voxel)) for z in logits]
         agree = chances[0][1] & chances[1][1] & inside[sample, voxel]
         score = torch.minimum(chances[0][0], chances[1][0])
         wanted = int(min(MOST_QUERIES, number * voxels * QUERY_SHARE)) // self.classes
