@@ -1,0 +1,1 @@
+"""Writing whole or not at all, and names that stay in their folder."""
