@@ -50,11 +50,13 @@ if __name__ == "__main__":
             "nnunet_mutual.planners",
         ],
         # The shim folder is data, not a package: nnU-Net imports its one module by the folder's path.
-        package_data={"nnunet_mutual": ["shim/*.py", "review/*.html", "report/templates/*", "py.typed"]},
+        package_data={
+            "nnunet_mutual": ["plugin/shim/*.py", "pseudo_labels/review/*.html", "report/templates/*", "py.typed"]
+        },
         zip_safe=False,
         install_requires=["nnunetv2>=2.8"],
         extras_require={"evaluate": ["monai>=1.4"], "test": ["pytest", "hypothesis", "ruff", "mypy", "monai>=1.4"]},
-        entry_points={"console_scripts": ["nnunet_mutual = nnunet_mutual.cli:main"]},
+        entry_points={"console_scripts": ["nnunet_mutual = nnunet_mutual.cli.parser:main"]},
         keywords=["nnU-Net", "medical image segmentation", "partially labelled", "semi-supervised", "mutual learning"],
         classifiers=[
             "Development Status :: 4 - Beta",

@@ -5,7 +5,7 @@
 
 Measured is a step on a CPU in float32, as in step.py: parameters, gradients, optimiser state, moving averages, the most
 that autograd keeps at one time, and what the networks record for each other; every storage counts once. On a GPU it is
-the allocator's peak in nnU-Net's mixed precision. Predicted is what `nnunet_mutual.memory_model` says of the same
+the allocator's peak in nnU-Net's mixed precision. Predicted is what `nnunet_mutual.planning.memory` says of the same
 plans, which planners rely on; it runs nothing with data. "3d planned" has the size that nnU-Net plans, for a GPU.
 With --targets, MutualPlanner plans each method for a GPU of so many GB, and what a training by these plans takes is
 compared with that.
@@ -111,7 +111,7 @@ def _prepared(objective: Any) -> list[Any]:
 
 def predicted(trainer: Any) -> int:
     """Returns the bytes that the memory model says of the same training."""
-    from nnunet_mutual.memory_model import Design, footprint
+    from nnunet_mutual.planning.memory import Design, footprint
 
     configuration, table = trainer.configuration_manager, trainer.table
     design = Design(
@@ -187,8 +187,8 @@ def planned(
     work: Path, target: float, dataset: str, trainer: str, settings: dict[str, Any]
 ) -> tuple[dict[str, Any], Recipe]:
     """Puts what MutualPlanner plans into the plans of a dataset; returns what it says, and what to train."""
-    from nnunet_mutual.config import PLANNED
     from nnunet_mutual.planners import MutualPlanner
+    from nnunet_mutual.settings import PLANNED
 
     settings = {key: value for key, value in settings.items() if key != "memory"}  # the planner decides
     os.environ["nnUNet_n_proc_DA"] = "2"

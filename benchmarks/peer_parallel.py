@@ -122,7 +122,7 @@ def one_process(rank: int, store: Path, work: Path, name: str, rounds: int, queu
     """Trains one of the two networks, alone and together."""
     import torch
 
-    from nnunet_mutual.building import feature_channels, make_peers
+    from nnunet_mutual.engine.networks import feature_channels, make_peers
 
     torch.set_num_threads(1)
     together = start(work, name, (torch.distributed.FileStore(str(store), 2), rank))
@@ -182,7 +182,7 @@ def start(work: Path, name: str, place: Any) -> Any:
     from cost.dataset import BY_GROUP, in_parts
 
     from nnunet_mutual import trainers
-    from nnunet_mutual.peer_parallel import share_networks
+    from nnunet_mutual.engine.parallel.worker import share_networks
     from nnunet_mutual.trainers.base import MutualTrainer
 
     kind = getattr(trainers, name)

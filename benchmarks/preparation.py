@@ -136,10 +136,10 @@ def plan_and_preprocess(setting: Setting, dataset: str) -> None:
         preprocess_dataset,
     )
 
-    from nnunet_mutual.export_groups import group_plan
-    from nnunet_mutual.group_preprocessing import GroupPreprocessor
-    from nnunet_mutual.groups import PLANS_KEY
-    from nnunet_mutual.preprocessing import preprocess_unlabelled
+    from nnunet_mutual.annotation.modality_groups import PLANS_KEY
+    from nnunet_mutual.export.groups import group_plan
+    from nnunet_mutual.preprocessing.by_group import GroupPreprocessor
+    from nnunet_mutual.preprocessing.update import preprocess_unlabelled
 
     number = setting["datasets"][dataset]["id"]
     preprocessed = setting.work / "nnUNet_preprocessed"

@@ -102,7 +102,7 @@ def make_predictor(setting: Setting, model: Model) -> nnUNetPredictor:
     folder = setting.work / "nnUNet_preprocessed" / setting.dataset_name(model.network.dataset)
     dataset_json, plan = read_json(folder / "dataset.json"), read_json(folder / "nnUNetPlans.json")
     if model.network.deployed.startswith("group:"):
-        from nnunet_mutual.export_groups import group_dataset, group_plan
+        from nnunet_mutual.export.groups import group_dataset, group_plan
 
         names = list(dataset_json["channel_names"].values())
         channels = [names.index(channel) for channel in channels_of(setting, model.network)]

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from settings import Network, Schedule, Setting
 
+from nnunet_mutual.engine.peers import unwrap
 from nnunet_mutual.modules.input_columns import input_keys, only_used
-from nnunet_mutual.peers import unwrap
 
 # Settings that only the second stage reads.
 SECOND = (("stage2_networks",), ("loss", "ps"), ("loss", "dfs"))

@@ -7,8 +7,8 @@ from typing import Any
 
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
-from nnunet_mutual.budget import Budget
-from nnunet_mutual.method import method_of
+from nnunet_mutual.planning.budget import Budget
+from nnunet_mutual.planning.method import method_of
 
 TRIED_BATCH = {2: 2, 3: 2}  # for how many patches nnU-Net's search lets the patch shrink, by dimensions
 

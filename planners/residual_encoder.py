@@ -15,8 +15,8 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
     nnUNetPlannerResEncXL,
 )
 
-from nnunet_mutual.budget import Budget
-from nnunet_mutual.method import method_of
+from nnunet_mutual.planning.budget import Budget
+from nnunet_mutual.planning.method import method_of
 
 TRIED_BATCH = {2: 12, 3: 2}  # unlike the default planner, nnU-Net shrinks 2d patches until 12 of them fit
 

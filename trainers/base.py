@@ -17,34 +17,34 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
-from nnunet_mutual import building, compat
-from nnunet_mutual.annotation import AnnotationTable
-from nnunet_mutual.checkpoints import (
+from nnunet_mutual.annotation.modality_groups import PLANS_KEY
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.batches.loading import start_loaders
+from nnunet_mutual.datasets.splits import provide_splits
+from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
+from nnunet_mutual.engine import networks as building
+from nnunet_mutual.engine.checkpoints import (
     STOCK_TRAINER,
-    SaveRhythm,
-    StopSignals,
     load_own,
-    obey,
     pack,
     restore_random_state,
     save_atomically,
     unpack,
 )
-from nnunet_mutual.config import Settings, block_for, merged_block, read_settings
-from nnunet_mutual.datasets.splits import provide_splits
-from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
+from nnunet_mutual.engine.log import FiniteGuard, Forecast, ProgressPlot, TermLog, log_terms, say_epoch, say_start
+from nnunet_mutual.engine.online import Ranking, log_scores, score_batch
+from nnunet_mutual.engine.parallel.ranks import ranks_of_process
+from nnunet_mutual.engine.peers import Peers
+from nnunet_mutual.engine.signals import SaveRhythm, StopSignals, obey
+from nnunet_mutual.engine.validation import validate_fold
+from nnunet_mutual.engine.window import set_deep_supervision
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.groups import PLANS_KEY
-from nnunet_mutual.loading import start_loaders
-from nnunet_mutual.losses.knowledge import Knowledge
-from nnunet_mutual.monitor import FiniteGuard, Forecast, ProgressPlot, TermLog, log_terms, say_epoch, say_start
-from nnunet_mutual.needs import Needs, one_network
 from nnunet_mutual.objectives import Batch, Objective, Output, Progress, collect_terms
+from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.supervised import SupervisedObjective
-from nnunet_mutual.online import Ranking, log_scores, score_batch
-from nnunet_mutual.peers import Peers
-from nnunet_mutual.ranks import ranks_of_process
-from nnunet_mutual.validation import set_deep_supervision, validate_fold
+from nnunet_mutual.planning.needs import Needs, one_network
+from nnunet_mutual.plugin import compat
+from nnunet_mutual.settings import Settings, block_for, merged_block, read_settings
 
 
 class MutualTrainer(nnUNetTrainer):

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from nnunet_mutual.annotation import AnnotationTable
-from nnunet_mutual.building import make_peers
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.engine.networks import make_peers
+from nnunet_mutual.engine.peers import Peers
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.needs import Needs
 from nnunet_mutual.objectives import Objective
 from nnunet_mutual.objectives.mean_teacher import MeanTeacherObjective
-from nnunet_mutual.peers import Peers
+from nnunet_mutual.planning.needs import Needs
 from nnunet_mutual.trainers.two_streams import TeacherSettings, TwoStreamTrainer
 
 

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
-from nnunet_mutual.annotation import AnnotationTable
-from nnunet_mutual.building import feature_channels, make_peers, new_network, strides
-from nnunet_mutual.config import TermWeights, planned_memory
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.engine.networks import feature_channels, make_peers, new_network, strides
+from nnunet_mutual.engine.peers import Peers
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.modules.attention import Inter, attention_stage, make_auxiliary
-from nnunet_mutual.needs import Needs
 from nnunet_mutual.objectives import Objective
 from nnunet_mutual.objectives.correlation import STRIDE, CorrelationObjective, CorrelationWeights
-from nnunet_mutual.peers import Peers
+from nnunet_mutual.planning.needs import Needs
+from nnunet_mutual.settings import TermWeights, planned_memory
 from nnunet_mutual.trainers.two_streams import TwoStreamSettings, TwoStreamTrainer
 
 PUBLISHED_DROPOUT = 0.5

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_mutual.annotation import AnnotationTable
-from nnunet_mutual.building import make_peers
-from nnunet_mutual.checkpoints import pack_network, save_atomically
-from nnunet_mutual.config import TermWeights, planned_memory
+from nnunet_mutual.annotation.modality_groups import ModalityGroups, require_preprocessed_by_group
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.engine.checkpoints import pack_network, save_atomically
+from nnunet_mutual.engine.networks import make_peers
+from nnunet_mutual.engine.peers import Peers, unwrap
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.groups import ModalityGroups, require_preprocessed_by_group
 from nnunet_mutual.losses.area_similarity import PUBLISHED, ROBUST
 from nnunet_mutual.losses.consistency import probabilities
 from nnunet_mutual.modules.input_columns import clear_unused
-from nnunet_mutual.needs import Needs
 from nnunet_mutual.objectives import Batch, Objective, Sight
 from nnunet_mutual.objectives.crossmodal import CrossModalObjective, CrossModalWeights
-from nnunet_mutual.peers import Peers, unwrap
+from nnunet_mutual.planning.needs import Needs
+from nnunet_mutual.settings import TermWeights, planned_memory
 from nnunet_mutual.trainers.two_streams import TwoStreamSettings, TwoStreamTrainer
 
 LEAST_UNLABELLED = 2  # one sample alone has no opposite

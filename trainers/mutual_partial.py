@@ -13,25 +13,25 @@ from batchgenerators.utilities.file_and_folder_operations import join
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from torch import nn
 
-from nnunet_mutual.annotation import AnnotationTable
-from nnunet_mutual.building import feature_channels, make_peers
-from nnunet_mutual.checkpoints import StopSignals
-from nnunet_mutual.config import PeersSettings, TermWeights, planned_memory
+from nnunet_mutual.annotation.codes import PseudoCodes
+from nnunet_mutual.annotation.label_groups import choose_groups, describe_groups, home
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.batches.loading import PooledLoader, restart_loaders
+from nnunet_mutual.engine.networks import feature_channels, make_peers
+from nnunet_mutual.engine.peers import Peers, unwrap
+from nnunet_mutual.engine.rectifier import Rectifier
+from nnunet_mutual.engine.signals import StopSignals
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.grouping import choose_groups, describe_groups, home
-from nnunet_mutual.loading import PooledLoader, restart_loaders
-from nnunet_mutual.losses.knowledge import Knowledge
-from nnunet_mutual.needs import Needs
 from nnunet_mutual.objectives import Batch, Objective
 from nnunet_mutual.objectives.difference import STRIDE, DifferenceObjective
+from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.similarity import SimilarityObjective
-from nnunet_mutual.peers import Peers, unwrap
+from nnunet_mutual.planning.needs import Needs
 from nnunet_mutual.pseudo_labels.audit import summarise
-from nnunet_mutual.pseudo_labels.codes import PseudoCodes
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.generate import make_pseudo_labels
 from nnunet_mutual.pseudo_labels.store import PseudoDataset, PseudoStore
-from nnunet_mutual.rectifier import Rectifier
+from nnunet_mutual.settings import PeersSettings, TermWeights, planned_memory
 from nnunet_mutual.trainers.base import MutualTrainer
 
 STAGE_1_CHECKPOINT = "checkpoint_stage1.pth"

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from nnunet_mutual.annotation import AnnotationTable
-from nnunet_mutual.building import feature_channels, make_peers
-from nnunet_mutual.checkpoints import plain, save_atomically
-from nnunet_mutual.config import TermWeights
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.engine.checkpoints import plain, save_atomically
+from nnunet_mutual.engine.networks import feature_channels, make_peers
+from nnunet_mutual.engine.online import annotated_counts, dice_of, score_batch
+from nnunet_mutual.engine.peers import Peers
+from nnunet_mutual.engine.rectifier import Rectifier
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.needs import Needs
 from nnunet_mutual.objectives import Objective
 from nnunet_mutual.objectives.rectification import STRIDE, RectificationObjective, RectificationWeights
-from nnunet_mutual.online import annotated_counts, dice_of, score_batch
-from nnunet_mutual.peers import Peers
-from nnunet_mutual.rectifier import Rectifier
+from nnunet_mutual.planning.needs import Needs
+from nnunet_mutual.settings import TermWeights
 from nnunet_mutual.trainers.rectified import RectifiedPredictor
 from nnunet_mutual.trainers.two_streams import TeacherSettings, TwoStreamTrainer
 

@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from nnunet_mutual.annotation import AnnotationTable
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.batches.transforms import SoftChannels
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.needs import Needs
 from nnunet_mutual.objectives import Batch, Objective
 from nnunet_mutual.objectives.soft_labels import SoftLabelObjective
-from nnunet_mutual.soft_labels import SoftChannels, soft_dataset
+from nnunet_mutual.planning.needs import Needs
+from nnunet_mutual.preprocessing.soft_labels import soft_dataset
 from nnunet_mutual.trainers.two_streams import TwoStreamSettings, TwoStreamTrainer
 
 KNOWN = 0.5  # the probabilities of a voxel add up to 1 inside of an image and to 0 where there is no soft label

@@ -11,18 +11,19 @@ from typing import Any
 
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
-from nnunet_mutual.annotation import AnnotationTable
-from nnunet_mutual.checkpoints import StopSignals
-from nnunet_mutual.config import PeersSettings
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.batches.transforms import marking, split_mark
+from nnunet_mutual.batches.two_streams import TwoStreamDataset, TwoStreamLoader
+from nnunet_mutual.batches.views import Partners, strengthen
+from nnunet_mutual.engine.foreground import PredictedForeground
+from nnunet_mutual.engine.signals import StopSignals
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.losses.knowledge import Knowledge
-from nnunet_mutual.needs import Needs
 from nnunet_mutual.objectives import Batch, Views
-from nnunet_mutual.predicted_foreground import PredictedForeground
+from nnunet_mutual.objectives.knowledge import Knowledge
+from nnunet_mutual.planning.needs import Needs
+from nnunet_mutual.preprocessing.unlabelled import unlabelled_dataset
+from nnunet_mutual.settings import PeersSettings
 from nnunet_mutual.trainers.base import MutualTrainer
-from nnunet_mutual.two_streams import TwoStreamDataset, TwoStreamLoader, marking, split_mark
-from nnunet_mutual.unlabelled import unlabelled_dataset
-from nnunet_mutual.views import Partners, strengthen
 
 
 @dataclass(frozen=True)

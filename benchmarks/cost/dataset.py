@@ -85,9 +85,9 @@ def _prepare(preprocessed: Path, identity: int, kind: str) -> None:
     )
     from preparation import small_configuration
 
-    from nnunet_mutual.group_preprocessing import GroupPreprocessor
-    from nnunet_mutual.groups import PLANS_KEY
-    from nnunet_mutual.preprocessing import preprocess_unlabelled
+    from nnunet_mutual.annotation.modality_groups import PLANS_KEY
+    from nnunet_mutual.preprocessing.by_group import GroupPreprocessor
+    from nnunet_mutual.preprocessing.update import preprocess_unlabelled
 
     extract_fingerprint_dataset(identity, num_processes=2, show_progress_bar=False)
     plan_experiment_dataset(identity)

@@ -188,10 +188,10 @@ def _ratios(
 
 def _labelling(trainer: Any, stock: Any, clock: Clock) -> float:
     """Returns seconds to pseudo-label a case over those of predicting it with stock nnU-Net, once per network."""
+    from nnunet_mutual.engine.window import predictor_for
     from nnunet_mutual.pseudo_labels.filter import FilterSettings
     from nnunet_mutual.pseudo_labels.generate import PseudoLabeller
     from nnunet_mutual.pseudo_labels.opinions import asked_twice
-    from nnunet_mutual.validation import predictor_for
 
     key = trainer.do_split()[0][0]
     data, seg, _, _ = trainer.dataset_class(trainer.preprocessed_dataset_folder, [key]).load_case(key)

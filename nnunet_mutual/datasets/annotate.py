@@ -7,14 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_mutual.annotation import BLOCK, VERSION, AnnotationTable
+from nnunet_mutual.annotation.table import VERSION, AnnotationTable
 from nnunet_mutual.datasets.coverage import coverage, format_coverage
-from nnunet_mutual.datasets.files import keep_backup, meant, natural, shorten, write_json
-from nnunet_mutual.datasets.locate import locate
 from nnunet_mutual.datasets.raw import read_dataset_json, training_cases
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.datasets.tables import Entry, read_table
-from nnunet_mutual.errors import MutualError
+from nnunet_mutual.disk.files import keep_backup, natural, write_json
+from nnunet_mutual.disk.locate import locate
+from nnunet_mutual.errors import MutualError, meant, shorten
+from nnunet_mutual.settings import BLOCK
 
 _LONGEST_NAME = 32
 _SOURCE_HINT = (

@@ -11,17 +11,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nnunet_mutual.annotation import BLOCK, AnnotationTable, Case
+from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.datasets.coverage import Cell, coverage, format_coverage
-from nnunet_mutual.datasets.files import meant, natural, read_json, shorten
 from nnunet_mutual.datasets.images import inspect_case, reader_for
-from nnunet_mutual.datasets.locate import DatasetFolders, locate
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.datasets.splits import splits_problems
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.datasets.tolerant import readable_table
-from nnunet_mutual.errors import MutualError
+from nnunet_mutual.disk.files import natural, read_json
+from nnunet_mutual.disk.locate import DatasetFolders, locate
+from nnunet_mutual.errors import MutualError, meant, shorten
+from nnunet_mutual.settings import BLOCK
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from nnunet_mutual.annotation import AnnotationTable, Case
+from nnunet_mutual.annotation.table import AnnotationTable, Case
 
 _WIDTH = 110
 

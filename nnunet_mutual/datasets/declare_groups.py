@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nnunet_mutual.annotation import BLOCK, VERSION, AnnotationTable
-from nnunet_mutual.datasets.files import keep_backup, write_json
-from nnunet_mutual.datasets.locate import locate
+from nnunet_mutual.annotation.modality_groups import ModalityGroups, parse_groups
+from nnunet_mutual.annotation.table import VERSION, AnnotationTable
 from nnunet_mutual.datasets.raw import read_dataset_json, training_cases
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ, sync
-from nnunet_mutual.groups import ModalityGroups, parse_groups
+from nnunet_mutual.disk.files import keep_backup, write_json
+from nnunet_mutual.disk.locate import locate
+from nnunet_mutual.settings import BLOCK
 
 
 def declare_groups(dataset: str | int, entries: Sequence[str]) -> None:

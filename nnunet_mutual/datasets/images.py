@@ -15,11 +15,10 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from numpy.typing import NDArray
 
-from nnunet_mutual.annotation import AnnotationTable, Case
-from nnunet_mutual.datasets.files import shorten
+from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
 from nnunet_mutual.datasets.raw import CaseFiles
-from nnunet_mutual.errors import MutualError
+from nnunet_mutual.errors import MutualError, shorten
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_mutual.datasets.files import closest, natural, read_object, shorten, spelling_key
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
-from nnunet_mutual.errors import MutualError
+from nnunet_mutual.disk.files import natural, read_object
+from nnunet_mutual.errors import MutualError, closest, shorten, spelling_key
 
 
 @dataclass(frozen=True)

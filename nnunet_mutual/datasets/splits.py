@@ -10,11 +10,11 @@ from random import Random
 
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from nnunet_mutual.annotation import AnnotationTable
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.coverage import columns
-from nnunet_mutual.datasets.files import read_json, shorten, write_json
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
-from nnunet_mutual.errors import MutualError
+from nnunet_mutual.disk.files import read_json, write_json
+from nnunet_mutual.errors import MutualError, shorten
 
 Split = dict[str, list[str]]
 _PARTS = ("train", "val")

@@ -8,10 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nnunet_mutual.annotation import BLOCK, AnnotationTable, table_fingerprint
-from nnunet_mutual.datasets.files import keep_backup, read_object, write_json
-from nnunet_mutual.datasets.locate import DatasetFolders, locate
+from nnunet_mutual.annotation.table import AnnotationTable, table_fingerprint
+from nnunet_mutual.disk.files import keep_backup, read_object, write_json
+from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.settings import BLOCK
 
 INTERRUPTED = ".accept.json"  # in the raw dataset while `nnunet_mutual accept` replaces files
 # What preprocessing and planning depend on: a difference here cannot be copied over.

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_mutual.datasets.files import meant, read_object
-from nnunet_mutual.errors import MutualError
+from nnunet_mutual.disk.files import read_object
+from nnunet_mutual.errors import MutualError, meant
 
 _YES = {"yes", "y", "1", "true", "x"}
 _NO = {"no", "n", "0", "false"}

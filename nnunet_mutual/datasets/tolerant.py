@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nnunet_mutual.annotation import BLOCK, VERSION, AnnotationTable
+from nnunet_mutual.annotation.table import VERSION, AnnotationTable
 from nnunet_mutual.datasets.problems import ERROR, Problem
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.settings import BLOCK
 
 
 def readable_table(dataset_json: Mapping[str, Any]) -> tuple[AnnotationTable, list[Problem]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_mutual.datasets.files import read_json, write_json
+from nnunet_mutual.disk.files import read_json, write_json
 from nnunet_mutual.errors import MutualError
 
 DEFAULT = "nnunet_mutual_demo"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_mutual.datasets.files import read_object, write_json
+from nnunet_mutual.disk.files import read_object, write_json
 
 BASE = "3d_fullres"
 SMALL = "3d_small"

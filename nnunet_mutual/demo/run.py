@@ -13,16 +13,16 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from nnunet_mutual.annotation import AnnotationTable
-from nnunet_mutual.datasets.files import read_object, write_json
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.splits import stratified_splits
 from nnunet_mutual.demo.anatomy import LABELS
 from nnunet_mutual.demo.commands import Command, run_commands
 from nnunet_mutual.demo.folder import HEAVY, ROOTS, DemoFolder
 from nnunet_mutual.demo.network import BASE, SMALL, add_small_configuration
 from nnunet_mutual.demo.phantoms import SITES, write_dataset
-from nnunet_mutual.evaluation import Evaluation, evaluate_folders
-from nnunet_mutual.plugin import EXPORT_COMMAND, SHIM_FOLDER, VARIABLE
+from nnunet_mutual.disk.files import read_object, write_json
+from nnunet_mutual.evaluation.masks import Evaluation, evaluate_folders
+from nnunet_mutual.plugin.find import EXPORT_COMMAND, SHIM_FOLDER, VARIABLE
 
 NUMBER = "901"
 DATASET = f"Dataset{NUMBER}_TwoHospitals"

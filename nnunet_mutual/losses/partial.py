@@ -2,7 +2,7 @@
 
 A voxel of a partially annotated case has one of three states for each label: it is that label, it is not, or nobody
 knows. nnU-Net's ignore label is per voxel; this is per voxel *and* label. Which states hold is read from small look-up
-tables (:mod:`nnunet_mutual.losses.knowledge`), so nothing of the size of an image is prepared in the loader.
+tables (:mod:`nnunet_mutual.objectives.knowledge`), so nothing of the size of an image is prepared in the loader.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nnunet_mutual.batches.batch import Batch
 from nnunet_mutual.errors import MutualError
 
 
@@ -28,77 +29,6 @@ class Output:
         """Returns the same values without their graph."""
         features = {stride: values.detach() for stride, values in self.features.items()}
         return Output([level.detach() for level in self.levels], features)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One batch on the device.
-
-    Attributes:
-        data: (B, M, *spatial) images.
-        target: per deep-supervision level, highest resolution first, (B, 1, *spatial) labels or (B, R[+1], *spatial)
-            regions.
-        decided: per level, (B, R, *spatial) bool of regions: where a pseudo label is known; None without any.
-        keys: case of each sample; of the two streams, unlabelled cases come first.
-        patterns: annotation pattern of each sample, on the host.
-        pattern_index: the same as (B,) tensor on the device.
-        views: of batches with unlabelled samples, what their loader and augmentation know; None otherwise.
-        sight: which networks see which samples; None where all see all.
-    """
-
-    data: Tensor
-    target: Sequence[Tensor]
-    keys: Sequence[str]
-    patterns: Sequence[int]
-    pattern_index: Tensor
-    decided: Sequence[Tensor] | None = None
-    views: Views | None = None
-    sight: Sight | None = None
-
-
-@dataclass(frozen=True)
-class Sight:
-    """Which networks see which samples of a batch, where each has channels of its own and cases may lack some.
-
-    Attributes:
-        host: of each sample, of each network.
-        device: the same, (B, P) bool.
-    """
-
-    host: Sequence[Sequence[bool]]
-    device: Tensor
-
-
-@dataclass(frozen=True)
-class Views:
-    """What a batch of a labelled and an unlabelled stream says beyond its images and labels.
-
-    Attributes:
-        unlabelled: number of unlabelled samples, which come first.
-        inside: (B, 1, *spatial) bool, where the image is: neither padded nor outside of nnU-Net's mask of it.
-        weak: (unlabelled, M, *spatial) images as the loader gave them, where ``data`` holds a stronger view of them.
-        pasted: which boxes were pasted into ``data``, the same for what is said about these voxels.
-    """
-
-    unlabelled: int
-    inside: Tensor
-    weak: Tensor | None = None
-    pasted: Sequence[Paste] = ()
-
-
-@dataclass(frozen=True)
-class Paste:
-    """A box of one sample of a batch that replaced the same box of an unlabelled one."""
-
-    into: int
-    origin: int
-    box: tuple[slice, ...]
-
-
-def within(values: Tensor, sample: int, paste: Paste) -> Tensor:
-    """Returns the part of one sample of (B, C, *spatial) that a box covers, (C, *box), as a view."""
-    place: tuple[Any, ...] = (sample, slice(None), *paste.box)
-    return values[place]
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_mutual.grouping import Group
-from nnunet_mutual.losses.knowledge import Knowledge
-from nnunet_mutual.objectives.base import Batch, Output
+from nnunet_mutual.annotation.label_groups import Group
+from nnunet_mutual.batches.batch import Batch
+from nnunet_mutual.objectives.base import Output
+from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.sampling import summed
 
 LEAST_SAMPLES = 20

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnunet_mutual.batches.batch import Batch
 from nnunet_mutual.losses.consistency import probabilities, squared_difference
 from nnunet_mutual.losses.correlation import (
     correlation,
@@ -17,11 +18,11 @@ from nnunet_mutual.losses.correlation import (
     row_entropy,
     scale_of,
 )
-from nnunet_mutual.losses.knowledge import Knowledge
 from nnunet_mutual.losses.numerics import without_autocast
 from nnunet_mutual.losses.soft import soft_label_loss
 from nnunet_mutual.modules.bank import FeatureBank
-from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
+from nnunet_mutual.objectives.base import Objective, Output, Progress, Term
+from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import ramp, truth_of
 from nnunet_mutual.objectives.sampling import at_voxels, gathered, spread
 from nnunet_mutual.objectives.supervised import SupervisedObjective

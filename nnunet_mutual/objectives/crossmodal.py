@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunet_mutual.batches.batch import Batch
 from nnunet_mutual.losses.area_similarity import Contrast, area_similarity_contrast
 from nnunet_mutual.losses.consistency import probabilities, squared_difference
-from nnunet_mutual.losses.knowledge import Knowledge
 from nnunet_mutual.losses.soft import soft_label_loss
 from nnunet_mutual.modules.queue import MapQueue
-from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
+from nnunet_mutual.objectives.base import Objective, Output, Progress, Term
+from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import ramp
 from nnunet_mutual.objectives.sampling import gathered
 from nnunet_mutual.objectives.supervised import SupervisedObjective

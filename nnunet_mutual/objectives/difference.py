@@ -8,16 +8,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nnunet_mutual.grouping import Group, home
+from nnunet_mutual.annotation.label_groups import Group, home
+from nnunet_mutual.batches.batch import Batch
 from nnunet_mutual.losses.difference import (
     feature_difference,
     organ_vectors,
     prediction_difference,
     prediction_difference_regions,
 )
-from nnunet_mutual.losses.knowledge import Knowledge
-from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
+from nnunet_mutual.objectives.base import Objective, Output, Progress, Term
 from nnunet_mutual.objectives.collapse import CollapseAlarm
+from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import organ_masks, ramp
 from nnunet_mutual.objectives.sampling import summed
 from nnunet_mutual.objectives.supervised import SupervisedObjective

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_mutual.losses.knowledge import Knowledge
-from nnunet_mutual.objectives.base import Batch, Progress, within
+from nnunet_mutual.batches.batch import Batch, within
+from nnunet_mutual.objectives.base import Progress
+from nnunet_mutual.objectives.knowledge import Knowledge
 
 
 def ramp(progress: Progress, start: float, end: float) -> float:

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_mutual.losses.knowledge import Knowledge
+from nnunet_mutual.batches.batch import Batch
+from nnunet_mutual.batches.views import change_intensity
 from nnunet_mutual.modules.ema import MovingAverage
 from nnunet_mutual.modules.interaction import DynamicInteraction
-from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
+from nnunet_mutual.objectives.base import Objective, Output, Progress, Term
+from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.supervised import SupervisedObjective
-from nnunet_mutual.views import change_intensity
 
 Teacher = Callable[[Tensor], tuple[list[Tensor], Tensor]]
 

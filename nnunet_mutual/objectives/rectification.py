@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_mutual.batches.batch import Batch
 from nnunet_mutual.losses.consistency import probabilities
 from nnunet_mutual.losses.contrast import draw_negatives, info_nce, softened_positives
-from nnunet_mutual.losses.knowledge import Knowledge
 from nnunet_mutual.losses.soft import soft_label_loss
 from nnunet_mutual.modules.centroids import ClassCentroids
 from nnunet_mutual.modules.interaction import prototypes_per_class
-from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
+from nnunet_mutual.objectives.base import Objective, Output, Progress, Term
+from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import pasted_targets, ramp, truth_of
 from nnunet_mutual.objectives.prototypes import PrototypeObjective
 from nnunet_mutual.objectives.sampling import any_of, at_voxels, gathered, spread

@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_mutual.grouping import Group, home
-from nnunet_mutual.losses.knowledge import Knowledge
+from nnunet_mutual.annotation.label_groups import Group, home
+from nnunet_mutual.batches.batch import Batch
 from nnunet_mutual.losses.similarity import (
     feature_similarity,
     soft_dice_per_class,
     soft_dice_per_region,
     teaching_weights,
 )
-from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
+from nnunet_mutual.objectives.base import Objective, Output, Progress, Term
+from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import organ_masks, ramp
 from nnunet_mutual.objectives.sampling import summed
 from nnunet_mutual.objectives.supervised import SupervisedObjective

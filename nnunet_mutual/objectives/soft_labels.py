@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from nnunet_mutual.batches.batch import Batch
 from nnunet_mutual.losses.area_similarity import area_similarity_contrast
 from nnunet_mutual.losses.consistency import probabilities
-from nnunet_mutual.losses.knowledge import Knowledge
 from nnunet_mutual.losses.soft import soft_label_loss
-from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
+from nnunet_mutual.objectives.base import Objective, Output, Progress, Term
 from nnunet_mutual.objectives.crossmodal import organ_maps
+from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_mutual.losses.knowledge import Knowledge, Tables
+from nnunet_mutual.batches.batch import Batch
 from nnunet_mutual.losses.partial import partial_sigmoid_loss, partial_softmax_loss
-from nnunet_mutual.objectives.base import Batch, Objective, Output, Progress, Term
+from nnunet_mutual.objectives.base import Objective, Output, Progress, Term
+from nnunet_mutual.objectives.knowledge import Knowledge, Tables
 
 
 class SupervisedObjective(Objective):

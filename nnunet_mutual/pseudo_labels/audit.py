@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from nnunet_mutual.datasets.files import write_csv
+from nnunet_mutual.disk.files import write_csv
 from nnunet_mutual.errors import MutualError
 
 _FIX = "correct it there, or delete the file and make the pseudo labels again"

@@ -12,16 +12,15 @@ from acvl_utils.cropping_and_padding.bounding_boxes import insert_crop_into_imag
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_mutual.config import read_settings
-from nnunet_mutual.datasets.files import meant, read_object
-from nnunet_mutual.datasets.locate import locate
-from nnunet_mutual.errors import MutualError
-from nnunet_mutual.plan import parse_settings
+from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
+from nnunet_mutual.disk.files import read_object
+from nnunet_mutual.disk.locate import locate
+from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.pseudo_labels.audit import summarise
-from nnunet_mutual.pseudo_labels.codes import UNDECIDED, PseudoCodes
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.generate import make_pseudo_labels
 from nnunet_mutual.pseudo_labels.store import CSV, PseudoStore
+from nnunet_mutual.settings import parse_settings, read_settings
 
 
 def pseudo_label(

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
+from nnunet_mutual.annotation.codes import UNDECIDED
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.pseudo_labels.codes import UNDECIDED
 
 _MIN_CASES = 3  # truly labelled cases with a label, fewer say nothing about its usual volume
 _MIN_SPREAD = 0.2  # of log volumes: a few cases of almost equal volume must not make every other one an outlier

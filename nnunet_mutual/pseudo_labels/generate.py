@@ -14,11 +14,12 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from torch import Tensor, nn
 
-from nnunet_mutual.annotation import AnnotationTable, Case, table_fingerprint
-from nnunet_mutual.building import collect
-from nnunet_mutual.peers import unwrap
+from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
+from nnunet_mutual.annotation.table import AnnotationTable, Case, table_fingerprint
+from nnunet_mutual.engine.networks import collect
+from nnunet_mutual.engine.peers import unwrap
+from nnunet_mutual.engine.validation import BARRIER_EVERY
 from nnunet_mutual.pseudo_labels.audit import Decision
-from nnunet_mutual.pseudo_labels.codes import UNDECIDED, PseudoCodes
 from nnunet_mutual.pseudo_labels.filter import (
     FilterSettings,
     agreement,
@@ -29,7 +30,6 @@ from nnunet_mutual.pseudo_labels.filter import (
 )
 from nnunet_mutual.pseudo_labels.opinions import asked_twice
 from nnunet_mutual.pseudo_labels.store import PseudoStore
-from nnunet_mutual.validation import BARRIER_EVERY
 
 if TYPE_CHECKING:
     from nnunet_mutual.trainers.base import MutualTrainer

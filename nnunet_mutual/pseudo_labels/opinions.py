@@ -12,7 +12,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor, nn
 
-from nnunet_mutual.validation import predictor_for
+from nnunet_mutual.engine.window import predictor_for
 
 if TYPE_CHECKING:
     from nnunet_mutual.trainers.base import MutualTrainer

@@ -13,14 +13,13 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.paths import nnUNet_results
 from tqdm import tqdm
 
-from nnunet_mutual.datasets.files import meant, read_object, write_json
-from nnunet_mutual.datasets.locate import locate
+from nnunet_mutual.annotation.identities import without_identities
+from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.datasets.raw import read_dataset_json, unlabelled_cases
-from nnunet_mutual.errors import MutualError
-from nnunet_mutual.export import without_identities
-from nnunet_mutual.groups import PLANS_KEY
-
-SCALE = 255  # steps of a probability, as it is written
+from nnunet_mutual.disk.files import read_object, write_json
+from nnunet_mutual.disk.locate import locate
+from nnunet_mutual.errors import MutualError, meant
+from nnunet_mutual.preprocessing.soft_labels import SCALE
 
 
 def write_soft_labels(

@@ -13,7 +13,8 @@ from typing import Any
 import blosc2
 import numpy as np
 
-from nnunet_mutual.datasets.files import read_json, write_json
+from nnunet_mutual.batches.locations import read_locations, write_locations
+from nnunet_mutual.disk.files import read_json, write_json
 from nnunet_mutual.pseudo_labels.audit import Decision, write_decisions
 
 IDENTITY = "made_by.json"
@@ -124,22 +125,6 @@ def _write_map(file: Path, values: np.ndarray, **chunks: Any) -> None:
     codec = {"codec": blosc2.Codec.ZSTD, "nthreads": 1}  # others would not survive the fork of the loader's workers
     blosc2.asarray(np.ascontiguousarray(values), urlpath=str(temporary), cparams=codec, **chunks)
     os.replace(temporary, file)
-
-
-def write_locations(file: Path, locations: Mapping[Any, np.ndarray]) -> None:
-    """Writes nnU-Net's ``class_locations``, a whole file or none."""
-    arrays: dict[str, Any] = {json.dumps(key): np.asarray(value) for key, value in locations.items()}
-    temporary = file.with_name(f".{file.stem}.tmp{os.getpid()}.npz")
-    np.savez_compressed(temporary, **arrays)
-    os.replace(temporary, file)
-
-
-def read_locations(file: Path) -> dict[Any, np.ndarray]:
-    """Reads what :func:`write_locations` wrote: label or tuple of integers -> (n, 4)."""
-    with np.load(file) as arrays:
-        found = {key: arrays[key] for key in arrays.files}
-    names = {key: json.loads(key) for key in found}
-    return {tuple(n) if isinstance(n := names[key], list) else n: value for key, value in found.items()}
 
 
 class PseudoDataset:

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from nnunet_mutual.datasets.files import write_csv
+from nnunet_mutual.disk.files import write_csv
 from nnunet_mutual.errors import MutualError
 
 TABLES = ("dice", "curves", "coverage", "findings", "paired", "pseudo_labels", "differences")

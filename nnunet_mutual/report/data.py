@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from nnunet_mutual.annotation import Case
+from nnunet_mutual.annotation.table import Case
 from nnunet_mutual.datasets.coverage import coverage
 from nnunet_mutual.pseudo_labels.audit import Decision, read_decisions
 from nnunet_mutual.pseudo_labels.store import CSV

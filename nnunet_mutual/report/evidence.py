@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nnunet_mutual.datasets.files import meant, read_json
-from nnunet_mutual.errors import MutualError
+from nnunet_mutual.disk.files import read_json
+from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.report import blocks, plots
 from nnunet_mutual.report.blocks import Figure, Finding, Missing, Page, Section, Table, Text
 from nnunet_mutual.report.identities import Identities

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from nnunet_mutual.annotation import AnnotationTable
-from nnunet_mutual.datasets.files import natural
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.disk.files import natural
 
 _PATH = re.compile(r"(?<![\w<])(?:[A-Za-z]:)?(?:[/\\][^\s/\\:,;'\"()]+){2,}")
 

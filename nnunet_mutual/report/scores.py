@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nnunet_mutual.annotation import AnnotationTable
-from nnunet_mutual.datasets.files import read_object
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.errors import MutualError
 
 COLUMNS = ("network", "case", "source", "label", "dice", "precision", "recall", "voxels_drawn", "voxels_predicted")

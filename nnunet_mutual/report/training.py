@@ -10,14 +10,14 @@ from typing import Any
 
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-from nnunet_mutual.annotation import AnnotationTable
-from nnunet_mutual.config import differences
-from nnunet_mutual.datasets.files import natural, read_json, read_object
-from nnunet_mutual.datasets.locate import DatasetFolders, locate
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.raw import unlabelled_cases
+from nnunet_mutual.disk.files import natural, read_json, read_object
+from nnunet_mutual.disk.locate import DatasetFolders, locate
+from nnunet_mutual.disk.trainings import training_folder
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.export import training_folder
-from nnunet_mutual.unlabelled import UNLABELLED, unlabelled_keys
+from nnunet_mutual.preprocessing.unlabelled import UNLABELLED, unlabelled_keys
+from nnunet_mutual.settings import differences
 
 STOCK_EPOCHS, STOCK_ITERATIONS = 1000, 250
 

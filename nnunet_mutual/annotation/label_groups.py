@@ -1,0 +1,58 @@
+"""Which networks a partially labelled dataset asks for: groups of cases that annotate the same labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from nnunet_mutual.annotation.table import AnnotationTable
+
+MOST_GROUPS = 4
+
+Group = frozenset[str]
+
+
+def choose_groups(table: AnnotationTable, cases: Iterable[str], most: int = MOST_GROUPS) -> list[Group]:
+    """Chooses annotated sets that together cover the labels, greedily.
+
+    Each step takes the set that adds most labels; among equals the one with most cases, then the first by name.
+
+    Args:
+        table: the annotation table.
+        cases: training cases.
+        most: number of groups at most.
+
+    Returns:
+        Annotated sets, in the order of their choice.
+
+    Source: greedy set cover [E], methods after arXiv 2407.12611: one partial-organ model per annotated set.
+    """
+    count = Counter(table.case(key).annotated for key in cases)
+    chosen: list[Group] = []
+    covered: frozenset[str] = frozenset()
+    while len(chosen) < most:
+        best = min(count, key=lambda labels: (-len(labels - covered), -count[labels], sorted(labels)), default=covered)
+        if best <= covered:
+            break
+        chosen.append(best)
+        covered |= best
+    return chosen
+
+
+def home(groups: Sequence[Group], annotated: Group) -> int | None:
+    """Returns the group of a case that annotates these labels; None for a case of no group."""
+    return groups.index(annotated) if annotated in groups else None
+
+
+def describe_groups(table: AnnotationTable, cases: Iterable[str], groups: Sequence[Group]) -> str:
+    """Returns one line per group for the log."""
+    cases = list(cases)
+    lines = []
+    for n, group in enumerate(groups):
+        number = sum(table.case(key).annotated == group for key in cases)
+        names = ", ".join(label for label in table.labels if label in group)
+        lines.append(f"network {n}: {names} ({number} cases annotate exactly these)")
+    others = sum(home(groups, table.case(key).annotated) is None for key in cases)
+    if others:
+        lines.append(f"{others} cases annotate other sets and teach every network what they say about its labels")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""What a training step sees: streams of data, views, boxes, loaders."""

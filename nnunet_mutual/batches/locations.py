@@ -1,0 +1,27 @@
+"""Where predicted foreground lies, for the sampling of unlabelled patches."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def write_locations(file: Path, locations: Mapping[Any, np.ndarray]) -> None:
+    """Writes nnU-Net's ``class_locations``, a whole file or none."""
+    arrays: dict[str, Any] = {json.dumps(key): np.asarray(value) for key, value in locations.items()}
+    temporary = file.with_name(f".{file.stem}.tmp{os.getpid()}.npz")
+    np.savez_compressed(temporary, **arrays)
+    os.replace(temporary, file)
+
+
+def read_locations(file: Path) -> dict[Any, np.ndarray]:
+    """Reads what :func:`write_locations` wrote: label or tuple of integers -> (n, 4)."""
+    with np.load(file) as arrays:
+        found = {key: arrays[key] for key in arrays.files}
+    names = {key: json.loads(key) for key in found}
+    return {tuple(n) if isinstance(n := names[key], list) else n: value for key, value in found.items()}

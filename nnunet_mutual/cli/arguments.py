@@ -1,0 +1,25 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_dataset(command: argparse.ArgumentParser) -> None:
+    """Adds the argument that names a dataset."""
+    command.add_argument("dataset", metavar="DATASET", help="dataset name or number, as in nnU-Net's commands")
+
+
+def add_training(command: argparse.ArgumentParser, *, fold: bool = False) -> None:
+    """Adds the arguments that name a training.
+
+    Args:
+        command: to which.
+        fold: whether one fold is named, too.
+    """
+    add_dataset(command)
+    command.add_argument("configuration", metavar="CONFIGURATION", help="configuration of the training")
+    if fold:
+        command.add_argument("fold", metavar="FOLD", help="fold of the training, or 'all'")
+    command.add_argument("-tr", dest="trainer", metavar="TRAINER", required=True, help="trainer of the training")
+    command.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier (%(default)s)")

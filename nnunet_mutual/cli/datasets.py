@@ -1,0 +1,279 @@
+"""The sub-commands of ``nnunet_mutual`` about datasets; nothing heavy is imported before a handler runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from nnunet_mutual.cli.arguments import add_dataset
+
+
+def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds the sub-commands.
+
+    Args:
+        add: makes a sub-command of (name, handler, summary, description, example).
+    """
+    command = add(
+        "annotate",
+        _annotate,
+        "declare which labels are annotated in which case",
+        "Writes the annotation table into dataset.json of a raw nnU-Net dataset, from a CSV or JSON file that lists\n"
+        "the annotated labels of every training case. A label that is not listed for a case counts as unknown there,\n"
+        "not as absent. CSV: a column 'case' and one column per label (yes/no), or one column 'labels' (a;b); columns\n"
+        "'source' and 'patient' may follow. JSON: {case: [label, ...]}.",
+        "nnunet_mutual annotate Dataset111_Abdomen cases.csv --contains liver=liver_tumour --single liver",
+    )
+    add_dataset(command)
+    command.add_argument("table", metavar="TABLE", help="CSV or JSON file: case -> annotated labels")
+    command.add_argument("--source", metavar="NAME", help="name of the one source of all cases")
+    command.add_argument(
+        "--contains",
+        metavar="[SOURCE:]LABEL=INNER[,INNER]",
+        action="append",
+        default=[],
+        help="where LABEL is annotated, INNER was drawn as part of it (repeatable)",
+    )
+    command.add_argument(
+        "--may-overlap",
+        metavar="LABEL,LABEL",
+        action="append",
+        default=[],
+        help="two labels that may cover the same voxel (repeatable)",
+    )
+    command.add_argument(
+        "--single", metavar="LABEL", action="append", default=[], help="an organ that is one piece (repeatable)"
+    )
+    command.add_argument("--force", action="store_true", help="replace an annotation table that is already there")
+
+    _add_merge(add)
+    _add_simulate(add)
+
+    command = add(
+        "check",
+        _check,
+        "show who annotated what, and find problems before a training does",
+        "Prints the coverage matrix (label x source: cases annotated, cases in which the label is present) and every\n"
+        "problem of the dataset. Exit status 0: fine, 2: problems.",
+        "nnunet_mutual check Dataset111_Abdomen",
+    )
+    add_dataset(command)
+    command.add_argument("--json", action="store_true", help="print JSON instead of the matrix")
+
+    command = add(
+        "check_images",
+        _check_images,
+        "look whether images are of the sequence that a model needs",
+        "Compares images with the sequences of the training of an exported modality group. It is a guess from where\n"
+        "the edges of an image are, good for sequences that differ much. Exit status 0: no doubt, 1: look at some.",
+        "nnunet_mutual check_images nnUNetTrainer__nnUNetPlansGroups_MutualCrossModal_T1__3d_fullres T1_IMAGES",
+    )
+    command.add_argument("model", metavar="MODEL", help="folder that nnunet_mutual export wrote")
+    command.add_argument("images", metavar="IMAGES", help="folder of images, as for nnUNetv2_predict")
+
+    _add_preprocessing(add)
+
+    command = add(
+        "sync",
+        _sync,
+        "copy the annotation table of the raw dataset to the preprocessed one",
+        "nnU-Net copies dataset.json only when it plans. After a later change of the annotation table this command\n"
+        "brings the preprocessed copy up to date; images and plans are not touched.",
+        "nnunet_mutual sync Dataset111_Abdomen",
+    )
+    add_dataset(command)
+
+
+def _add_merge(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "merge",
+        _merge,
+        "make one dataset of several that label different structures",
+        "Makes a new dataset in nnUNet_raw: labels are united by name, images linked, label maps renumbered, and the\n"
+        "annotation table says which dataset drew what. An image that is in two datasets becomes one case. Everything\n"
+        "is verified first; what cannot be decided from the files stops the merge and names the option that decides.",
+        "nnunet_mutual merge Dataset011_Liver Dataset012_Spleen Dataset111_Abdomen --rename Spleen:Milz=spleen",
+    )
+    command.add_argument("datasets", metavar="SRC", nargs="+", help="datasets to merge, name or number")
+    command.add_argument("output", metavar="OUT", help="name of the new dataset, such as Dataset111_Abdomen")
+
+    def repeatable(option: str, metavar: str, text: str) -> None:
+        command.add_argument(option, metavar=metavar, action="append", default=[], help=text + " (repeatable)")
+
+    repeatable("--rename", "SRC:OLD=NEW", "name that a label of a dataset gets in the new one")
+    repeatable("--contains", "SRC:LABEL=INNER", "LABEL was drawn with INNER as part of it in this dataset")
+    repeatable("--no-contains", "SRC:LABEL=INNER", "INNER was left out of LABEL")
+    repeatable("--prefer", "SRC", "whose drawing counts where two of the same image contradict each other")
+    command.add_argument(
+        "--patients", choices=("same", "separate"), help="patient names in two datasets: the same person or not"
+    )
+    command.add_argument(
+        "--reorient", action="store_true", help="let nnU-Net turn all images into one orientation when it reads them"
+    )
+    command.add_argument("--accept-intensities", action="store_true", help="intensities far apart are right")
+    command.add_argument("--accept-empty", action="store_true", help="empty label maps: the structures are absent")
+    command.add_argument("--ending", help="file ending of the new dataset (default: that of the first one)")
+    command.add_argument("--copy", action="store_true", help="copy images instead of linking them")
+
+
+def _add_simulate(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "simulate",
+        _simulate,
+        "make a dataset that lacks labels, label maps or channels, to test a method",
+        "Makes a new dataset in nnUNet_raw from a labelled one: sites that draw only some labels, cases without label\n"
+        "map (imagesUn), cases that lack a channel. Patients stay together, the draws are seeded, and the full truth\n"
+        "is kept in the folder 'truth', which no training reads.",
+        "nnunet_mutual simulate Dataset111_Abdomen Dataset112_TwoSites --keep A:liver --keep B:spleen,kidney",
+    )
+    command.add_argument("dataset", metavar="SRC", help="labelled dataset, name or number")
+    command.add_argument("output", metavar="OUT", help="name of the new dataset, such as Dataset112_TwoSites")
+    command.add_argument(
+        "--keep",
+        metavar="SITE:LABEL[,LABEL]",
+        action="append",
+        default=[],
+        help="labels that a site draws; cases are divided among the sites (repeatable)",
+    )
+    command.add_argument("--labelled", metavar="NUMBER", type=int, help="cases that keep a label map (default: all)")
+    command.add_argument("--test", metavar="NUMBER", type=int, default=0, help="cases set aside in imagesTs")
+    command.add_argument(
+        "--missing",
+        metavar="CHANNEL=SHARE",
+        action="append",
+        default=[],
+        help="share of the cases that lacks this channel (repeatable)",
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the draws (%(default)s)")
+    command.add_argument("--copy", action="store_true", help="copy images instead of linking them")
+
+
+def _add_preprocessing(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "plan_and_preprocess",
+        _plan_and_preprocess,
+        "nnU-Net's planning and preprocessing, then unlabelled images and folds",
+        "Runs nnU-Net's fingerprint, planning and preprocessing with its own defaults, preprocesses the images in\n"
+        "imagesUn into a folder of their own, and prints the folds (an existing splits_final.json is kept).\n"
+        "With --for, patch and batch are such that this trainer, with its networks and teachers, fits the GPU.",
+        "nnunet_mutual plan_and_preprocess -d 111 -c 3d_fullres --for MutualCorrelationTrainer -gpu_memory_target 12",
+    )
+    command.add_argument("-d", dest="dataset", metavar="DATASET", required=True, help="dataset name or number")
+    command.add_argument("-c", dest="configurations", metavar="CONFIGURATION", nargs="+", help="default: as in nnU-Net")
+    command.add_argument(
+        "-np", dest="processes", metavar="NUMBER", type=int, nargs="+", help="processes, one number or one for each -c"
+    )
+    command.add_argument(
+        "-pl", dest="planner", help="planner (ExperimentPlanner; MutualPlanner if --for or --set is given)"
+    )
+    command.add_argument(
+        "-gpu_memory_target", dest="gigabytes", metavar="GB", type=float, help="memory of the GPU (default: planner's)"
+    )
+    command.add_argument(
+        "--for", dest="trainer", metavar="TRAINER", help="trainer that MutualPlanner and its ResEnc forms plan for"
+    )
+    command.add_argument(
+        "--set", dest="settings", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="its settings"
+    )
+    command.add_argument("--clean", action="store_true", help="compute the dataset's fingerprint anew")
+
+    command = add(
+        "preprocess_unlabelled",
+        _preprocess_unlabelled,
+        "preprocess the images in imagesUn, only what is new or has changed",
+        "Brings the preprocessed unlabelled images up to date with imagesUn and the plans; labelled cases are not\n"
+        "touched. An interrupted run goes on where it stopped.",
+        "nnunet_mutual preprocess_unlabelled -d 111 -c 3d_fullres",
+    )
+    command.add_argument("-d", dest="dataset", metavar="DATASET", required=True, help="dataset name or number")
+    command.add_argument(
+        "-c", dest="configurations", metavar="CONFIGURATION", nargs="+", help="default: all that are preprocessed"
+    )
+    command.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier (%(default)s)")
+    command.add_argument("-np", dest="processes", metavar="NUMBER", type=int, help="processes at most")
+    command.add_argument(
+        "--soft", metavar="FOLDER", help="soft labels of these images, as of pseudo_label --soft, for SoftLabelTrainer"
+    )
+
+
+def _annotate(options: argparse.Namespace) -> int:
+    from nnunet_mutual.datasets.annotate import annotate
+
+    annotate(
+        options.dataset,
+        options.table,
+        source=options.source,
+        contains=options.contains,
+        may_overlap=options.may_overlap,
+        single=options.single,
+        force=options.force,
+    )
+    return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from dataclasses import fields
+
+    from nnunet_mutual.datasets.merge.command import MergeOptions, merge
+
+    answers = {field.name: getattr(options, field.name) for field in fields(MergeOptions)}
+    merge(options.datasets, options.output, MergeOptions(**answers))
+    return 0
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from dataclasses import fields
+
+    from nnunet_mutual.datasets.simulate.command import SimulateOptions, simulate
+
+    answers = {field.name: getattr(options, field.name) for field in fields(SimulateOptions)}
+    simulate(options.dataset, options.output, SimulateOptions(**answers))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from nnunet_mutual.datasets.check import check
+
+    return check(options.dataset, as_json=options.json)
+
+
+def _check_images(options: argparse.Namespace) -> int:
+    from nnunet_mutual.export.sequences import check_images
+
+    return check_images(options.model, options.images)
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from nnunet_mutual.datasets.sync import sync
+
+    sync(options.dataset)
+    return 0
+
+
+def _plan_and_preprocess(options: argparse.Namespace) -> int:
+    from nnunet_mutual.planning.plan_and_preprocess import DEFAULT_CONFIGURATIONS, plan_and_preprocess
+
+    plan_and_preprocess(
+        options.dataset,
+        configurations=options.configurations or DEFAULT_CONFIGURATIONS,
+        processes=options.processes,
+        planner=options.planner,
+        gigabytes=options.gigabytes,
+        trainer=options.trainer,
+        settings=options.settings,
+        clean=options.clean,
+    )
+    return 0
+
+
+def _preprocess_unlabelled(options: argparse.Namespace) -> int:
+    from nnunet_mutual.preprocessing.update import preprocess_unlabelled
+
+    preprocess_unlabelled(
+        options.dataset, configurations=options.configurations, plans=options.plans, processes=options.processes
+    )
+    if options.soft is not None:
+        from nnunet_mutual.preprocessing.soft_labels import preprocess_soft
+
+        preprocess_soft(options.dataset, options.soft, plans=options.plans)
+    return 0

@@ -1,0 +1,369 @@
+"""The command ``nnunet_mutual``: one sub-command per verb.
+
+Nothing heavy is imported before the chosen handler runs, so ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from nnunet_mutual import __version__
+from nnunet_mutual.cli import datasets as cli_datasets
+from nnunet_mutual.cli import results as cli_results
+from nnunet_mutual.cli import training as cli_training
+from nnunet_mutual.errors import MutualError
+
+EXIT_PROBLEM = 1
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+DESCRIPTION = """\
+Teaches nnU-Net v2 to learn from data that is not fully labelled. Datasets, planning, training and prediction stay
+nnU-Net's own commands; this one declares who annotated what, checks it, and exports stock nnU-Net models."""
+
+EPILOG = """\
+from nnU-Net dataset to stock model:
+  export nnUNet_extTrainer="$(nnunet_mutual trainers)"
+  nnunet_mutual annotate Dataset111_Abdomen cases.csv
+  nnunet_mutual check Dataset111_Abdomen
+  nnUNetv2_plan_and_preprocess -d 111 -c 3d_fullres
+  nnUNetv2_train 111 3d_fullres 0 -tr PartialTrainer
+  nnunet_mutual export 111 3d_fullres -tr PartialTrainer -f 0
+
+Not a medical device. 'nnunet_mutual COMMAND --help' explains a command."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program name; those of the process if not given.
+
+    Returns:
+        Exit status: 0 fine, 1 ``doctor`` found problems, 2 an error with one sentence on stderr, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser, commands = build_parser()
+    if not arguments:
+        parser.print_help()
+        return EXIT_ERROR
+    if not arguments[0].startswith("-") and arguments[0] not in commands:
+        return _fail(_unknown(arguments[0], commands))
+    options = parser.parse_args(arguments)
+    try:
+        return options.handler(options)
+    except MutualError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing not in ("nnunetv2", "torch"):
+            raise
+        return _fail(
+            f"{missing} is not installed for {sys.executable}; install it with: "
+            f"{sys.executable} -m pip install 'nnunetv2>=2.8'"
+        )
+
+
+def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """Return the parser and the names of the sub-commands."""
+    parser = argparse.ArgumentParser(
+        prog="nnunet_mutual",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"nnunet_mutual {__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+
+    def add(
+        name: str, handler: Callable[[argparse.Namespace], int], summary: str, description: str, example: str
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=description,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.set_defaults(handler=handler)
+        return command
+
+    _add_plugin_commands(add)
+    cli_datasets.add_commands(add)
+    cli_training.add_commands(add)
+    _add_model_commands(add)
+    cli_results.add_commands(add)
+    return parser, list(commands.choices)
+
+
+def _add_plugin_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    add(
+        "trainers",
+        _trainers,
+        "print the value for nnUNet_extTrainer",
+        "Prints what nnU-Net's variable for further trainers already holds, plus the folder of this package.",
+        'export nnUNet_extTrainer="$(nnunet_mutual trainers)"',
+    )
+    add(
+        "register",
+        _register,
+        "let nnU-Net find trainers and planners in every shell",
+        "Writes two small files into the nnU-Net installation that pass look-ups on to this package. They do nothing\n"
+        "once this package is uninstalled; 'nnunet_mutual unregister' removes them.",
+        "nnunet_mutual register",
+    )
+    add(
+        "unregister",
+        _unregister,
+        "undo register",
+        "Removes what 'nnunet_mutual register' wrote into the nnU-Net installation, and nothing else.",
+        "nnunet_mutual unregister",
+    )
+    command = add(
+        "doctor",
+        _doctor,
+        "check the installation; every problem comes with the command that fixes it",
+        "Shows versions, device, nnU-Net's paths and the active plug-in way, and asks nnU-Net's own finder for every\n"
+        "trainer and planner. Exit status 0: all fine, 1: problems were found.",
+        "nnunet_mutual doctor",
+    )
+    command.add_argument("--json", action="store_true", help="print JSON instead of lines")
+
+
+def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "plan",
+        _plan,
+        "add a configuration with other training settings to the plans, or declare modality groups",
+        "Writes a new configuration, named like the base one plus NAME, that inherits from it and holds the settings.\n"
+        "It survives re-planning and has its own results folder. With --groups instead, it writes into dataset.json\n"
+        "which channels belong together for MutualCrossModalTrainer, before planning.",
+        "nnunet_mutual plan -d 111 -c 3d_fullres --name long --set num_epochs=2000 optimizer=adamw",
+    )
+    command.add_argument("-d", dest="dataset", metavar="DATASET", required=True, help="dataset name or number")
+    command.add_argument("-c", dest="configuration", default="3d_fullres", help="base configuration (%(default)s)")
+    command.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier (%(default)s)")
+    command.add_argument("--name", help="what the new configuration's name ends in")
+    command.add_argument(
+        "--groups", metavar="NAME=CHANNEL[,CHANNEL]", nargs="+", help="modality groups, such as T1=T1 both=T1,FLAIR"
+    )
+    command.add_argument(
+        "--set",
+        dest="settings",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="settings, inner ones with a dot (loss.pd=0.5)",
+    )
+
+    command = add(
+        "export",
+        _export,
+        "make a stock nnU-Net model of a training",
+        "Writes a model folder that predicts, zips and installs with unmodified nnU-Net commands, without this\n"
+        "package, and prints the command to predict with.",
+        "nnunet_mutual export 111 3d_fullres -tr PartialTrainer -f 0 1 2 3 4",
+    )
+    cli_datasets.add_training(command)
+    command.add_argument("-f", dest="folds", metavar="FOLD", nargs="+", required=True, help="folds, or 'all'")
+    command.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="checkpoint (%(default)s)")
+    command.add_argument(
+        "--name", dest="output_name", help="plans name of the exported model (default: made from them)"
+    )
+    command.add_argument(
+        "--peers",
+        action="store_true",
+        help="export all networks that learnt together in one fold, as an ensemble; network p becomes fold_p",
+    )
+    command.add_argument(
+        "--container",
+        metavar="FOLDER",
+        help="also write a new folder that a container of the model is built from, as challenges ask for",
+    )
+    command.add_argument(
+        "--compared",
+        metavar="NUMBER",
+        type=int,
+        default=5,
+        help="of modality groups: validation cases to compare the models with the training on (%(default)s; 0: none)",
+    )
+
+    command = add(
+        "pseudo_label",
+        _pseudo_label,
+        "label what the training cases of a fold do not annotate, with a trained network",
+        "Predicts the training cases with the networks of a checkpoint, keeps what they are sure of, and writes every\n"
+        "decision with its reason into a CSV, in a folder beside the checkpoint. It can be interrupted and repeated.\n"
+        "MutualPartialTrainer does this by itself; here one can look first, or try another filter.",
+        "nnunet_mutual pseudo_label 111 3d_fullres 0 -tr PartialTrainer -o labels_to_look_at",
+    )
+    cli_datasets.add_training(command, fold=True)
+    command.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="checkpoint (%(default)s)")
+    command.add_argument("-o", dest="output", metavar="FOLDER", help="also write label maps of drawn and pseudo labels")
+    command.add_argument("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="where (%(default)s)")
+    command.add_argument(
+        "--soft",
+        action="store_true",
+        help="instead, predict the images in imagesUn and write probabilities (-o), for another model to learn from",
+    )
+    command.add_argument(
+        "--set",
+        dest="settings",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="settings of the filter (high=0.8 label=false)",
+    )
+
+    command = add(
+        "demo",
+        _demo,
+        "show the whole path on generated images, in a few minutes on a CPU",
+        "Generates a small dataset in which two sites annotate different organs, trains on it with nnU-Net's\n"
+        "commands, exports, predicts, and compares with stock nnU-Net.",
+        "nnunet_mutual demo",
+    )
+    command.add_argument("--folder", help="where to work (default: a temporary folder)")
+    command.add_argument("--keep", action="store_true", help="keep datasets and models afterwards")
+
+
+def _unknown(word: str, commands: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, commands, n=1, cutoff=0.5)
+    hint = f"did you mean: nnunet_mutual {near[0]}" if near else f"the commands are {', '.join(commands)}"
+    return f"nnunet_mutual has no command {word!r}; {hint}"
+
+
+def _fail(sentence: str) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return EXIT_ERROR
+
+
+def _trainers(options: argparse.Namespace) -> int:
+    from nnunet_mutual.plugin import find as plugin
+
+    print(plugin.trainers_variable(os.environ.get(plugin.VARIABLE)))
+    return 0
+
+
+def _register(options: argparse.Namespace) -> int:
+    from nnunet_mutual.plugin import find as plugin
+
+    for path in plugin.register():
+        print(f"wrote {path}")
+    print("nnU-Net now finds the trainers in every shell; undo with: nnunet_mutual unregister")
+    return 0
+
+
+def _unregister(options: argparse.Namespace) -> int:
+    from nnunet_mutual.plugin import find as plugin
+
+    removed = plugin.unregister()
+    for path in removed:
+        print(f"removed {path}")
+    if not removed:
+        print("nothing was registered")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from nnunet_mutual.plugin.doctor import doctor
+
+    return doctor(as_json=options.json)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    if options.groups is not None:
+        from nnunet_mutual.datasets.declare_groups import declare_groups
+
+        if options.name is not None or options.settings:
+            raise MutualError("--groups changes the dataset, --name and --set the plans; run the command twice")
+        declare_groups(options.dataset, options.groups)
+        return 0
+    if options.name is None:
+        raise MutualError("give the new configuration a --name, for example: --name long --set num_epochs=2000")
+    from nnunet_mutual.planning.configuration import plan
+
+    plan(
+        options.dataset,
+        configuration=options.configuration,
+        plans=options.plans,
+        name=options.name,
+        settings=options.settings,
+    )
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from nnunet_mutual.export.command import export
+
+    export(
+        options.dataset,
+        options.configuration,
+        trainer=options.trainer,
+        plans=options.plans,
+        folds=options.folds,
+        checkpoint=options.checkpoint,
+        output_name=options.output_name,
+        peers=options.peers,
+        compared=options.compared,
+        container=options.container,
+    )
+    return 0
+
+
+def _pseudo_label(options: argparse.Namespace) -> int:
+    if options.soft:
+        return _soft_label(options)
+    from nnunet_mutual.pseudo_labels.command import pseudo_label
+
+    pseudo_label(
+        options.dataset,
+        options.configuration,
+        options.fold,
+        trainer=options.trainer,
+        plans=options.plans,
+        checkpoint=options.checkpoint,
+        output=options.output,
+        device=options.device,
+        settings=options.settings,
+    )
+    return 0
+
+
+def _soft_label(options: argparse.Namespace) -> int:
+    from nnunet_mutual.pseudo_labels.soft import write_soft_labels
+
+    if options.output is None or options.settings:
+        raise MutualError("--soft needs a folder for the soft labels, -o FOLDER, and knows no --set")
+    write_soft_labels(
+        options.dataset,
+        options.configuration,
+        options.fold,
+        trainer=options.trainer,
+        plans=options.plans,
+        checkpoint=options.checkpoint,
+        output=options.output,
+        device=options.device,
+    )
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from nnunet_mutual.demo.run import run_demo
+
+    return run_demo(options.folder, keep=options.keep)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

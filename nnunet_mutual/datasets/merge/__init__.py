@@ -1,0 +1,1 @@
+"""The steps of the command ``merge``; :mod:`nnunet_mutual.datasets.merge.command` calls them in their order."""

@@ -1,0 +1,177 @@
+"""One pass over all images and label maps: problems, orientation, percentiles, and what tells equal images."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from nnunet_mutual.datasets.images import Finding, inspect_case, reader_for
+from nnunet_mutual.datasets.merge.agreement import NIFTI
+from nnunet_mutual.datasets.merge.sources import MergeSource
+from nnunet_mutual.datasets.problems import ERROR, Problem
+from nnunet_mutual.datasets.raw import CaseFiles
+
+PERCENTILES = (0.5, 50.0, 99.5)
+_SAMPLES = 200_000  # voxels per channel for the percentiles
+
+
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity
+class Scan:
+    """What one pass over the files of a case remembers.
+
+    Attributes:
+        labelled: lies in imagesTr; otherwise in imagesUn.
+        present: labels with voxels, under their new names.
+        equal: a hash that two cases share if all their voxels are equal.
+        equal_but_offset: a hash that they share if the voxels differ by a constant only, such as HU and HU + 1024.
+        minimum: smallest value of the first channel.
+        spacing: of the first channel, in mm (Z, Y, X).
+        orientation: axis codes such as 'RAS'; None where the format has none.
+        percentiles: ``(channels, len(PERCENTILES))``; NaN for a channel that is missing.
+    """
+
+    source: MergeSource
+    key: str
+    labelled: bool
+    present: frozenset[str]
+    equal: str
+    equal_but_offset: str
+    minimum: float
+    spacing: tuple[float, ...]
+    orientation: str | None
+    percentiles: NDArray[Any]
+
+    @property
+    def files(self) -> CaseFiles:
+        """Where it lies."""
+        return (self.source.training if self.labelled else self.source.unlabelled)[self.key]
+
+    @property
+    def new_key(self) -> str:
+        """Name in the merged dataset."""
+        return self.source.new_key(self.key)
+
+    def __str__(self) -> str:
+        return f"{self.source.short}:{self.key}"
+
+
+def readers(sources: Sequence[MergeSource], ending: str, *, reorient: bool) -> dict[MergeSource, BaseReaderWriter]:
+    """Returns the reader of each dataset.
+
+    Args:
+        sources: the datasets.
+        ending: of the merged dataset.
+        reorient: read NIfTI files in one orientation, as the merged dataset will be read.
+
+    Raises:
+        MutualError: nnU-Net has no reader for a file ending.
+    """
+    found = {}
+    for source in sources:
+        content = dict(source.dataset_json)
+        if reorient and content["file_ending"] in NIFTI:
+            content["overwrite_image_reader_writer"] = "NibabelIOWithReorient"
+        elif content["file_ending"] != ending:
+            content["overwrite_image_reader_writer"] = "SimpleITKIO"  # the one that reads and writes all these formats
+        examples = [path for files in source.training.values() for path in files.images.values()]
+        found[source] = reader_for(content, examples)
+    return found
+
+
+def scan(
+    sources: Sequence[MergeSource], reader_of: dict[MergeSource, BaseReaderWriter]
+) -> tuple[list[Scan], dict[str, list[Problem]]]:
+    """Reads every case once.
+
+    Args:
+        sources: the datasets.
+        reader_of: from :func:`readers`.
+
+    Returns:
+        What was read (cases with errors are left out), and the problems by dataset name.
+    """
+    scans: list[Scan] = []
+    problems = {source.name: list(source.problems) for source in sources}
+    pending = [(s, True, files) for s in sources for files in s.training.values()]
+    pending += [(s, False, files) for s in sources for files in s.unlabelled.values()]
+    for source, labelled, files in tqdm(pending, desc="reading cases", unit="case", file=sys.stderr, leave=False):
+        finding = _inspect(source, files, labelled, reader_of[source])
+        problems[source.name] += finding.problems
+        if finding.images and not any(problem.severity == ERROR for problem in finding.problems):
+            scans.append(_remember(source, files, labelled, finding))
+    return scans, problems
+
+
+def orientation(path: Path) -> str | None:
+    """Returns the axis codes of a file, such as 'RAS': the first axis runs to the right, and so on."""
+    if path.name.endswith(NIFTI):
+        image: Any = nibabel.load(path)
+        return "".join(code or "?" for code in nibabel.aff2axcodes(image.affine))
+    if path.name.endswith((".nrrd", ".mha", ".gipl")):
+        header = sitk.ImageFileReader()
+        header.SetFileName(str(path))
+        header.ReadImageInformation()
+        if header.GetDimension() == 3:
+            turned = np.diag([-1, -1, 1]) @ np.reshape(header.GetDirection(), (3, 3))  # LPS to RAS
+            return "".join(code or "?" for code in nibabel.aff2axcodes(np.pad(turned, (0, 1))))
+    return None
+
+
+def _inspect(source: MergeSource, files: CaseFiles, labelled: bool, reader: BaseReaderWriter) -> Finding:
+    listed = not source.table.declared or files.key in source.table.cases
+    case = source.table.case(files.key) if listed else None
+    finding = inspect_case(files, case, source.table, source.ignore, reader)
+    drawn = labelled and case is not None and case.annotated
+    missing = case.missing if case is not None else frozenset[str]()
+    wanted = [v for number, v in finding.images.items() if source.table.channels[number] not in missing]
+    if wanted and all(volume.voxels.min() == volume.voxels.max() for volume in wanted):
+        path = wanted[0].path
+        finding.error(
+            path, f"is empty: every voxel is {wanted[0].voxels.flat[0]:g}; replace the image or remove the case"
+        )
+    if drawn and finding.present is not None and not finding.present and source.table.declared:
+        finding.warning(files.label, "holds no label at all, although the table says that somebody looked")
+    return finding
+
+
+def _remember(source: MergeSource, files: CaseFiles, labelled: bool, finding: Finding) -> Scan:
+    first = next(iter(finding.images.values()))
+    volumes = list(finding.images.values())
+    missing = source.table.cases[files.key].missing if files.key in source.table.cases else frozenset[str]()
+    rows = np.full((len(source.table.channels), len(PERCENTILES)), np.nan)
+    for number, volume in finding.images.items():
+        for offset, channel in enumerate(volume.voxels):
+            if source.table.channels[number + offset] not in missing:
+                flat = channel.reshape(-1)
+                rows[number + offset] = np.percentile(flat[:: max(1, flat.size // _SAMPLES)], PERCENTILES)
+    return Scan(
+        source,
+        files.key,
+        labelled,
+        frozenset(source.renamed[name] for name in finding.present or ()),
+        _hash(volume.voxels for volume in volumes),
+        _hash(volume.voxels - volume.voxels.min() for volume in volumes),
+        float(first.voxels.min()),
+        first.spacing,
+        orientation(first.path),
+        rows,
+    )
+
+
+def _hash(arrays: Iterable[NDArray[Any]]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(repr(array.shape).encode())
+        digest.update(np.ascontiguousarray(array, dtype=np.float32).tobytes())
+    return digest.hexdigest()

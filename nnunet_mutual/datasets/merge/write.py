@@ -1,0 +1,125 @@
+"""Writes the merged dataset into a temporary folder beside its place and renames that at the very end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from tqdm import tqdm
+
+from nnunet_mutual.datasets.merge.agreement import Target
+from nnunet_mutual.datasets.merge.identical import Contradiction, combine
+from nnunet_mutual.datasets.merge.scan import Scan
+from nnunet_mutual.datasets.merge.sources import MergeSource
+from nnunet_mutual.datasets.merge.table import MergedCase
+from nnunet_mutual.datasets.merge.views import View
+from nnunet_mutual.datasets.new_dataset import place_images
+from nnunet_mutual.disk.files import write_csv, write_json
+from nnunet_mutual.disk.folders import finish, not_written, temporary_folder
+
+CASES = "merged_cases.csv"
+CONTRADICTIONS = "contradictions.csv"
+
+
+def write_dataset(
+    output: Path,
+    dataset_json: Mapping[str, Any],
+    cases: Sequence[MergedCase],
+    views: Mapping[Scan, View],
+    target: Target,
+    preferred: Sequence[MergeSource],
+    reader_of: Mapping[MergeSource, BaseReaderWriter],
+    contradictions: Sequence[Contradiction],
+    *,
+    copy: bool,
+) -> None:
+    """Writes everything; until the last step there is no folder of the dataset's name.
+
+    Args:
+        output: folder of the merged dataset, which must not exist.
+        dataset_json: its dataset.json.
+        cases: its cases.
+        views: what the integers of each labelled scan say.
+        target: labels and ending.
+        preferred: datasets that win contradictions.
+        reader_of: reader of each dataset.
+        contradictions: those that were decided, for the report.
+        copy: copy images instead of linking them.
+
+    Raises:
+        MutualError: the disk is full or not writable; nothing is left behind.
+    """
+    with temporary_folder(output, "merge", "merging") as folder:
+        try:
+            for name in ("imagesTr", "labelsTr", *(["imagesUn"] if not all(case.labelled for case in cases) else [])):
+                (folder / name).mkdir()
+            for case in tqdm(cases, desc="writing cases", unit="case", file=sys.stderr, leave=False):
+                images = folder / ("imagesTr" if case.labelled else "imagesUn")
+                place_images(case.group[0].files, images, case.key, target.ending, copy=copy)
+                if case.labelled:
+                    _write_label(case, folder, views, target, preferred, reader_of)
+            _write_case_list(folder / CASES, cases)
+            if contradictions:
+                write_contradictions(folder / CONTRADICTIONS, contradictions)
+            write_json(folder / "dataset.json", dataset_json)
+            finish(folder, output)
+        except (OSError, RuntimeError) as error:  # SimpleITK reports a full disk as RuntimeError
+            raise not_written(output, error) from None
+
+
+def write_contradictions(path: Path, contradictions: Sequence[Contradiction]) -> None:
+    """Writes a CSV with a row for each pair of labels that contradict each other in a case.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    header = ["case", "images", "drawn_there", "voxels", "millilitres", "voxel_x", "voxel_y", "voxel_z", "written"]
+    rows = [
+        [
+            found.group[0].new_key,
+            " | ".join(map(str, found.group)),
+            " | ".join(found.drawn),
+            found.voxels,
+            f"{found.volume:.3f}",
+            *found.place,
+            found.kept or "",
+        ]
+        for found in contradictions
+    ]
+    write_csv(path, [header, *rows])
+
+
+def _write_case_list(path: Path, cases: Sequence[MergedCase]) -> None:
+    rows = [["case", "dataset", "case_there", "use"]]
+    for case in cases:
+        for scan in (*case.group, *case.dropped):
+            use = "dropped, same image" if scan in case.dropped else ("labelled" if case.labelled else "unlabelled")
+            rows.append([case.key, scan.source.name, scan.key, use])
+    write_csv(path, rows)
+
+
+def _write_label(
+    case: MergedCase,
+    folder: Path,
+    views: Mapping[Scan, View],
+    target: Target,
+    preferred: Sequence[MergeSource],
+    reader_of: Mapping[MergeSource, BaseReaderWriter],
+) -> None:
+    place = folder / "labelsTr" / (case.key + target.ending)
+    first = case.group[0]
+    reader = reader_of[first.source]
+    if len(case.group) > 1:
+        voxels, properties, _ = combine(case.group, views, preferred, reader_of)
+    else:
+        drawn, properties = reader.read_seg(str(first.files.label))
+        old = np.rint(drawn[0]).astype(np.int64)
+        new = np.zeros(old.max() + 1, np.int64)
+        for value in np.flatnonzero(np.bincount(old.ravel())):
+            new[value] = views[first].write(views[first].read(int(value)))
+        voxels = new[old]
+    reader.write_seg(voxels, str(place), properties)

@@ -1,1 +1,0 @@
-"""The steps of the command ``merge``; :mod:`nnunet_mutual.datasets.merge` calls them in their order."""

@@ -1,0 +1,1 @@
+"""Hides labels, label maps or channels of a labelled dataset."""

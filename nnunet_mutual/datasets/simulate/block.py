@@ -1,0 +1,200 @@
+"""What a simulated dataset consists of, and writing it: images, restricted label maps, table, and the truth aside."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from nnunet_mutual.annotation.table import VERSION, AnnotationTable, Case
+from nnunet_mutual.datasets.new_dataset import link_or_copy, place_images
+from nnunet_mutual.datasets.raw import CaseFiles
+from nnunet_mutual.disk.files import write_csv, write_json
+from nnunet_mutual.disk.folders import finish, not_written, temporary_folder
+from nnunet_mutual.settings import BLOCK
+
+TRUTH = "truth"  # nnU-Net and this package read imagesTr, imagesUn, labelsTr and dataset.json only
+CASES = "simulated_cases.csv"
+FOLDERS = {"labelled": "imagesTr", "unlabelled": "imagesUn", "test": "imagesTs"}
+
+
+@dataclass(frozen=True)
+class Original:
+    """The dataset that is simulated from, read and verified."""
+
+    name: str
+    content: Mapping[str, Any]
+    table: AnnotationTable
+    training: Mapping[str, CaseFiles]
+    unlabelled: Mapping[str, CaseFiles]
+    reader: BaseReaderWriter
+    present: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    def listed(self, key: str) -> Case | None:
+        """The entry of a case; unlabelled ones need not have one."""
+        return self.table.case(key) if key in self.training else self.table.cases.get(key)
+
+
+@dataclass(frozen=True)
+class NewCase:
+    """One case of the new dataset.
+
+    Attributes:
+        files: in the original dataset.
+        use: 'labelled', 'unlabelled' or 'test'.
+        site: one of the sites of ``--keep``, or ''.
+        source: in the new table; None for an unlabelled case that the old table does not list.
+        kept: what is drawn in its label map.
+        missing: channels that it lacks.
+    """
+
+    files: CaseFiles
+    use: str
+    site: str
+    source: str | None
+    kept: frozenset[str]
+    missing: frozenset[str]
+
+
+def block_of(original: Original, cases: Sequence[NewCase], keep: Mapping[str, frozenset[str]]) -> dict[str, Any]:
+    """Returns the annotation table of the simulated dataset.
+
+    Args:
+        original: the dataset that it is made from.
+        cases: its cases.
+        keep: labels that each site draws; empty if there are no sites.
+    """
+    table = original.table
+    old = original.content.get(BLOCK, {})
+    block: dict[str, Any] = {"version": VERSION, "sources": {}, "cases": {}}
+    for case in cases:
+        listed = original.listed(case.files.key)
+        if case.use == "test" or case.source is None or listed is None:
+            continue
+        source = table.sources[listed.source]
+        drawn = source.annotated & keep.get(case.site, frozenset(table.labels))
+        inside = {outer: _ordered(inner, table) for outer, inner in source.contains.items() if outer in drawn}
+        block["sources"].setdefault(
+            case.source, {"annotated": _ordered(drawn, table), **({"contains": inside} if inside else {})}
+        )
+        entry: dict[str, Any] = {"source": case.source}
+        annotated = case.kept & listed.annotated
+        if case.use == "labelled" and annotated != drawn:
+            entry["annotated"] = _ordered(annotated, table)
+        if case.use == "labelled" and case.kept & listed.pseudo:
+            entry["pseudo"] = _ordered(case.kept & listed.pseudo, table)
+        if listed.patient is not None:
+            entry["patient"] = listed.patient
+        if case.missing:
+            entry["missing"] = [channel for channel in table.channels if channel in case.missing]
+        block["cases"][case.files.key] = entry
+    site_of = {case.source: case.site for case in cases}
+    order = ["", *keep]
+    block["sources"] = dict(sorted(block["sources"].items(), key=lambda item: order.index(site_of[item[0]])))
+    block |= {key: old[key] for key in ("labels", "may_overlap", "modality_groups") if key in old}
+    return block
+
+
+def restricted(voxels: NDArray[Any], table: AnnotationTable, kept: frozenset[str]) -> NDArray[Any]:
+    """Returns a label map as somebody draws it who draws only some labels: the others become 0.
+
+    Of the integers that agree about every kept region, the one in the fewest regions is written.
+
+    Args:
+        voxels: whole numbers.
+        table: integers of each label.
+        kept: names of the labels that are drawn.
+    """
+    regions = {name: frozenset(values) for name, values in table.values.items()}
+    integers = sorted(frozenset({0}).union(*regions.values()))
+    new = np.arange(max(int(voxels.max()), integers[-1]) + 1)  # the ignore label stays
+    for value in integers:
+        equal = [i for i in integers if all((i in regions[name]) == (value in regions[name]) for name in kept)]
+        new[value] = min(equal, key=lambda i: (sum(i in region for region in regions.values()), i))
+    return new[voxels]
+
+
+def write_simulated(
+    place: Path, original: Original, cases: Sequence[NewCase], dataset_json: Mapping[str, Any], *, copy: bool
+) -> None:
+    """Writes everything; until the last step there is no folder of the dataset's name.
+
+    Args:
+        place: folder of the new dataset, which must not exist.
+        original: the dataset that it is made from.
+        cases: its cases.
+        dataset_json: its dataset.json.
+        copy: copy images instead of linking them.
+
+    Raises:
+        MutualError: the disk is full or not writable; nothing is left behind.
+    """
+    with temporary_folder(place, "simulation", "simulating") as folder:
+        try:
+            for name in (*{"imagesTr", "labelsTr"} | {FOLDERS[case.use] for case in cases}, f"{TRUTH}/labels"):
+                (folder / name).mkdir(parents=True)
+            for case in tqdm(cases, desc="writing cases", unit="case", file=sys.stderr, leave=False):
+                _write_case(case, folder, original, copy=copy)
+            rows = [
+                [case.files.key, case.use, case.source or "", " ".join(sorted(case.kept)), " ".join(case.missing)]
+                for case in cases
+            ]
+            write_csv(folder / CASES, [["case", "use", "source", "labels_kept", "channels_missing"], *rows])
+            truth = {key: value for key, value in original.content.items() if key != "dataset"}
+            write_json(folder / TRUTH / "dataset.json", truth)
+            write_json(folder / "dataset.json", dataset_json)
+            finish(folder, place)
+        except (OSError, RuntimeError) as error:  # SimpleITK reports a full disk as RuntimeError
+            raise not_written(place, error) from None
+
+
+def _write_case(case: NewCase, folder: Path, original: Original, *, copy: bool) -> None:
+    files, table = case.files, original.table
+    ending = original.content["file_ending"]
+    listed = original.listed(files.key)
+    images = folder / FOLDERS[case.use]
+    zeros = case.missing - (listed.missing if listed is not None else frozenset())
+    there = {number: path for number, path in files.images.items() if table.channels[number] not in zeros}
+    place_images(CaseFiles(files.key, there, files.label), images, files.key, ending, copy=copy)
+    for number in set(files.images) - set(there):
+        _write_zeros(files.images[number], images / f"{files.key}_{number:04d}{ending}")
+    if files.key not in original.training:
+        return
+    whole = folder / TRUTH / "labels" / (files.key + ending)
+    if files.label.name.endswith(ending):
+        link_or_copy(files.label, whole, copy=copy)
+    else:
+        voxels, properties = _label_map(files, original)
+        original.reader.write_seg(voxels, str(whole), properties)
+    if case.use == "labelled" and listed is not None:
+        label = folder / "labelsTr" / whole.name
+        if case.kept == listed.annotated | listed.pseudo:
+            link_or_copy(whole, label, copy=copy)
+        else:
+            voxels, properties = _label_map(files, original)
+            original.reader.write_seg(restricted(voxels, table, case.kept), str(label), properties)
+
+
+def _label_map(files: CaseFiles, original: Original) -> tuple[NDArray[Any], dict[str, Any]]:
+    voxels, properties = original.reader.read_seg(str(files.label))
+    return np.rint(voxels[0]).astype(np.int64), properties
+
+
+def _write_zeros(path: Path, place: Path) -> None:
+    """Writes an image of zeros on the same grid: nnU-Net needs a file for every channel."""
+    image = sitk.ReadImage(str(path))
+    zeros = sitk.Image(image.GetSize(), image.GetPixelID(), image.GetNumberOfComponentsPerPixel())
+    zeros.CopyInformation(image)
+    sitk.WriteImage(zeros, str(place), useCompression=True)
+
+
+def _ordered(names: frozenset[str], table: AnnotationTable) -> list[str]:
+    return [label for label in table.labels if label in names]

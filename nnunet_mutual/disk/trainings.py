@@ -1,0 +1,30 @@
+"""Trainings in nnUNet_results: which folder, which files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nnunetv2.paths import nnUNet_results
+
+from nnunet_mutual.errors import MutualError, meant
+
+
+def training_folder(dataset_name: str, trainer: str, plans: str, configuration: str) -> Path:
+    """Returns the folder of a training in nnUNet_results.
+
+    Raises:
+        MutualError: nnUNet_results is not set, or there is no such training; says which there are.
+    """
+    if not nnUNet_results.is_set():
+        raise MutualError(
+            'nnUNet_results is not set; set it as for nnU-Net: export nnUNet_results="/path/to/nnUNet_results"'
+        )
+    base = Path(nnUNet_results) / dataset_name
+    wanted = f"{trainer}__{plans}__{configuration}"
+    trained = sorted(f.name for f in base.iterdir() if f.is_dir() and "__" in f.name) if base.is_dir() else []
+    if wanted not in trained:
+        raise MutualError(
+            f"{base} has no training called {wanted}{meant(wanted, trained)}; trained there: "
+            f"{', '.join(trained) or 'nothing yet'}"
+        )
+    return base / wanted

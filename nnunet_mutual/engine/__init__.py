@@ -1,0 +1,1 @@
+"""Networks that learn together, the training step, checkpoints, validation."""

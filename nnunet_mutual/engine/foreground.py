@@ -1,0 +1,57 @@
+"""Where a network finds labels in unlabelled images, so that patches can be drawn from there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+
+from nnunet_mutual.batches.locations import read_locations, write_locations
+from nnunet_mutual.engine.networks import collect
+from nnunet_mutual.engine.window import predictor_for
+
+if TYPE_CHECKING:
+    from nnunet_mutual.trainers.base import MutualTrainer
+
+
+class PredictedForeground:
+    """A file per unlabelled image with places of each label; the loader's processes read the newest ones.
+
+    Args:
+        folder: below the output folder of the fold.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def forget(self) -> None:
+        """Removes what an older training left."""
+        if self.folder.is_dir():
+            shutil.rmtree(self.folder)
+
+    def locations(self, key: str) -> dict[Any, np.ndarray] | None:
+        """Returns nnU-Net's ``class_locations``, None before anything was predicted."""
+        file = self.folder / f"{key}.npz"
+        return read_locations(file) if file.is_file() else None
+
+    def renew(self, trainer: MutualTrainer, dataset: Any, keys: Sequence[str]) -> None:
+        """Predicts all images with the network that would be deployed, without mirroring; processes share them."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        labels = trainer.label_manager
+        classes: list[Any] = (
+            list(labels.foreground_regions) if labels.has_regions else [int(x) for x in labels.foreground_labels]
+        )
+        collect(trainer)
+        with predictor_for(trainer, trainer.deployed_network, mirroring=False) as predictor:
+            for key in trainer.ranks.share(keys):
+                image = torch.from_numpy(np.asarray(dataset.load_case(key)[0][:])).float()
+                logits = predictor.predict_sliding_window_return_logits(image).cpu().float()
+                found = np.asarray(labels.convert_logits_to_segmentation(logits))
+                places = DefaultPreprocessor._sample_foreground_locations(found[None], classes)
+                write_locations(self.folder / f"{key}.npz", {c: places.get(c, []) for c in classes})
+        trainer.ranks.barrier()

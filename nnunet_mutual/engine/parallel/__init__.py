@@ -1,0 +1,1 @@
+"""Networks on several processes or GPUs."""

@@ -1,0 +1,221 @@
+"""`nnunet_mutual evaluate`: one folder of predictions, or two against each other."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.configuration import default_num_processes
+
+from nnunet_mutual.disk.files import write_json
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.evaluation import output
+from nnunet_mutual.evaluation.cases import COUNTS, LabelScores, Pair, Rules, measure_cases
+from nnunet_mutual.evaluation.comparison import MARGIN, compare, pair_scores
+from nnunet_mutual.evaluation.folders import find_references, pair_up
+from nnunet_mutual.evaluation.metrics import TOLERANCE, implementation, require_monai
+from nnunet_mutual.evaluation.statistics import describe
+
+FOLDER = "evaluation"
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What both forms of the command take.
+
+    Attributes:
+        references: folder of reference label maps; None: those of the dataset.
+        dataset: name or ID; its dataset.json says what is annotated.
+        dataset_json: that file, if it is another one.
+        fold: only the validation cases of this fold.
+        complete: the references draw every label, whatever the table says.
+        chill: cases may lack a prediction.
+        tolerance: words such as "1" and "liver=3", in mm.
+        surface: whether to measure surfaces, which needs monai.
+        processes: at most; None: nnU-Net's number.
+        seed: of the bootstrap.
+        output: folder for the files; by default ``evaluation`` in the folder of predictions.
+        as_json: print JSON instead of a table.
+    """
+
+    references: str | None = None
+    dataset: str | None = None
+    dataset_json: str | None = None
+    fold: str | None = None
+    complete: bool = False
+    chill: bool = False
+    tolerance: tuple[str, ...] = ()
+    surface: bool = True
+    processes: int | None = None
+    seed: int = 0
+    output: str | None = None
+    as_json: bool = False
+
+
+def evaluate(predictions: str, options: EvaluateOptions) -> dict[str, Any]:
+    """Measures a folder of predictions, prints a table, and writes metrics.csv and summary.json.
+
+    Returns:
+        The content of summary.json.
+
+    Raises:
+        MutualError: bad input; nothing is written then.
+    """
+    measured = _Measured.of(options, Path(predictions))
+    cases, rules = measured.cases[0], measured.rules
+    statistics = {
+        metric: describe(_values(cases, metric), rules.table.labels, measured.patients, seed=options.seed)
+        for metric in _metrics(cases)
+    }
+    content = output.summary_json(cases, measured.pairs[0], rules, measured.keys, statistics, options.seed)
+    folder = _folder(options.output, Path(predictions))
+    output.write_tidy(folder / output.TIDY, cases)
+    write_json(folder / output.SUMMARY, content)
+    if options.as_json:
+        print(json.dumps(output.without_nan(content), indent=2))
+        return content
+    counts = output.counted(cases, rules.table.labels)
+    print(f"{len(cases)} cases, mean (95 % interval) over those that annotate a label and draw or predict it")
+    print(output.results_table(statistics, counts))
+    print(_stated(rules))
+    print(f"Per case: {folder / output.TIDY}\nnnU-Net's layout: {folder / output.SUMMARY}")
+    print(f"Next: nnunet_mutual evaluate --compare OTHER_PREDICTIONS {predictions}{_same(options)}")
+    return content
+
+
+def compare_predictions(first: str, second: str, options: EvaluateOptions, *, margin: float = MARGIN) -> dict[str, Any]:
+    """Compares two folders of predictions case by case, prints tables, and writes comparison.csv and comparison.json.
+
+    Args:
+        first: folder A.
+        second: folder B, of the same cases.
+        options: as in :func:`evaluate`.
+        margin: differences of Dice, IoU and surface Dice up to it count as stable; that of HD95 is the tolerance.
+
+    Returns:
+        The content of comparison.json.
+
+    Raises:
+        MutualError: bad input; nothing is written then.
+    """
+    if not 0 <= margin < 1:
+        raise MutualError(f"--margin {margin:g}: expected a difference of Dice from 0 to 1, such as 0.01")
+    measured = _Measured.of(options, Path(first), Path(second))
+    a, b = measured.cases
+    labels, tolerances = measured.rules.table.labels, measured.rules.tolerances
+    rows = pair_scores(a, b, margin=margin, tolerances=tolerances or dict.fromkeys(labels, TOLERANCE))
+    compared = compare(rows, labels, measured.patients, seed=options.seed)
+    content = {
+        "a": first,
+        "b": second,
+        "margin": margin,
+        "tolerance_mm": tolerances,
+        "implementation": implementation(options.surface),
+        **output.comparison_json(rows, compared),
+    }
+    folder = _folder(options.output, Path(second))
+    output.write_compared(folder / "comparison.csv", rows)
+    write_json(folder / "comparison.json", content)
+    if options.as_json:
+        print(json.dumps(content, indent=2))
+        return content
+    print(f"A: {first}\nB: {second}\n{len(a)} cases; mean difference (95 % interval), number of cases by verdict\n")
+    print(output.comparison_table(compared))
+    print(f"\nStable: differences up to {margin:g}, of HD95 up to the tolerance. {_stated(measured.rules)}")
+    print("\n".join(output.worst_lines(rows)))
+    print(f"Per case: {folder / 'comparison.csv'}")
+    print(f"Next: look at the cases named here; all numbers of B: nnunet_mutual evaluate {second}{_same(options)}")
+    return content
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What was measured of one or two folders."""
+
+    rules: Rules
+    keys: dict[str, str]
+    pairs: list[list[Pair]]
+    cases: list[dict[str, LabelScores]]
+
+    @classmethod
+    def of(cls, options: EvaluateOptions, *folders: Path) -> _Measured:
+        if options.surface:
+            require_monai()  # before an hour of reading
+        references = find_references(
+            None if options.references is None else Path(options.references),
+            dataset=options.dataset,
+            dataset_json=None if options.dataset_json is None else Path(options.dataset_json),
+            fold=options.fold,
+            complete=options.complete,
+        )
+        pairs = [pair_up(folder, references, chill=options.chill) for folder in folders]
+        keys = {pair.key for pair in pairs[0]}
+        for folder, others in zip(folders[1:], pairs[1:], strict=True):
+            differing = sorted(keys ^ {pair.key for pair in others})
+            if differing:
+                raise MutualError(
+                    f"{folders[0]} and {folder} do not hold the same cases, which a paired comparison needs: "
+                    f"{len(differing)} are in one only, such as {differing[0]}; predict these with both models"
+                )
+        rules = references.rules(options.tolerance, surface=options.surface)
+        processes = default_num_processes if options.processes is None else options.processes
+        return cls(
+            rules,
+            output.label_keys(references.dataset_json),
+            pairs,
+            [measure_cases(some, rules, processes=processes) for some in pairs],
+        )
+
+    @property
+    def patients(self) -> dict[str, str]:
+        """Case -> patient; a case without one is its own."""
+        table = self.rules.table
+        return {
+            key: (f"patient {table.cases[key].patient}" if key in table.cases and table.cases[key].patient else key)
+            for key in self.cases[0]
+        }
+
+
+def _values(cases: Mapping[str, LabelScores], metric: str) -> dict[str, dict[str, float]]:
+    return {
+        case: {label: scores.get(metric, math.nan) for label, scores in labels.items()}
+        for case, labels in cases.items()
+    }
+
+
+def _metrics(cases: Mapping[str, LabelScores]) -> list[str]:
+    found = {metric: None for labels in cases.values() for scores in labels.values() for metric in scores}
+    return [metric for metric in found if metric not in COUNTS]
+
+
+def _folder(chosen: str | None, predictions: Path) -> Path:
+    folder = Path(chosen) if chosen is not None else predictions / FOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MutualError(
+            f"{folder} cannot be made ({error.strerror or error}); choose another folder with -o"
+        ) from None
+    return folder
+
+
+def _stated(rules: Rules) -> str:
+    if rules.tolerances is None:
+        return "Surfaces were not measured."
+    values = sorted(set(rules.tolerances.values()))
+    general = (
+        f"{values[0]:g} mm" if len(values) == 1 else ", ".join(f"{k} {v:g} mm" for k, v in rules.tolerances.items())
+    )
+    return f"Tolerance of surface Dice: {general}. Surfaces: monai {require_monai()}."
+
+
+def _same(options: EvaluateOptions) -> str:
+    """Returns the options that say what is compared with what, to repeat them in another command."""
+    named = {"-d": options.dataset, "-djfile": options.dataset_json, "-f": options.fold}
+    words = [options.references or "", *(f"{name} {value}" for name, value in named.items() if value is not None)]
+    words += ["--complete"] * options.complete + ["--chill"] * options.chill
+    return "".join(f" {word}" for word in words if word)

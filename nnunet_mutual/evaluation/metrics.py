@@ -1,0 +1,186 @@
+r"""The metrics of one label in one case.
+
+With the predicted mask P, the drawn mask R and the volume V of a voxel:
+
+.. math::
+    \text{Dice} = \frac{2 |P \cap R|}{|P| + |R|}, \quad
+    \text{IoU} = \frac{|P \cap R|}{|P \cup R|}, \quad
+    \text{volume error} = V (|P| - |R|)
+
+Surface metrics are monai's. Surface Dice at tolerance t is the share of both surfaces, by area, that lies within t of
+the other one; HD95 is the larger of the two 95th percentiles of the distances from surface voxels to the other surface.
+
+What an empty mask gives:
+
+==========================  =======================  =====================
+P, R                        Dice, IoU, surface Dice  HD95
+==========================  =======================  =====================
+both empty (absent)         NaN                      NaN
+only P is empty (missed)    0                        diagonal of the image
+only R is empty (invented)  0                        diagonal of the image
+==========================  =======================  =====================
+
+NaN is left out of every mean: a label that is absent and not predicted neither raises nor lowers it. The diagonal is
+the largest distance that the image allows, so that a missed organ does not improve a mean distance.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_mutual.errors import MutualError, meant
+from nnunet_mutual.evaluation.masks import dice
+
+DICE, IOU = "Dice", "IoU"
+SURFACE_DICE, HD95 = "surface_dice", "hd95_mm"
+VOLUME, REFERENCE_VOLUME = "volume_ml", "reference_volume_ml"
+VOLUME_ERROR, RELATIVE_VOLUME_ERROR = "volume_error_ml", "volume_error_percent"
+SURFACE = (SURFACE_DICE, HD95)
+TOLERANCE = 1.0  # mm
+# Of a label that is absent in the reference and in the prediction, where that must be compared with another prediction.
+PERFECT = {DICE: 1.0, IOU: 1.0, SURFACE_DICE: 1.0, HD95: 0.0}
+
+_MM3_PER_ML = 1000
+_FICTITIOUS = 999  # nnU-Net's readers give a 2d image a slice that is at least this thick
+
+
+def measure(
+    predicted: NDArray[np.bool_], drawn: NDArray[np.bool_], spacing: Sequence[float], *, tolerance: float | None
+) -> dict[str, float]:
+    """Returns all metrics of one label in one case.
+
+    Args:
+        predicted: (Z, Y, X) mask; Z = 1 for a 2d image.
+        drawn: (Z, Y, X) mask of the reference.
+        spacing: size of a voxel (Z, Y, X) in mm.
+        tolerance: of surface Dice in mm; None leaves the surface metrics out.
+
+    Returns:
+        Metric -> value. Volumes are missing for 2d images; an image without spacing (png) is measured in pixels.
+    """
+    found = {DICE: dice(predicted, drawn), IOU: intersection_over_union(predicted, drawn)}
+    if tolerance is not None:
+        found |= surface_metrics(predicted, drawn, spacing, tolerance=tolerance)
+    if spacing[0] < _FICTITIOUS:
+        found |= volumes(predicted, drawn, spacing)
+    return found
+
+
+def intersection_over_union(predicted: NDArray[np.bool_], drawn: NDArray[np.bool_]) -> float:
+    """Returns the Jaccard index of two masks of one shape, NaN if both are empty."""
+    union = int(np.count_nonzero(predicted | drawn))
+    return int(np.count_nonzero(predicted & drawn)) / union if union else math.nan
+
+
+def volumes(predicted: NDArray[np.bool_], drawn: NDArray[np.bool_], spacing: Sequence[float]) -> dict[str, float]:
+    """Returns the volumes of two masks and the error, in ml and in percent of the drawn volume (NaN if that is 0)."""
+    voxel = math.prod(spacing) / _MM3_PER_ML
+    ours, theirs = (int(np.count_nonzero(mask)) * voxel for mask in (predicted, drawn))
+    return {
+        VOLUME: ours,
+        REFERENCE_VOLUME: theirs,
+        VOLUME_ERROR: ours - theirs,
+        RELATIVE_VOLUME_ERROR: 100 * (ours - theirs) / theirs if theirs else math.nan,
+    }
+
+
+def surface_metrics(
+    predicted: NDArray[np.bool_], drawn: NDArray[np.bool_], spacing: Sequence[float], *, tolerance: float
+) -> dict[str, float]:
+    """Returns surface Dice and HD95 of two masks; a mask ends at the border of the image as it does inside.
+
+    One slice is measured in its plane. The arguments are those of :func:`measure`.
+
+    Raises:
+        MutualError: monai is not installed.
+    """
+    if predicted.shape[0] == 1:
+        predicted, drawn, spacing = predicted[0], drawn[0], spacing[1:]
+    some = predicted.any(), drawn.any()
+    if not all(some):
+        diagonal = math.hypot(*(n * size for n, size in zip(drawn.shape, spacing, strict=True)))
+        return dict.fromkeys(SURFACE, math.nan) if not any(some) else {SURFACE_DICE: 0.0, HD95: diagonal}
+    require_monai()
+    import torch
+    from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+
+    box = _bounding_box(predicted | drawn)
+    masks = [torch.from_numpy(np.ascontiguousarray(mask[box]))[None, None] for mask in (predicted, drawn)]
+    common = {"include_background": True, "spacing": tuple(spacing)}
+    with warnings.catch_warnings():  # monai calls its own function in a deprecated way
+        warnings.simplefilter("ignore", FutureWarning)
+        share = compute_surface_dice(*masks, [tolerance], use_subvoxels=True, **common)
+        distance = compute_hausdorff_distance(*masks, percentile=95, **common)
+    return {SURFACE_DICE: share.item(), HD95: distance.item()}
+
+
+def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
+    """Returns the smallest box around a mask: memory and time of surfaces go by the box, not by the image."""
+    axes = range(mask.ndim)
+    filled = (np.flatnonzero(mask.any(axis=tuple(other for other in axes if other != axis))) for axis in axes)
+    return tuple(slice(int(found[0]), int(found[-1]) + 1) for found in filled)
+
+
+def require_monai() -> str:
+    """Returns the version of monai.
+
+    Raises:
+        MutualError: it is not installed.
+    """
+    try:
+        return version("monai")
+    except PackageNotFoundError:
+        raise MutualError(
+            "surface Dice and HD95 need monai, which is not installed; install it with: pip install "
+            "'nnunet_mutual[evaluate]', or leave them out with --no-surface"
+        ) from None
+
+
+def implementation(surface: bool) -> dict[str, str]:
+    """Returns what computed each group of metrics, with versions, to be written beside the numbers."""
+    found = {"Dice, IoU, volumes": f"nnunet_mutual {version('nnunet_mutual')}, voxel counts"}
+    if surface:
+        monai = f"monai {require_monai()}"
+        found[SURFACE_DICE] = f"{monai}, compute_surface_dice(use_subvoxels=True)"
+        found[HD95] = f"{monai}, compute_hausdorff_distance(percentile=95)"
+    return found
+
+
+def parse_tolerances(words: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
+    """Reads "2 liver=5": one tolerance for all labels, others for some of them.
+
+    Args:
+        words: ``MM`` or ``LABEL=MM``.
+        labels: of the dataset.
+
+    Returns:
+        Label -> tolerance in mm, for every label.
+
+    Raises:
+        MutualError: no number, a negative one, or an unknown label.
+    """
+    general, own = TOLERANCE, {}
+    for word in words:
+        label, _, number = word.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value < math.inf:
+            raise MutualError(f"--tolerance {word}: expected millimetres, such as --tolerance 1 or --tolerance liver=3")
+        if not label:
+            general = value
+        elif label in labels:
+            own[label] = value
+        else:
+            raise MutualError(
+                f"--tolerance {word}: the dataset has no label {label!r}{meant(label, labels)}; "
+                f"labels: {', '.join(labels)}"
+            )
+    return {label: own.get(label, general) for label in labels}

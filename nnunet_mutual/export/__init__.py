@@ -1,0 +1,1 @@
+"""Stock model folders of a training, their card, containers."""

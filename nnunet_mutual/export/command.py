@@ -1,0 +1,351 @@
+"""`nnunet_mutual export`: a trained model as a folder that stock nnU-Net predicts from, zips and installs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_mutual.annotation.identities import without_case_names, without_identities
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.datasets.raw import training_cases
+from nnunet_mutual.disk.files import read_object, write_json
+from nnunet_mutual.disk.locate import DatasetFolders, locate
+from nnunet_mutual.disk.trainings import training_folder
+from nnunet_mutual.engine.checkpoints import STATE_KEY, STOCK_TRAINER, load_own, save_atomically
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.export import model_card
+from nnunet_mutual.export.container.write import require_container, tag, write_container
+from nnunet_mutual.export.groups import group_dataset, group_plan, group_weights, groups_of_training
+from nnunet_mutual.export.model_card import TrainedFold
+from nnunet_mutual.preprocessing.unlabelled import UNLABELLED, read_record, record_of
+from nnunet_mutual.pseudo_labels.audit import read_decisions
+from nnunet_mutual.pseudo_labels.store import CSV as DECISIONS
+
+CARD = "model_card.md"
+
+# What a checkpoint keeps besides its weights; optimiser and training state stay behind.
+_KEPT = ("logging", "_best_ema", "current_epoch", "inference_allowed_mirroring_axes")
+
+
+@dataclass(frozen=True)
+class _Model:
+    """One stock model to be written.
+
+    Attributes:
+        target: its folder.
+        plan: its plans.
+        dataset_json: its dataset.json, without identities.
+        group: name of its modality group, None for a model of all channels.
+    """
+
+    target: Path
+    plan: dict[str, Any]
+    dataset_json: dict[str, Any]
+    group: str | None = None
+
+    @property
+    def suffix(self) -> str:
+        """What the names of its files in a training folder end in."""
+        return "" if self.group is None else f"_{self.group}"
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is exported: the folder of a training, and the arguments of :func:`export`."""
+
+    source: Path
+    folders: DatasetFolders
+    trainer: str
+    folds: Sequence[str]
+    checkpoint: str
+    peers: bool
+
+    @property
+    def configuration(self) -> str:
+        """The trained configuration."""
+        return self.source.name.split("__")[2]
+
+
+def export(
+    dataset: str,
+    configuration: str,
+    *,
+    trainer: str,
+    plans: str,
+    folds: Sequence[str],
+    checkpoint: str,
+    output_name: str | None,
+    peers: bool = False,
+    compared: int = 5,
+    container: str | None = None,
+) -> None:
+    """Writes ``nnUNetTrainer__<plans>_<method>__<configuration>`` beside the training folder.
+
+    Neither files nor checkpoint hold case names, patients or paths, and the model needs no part of this package. Of a
+    training by modality group, every group becomes a model of its own, ``..._<method>_<group>__...``.
+
+    Args:
+        dataset: ID or name of the dataset.
+        configuration: the trained configuration.
+        trainer: the trainer it was trained with.
+        plans: the plans it was trained with.
+        folds: trained folds ("0" ... "4", "all"); all go into the one folder.
+        checkpoint: which checkpoint becomes the model, usually checkpoint_final.pth.
+        output_name: plans name of the export; by default ``<plans>_<trainer without "Trainer">``.
+        peers: export all networks that learnt together, network p as fold_p: stock prediction averages them.
+        container: new folder for what a container of the model is built from; of modality groups, one in it for each.
+        compared: validation cases that each modality group's model predicts, to compare it with the training.
+
+    Raises:
+        MutualError: a file is missing (with the command that makes it), or the target exists; nothing is written then.
+    """
+    folders = locate(dataset)
+    source = training_folder(folders.name, trainer, plans, configuration)
+    if peers and len(folds) != 1:
+        raise MutualError(
+            f"--peers exports the networks of one fold as an ensemble, found -f {' '.join(folds)}; name one"
+        )
+    plans_name = output_name or f"{plans}_{trainer.removesuffix('Trainer')}{'_Peers' if peers else ''}"
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", plans_name) or "__" in plans_name:
+        raise MutualError(f"the export cannot be called {plans_name!r}: use letters, digits, '-' and single '_'")
+    models = _plan_models(source, plans_name, configuration)
+    if peers and len(models) > 1:
+        raise MutualError(
+            "the networks of modality groups have different inputs and are no ensemble; leave --peers out"
+        )
+    command = f"nnUNetv2_train {folders.number} {configuration} FOLD -p {plans} -tr {trainer}"
+    for model in models:
+        if model.target.exists():
+            raise MutualError(
+                f"{model.target} exists and is never overwritten; remove it or choose another name with --name"
+            )
+        for fold in folds:
+            _require_trained(source / f"fold_{fold}", checkpoint, model, command.replace("FOLD", fold))
+    chosen = None if container is None else Path(container).absolute()
+    if chosen is not None:
+        require_container(chosen, models[0].plan, configuration)
+    request = _Request(source, folders, trainer, folds, checkpoint, peers)
+    shown = _write_all(models, request, compared, chosen)
+    for model in models:
+        print(f"{model.target}: a stock nnU-Net model, read model_card.md in it first")
+    for model in models:
+        options = f"-d {folders.number} -c {configuration} -p {model.plan['plans_name']} -f {' '.join(shown)}"
+        print(f"Next: nnUNetv2_predict {options} -i IMAGES -o SEGMENTATIONS")
+        if chosen is not None:
+            print(f"Or:   docker build -t {tag(model.plan['plans_name'])} {chosen / (model.group or '')}")
+
+
+def _write_all(models: Sequence[_Model], request: _Request, compared: int, container: Path | None) -> list[str]:
+    """Writes models and containers under temporary names, then gives all their names; returns those of the folds."""
+    moves: list[tuple[Path, Path]] = []
+
+    def temporary(target: Path) -> Path:
+        moves.append((target.with_name(f".{target.name}.tmp{os.getpid()}"), target))
+        return moves[-1][0]
+
+    try:
+        staged = None if container is None else temporary(container)
+        for model in models:
+            folder = temporary(model.target)
+            shown = _write_model(folder, model, request)
+            if model.group is not None and request.checkpoint == "checkpoint_final.pth":
+                _compare(folder, model, request, shown[0], compared)
+            if staged is not None:
+                write_container(staged / (model.group or ""), folder)
+        for written, target in moves:
+            os.replace(written, target)
+    except BaseException:
+        for written, _ in moves:
+            shutil.rmtree(written, ignore_errors=True)
+        raise
+    return shown
+
+
+def _compare(folder: Path, model: _Model, request: _Request, fold: str, number: int) -> None:
+    """Adds how well a group's model does what its network did in training, and what its sequences look like."""
+    from nnunet_mutual.export import parity, sequences
+
+    source, folders = request.source, request.folders
+    groups = groups_of_training(read_object(source / "plans.json"), read_object(source / "dataset.json"))
+    assert groups is not None and model.group is not None
+    validated = source / f"fold_{fold}" / f"validation_full{model.suffix}"
+    place, channels = groups.stored[model.group], groups.channels[model.group]
+    if folders.raw is not None:
+        content = read_object(folders.raw / "dataset.json")
+        reader = PlansManager(model.plan).image_reader_writer_class()
+        sequences.write_references(
+            folder, list(training_cases(folders.raw, content)[0].values()), groups.all_channels, reader
+        )
+    found = parity.compare(folder, fold, validated, folders, place, channels, number)
+    if not found:
+        print(f"{model.group}: not compared with the training, which needs the raw and the preprocessed images")
+        return
+    with (folder / CARD).open("a", encoding="utf-8") as stream:
+        stream.write(parity.card(found))
+    agreement = sum(one.agreement for one in found) / len(found)
+    said = f"{model.group}: {agreement:.3%} of the voxels of {len(found)} validation case(s) have the training's label"
+    print(said if agreement >= parity.BAR else f"WARNING: {said}, less than {parity.BAR:.1%}; see model_card.md")
+
+
+def _plan_models(source: Path, plans_name: str, configuration: str) -> list[_Model]:
+    """Returns the models of a training: one, or one for each modality group."""
+
+    def named(name: str) -> Path:
+        return source.parent / f"{STOCK_TRAINER}__{name}__{configuration}"
+
+    dataset_json, plan = read_object(source / "dataset.json"), read_object(source / "plans.json")
+    clean = without_identities(dataset_json)
+    groups = groups_of_training(plan, dataset_json)
+    if groups is None:
+        return [_Model(named(plans_name), {**plan, "plans_name": plans_name}, clean)]
+    models = []
+    for group, channels in groups.channels.items():
+        name = f"{plans_name}_{group}"
+        own = {**group_plan(plan, channels), "plans_name": name}
+        models.append(_Model(named(name), own, group_dataset(clean, channels), group))
+    return models
+
+
+def _write_model(folder: Path, model: _Model, request: _Request) -> list[str]:
+    """Writes a model folder and returns the names of its folds."""
+    folder.mkdir()
+    write_json(folder / "plans.json", model.plan)
+    write_json(folder / "dataset.json", model.dataset_json)
+    shutil.copyfile(request.source / "dataset_fingerprint.json", folder / "dataset_fingerprint.json")
+    trained_folds, shown = [], []
+    for name, origin, trained in _models(model, request):
+        trained_folds.append(_export_fold(origin, folder / f"fold_{name}", trained, model))
+        shown.append(name)
+    card = _card(model, request, trained_folds[:1] if request.peers else trained_folds)
+    card += model_card.PEERS.format(number=len(shown)) if request.peers else ""
+    (folder / CARD).write_text(card, encoding="utf-8")
+    return shown
+
+
+def _card(model: _Model, request: _Request, trained: Sequence[TrainedFold]) -> str:
+    """Returns the model card."""
+    dataset_json = read_object(request.source / "dataset.json")
+    table = AnnotationTable.from_dataset_json(dataset_json)
+    configuration = PlansManager(model.plan).get_configuration(request.configuration)
+    unlabelled, preprocessed = 0, request.folders.preprocessed
+    if preprocessed is not None:
+        table = _of_training_cases(table, preprocessed / "gt_segmentations", dataset_json["file_ending"])
+        if request.trainer in model_card.LEARN_FROM_UNLABELLED:
+            unlabelled = len(read_record(record_of(preprocessed / UNLABELLED / configuration.data_identifier)))
+    channels = AnnotationTable.from_dataset_json(model.dataset_json).channels
+    origin = model_card.Origin(
+        model.target.name,
+        request.trainer,
+        request.configuration,
+        configuration.spacing,
+        request.folds,
+        request.checkpoint,
+        channels,
+        len(table.cases) if table.declared else int(dataset_json["numTraining"]),
+        unlabelled,
+    )
+    card = model_card.model_card(origin, table, trained)
+    if model.group is not None:
+        card += model_card.GROUP.format(group=model.group, channels=", ".join(channels))
+    return card
+
+
+def _of_training_cases(table: AnnotationTable, references: Path, ending: str) -> AnnotationTable:
+    """Leaves out images in imagesUn, which may be listed, too, and seem to annotate what their source does."""
+    drawn = {path.name.removesuffix(ending) for path in references.glob(f"*{ending}")}
+    cases = {key: case for key, case in table.cases.items() if key in drawn}
+    return replace(table, cases=cases) if cases else table
+
+
+def _require_trained(fold: Path, checkpoint: str, model: _Model, command: str) -> None:
+    if not fold.is_dir():
+        raise MutualError(f"{fold} does not exist; train it with: {command}")
+    if not _checkpoint(fold, checkpoint, model).is_file():
+        there = sorted(file.name for file in fold.glob("checkpoint_*.pth"))
+        also = f", or export one of {', '.join(there)} with -chk" if there else ""
+        raise MutualError(f"{fold} has no {checkpoint}; finish the training with: {command} --c{also}")
+    if not (fold / f"validation{model.suffix}" / "summary.json").is_file():
+        raise MutualError(
+            f"{fold} was not validated, so nothing is known about the model; validate with: {command} --val"
+        )
+
+
+def _checkpoint(fold: Path, checkpoint: str, model: _Model) -> Path:
+    """Path of a checkpoint; of the best one, each modality group has its own."""
+    if model.group is not None and checkpoint == "checkpoint_best.pth":
+        return fold / f"checkpoint_best_{model.group}.pth"
+    return fold / checkpoint
+
+
+def _models(model: _Model, request: _Request) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    """Yields the name of each exported fold, the folder it comes from and its checkpoint, one in memory at a time."""
+    source, checkpoint = request.source, request.checkpoint
+    dataset_json, plan = read_object(source / "dataset.json"), read_object(source / "plans.json")
+    for fold in request.folds:
+        origin = source / f"fold_{fold}"
+        trained = load_own(_checkpoint(origin, checkpoint, model), torch.device("cpu"))
+        if model.group is not None:
+            groups = groups_of_training(plan, dataset_json)
+            assert groups is not None
+            weights = group_weights(
+                trained,
+                groups.names.index(model.group),
+                groups.channels[model.group],
+                plan=plan,
+                dataset_json=dataset_json,
+                configuration=request.configuration,
+            )
+            yield fold, origin, {**trained, "network_weights": weights}
+            continue
+        if not request.peers:
+            yield fold, origin, trained
+            continue
+        state = trained[STATE_KEY]["peers"]
+        networks = [average["weights"] for average in state["averages"]] or state["networks"][: state["deployable"]]
+        if len(networks) < 2:
+            raise MutualError(
+                f"{checkpoint} holds one network that stock nnU-Net knows, so there is no ensemble of peers; "
+                "leave --peers out"
+            )
+        for n, weights in enumerate(networks):
+            yield str(n), origin, {**trained, "network_weights": weights}
+
+
+def _export_fold(source: Path, folder: Path, trained: Mapping[str, Any], model: _Model) -> TrainedFold:
+    (folder / "validation").mkdir(parents=True)
+    arguments = {
+        **trained["init_args"],
+        "plans": model.plan,
+        "dataset_json": model.dataset_json,
+        "device": "cpu",
+    }
+    content = {
+        "network_weights": trained["network_weights"],
+        "trainer_name": STOCK_TRAINER,
+        "init_args": arguments,
+        **{key: trained[key] for key in _KEPT},
+    }
+    save_atomically(content, folder / "checkpoint_final.pth")
+    progress = source / "progress.png"
+    if not progress.is_file():
+        raise MutualError(
+            f"{progress} is missing, which nnUNetv2_export_model_to_zip needs; resume the training with --c"
+        )
+    shutil.copyfile(progress, folder / "progress.png")
+    summary = without_case_names(read_object(source / f"validation{model.suffix}" / "summary.json"))
+    write_json(folder / "validation" / "summary.json", summary)
+    decisions = source / "pseudo_labels" / DECISIONS
+    return TrainedFold(
+        summary,
+        trained[STATE_KEY]["settings"],
+        trained["current_epoch"],
+        read_decisions(decisions) if decisions.is_file() else (),
+    )

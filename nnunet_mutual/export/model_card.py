@@ -1,0 +1,230 @@
+"""model_card.md of an export: what a user must know about the model, without names of cases, patients or sources."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.pseudo_labels.audit import Decision
+
+NNUNET_PAPER = (
+    "Isensee et al.: nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation. Nature "
+    "Methods 18, 203-211 (2021). doi:10.1038/s41592-020-01008-z"
+)
+_PARTIAL = (
+    "Liu et al.: Deep Mutual Learning among Partially Labeled Datasets for Multi-Organ Segmentation. IEEE Transactions "
+    "on Medical Imaging (2025). doi:10.1109/TMI.2025.3614853"
+)
+_CROSS_MODAL = (
+    "Zhang et al.: Multi-modal contrastive mutual learning and pseudo-label re-learning for semi-supervised medical "
+    "image segmentation. Medical Image Analysis 83, 102656 (2023)"
+)
+PAPERS = {
+    "PartialTrainer": _PARTIAL,
+    "MutualPartialTrainer": _PARTIAL,
+    "MeanTeacherTrainer": (
+        "Tarvainen, Valpola: Mean teachers are better role models: Weight-averaged consistency targets improve "
+        "semi-supervised deep learning results. NeurIPS (2017)"
+    ),
+    "MutualCorrelationTrainer": (
+        "Gao et al.: Correlation-Aware Mutual Learning for Semi-supervised Medical Image Segmentation. MICCAI (2023). "
+        "arXiv:2307.06312"
+    ),
+    "MutualPrototypeTrainer": (
+        "Wang et al.: Leveraging Labelled Data Knowledge: A Cooperative Rectification Learning Network for "
+        "Semi-supervised 3D Medical Image Segmentation. Medical Image Analysis (2025). doi:10.1016/j.media.2025.103461"
+    ),
+    "MutualCrossModalTrainer": _CROSS_MODAL,
+    "SoftLabelTrainer": _CROSS_MODAL,
+}
+LEARN_FROM_UNLABELLED = frozenset(PAPERS) - {"PartialTrainer", "MutualPartialTrainer"}
+PEERS = """
+## Ensemble
+
+This folder holds the {number} networks of one training that learnt together; fold_p is network p, not a fold of a
+cross-validation, and prediction averages them. The validation above is that of the one network that is deployed alone.
+"""
+GROUP = """
+## Input
+
+This is the network of the modality group {group}. It takes images of {channels}, in this order as channels 0000,
+0001 and so on, and of nothing else: nnU-Net cannot tell whether another sequence is fed to it. Look at images of
+doubtful origin with: nnunet_mutual check_images MODEL_FOLDER IMAGES
+"""
+_LIMITS = """
+## Limits
+
+- The validation cases come from the sources of the training. Nothing was measured on other scanners, protocols, ages or
+  diseases: measure on cases of your own first.
+- The model always answers: on another body part, sequence or orientation its answer means nothing.
+- A label that few validation cases were scored on is uncertain, whatever its mean.
+- Masks that readers drew, and what they overlooked, are taken for the truth.
+"""
+
+
+@dataclass(frozen=True)
+class TrainedFold:
+    """What is known about one exported fold.
+
+    Attributes:
+        summary: nnU-Net's summary.json of its validation.
+        settings: of the training.
+        epochs: that it trained.
+        decisions: about pseudo labels; empty where the training made none.
+    """
+
+    summary: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    epochs: int
+    decisions: Sequence[Decision] = ()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from.
+
+    Attributes:
+        name: folder name of the export.
+        trainer: the true trainer.
+        configuration: that was trained.
+        spacing: voxels of the network's input in mm (Z, Y, X).
+        folds: in the export.
+        checkpoint: that was exported.
+        channels: names of the input channels.
+        cases: number of training cases of the dataset.
+        unlabelled: images without any drawing that the training could learn from.
+    """
+
+    name: str
+    trainer: str
+    configuration: str
+    spacing: Sequence[float]
+    folds: Sequence[str]
+    checkpoint: str
+    channels: Sequence[str]
+    cases: int
+    unlabelled: int = 0
+
+
+def model_card(origin: Origin, table: AnnotationTable, trained: Sequence[TrainedFold]) -> str:
+    """Returns the card as Markdown.
+
+    Args:
+        origin: of the model.
+        table: of the training dataset, training cases only.
+        trained: one entry per exported fold.
+    """
+    settings = json.dumps(trained[0].settings, indent=2)
+    papers = [NNUNET_PAPER, *([PAPERS[origin.trainer]] if origin.trainer in PAPERS else [])]
+    sections = [
+        f"# {origin.name}\n\nNot a medical device. For research; results need the eyes of a physician.",
+        _model(origin, trained[0].epochs),
+        _intended_use(origin, table),
+        _data(origin, table),
+        _validation(table, origin.folds, trained),
+        *([_pseudo_labels(table, origin.folds, trained)] if any(one.decisions for one in trained) else []),
+        _LIMITS.strip(),
+        f"## Settings\n\n```json\n{settings}\n```",
+        "\n".join(["## Please cite", "", *(f"- {paper}" for paper in papers)]),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _model(origin: Origin, epochs: int) -> str:
+    spacing = " x ".join(f"{size:.3g}" for size in origin.spacing)
+    packages = ", ".join(f"{name} {version(name)}" for name in ("nnunet_mutual", "nnunetv2", "torch"))
+    return "\n".join(
+        [
+            "## Model",
+            "",
+            f"- Trained with {origin.trainer}, configuration {origin.configuration} ({spacing} mm), {epochs} epochs.",
+            f"- Folds {', '.join(origin.folds)}, from {origin.checkpoint}.",
+            f"- Exported with {packages}, Python {platform.python_version()}.",
+            "- It predicts in stock nnU-Net; nnunet_mutual is not needed.",
+        ]
+    )
+
+
+def _intended_use(origin: Origin, table: AnnotationTable) -> str:
+    return f"""## Intended use
+
+Research on images like those of the training: input {", ".join(origin.channels)}, output {", ".join(table.labels)}.
+Not for diagnosis, therapy or triage."""
+
+
+def _data(origin: Origin, table: AnnotationTable) -> str:
+    """Annotated sets with their numbers of cases; sources may be named after hospitals and stay unnamed."""
+    also = f" Beside them, {origin.unlabelled} images without any drawing." if origin.unlabelled else ""
+    if not table.declared:
+        return f"## Data\n\n{origin.cases} cases in training and validation, each annotated completely.{also}"
+    sets = Counter(tuple(label for label in table.labels if label in case.annotated) for case in table.cases.values())
+    rows = [f"| {', '.join(labels) or 'nothing'} | {number} |" for labels, number in sets.most_common()]
+    sources = f"{len(table.sources)} sources" if len(table.sources) > 1 else "one source"
+    return "\n".join(
+        [
+            "## Data",
+            "",
+            f"{origin.cases} cases of {sources}, in training and validation. What a case does not annotate was "
+            f"unknown to the training, not background.{also}",
+            "",
+            "| annotated labels | cases |",
+            "|---|---|",
+            *rows,
+        ]
+    )
+
+
+def _validation(table: AnnotationTable, folds: Sequence[str], trained: Sequence[TrainedFold]) -> str:
+    lines = [
+        "## Validation",
+        "",
+        "Dice, on validation cases in which the label is annotated and present in the drawing or the prediction.",
+        "",
+        "| label | cases that annotate it | mean Dice | standard deviation | cases scored (n) |",
+        "|---|---|---|---|---|",
+    ]
+    for label in table.labels:
+        annotated = str(sum(label in case.annotated for case in table.cases.values())) if table.declared else "all"
+        dice = _dice(table, label, [one.summary for one in trained])
+        mean = f"{statistics.fmean(dice):.3f}" if dice else "not scored"
+        deviation = f"{statistics.stdev(dice):.3f}" if len(dice) > 1 else "-"
+        lines.append(f"| {label} | {annotated} | {mean} | {deviation} | {len(dice)} |")
+    if any(fold == "all" for fold in folds):
+        lines += ["", "Fold all was validated on its own training cases: these numbers are too good."]
+    return "\n".join(lines)
+
+
+def _dice(table: AnnotationTable, label: str, summaries: Sequence[Mapping[str, Any]]) -> list[float]:
+    values = table.values[label]
+    keys = (str(tuple(values)), str(values[0]))
+    found = [
+        case["metrics"][key]["Dice"]
+        for summary in summaries
+        for case in summary["metric_per_case"]
+        for key in keys[: 1 if keys[0] in case["metrics"] else 2]
+        if key in case["metrics"]
+    ]
+    return [value for value in found if value is not None and value == value]
+
+
+def _pseudo_labels(table: AnnotationTable, folds: Sequence[str], trained: Sequence[TrainedFold]) -> str:
+    lines = [
+        "## Pseudo labels",
+        "",
+        "Labels that a case does not annotate were predicted in training, filtered, and learnt from where accepted.",
+        "",
+        "| label | " + " | ".join(f"fold {fold}: accepted of judged cases" for fold in folds) + " |",
+        "|---|" + "---|" * len(folds),
+    ]
+    for label in table.labels:
+        judged = [[decision.accepted for decision in one.decisions if decision.label == label] for one in trained]
+        if any(judged):
+            lines.append(f"| {label} | " + " | ".join(f"{sum(one)} of {len(one)}" for one in judged) + " |")
+    return "\n".join(lines)

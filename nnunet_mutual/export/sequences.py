@@ -1,0 +1,136 @@
+"""Does an image look like the sequence that a model was trained on? nnU-Net knows sequences by file names only.
+
+A sequence is recognised by where its edges are: the mean gradient of its dark to bright voxels, relative to each other.
+That depends neither on the scale of the grey values nor on where in the scanner the patient lay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from nnunet_mutual.datasets.raw import CaseFiles, images_of
+from nnunet_mutual.disk.files import read_object, write_json
+from nnunet_mutual.errors import MutualError
+
+FILE = "sequences.json"
+STEPS = (10, 30, 50, 70, 90)  # percentiles of the grey values between which gradients are averaged
+MOST_CASES = 20  # that a reference is made of
+UNLIKE = 3.0  # times the distance that training images have from each other
+
+Profile = NDArray[np.float64]
+
+
+def profile(image: NDArray[Any]) -> Profile:
+    """Returns the mean gradient of six classes of grey values, dark to bright, relative to their mean.
+
+    Args:
+        image: (Z, Y, X); what equals its corner is no part of the patient where it is much.
+    """
+    x = image.astype(np.float64)
+    outside = x == x.flat[0]
+    much = 0.1 < outside.mean() < 1
+    inside = ndimage.binary_fill_holes(~outside) if much else np.ones(x.shape, bool)
+    values = x[inside]
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    scaled = np.clip((x - middle) / max(high - low, 1e-6), -4, 4)
+    gradient = ndimage.gaussian_gradient_magnitude(scaled, 1)[inside]
+    grey = scaled[inside]
+    of = np.digitize(grey, np.percentile(grey, STEPS))
+    means = np.array([gradient[of == step].mean() if (of == step).any() else 0.0 for step in range(len(STEPS) + 1)])
+    return np.asarray(means / max(means.mean(), 1e-6))
+
+
+def write_references(folder: Path, cases: Sequence[CaseFiles], channels: Sequence[str], reader: Any) -> None:
+    """Writes what each sequence of a training looks like into a model folder, without names of cases.
+
+    Args:
+        folder: of the model.
+        cases: training cases; the first twenty count.
+        channels: names of all sequences of the training.
+        reader: nnU-Net's.
+    """
+    found: dict[str, list[Profile]] = {channel: [] for channel in channels}
+    for files in cases[:MOST_CASES]:
+        for number, path in files.images.items():
+            found[channels[number]].append(profile(reader.read_images([str(path)])[0][0]))
+    references = {}
+    for channel, profiles in found.items():
+        if len(profiles) < 2:
+            continue  # one image does not say how much images differ
+        apart = [
+            _distance(one, np.mean([other for k, other in enumerate(profiles) if k != n], 0))
+            for n, one in enumerate(profiles)
+        ]
+        references[channel] = {"profile": np.mean(profiles, 0).tolist(), "distance": float(np.mean(apart))}
+    write_json(folder / FILE, references)
+
+
+def check_images(model: str, images: str) -> int:
+    """Prints for each image which sequence of the training it looks like.
+
+    Args:
+        model: an exported model folder of a modality group.
+        images: folder of images as for nnUNetv2_predict.
+
+    Returns:
+        0 if all look like the sequence that the model needs, else 1.
+
+    Raises:
+        MutualError: the folder is no such model, or holds no image.
+    """
+    folder = Path(model)
+    if not (folder / FILE).is_file():
+        raise MutualError(
+            f"{folder} has no {FILE}; give the folder of a modality group that nnunet_mutual export wrote, with the "
+            "raw images at hand"
+        )
+    references = {
+        name: (np.asarray(entry["profile"]), float(entry["distance"]))
+        for name, entry in read_object(folder / FILE).items()
+    }
+    content = read_object(folder / "dataset.json")
+    reader = PlansManager(read_object(folder / "plans.json")).image_reader_writer_class()
+    wanted = list(content.get("channel_names", content.get("modality", {})).values())
+    cases, _ = images_of(Path(images), content["file_ending"])
+    if not cases:
+        raise MutualError(f"{images} holds no image that is called like CASE_0000{content['file_ending']}")
+    doubts = 0
+    for key, files in cases.items():
+        for number, name in enumerate(wanted):
+            if number not in files:
+                raise MutualError(f"{images}: case {key} has no channel {number:04d} ({name})")
+            said = judge(profile(reader.read_images([str(files[number])])[0][0]), name, references)
+            doubts += said is not None
+            print(f"{files[number].name}: {said or f'looks like {name}'}")
+    print(f"{len(cases)} case(s), {doubts} image(s) in doubt" + ("; look at them before you predict" if doubts else ""))
+    return int(doubts > 0)
+
+
+def judge(found: Profile, wanted: str, references: Mapping[str, tuple[Profile, float]]) -> str | None:
+    """Returns what is doubtful about an image, None if nothing is.
+
+    Args:
+        found: its profile.
+        wanted: the sequence that it should be.
+        references: of each sequence of the training, the mean profile and the usual distance from it.
+    """
+    if wanted not in references:
+        return None
+    distance = {name: _distance(found, reference) for name, (reference, _) in references.items()}
+    nearest = min(distance, key=lambda name: distance[name])
+    if nearest != wanted:
+        return f"DOUBTFUL, looks more like {nearest} than like {wanted}"
+    if distance[wanted] > UNLIKE * references[wanted][1]:
+        return f"DOUBTFUL, unlike the images of {wanted} in the training"
+    return None
+
+
+def _distance(a: Profile, b: Profile) -> float:
+    return float(np.abs(a - b).mean())

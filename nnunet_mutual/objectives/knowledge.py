@@ -1,0 +1,258 @@
+"""What an annotation says about a voxel, as look-up tables for the losses.
+
+Cases with the same annotated set and the same ``contains`` share one *pattern*; a batch is described by one pattern
+index per sample, and everything else is a look-up on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnunet_mutual.annotation.codes import PseudoCodes
+from nnunet_mutual.annotation.restriction import restriction_for
+from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.losses.partial import RegionRelations
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a loss looks up: V values of the target (C of them without pseudo labels), C outputs of the network.
+
+    Attributes:
+        annotated: (patterns, C) bool, labels that are scored by Dice; of plain labels, class 0 (background) is False.
+        is_full: per pattern, whether nnU-Net's own loss applies.
+        possible: (patterns, V, C) bool for plain labels, S(v) of methods/partial: row = value, column = class.
+        relations: (patterns, R, R) for regions.
+        drawn: (V,) class of each value with pseudo labels, None where the value is the class.
+        decided: (patterns, R) bool for regions, labels whose decided voxels count as known.
+    """
+
+    annotated: Tensor
+    is_full: Sequence[bool]
+    possible: Tensor | None = None
+    relations: RegionRelations | None = None
+    drawn: Tensor | None = None
+    decided: Tensor | None = None
+
+    def to(self, device: torch.device) -> Tables:
+        """Returns the same tables on a device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Tables(**{name: v if v is None or name == "is_full" else v.to(device) for name, v in moved.items()})
+
+
+class Knowledge:
+    """Patterns of a set of cases, and the tables of what each says.
+
+    Args:
+        table: the annotation table.
+        keys: all cases that will be asked about.
+        num_outputs: C of the network.
+        codes: pairs of drawn and decided values, if the target holds them.
+        accepted: labels of each case whose pseudo label is used.
+        unlabelled: further cases, which annotate nothing; the table need not list them.
+
+    Attributes:
+        tables: supervision by true labels.
+        pseudo_tables: by true and accepted pseudo labels; the same without them.
+        heirs: for plain labels, what a voxel of a predicted class counts as when the prediction is scored:
+            (patterns, C) long, the class; or, if overlaps leave a choice, (patterns, C, C) bool, row = predicted class,
+            column = classes among which the likeliest is taken.
+        cases: an example of each pattern.
+    """
+
+    def __init__(
+        self,
+        table: AnnotationTable,
+        keys: Iterable[str],
+        num_outputs: int,
+        codes: PseudoCodes | None = None,
+        accepted: Mapping[str, frozenset[str]] | None = None,
+        unlabelled: Iterable[str] = (),
+    ):
+        self.table = table
+        self.num_outputs = num_outputs
+        self.codes = codes
+        self.channel = (
+            {label: i for i, label in enumerate(table.labels)}
+            if table.is_regions
+            else {label: table.values[label][0] for label in table.labels}
+        )
+        self.device = torch.device("cpu")
+        self._pattern_of: dict[str, int] = {}
+        self.cases: list[Case] = []
+        self.accepted: list[frozenset[str]] = []
+        members: dict[tuple, int] = {}
+        any_source = next(iter(table.sources))  # which draws nothing here
+        cases = [*(table.case(key) for key in keys), *(Case(key, any_source, frozenset()) for key in unlabelled)]
+        for case in cases:
+            pseudo = (accepted or {}).get(case.key, frozenset())
+            contained = table.contained(case)
+            relation = tuple(sorted((outer, tuple(sorted(inner))) for outer, inner in contained.items()))
+            identity = (case.annotated, relation, pseudo)
+            if identity not in members:
+                members[identity] = len(self.cases)
+                self.cases.append(case)
+                self.accepted.append(pseudo)
+            self._pattern_of[case.key] = members[identity]
+        self.tables = self._true_tables()
+        self.pseudo_tables = self.tables if codes is None else self._pseudo_tables(codes)
+        self.heirs: Tensor | None = None
+        if not table.is_regions:
+            heirs = torch.stack([self._heirs(case) for case in self.cases])
+            self.heirs = heirs if (heirs.sum(2) > 1).any() else heirs.long().argmax(2)
+
+    @property
+    def is_full(self) -> Sequence[bool]:
+        """Per pattern, whether every label is annotated."""
+        return self.tables.is_full
+
+    def to(self, device: torch.device) -> Knowledge:
+        """Moves the look-up tables to the device of the loss, in place."""
+        self.device = device
+        self.tables = self.tables.to(device)
+        self.pseudo_tables = self.pseudo_tables.to(device)
+        self.heirs = None if self.heirs is None else self.heirs.to(device)
+        return self
+
+    def patterns(self, keys: Sequence[str]) -> list[int]:
+        """Returns the pattern of each case of a batch."""
+        return [self._pattern_of[str(key)] for key in keys]
+
+    def scoring(self, pattern: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns ``annotated`` and ``heirs`` of each case of a batch."""
+        return self.tables.annotated[pattern], None if self.heirs is None else self.heirs[pattern]
+
+    def mask(self, sets: Iterable[Iterable[str]]) -> Tensor:
+        """Returns label sets as (number of sets, C) bool on the device."""
+        sets = [list(labels) for labels in sets]
+        mask = torch.zeros(len(sets), self.num_outputs, dtype=torch.bool)
+        for i, labels in enumerate(sets):
+            mask[i, [self.channel[label] for label in labels]] = True
+        return mask.to(self.device)
+
+    def limited(self, labels: frozenset[str]) -> Tables:
+        """Supervision of a network that segments only these labels and calls the rest background.
+
+        What a case annotates beyond them says nothing here; see :meth:`rivals`.
+        """
+        annotated = self.mask(case.annotated & labels for case in self.cases)
+        is_full = [False] * len(self.cases)
+        if self.table.is_regions:
+            relations = _stack([self._relations(c, c.annotated & labels, labels - c.annotated) for c in self.cases])
+            return Tables(annotated, is_full, relations=relations).to(self.device)
+        possible = torch.stack([self._possible_to(case, labels) for case in self.cases])
+        return Tables(annotated, is_full, possible=possible).to(self.device)
+
+    def rivals(self, labels: frozenset[str]) -> Tensor:
+        """Labels of a network that cannot be where another label was drawn.
+
+        Returns:
+            (patterns, C, C) bool: row = annotated label b that the network does not segment, column = label of the
+            network that the case does not annotate and that shares no voxel with b.
+        """
+        found = torch.zeros(len(self.cases), self.num_outputs, self.num_outputs, dtype=torch.bool)
+        for i, case in enumerate(self.cases):
+            for b in case.annotated - labels:
+                for a in labels - case.annotated:
+                    found[i, self.channel[b], self.channel[a]] = self.exclusive(a, b)
+        return found.to(self.device)
+
+    def exclusive(self, a: str, b: str) -> bool:
+        """Whether no voxel can be drawn as one label and, by somebody else, as the other."""
+        if self.table.is_regions:
+            return not set(self.table.values[a]) & set(self.table.values[b])
+        nested = self.table.ever_contains(a, b) or self.table.ever_contains(b, a)
+        return not nested and b not in self.table.overlap_partners(a)
+
+    def _true_tables(self) -> Tables:
+        full = [case.annotated == frozenset(self.table.labels) for case in self.cases]
+        annotated = self.mask(case.annotated for case in self.cases)
+        if self.table.is_regions:
+            unannotated = [frozenset(self.table.labels) - case.annotated for case in self.cases]
+            relations = [self._relations(c, c.annotated, u) for c, u in zip(self.cases, unannotated, strict=True)]
+            return Tables(annotated, full, relations=_stack(relations))
+        possible = torch.stack([self._possible(case) for case in self.cases])
+        if self.codes is None:
+            return Tables(annotated, full, possible=possible)
+        # A value above the labels is a code: here only what was drawn counts.
+        drawn = torch.tensor(self.codes.true_values(np.arange(self.codes.size))).long()
+        rows = drawn.clamp_max(self.num_outputs - 1)  # the ignore label is masked before it is looked up
+        return Tables(annotated, full, possible=possible[:, rows], drawn=drawn)
+
+    def _pseudo_tables(self, codes: PseudoCodes) -> Tables:
+        known = [case.annotated | pseudo for case, pseudo in zip(self.cases, self.accepted, strict=True)]
+        annotated, full = self.mask(known), self.tables.is_full
+        if self.table.is_regions:
+            decided = self.mask(self.accepted)
+            return Tables(annotated, full, relations=self.tables.relations, decided=decided)
+        assert self.tables.possible is not None and self.tables.drawn is not None
+        possible, drawn = self.tables.possible.clone(), self.tables.drawn.clone()
+        within = torch.zeros(self.num_outputs, self.num_outputs, dtype=torch.bool)
+        for y, z in codes.pairs:
+            within[y, z] = y > 0
+        for code, (y, z) in enumerate(codes.pairs, codes.offset):
+            drawn[code] = z
+            # None of the accepted labels but z; a label that is not accepted may be where it could be if z was drawn.
+            possible[:, code] = self.tables.possible[:, y] & ~annotated
+            if y != z:
+                possible[:, code] &= within[z]
+            possible[:, code, 0] = False
+            possible[:, code, z] = True
+        return Tables(annotated, full, possible=possible, drawn=drawn)
+
+    def _possible(self, case: Case) -> Tensor:
+        """S(v): classes that a voxel may have, given the value drawn there."""
+        contained = self.table.contained(case)
+        unannotated = set(self.table.labels) - case.annotated
+        excluded = {inner for outer in case.annotated for inner in contained.get(outer, ())}
+        possible = torch.eye(self.num_outputs, dtype=torch.bool)
+        possible[0, [self.channel[a] for a in unannotated - excluded]] = True
+        for b in case.annotated:
+            partners = (contained.get(b, frozenset()) | self.table.overlap_partners(b)) & unannotated
+            possible[self.channel[b], [self.channel[a] for a in partners]] = True
+        return possible
+
+    def _possible_to(self, case: Case, labels: frozenset[str]) -> Tensor:
+        """S(v) for a network that segments only some labels: the others are background to it."""
+        possible = self._possible(case)
+        others = [self.channel[label] for label in set(self.table.labels) - labels]
+        unknown = [self.channel[label] for label in labels - case.annotated]
+        possible[:, others] = False
+        possible[0, others] = True
+        for b in others:
+            possible[b] = possible[0]
+            possible[b, unknown] = True
+        return possible
+
+    def _heirs(self, case: Case) -> Tensor:
+        """The rule by which the files in validation/ are restricted, as a table."""
+        heirs = torch.eye(self.num_outputs, dtype=torch.bool)
+        restriction = restriction_for(self.table, case)
+        for channel, inheriting in restriction.removed if restriction is not None else ():
+            heirs[channel] = False
+            heirs[channel, list(inheriting)] = True
+        return heirs
+
+    def _relations(
+        self, case: Case, known: frozenset[str], asked_about: frozenset[str]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Relations of regions to ask about (rows) to annotated ones (columns), from the integers of the regions."""
+        size = len(self.table.labels)
+        absent_if_present, absent_if_absent, present_if_present = (torch.zeros(size, size) for _ in range(3))
+        for a in asked_about:
+            for b in known:
+                asked, drawn = set(self.table.values[a]), set(self.table.values[b])
+                place = self.channel[a], self.channel[b]
+                absent_if_present[place] = float(not asked & drawn)
+                absent_if_absent[place] = float(asked <= drawn)
+                present_if_present[place] = float(drawn <= asked)
+        return absent_if_present, absent_if_absent, present_if_present
+
+
+def _stack(parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> RegionRelations:
+    return RegionRelations(*(torch.stack(column) for column in zip(*parts, strict=True)))

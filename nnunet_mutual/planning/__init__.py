@@ -1,0 +1,1 @@
+"""Plans, settings in plans, memory."""

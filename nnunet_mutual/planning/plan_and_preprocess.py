@@ -1,0 +1,341 @@
+"""The command ``plan_and_preprocess``: nnU-Net's own planning and preprocessing, then unlabelled images and folds."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nnunetv2
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+    extract_fingerprint_dataset,
+    plan_experiment_dataset,
+    preprocess_dataset,
+)
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+from nnunet_mutual.annotation.modality_groups import PLANS_KEY, ModalityGroups
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.datasets.images import reader_for
+from nnunet_mutual.datasets.problems import ERROR
+from nnunet_mutual.datasets.raw import CaseFiles, training_cases
+from nnunet_mutual.datasets.splits import describe_splits, splits_problems, stratified_splits
+from nnunet_mutual.disk.files import read_json, read_object, write_json
+from nnunet_mutual.disk.locate import DatasetFolders, require_root
+from nnunet_mutual.errors import MutualError, meant
+from nnunet_mutual.planning.method import Method, method_for
+from nnunet_mutual.plugin.find import public_names, resolve
+from nnunet_mutual.preprocessing.by_group import GroupPreprocessor, present_channels
+from nnunet_mutual.preprocessing.fingerprint import FILE, FingerprintExtractor, counts_ignored
+from nnunet_mutual.preprocessing.unlabelled import unlabelled_keys
+from nnunet_mutual.preprocessing.update import UnlabelledImages, list_unlabelled, preprocess_unlabelled
+from nnunet_mutual.settings import parse_settings
+
+DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
+_STOCK = (*DEFAULT_CONFIGURATIONS, "3d_cascade_fullres")  # nnU-Net leaves out those that a dataset does not need
+_PROCESSES = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8}  # nnUNetv2_plan_and_preprocess's own defaults
+_SPLITS = "splits_final.json"
+OURS = "MutualPlanner"
+
+
+def plan_and_preprocess(
+    dataset: str | int,
+    *,
+    configurations: Sequence[str] = DEFAULT_CONFIGURATIONS,
+    processes: Sequence[int] | None = None,
+    planner: str | None = None,
+    gigabytes: float | None = None,
+    trainer: str | None = None,
+    settings: Sequence[str] = (),
+    clean: bool = False,
+) -> None:
+    """Plans and preprocesses a dataset as ``nnUNetv2_plan_and_preprocess`` does, then its unlabelled images.
+
+    A dataset with modality groups is preprocessed by group, under plans of their own.
+
+    Args:
+        dataset: ID or name of a dataset in nnUNet_raw.
+        configurations: to preprocess; those that the plans do not have are left out, as in nnU-Net.
+        processes: one number, or one for each configuration; None: nnU-Net's defaults, not more than nnUNet_def_n_proc.
+        planner: class name of a planner of this package or of nnU-Net; None: MutualPlanner where ``trainer`` or
+            ``settings`` are given, else nnU-Net's ExperimentPlanner.
+        gigabytes: memory of the GPU to plan for; None: the planner's default.
+        trainer: what a planner of this package plans for; None: what the dataset asks for.
+        settings: of that trainer, ``key=value`` each.
+        clean: compute the dataset's fingerprint anew.
+
+    Raises:
+        MutualError: something is wrong that would spoil the result; found before the long work wherever possible.
+    """
+    images = list_unlabelled(dataset)
+    folders = images.folders
+    preprocessed = require_root("nnUNet_preprocessed") / folders.name
+    training = _training(images)
+    counts = _counts(processes, configurations)
+    planner_class = _planner(planner or (OURS if trainer or settings else "ExperimentPlanner"))
+    if gigabytes is not None and not gigabytes > 0:
+        raise MutualError(f"-gpu_memory_target {gigabytes:g}: give the memory of the GPU in GB, such as 8")
+    given = parse_settings(settings)
+    method = _method(planner_class, images, list(training), trainer, given)
+    groups = ModalityGroups.of(images.table) if images.table.modality_groups else None
+    complete = list(training) if groups is None else _complete(images, training)
+    _refuse_unknown(configurations, preprocessed)
+    _refuse_old_fingerprint(preprocessed, len(complete), images.dataset_json, clean)
+    _refuse_wrong_splits(folders, preprocessed, images.table, training)
+    with _stock_step("fingerprint extraction", folders), _empty_folder_removed(preprocessed):
+        try:
+            number = counts[0] if processes else min(8, default_num_processes)
+            extractor = partial(FingerprintExtractor, cases=complete)
+            extract_fingerprint_dataset(folders.number, extractor, num_processes=number, clean=clean, verbose=False)
+        except Exception:
+            if not _all_empty(images, training):
+                raise
+            what = "hold nothing but the ignore label" if "ignore" in images.dataset_json["labels"] else "are empty"
+            raise MutualError(
+                f"the label maps of all {len(training)} training case(s) of {folders.name} {what}, so there is "
+                "nothing to learn; put label maps with drawn structures into labelsTr"
+            ) from None
+    with _stock_step("planning", folders), _augmentation_processes():
+        _, plans = plan_experiment_dataset(
+            folders.number,
+            planner_class if method is None else partial(planner_class, trainer=trainer, settings=given),
+            gigabytes,
+            overwrite_plans_name=None if groups is None else _group_plans(planner_class),
+        )
+    if groups is not None:
+        path = preprocessed / f"{plans}.json"
+        write_json(path, _by_group(read_object(path), groups))
+        print(f"{folders.name} has modality groups: preprocessed by group, with the plans {plans} for them alone")
+    available = read_object(preprocessed / f"{plans}.json")["configurations"]
+    chosen = [name for name in configurations if name in available]
+    if not chosen:
+        raise MutualError(
+            f"the plans of {folders.name} have none of the configurations {', '.join(configurations)}; they have: "
+            f"{', '.join(available)}"
+        )
+    with _stock_step("preprocessing", folders):
+        if groups is None:
+            preprocess_dataset(folders.number, plans, configurations, list(counts))
+        else:
+            for name, count in zip(configurations, counts, strict=True):
+                if name in chosen:
+                    GroupPreprocessor(verbose=False).run(folders.number, name, plans, count)
+            preprocess_dataset(folders.number, plans, [], [])  # only copies the label maps
+    if images.cases:
+        preprocess_unlabelled(dataset, configurations=chosen, plans=plans, processes=max(counts) if processes else None)
+    _provide_splits(preprocessed, images, training)
+    first = next(name for name in ("3d_fullres", *chosen) if name in chosen)
+    fold = "0" if (preprocessed / _SPLITS).exists() else "all"
+    other = "" if plans == "nnUNetPlans" else f" -p {plans}"
+    name = "PartialTrainer" if groups is None else "MutualCrossModalTrainer"
+    name = name if method is None else method.trainer
+    print(f"Next:  nnUNetv2_train {folders.number} {first} {fold} -tr {name}{other}")
+
+
+def _method(
+    planner: Any,
+    images: UnlabelledImages,
+    cases: Sequence[str],
+    trainer: str | None,
+    settings: Mapping[str, Any],
+) -> Method | None:
+    """Returns what a planner of this package plans for, None for nnU-Net's own."""
+    if planner.__name__ not in public_names("planners"):
+        if trainer or settings:
+            raise MutualError(
+                f"{planner.__name__} plans for one network whatever --for and --set say; plan with -pl {OURS}, or "
+                "leave them out"
+            )
+        return None
+    method = method_for(images.table, cases, bool(images.cases), trainer, settings)
+    if images.table.modality_groups and not resolve("trainers", method.trainer).by_group:
+        raise MutualError(
+            f"{images.folders.name} has modality groups, so it is preprocessed by group, which {method.trainer} does "
+            'not read; plan --for MutualCrossModalTrainer, or remove "modality_groups" from dataset.json'
+        )
+    return method
+
+
+def _by_group(plans: dict[str, Any], groups: ModalityGroups) -> dict[str, Any]:
+    """Returns plans that say so, with names of their own for the data: some planners share those of others."""
+    for name, configuration in plans["configurations"].items():
+        if "data_identifier" in configuration:
+            configuration["data_identifier"] = f"{plans['plans_name']}_{name}"
+    return {**plans, PLANS_KEY: groups.described()}
+
+
+def _group_plans(planner: Any) -> str:
+    """Returns the name of a planner's plans for data that are preprocessed by group."""
+    return f"{inspect.signature(planner.__init__).parameters['plans_name'].default}Groups"
+
+
+def _training(images: UnlabelledImages) -> dict[str, CaseFiles]:
+    assert images.folders.raw is not None
+    training, problems = training_cases(images.folders.raw, images.dataset_json)
+    images.table.require(training)
+    errors = [problem for problem in problems if problem.severity == ERROR]
+    if errors:
+        raise MutualError(
+            f"{images.folders.name}/{errors[0].place}: {errors[0].text}"
+            + (f" ({len(errors)} errors, nnunet_mutual check {images.folders.name} lists them)" if errors[1:] else "")
+        )
+    return training
+
+
+def _complete(images: UnlabelledImages, training: Mapping[str, CaseFiles]) -> list[str]:
+    """Returns the training cases with an image of every channel; what others lack must be declared."""
+    for files in [*training.values(), *images.cases.values()]:
+        present_channels(list(files.images.values()), images.dataset_json, images.table)
+    complete = [key for key, files in training.items() if len(files.images) == len(images.table.channels)]
+    if not complete:
+        raise MutualError(
+            f"no training case of {images.folders.name} has an image of every channel, so nothing can be planned; add "
+            "one, or remove a channel from dataset.json"
+        )
+    return complete
+
+
+def _counts(processes: Sequence[int] | None, configurations: Sequence[str]) -> list[int]:
+    if processes is None:
+        return [min(_PROCESSES.get(name, 4), default_num_processes) for name in configurations]
+    if len(processes) not in (1, len(configurations)) or min(processes) < 1:
+        raise MutualError(
+            f"-np {' '.join(map(str, processes))}: give one number of processes, or one for each of the "
+            f"{len(configurations)} configurations, each 1 or more"
+        )
+    return list(processes) * (len(configurations) if len(processes) == 1 else 1)
+
+
+def _planner(name: str) -> Any:
+    """Finds a planner; nnU-Net's own search ends in ``'NoneType' object is not callable``."""
+    ours = public_names("planners")
+    if name in ours:
+        return resolve("planners", name)
+    folder = Path(next(iter(nnunetv2.__path__))) / "experiment_planning"
+    found = recursive_find_python_class(str(folder), name, current_module="nnunetv2.experiment_planning")
+    if not (isinstance(found, type) and issubclass(found, ExperimentPlanner)):
+        known = (*ours, "ExperimentPlanner", "nnUNetPlannerResEncM", "nnUNetPlannerResEncL", "nnUNetPlannerResEncXL")
+        raise MutualError(f"no planner is called {name!r}{meant(name, known)}; known are: {', '.join(known)}")
+    return found
+
+
+def _refuse_unknown(configurations: Sequence[str], preprocessed: Path) -> None:
+    """A misspelt configuration would be left out in silence after hours of work."""
+    known = list(_STOCK)
+    for path in preprocessed.glob("*.json"):
+        content = read_json(path)
+        planned = content.get("configurations") if isinstance(content, dict) else None
+        known += planned if isinstance(planned, Mapping) else []
+    for name in configurations:
+        if name not in known:
+            raise MutualError(
+                f"no configuration is called {name!r}{meant(name, known)}; known are: {', '.join(dict.fromkeys(known))}"
+            )
+
+
+def _refuse_old_fingerprint(preprocessed: Path, number: int, dataset_json: Mapping[str, Any], clean: bool) -> None:
+    path = preprocessed / FILE
+    if clean or not path.is_file():
+        return
+    if counts_ignored(read_object(path), dataset_json):
+        raise MutualError(
+            f"{path} was made by nnU-Net, which counts ignored voxels as foreground; add --clean to make it anew"
+        )
+    old = len(read_object(path).get("spacings", ()))
+    if old != number:
+        raise MutualError(
+            f"{path} was made from {old} training case(s), now there are {number}; add --clean to make it anew"
+        )
+
+
+def _refuse_wrong_splits(
+    folders: DatasetFolders, preprocessed: Path, table: AnnotationTable, training: Mapping[str, CaseFiles]
+) -> None:
+    assert folders.raw is not None
+    paths = [path for path in (folders.raw / _SPLITS, preprocessed / _SPLITS) if path.is_file()]
+    contents = [read_json(path) for path in paths]
+    if len(paths) == 2 and contents[0] != contents[1]:
+        raise MutualError(f"{paths[0]} and {paths[1]} differ; delete the one that you do not want to train with")
+    if paths:
+        errors = [one for one in splits_problems(table, contents[0], list(training), _SPLITS) if one.severity == ERROR]
+        if errors:
+            raise MutualError(
+                f"{paths[0]}: {errors[0].place}: {errors[0].text}; or delete the file, then new folds are made"
+            )
+
+
+def _all_empty(images: UnlabelledImages, training: Mapping[str, CaseFiles]) -> bool:
+    """Whether no label map holds anything but the ignore label: nnU-Net's fingerprint of that ends in an IndexError."""
+    reader = reader_for(images.dataset_json, [path for one in training.values() for path in one.images.values()])
+    try:
+        ignore = images.dataset_json["labels"].get("ignore")
+        maps = (reader.read_seg(str(files.label))[0] for files in training.values())
+        return not any(((values > 0) & (values != ignore)).any() for values in maps)
+    except Exception:  # unreadable files: nnU-Net's own error is the better one
+        return False
+
+
+@contextlib.contextmanager
+def _stock_step(step: str, folders: DatasetFolders) -> Iterator[None]:
+    """Turns whatever ends a step of nnU-Net into one sentence, after the traceback."""
+    try:
+        yield
+    except MutualError:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        lines = str(error).strip().splitlines() or [""]
+        raise MutualError(
+            f"nnU-Net's {step} of {folders.name} stopped with {type(error).__name__}: {lines[0]}; the lines above say "
+            f"where, and nnunet_mutual check {folders.name} examines every file (if memory ran out: -np 1)"
+        ) from None
+
+
+@contextlib.contextmanager
+def _empty_folder_removed(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _augmentation_processes() -> Iterator[None]:
+    """nnU-Net's planner fails where nnUNet_n_proc_DA is 0, which trainings in one process need."""
+    old = os.environ.get("nnUNet_n_proc_DA")
+    if old == "0":
+        os.environ["nnUNet_n_proc_DA"] = "1"
+    try:
+        yield
+    finally:
+        if old is not None:
+            os.environ["nnUNet_n_proc_DA"] = old
+
+
+def _provide_splits(preprocessed: Path, images: UnlabelledImages, training: Mapping[str, CaseFiles]) -> None:
+    """Keeps existing folds, else makes them, and prints them."""
+    path = preprocessed / _SPLITS
+    if path.is_file():
+        splits = read_json(path)
+        print(f"\nFolds: as {path} says (delete it to get new ones)")
+    else:
+        try:
+            splits = stratified_splits(images.table, list(training))
+        except MutualError as error:
+            print(f"\nNo folds: {error}")
+            return
+        write_json(path, splits)
+        print(f"\nFolds: new, in {path}; every label in every fold where possible, cases of a patient together")
+    rows = {}
+    if images.cases:
+        rows["unlabelled"] = [len(unlabelled_keys(images.table, images.cases, fold["val"])) for fold in splits]
+    print(describe_splits(splits, images.table, rows))

@@ -1,0 +1,155 @@
+"""The preprocessed unlabelled images, as later trainers open them, and the record of what they were made from.
+
+They lie in ``nnUNet_preprocessed/D/unlabelled/<data identifier>/`` (every ``.b2nd`` in the folder of the labelled cases
+would be training data for stock trainers), the record one level up, in ``unlabelled/<data identifier>.jsonl``, because
+nnU-Net knows the kind of a data folder by the file endings in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnunet_mutual.annotation.modality_groups import PLANS_KEY
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, unlabelled_cases
+from nnunet_mutual.disk.locate import locate
+from nnunet_mutual.errors import MutualError, shorten
+
+UNLABELLED = "unlabelled"
+ENDINGS = (".b2nd", "_seg.b2nd", ".pkl")  # a case is complete when the first one, which lists it, is there
+# What the voxels depend on; the patch size decides about chunks on the disk only.
+_OF_PLANS = ("image_reader_writer", "transpose_forward", "foreground_intensity_properties_per_channel", PLANS_KEY)
+_OF_CONFIGURATION = (
+    "preprocessor_name",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg",
+    "resampling_fn_seg_kwargs",
+)
+
+
+def unlabelled_keys(
+    table: AnnotationTable, identifiers: Iterable[str], validation_keys: Iterable[str] = ()
+) -> list[str]:
+    """Returns the unlabelled images that a fold may train with: not those of its validation patients.
+
+    Args:
+        table: the annotation table; an image that it does not list belongs to nobody known.
+        identifiers: unlabelled images.
+        validation_keys: validation cases of the fold.
+    """
+    patients = {table.case(key).patient for key in validation_keys} - {None}
+    return sorted(key for key in identifiers if key not in table.cases or table.cases[key].patient not in patients)
+
+
+def unlabelled_dataset(
+    preprocessed: Path,
+    plans: PlansManager,
+    configuration: ConfigurationManager,
+    table: AnnotationTable,
+    validation_keys: Iterable[str] = (),
+) -> nnUNetDatasetBlosc2 | None:
+    """Opens the preprocessed unlabelled images of a configuration for one fold.
+
+    Args:
+        preprocessed: the dataset's folder in nnUNet_preprocessed.
+        plans: plans of the training.
+        configuration: of the training.
+        table: the annotation table.
+        validation_keys: validation cases of the fold, whose patients' images are left out.
+
+    Returns:
+        The dataset, or None if there are no unlabelled images.
+
+    Raises:
+        MutualError: the images wait in imagesUn or were preprocessed with other plans; with the command that mends it.
+    """
+    identifier = configuration.data_identifier
+    folder = preprocessed / UNLABELLED / identifier
+    command = f"nnunet_mutual preprocess_unlabelled -d {int(preprocessed.name[7:10])} -p {plans.plans_name}"
+    found = nnUNetDatasetBlosc2.get_identifiers(str(folder)) if folder.is_dir() else []
+    if not found:
+        raw = locate(preprocessed.name).raw
+        if raw is not None and unlabelled_cases(raw, read_dataset_json(raw), ())[0]:
+            raise MutualError(
+                f"the images in {raw / 'imagesUn'} are not preprocessed for {identifier}; run {command} first"
+            )
+        return None
+    record = read_record(record_of(folder))
+    now = plans_fingerprint(plans.plans, configuration)
+    old = sorted(key for key in found if record.get(key, {}).get("plans") != now)
+    if old:
+        raise MutualError(
+            f"{len(old)} unlabelled image(s) in {folder} were preprocessed with other plans ({shorten(old, 3)}); run "
+            f"{command}"
+        )
+    return nnUNetDatasetBlosc2(str(folder), unlabelled_keys(table, found, validation_keys))
+
+
+def plans_fingerprint(plans: Mapping[str, Any], configuration: ConfigurationManager) -> str:
+    """Returns a hash of all entries of the plans that the preprocessed voxels depend on."""
+    entries = [plans[key] for key in _OF_PLANS if key in plans]
+    entries += [configuration.configuration.get(key) for key in _OF_CONFIGURATION]
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def state_of(files: CaseFiles, fingerprint: str) -> dict[str, Any]:
+    """What an image was when it was preprocessed; linked files count as the files they point to."""
+    found = [(path.name, path.stat()) for path in files.images.values()]
+    return {"plans": fingerprint, "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in found]}
+
+
+def record_of(folder: Path) -> Path:
+    """Path of the record of a folder of preprocessed unlabelled images."""
+    return folder.with_name(f"{folder.name}.jsonl")
+
+
+def read_record(path: Path) -> dict[str, dict[str, Any]]:
+    """Reads a line per image; a line cut short by a kill counts as not written."""
+    found: dict[str, dict[str, Any]] = {}
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            found[entry.pop("case")] = entry
+        except (ValueError, KeyError, AttributeError):
+            continue
+    return found
+
+
+def write_record(path: Path, states: Mapping[str, Mapping[str, Any]]) -> None:
+    """Replaces the record; the old one stays until the new one is whole.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _write(temporary, states, "w")
+    os.replace(temporary, path)
+
+
+def add_to_record(path: Path, key: str, state: Mapping[str, Any]) -> None:
+    """Adds one image.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    _write(path, {key: state}, "a")
+
+
+def _write(path: Path, states: Mapping[str, Mapping[str, Any]], mode: str) -> None:
+    with path.open(mode, encoding="utf-8") as stream:
+        stream.writelines(json.dumps({"case": key, **state}) + "\n" for key, state in states.items())
+        stream.flush()
+        os.fsync(stream.fileno())

@@ -1,0 +1,257 @@
+"""`nnunet_mutual accept`: what a reader accepted or corrected becomes a true label, everywhere or nowhere."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from tqdm import tqdm
+
+from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.datasets.images import reader_for
+from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases
+from nnunet_mutual.datasets.sync import INTERRUPTED, raw_and_preprocessed_differ
+from nnunet_mutual.disk.files import read_object, write_json
+from nnunet_mutual.disk.folders import temporary_folder
+from nnunet_mutual.disk.locate import DatasetFolders, locate
+from nnunet_mutual.disk.swap import Swap, swap_all, undo
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.pseudo_labels.review.merge import MergedCase, merge_case
+from nnunet_mutual.pseudo_labels.review.preprocessed import Data, data_of
+from nnunet_mutual.pseudo_labels.review.table import REJECT, Manifest, Verdict, read_manifest, read_verdicts
+from nnunet_mutual.settings import BLOCK
+
+_OLD = ".accept.old"
+
+
+@dataclass(frozen=True)
+class _Dataset:
+    """The dataset as it is before."""
+
+    folders: DatasetFolders
+    raw: Path
+    content: dict[str, Any]
+    table: AnnotationTable
+    files: Mapping[str, CaseFiles]
+    reader: BaseReaderWriter
+    data: Sequence[Data]
+
+    @property
+    def ignore(self) -> int | None:
+        return self.content["labels"].get("ignore")
+
+    @property
+    def preprocessed(self) -> Path | None:
+        return self.folders.preprocessed
+
+
+def accept(dataset: str, table_file: str, *, dry_run: bool, keep_drawn: bool) -> None:
+    """Writes accepted masks into labelsTr and brings the annotation table and all preprocessed data up to date.
+
+    Args:
+        dataset: ID or name.
+        table_file: a filled ``review.csv``.
+        dry_run: only say what would change.
+        keep_drawn: keep the drawing where a mask contradicts it, instead of refusing the mask.
+
+    Raises:
+        MutualError: an entry or a mask cannot be used, or something cannot be written; nothing is changed then.
+    """
+    path = Path(table_file)
+    manifest = read_manifest(path)
+    folders = locate(dataset, need_raw=True)
+    assert folders.raw is not None
+    if manifest.dataset != folders.name:
+        raise MutualError(f"{path} is a review of {manifest.dataset}, not of {folders.name}; name that dataset")
+    with ExitStack() as stack:
+        if (folders.raw / INTERRUPTED).exists() and dry_run:
+            raise MutualError(
+                f"an accept of {folders.name} was interrupted; run it without --dry-run, which mends that"
+            )
+        scratch = {}
+        if not dry_run:
+            roots = [root for root in (folders.raw, folders.preprocessed) if root is not None]
+            scratch = {r: stack.enter_context(temporary_folder(r / "accept", "accept", "staged")) for r in roots}
+            _mend(folders.raw, roots)
+        opened = _open(folders)
+        verdicts = read_verdicts(path, manifest, opened.table)
+        chosen = [verdict for verdict in verdicts if verdict.file is not None]
+        gone = [verdict for verdict in chosen if verdict.case not in opened.files]
+        if gone:
+            raise MutualError(f"{gone[0].place}: {gone[0].case} has no image in imagesTr any more; remove the line")
+        merged = {}
+        for key in tqdm(dict.fromkeys(v.case for v in chosen), desc="reading", unit="case", leave=False):
+            own = [verdict for verdict in chosen if verdict.case == key]
+            case = merge_case(opened.files[key], own, opened.table, opened.ignore, opened.reader, keep_drawn=keep_drawn)
+            merged[key] = case if dry_run else _staged(case, opened, scratch[opened.raw])
+        _say(verdicts, merged, opened, dry_run)
+        if merged and not dry_run:
+            _change(opened, merged, scratch, path)
+        _say_next(path, manifest, opened, bool(merged), dry_run)
+
+
+def _open(folders: DatasetFolders) -> _Dataset:
+    assert folders.raw is not None
+    difference = raw_and_preprocessed_differ(folders.name)
+    if difference:
+        raise MutualError(difference)
+    content = read_dataset_json(folders.raw)
+    if "dataset" in content:
+        raise MutualError(
+            f'{folders.raw / "dataset.json"} lists its files under "dataset", perhaps of other datasets; accept '
+            "writes into labelsTr only, so copy the label maps there and the images into imagesTr, and remove the entry"
+        )
+    files, _ = training_cases(folders.raw, content)
+    reader = reader_for(content, [path for case in files.values() for path in case.images.values()])
+    data = [] if folders.preprocessed is None else data_of(folders.preprocessed)
+    return _Dataset(folders, folders.raw, content, AnnotationTable.from_dataset_json(content), files, reader, data)
+
+
+def _staged(merged: MergedCase, opened: _Dataset, folder: Path) -> MergedCase:
+    """Writes a new label map aside, so that not all of them are in memory."""
+    (folder / "labelsTr").mkdir(exist_ok=True)
+    target = folder / "labelsTr" / opened.files[merged.case.key].label.name
+    try:
+        opened.reader.write_seg(merged.voxels, str(target), merged.properties)
+    except (OSError, RuntimeError) as error:  # SimpleITK reports a full disk as RuntimeError
+        raise _nothing_changed(opened, error) from error
+    return MergedCase(merged.case, np.empty(0), {}, merged.said)
+
+
+def _change(opened: _Dataset, merged: Mapping[str, MergedCase], scratch: Mapping[Path, Path], table: Path) -> None:
+    """Prepares everything aside, then puts it into place at once."""
+    content = _new_content(opened, [case.case for case in merged.values()])
+    try:
+        swaps = [_backup(opened, merged, scratch[opened.raw], table)]
+        for key in merged:
+            label = opened.files[key].label
+            new = scratch[opened.raw] / "labelsTr" / label.name
+            swaps += _swaps_of_data(opened, key, new, content, scratch)
+            swaps.append(Swap(new, label, opened.raw / _OLD / "labelsTr" / label.name))
+        # Last, and the raw one after the preprocessed one: a training that meets them in between refuses to start.
+        for root in (opened.preprocessed, opened.raw):
+            if root is not None and (root / "dataset.json").is_file():
+                new = scratch[root] / "dataset.json"
+                write_json(new, {**read_object(root / "dataset.json"), BLOCK: content[BLOCK]})
+                swaps.append(Swap(new, (root / "dataset.json").resolve(), root / _OLD / "dataset.json"))
+        swap_all(swaps, opened.raw / INTERRUPTED)
+    except (OSError, RuntimeError) as error:
+        if (opened.raw / INTERRUPTED).exists():
+            raise MutualError(
+                f"files of {opened.folders.name} could be neither replaced nor put back ({error}); get write "
+                "permission for them, then run nnunet_mutual accept again, which puts them back first"
+            ) from error
+        raise _nothing_changed(opened, error) from error
+    finally:
+        if not (opened.raw / INTERRUPTED).exists():
+            for root in scratch:
+                shutil.rmtree(root / _OLD, ignore_errors=True)
+    print(f"The label maps and dataset.json as they were before: {swaps[0].target}")
+
+
+def _new_content(opened: _Dataset, cases: Sequence[Case]) -> dict[str, Any]:
+    """Returns dataset.json with the new annotations."""
+    content = copy.deepcopy(opened.content)
+    for case in cases:
+        entry = content[BLOCK]["cases"][case.key]
+        entry["annotated"] = [label for label in opened.table.labels if label in case.annotated]
+        if case.annotated == opened.table.sources[case.source].annotated:
+            del entry["annotated"]
+        if "pseudo" in entry:
+            entry["pseudo"] = [label for label in entry["pseudo"] if label in case.pseudo]
+    AnnotationTable.from_dataset_json(content)
+    return content
+
+
+def _backup(opened: _Dataset, merged: Mapping[str, MergedCase], scratch: Path, table: Path) -> Swap:
+    """A copy of all that changes in the raw dataset, and of the table that says why."""
+    number = 1
+    while (place := opened.raw / f"labelsTr_before_{number}").exists():
+        number += 1
+    folder = scratch / place.name
+    folder.mkdir()
+    for file in [*(opened.files[key].label for key in merged), opened.raw / "dataset.json", table]:
+        shutil.copy2(file, folder / file.name)
+    return Swap(folder, place, opened.raw / _OLD / place.name)
+
+
+def _swaps_of_data(
+    opened: _Dataset, key: str, label: Path, content: Mapping[str, Any], scratch: Mapping[Path, Path]
+) -> list[Swap]:
+    """Preprocesses a case anew wherever it was preprocessed."""
+    root = opened.preprocessed
+    if root is None:
+        return []
+    swaps = []
+    for data in opened.data:
+        if data.holds(key):
+            folder = scratch[root] / data.folder.name
+            folder.mkdir(exist_ok=True)
+            for new in data.make(opened.files[key], label, content, folder):
+                swaps.append(Swap(new, data.folder / new.name, root / _OLD / data.folder.name / new.name))
+    if (root / "gt_segmentations").is_dir():
+        new = scratch[root] / label.name
+        shutil.copyfile(label, new)
+        swaps.append(Swap(new, root / "gt_segmentations" / label.name, root / _OLD / "gt_segmentations" / label.name))
+    return swaps
+
+
+def _mend(raw: Path, roots: Sequence[Path]) -> None:
+    """Puts back what a killed accept has left half-done."""
+    journal = raw / INTERRUPTED
+    if journal.exists():
+        try:
+            undo(journal)
+        except OSError as error:
+            raise MutualError(
+                f"an accept was interrupted, and what it had replaced cannot be put back ({error}); get write "
+                "permission for that file, then repeat"
+            ) from None
+        print("An accept that was interrupted has been undone first")
+    for root in roots:
+        shutil.rmtree(root / _OLD, ignore_errors=True)
+
+
+def _nothing_changed(opened: _Dataset, error: Exception) -> MutualError:
+    lines = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
+    reason = lines[-1] if lines else type(error).__name__
+    return MutualError(
+        f"the new labels of {opened.folders.name} could not be written ({reason}) and nothing was changed; free space "
+        f"or get write permission for {opened.raw} and {opened.preprocessed}, then repeat"
+    )
+
+
+def _say(verdicts: Sequence[Verdict], merged: Mapping[str, MergedCase], opened: _Dataset, dry_run: bool) -> None:
+    """Says what becomes of what, before it does."""
+    for case in merged.values():
+        print("\n".join(case.said))
+    rejected = sum(verdict.decision == REJECT for verdict in verdicts)
+    undecided = sum(not verdict.decision for verdict in verdicts)
+    number = sum(len(case.said) for case in merged.values())
+    print(f"{number} new true label(s) in {len(merged)} case(s) of {opened.folders.name}")
+    print(f"{rejected} rejected and {undecided} undecided stay unknown, as they were")
+    if merged:
+        folders = [data.folder.name for data in opened.data if any(data.holds(key) for key in merged)]
+        made = f"labelsTr, dataset.json, preprocessed data ({', '.join(folders) or 'none'})"
+        print(f"{'Would change' if dry_run else 'Changing'}: {made}")
+
+
+def _say_next(table: Path, manifest: Manifest, opened: _Dataset, changed: bool, dry_run: bool) -> None:
+    number = opened.folders.number
+    if dry_run:
+        print("Nothing was changed. Next, to change it:" if changed else "Nothing was changed, nothing would be")
+        if changed:
+            print(f"  nnunet_mutual accept {number} {table}")
+    elif not changed:
+        print(f"Nothing was changed. Next: write accept, corrected or reject into {table}, and repeat")
+    else:
+        print("Next, check the dataset and train anew (not with --c):")
+        print(f"  nnunet_mutual check {number}")
+        print(f"  nnUNetv2_train {manifest.training.words}")

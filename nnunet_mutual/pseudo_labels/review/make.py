@@ -1,0 +1,172 @@
+"""`nnunet_mutual review`: one page of doubtful pseudo labels, a table to fill in, and masks to correct."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from tqdm import tqdm
+
+from nnunet_mutual import __version__
+from nnunet_mutual.disk.files import write_csv, write_json
+from nnunet_mutual.disk.folders import finish, not_written, temporary_folder
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.pseudo_labels.audit import Decision
+from nnunet_mutual.pseudo_labels.review.doubt import Doubt, by_doubt
+from nnunet_mutual.pseudo_labels.review.figures import CANDIDATE, DRAWN, Scene, draw
+from nnunet_mutual.pseudo_labels.review.orientation import frame_of
+from nnunet_mutual.pseudo_labels.review.source import Source, open_source
+from nnunet_mutual.pseudo_labels.review.table import COLUMNS, MANIFEST, TABLE
+from nnunet_mutual.pseudo_labels.review.training import Training
+
+PAGE = "review.html"
+_MASKS = "candidates"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One (case, label) on the page.
+
+    Attributes:
+        decision: of the filter.
+        doubt: why it is here.
+        candidate_ml: volume of the mask, sure or not, in millilitres.
+        file: the mask, relative to the folder of the page.
+        sha256: of that file.
+        picture: content of an HTML image.
+        drawn: annotated labels of the case and the colours of their outlines.
+        channel: name of the channel in the picture.
+    """
+
+    decision: Decision
+    doubt: Doubt
+    candidate_ml: float
+    file: str
+    sha256: str
+    picture: str
+    drawn: list[tuple[str, str]]
+    channel: str
+
+
+def review(training: Training, *, checkpoint: str | None, output: str, everything: bool, most: int | None) -> None:
+    """Writes a folder for a reader: ``review.html``, ``review.csv``, and a mask for each doubtful (case, label).
+
+    Args:
+        training: whose pseudo labels.
+        checkpoint: of ``nnunet_mutual pseudo_label``, where there are several sets of pseudo labels.
+        output: a folder that does not exist yet, or is empty.
+        everything: also what is not doubtful.
+        most: at most so many, the most doubtful ones.
+
+    Raises:
+        MutualError: nothing is written then.
+    """
+    place = Path(output)
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise MutualError(f"{output} is not empty; give -o a new folder, so that no decision is overwritten")
+    if most is not None and most < 1:
+        raise MutualError(f"--max {most}: the number must be 1 or more")
+    source = open_source(training, checkpoint)
+    judged = by_doubt(source.decisions, source.settings)
+    chosen = [(decision, doubt) for decision, doubt in judged if everything or doubt.doubtful]
+    if not chosen:
+        print(
+            f"{len(judged)} pseudo label(s) of {source.folders.name}, none doubtful; nothing was written. To look at "
+            "them all the same, add --all"
+        )
+        return
+    shown = chosen[:most]
+    try:
+        place.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(place.absolute(), "review", "review") as folder:
+            entries = _entries(source, shown, folder)
+            write_csv(folder / TABLE, [COLUMNS, *([e.decision.case, e.decision.label, "", "", ""] for e in entries)])
+            write_json(folder / MANIFEST, _manifest(source, entries))
+            (folder / PAGE).write_text(_page(source, entries, len(judged), len(chosen), place), encoding="utf-8")
+            finish(folder, place.absolute())
+    except (OSError, RuntimeError) as error:  # SimpleITK reports a full disk as RuntimeError
+        raise not_written(place, error) from error
+    number = source.folders.number
+    rest = f" ({len(chosen) - len(shown)} less doubtful ones left out by --max)" if len(shown) < len(chosen) else ""
+    print(f"{len(shown)} of {len(judged)} pseudo labels of {source.folders.name} to review{rest}: {place / PAGE}")
+    print(f"Next: open that page, fill in {place / TABLE}, then run")
+    print(f"  nnunet_mutual accept {number} {place / TABLE} --dry-run")
+
+
+def _entries(source: Source, shown: Sequence[tuple[Decision, Doubt]], folder: Path) -> list[Entry]:
+    """Writes the masks and draws the pictures, case by case; returns entries in the order of ``shown``."""
+    (folder / _MASKS).mkdir()
+    cases = list(dict.fromkeys(decision.case for decision, _ in shown))
+    made: dict[tuple[str, str], Entry] = {}
+    for key in tqdm(cases, desc="drawing", unit="case", leave=False):
+        for entry in _entries_of(source, key, [pair for pair in shown if pair[0].case == key], folder):
+            made[entry.decision.case, entry.decision.label] = entry
+    return [made[decision.case, decision.label] for decision, _ in shown]
+
+
+def _entries_of(source: Source, key: str, shown: Iterable[tuple[Decision, Doubt]], folder: Path) -> Iterator[Entry]:
+    case, files, table = source.table.case(key), source.files[key], source.table
+    there = {table.channels[n]: file for n, file in files.images.items() if table.channels[n] not in case.missing}
+    channel, path = next(iter(there.items()))
+    image, _ = source.reader.read_images((str(path),))
+    read, properties = source.reader.read_seg(str(files.label))
+    drawn = read[0].astype(np.int16)
+    frame = frame_of(properties)
+    annotated = [label for label in table.labels if label in case.annotated]
+    outlines = {label: frame.turn(np.isin(drawn, table.values[label])) for label in annotated}
+    outlines = {label: mask for label, mask in outlines.items() if mask.any()}
+    colours = [(label, DRAWN[i % len(DRAWN)]) for i, label in enumerate(outlines)]
+    ending = ".nii.gz" if ".nii.gz" in source.reader.supported_file_endings else source.content["file_ending"]
+    for decision, doubt in shown:
+        mask = source.mask(case, decision.label, drawn)
+        number = table.labels.index(decision.label) + 1  # two labels may differ in a character that no file name has
+        name = f"{_MASKS}/{key}__{number:02d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', decision.label)}{ending}"
+        source.reader.write_seg(mask.astype(np.uint8), str(folder / name), properties)
+        scene = Scene(
+            frame.turn(image[0]), frame.turn(mask), outlines, frame.spacing, oriented=frame.transform is not None
+        )
+        yield Entry(
+            decision,
+            doubt,
+            float(mask.sum() * np.prod(properties["spacing"])) / 1000,
+            name,
+            hashlib.sha256((folder / name).read_bytes()).hexdigest(),
+            draw(scene),
+            colours,
+            channel,
+        )
+
+
+def _manifest(source: Source, entries: Sequence[Entry]) -> dict:
+    """What `accept` needs to know, and where everything came from."""
+    return {
+        "dataset": source.folders.name,
+        "training": asdict(source.training),
+        "pseudo_labels": str(source.store.folder),
+        "nnunet_mutual": __version__,
+        "candidates": [
+            {"case": e.decision.case, "label": e.decision.label, "file": e.file, "sha256": e.sha256} for e in entries
+        ],
+    }
+
+
+def _page(source: Source, entries: Sequence[Entry], judged: int, chosen: int, place: Path) -> str:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+    return template.render(
+        training=source.training,
+        settings=source.settings,
+        number=source.folders.number,
+        entries=entries,
+        judged=judged,
+        left_out=chosen - len(entries),
+        table=TABLE,
+        table_path=place / TABLE,
+        candidate_colour=CANDIDATE,
+        version=__version__,
+    )

@@ -1,0 +1,159 @@
+"""The masks of one case become part of its label map, or the sentence that says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+
+from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.datasets.images import inspect_case
+from nnunet_mutual.datasets.problems import ERROR
+from nnunet_mutual.datasets.raw import CaseFiles
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.pseudo_labels.review.rules import Rule, put_in, rules_for
+from nnunet_mutual.pseudo_labels.review.table import Verdict
+
+
+@dataclass(frozen=True)
+class MergedCase:
+    """A case as it will be.
+
+    Attributes:
+        case: with the labels that are annotated now.
+        voxels: (*spatial) integers of the new label map.
+        properties: nnU-Net's, of the old label map, to write the new one with.
+        said: what became of which voxels, a sentence each.
+    """
+
+    case: Case
+    voxels: np.ndarray
+    properties: dict[str, Any]
+    said: list[str]
+
+
+def merge_case(
+    files: CaseFiles,
+    verdicts: Iterable[Verdict],
+    table: AnnotationTable,
+    ignore: int | None,
+    reader: BaseReaderWriter,
+    *,
+    keep_drawn: bool,
+) -> MergedCase:
+    """Puts all accepted masks of a case into its label map, inner labels first.
+
+    Args:
+        files: of the case.
+        verdicts: accepted or corrected, of this case.
+        table: who annotated what before.
+        ignore: integer of nnU-Net's ignore label.
+        reader: nnU-Net's.
+        keep_drawn: keep the drawing where a mask contradicts it, instead of refusing the mask.
+
+    Raises:
+        MutualError: a mask cannot be used; names it, and what is wrong.
+    """
+    case = table.case(files.key)
+    try:
+        read, properties = reader.read_seg(str(files.label))
+    except Exception as error:  # every format fails in its own way; the sentence names the file
+        raise MutualError(f"{files.label} cannot be read ({error}); see nnunet_mutual check") from None
+    voxels = read[0].astype(np.int16)
+    said = []
+    volume = float(np.prod(properties["spacing"])) / 1000
+    for verdict in sorted(verdicts, key=lambda verdict: _number_of_inner(table, verdict.label)):
+        mask = _read_mask(verdict, files, table, ignore, reader)
+        rules = rules_for(table, case, verdict.label, ignore)
+        _require_rules(voxels, rules, files.label)
+        merged, contradicted = put_in(voxels, mask, rules)
+        if contradicted.any() and not keep_drawn:
+            raise MutualError(
+                f"{verdict.place}: {verdict.file} covers {_counts(voxels[contradicted], table, ignore)}, and the "
+                f"annotation table does not say that {verdict.label} may be there; erase these voxels from the mask, "
+                'declare "contains" or "may_overlap", or repeat with --keep-drawn to leave them as they were drawn'
+            )
+        said.append(_describe(verdict, table, case, voxels, merged, mask, volume, ignore))
+        voxels = merged
+        case = replace(case, annotated=case.annotated | {verdict.label}, pseudo=case.pseudo - {verdict.label})
+    return MergedCase(case, voxels, properties, said)
+
+
+def _read_mask(
+    verdict: Verdict, files: CaseFiles, table: AnnotationTable, ignore: int | None, reader: BaseReaderWriter
+) -> np.ndarray:
+    """Returns (*spatial) bool, on the grid of the image for sure."""
+    assert verdict.file is not None
+    # As a label map of the images of this case, every way in which a file can be wrong is known already.
+    finding = inspect_case(CaseFiles(files.key, files.images, verdict.file), None, table, ignore, reader)
+    errors = [f"{problem.place}: {problem.text}" for problem in finding.problems if problem.severity == ERROR]
+    if errors:
+        raise MutualError(f"{verdict.place}: {errors[0]}")
+    voxels = reader.read_seg(str(verdict.file))[0][0].astype(np.int16)
+    own = sorted(table.values[verdict.label])
+    present = set(np.unique(voxels).tolist())
+    if not (present <= {0, 1} or present <= {0, *own}):
+        raise MutualError(
+            f"{verdict.place}: {verdict.file} holds the values {', '.join(map(str, sorted(present)))}; a mask holds 0 "
+            f"and 1, or 0 and {' and '.join(map(str, own))} as in dataset.json ({verdict.label})"
+        )
+    return voxels > 0
+
+
+def _require_rules(voxels: np.ndarray, rules: Mapping[int, Rule], file: Path) -> None:
+    unknown = sorted(set(np.unique(voxels).tolist()) - set(rules))
+    if unknown:
+        raise MutualError(
+            f"{file} holds {', '.join(map(str, unknown))}, which dataset.json does not define; run nnunet_mutual check"
+        )
+
+
+def _number_of_inner(table: AnnotationTable, label: str) -> int:
+    if table.is_regions:
+        return len(table.values[label])
+    return sum(table.ever_contains(label, other) for other in table.labels)
+
+
+def _describe(
+    verdict: Verdict,
+    table: AnnotationTable,
+    case: Case,
+    before: np.ndarray,
+    after: np.ndarray,
+    mask: np.ndarray,
+    voxel_ml: float,
+    ignore: int | None,
+) -> str:
+    own = np.isin(after, table.values[verdict.label])
+    parts = [f"{own.sum() * voxel_ml:.3g} ml" if own.any() else "absent"]
+    # Regions that were drawn stay drawn, whatever the integer.
+    replaced = np.zeros(mask.shape, bool) if table.is_regions else own & (before != after) & (before != 0)
+    if replaced.any():
+        parts.append(f"{_counts(before[replaced], table, ignore)} become {verdict.label}")
+    kept = mask & ~own
+    if kept.any():
+        parts.append(f"{_counts(before[kept], table, ignore)} stay as drawn")
+    added = own & ~mask
+    if added.any():
+        parts.append(f"{int(added.sum())} voxel(s) outside of the mask belong to it by what else was drawn")
+    return f"{case.key}: {verdict.label} ({verdict.decision}), {'; '.join(parts)}"
+
+
+def _counts(values: np.ndarray, table: AnnotationTable, ignore: int | None) -> str:
+    """Says what voxels were drawn as: '12 voxel(s) drawn as liver'."""
+    numbers, counts = np.unique(values, return_counts=True)
+    return ", ".join(
+        f"{count} voxel(s) drawn as {_name(int(number), table, ignore)}"
+        for number, count in zip(numbers, counts, strict=True)
+    )
+
+
+def _name(number: int, table: AnnotationTable, ignore: int | None) -> str:
+    if number == ignore:
+        return "ignore"
+    names: Sequence[str] = [name for name, values in table.values.items() if number in values]
+    return "+".join(names) or "background"

@@ -1,0 +1,93 @@
+"""What a mask of one more label does to a label map in which others were drawn: the annotation table decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from nnunet_mutual.annotation.table import AnnotationTable, Case
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What becomes of the voxels drawn with one integer.
+
+    Attributes:
+        inside: their integer where the mask covers them; None if the mask contradicts the drawing there.
+        outside: their integer elsewhere.
+    """
+
+    inside: int | None
+    outside: int
+
+
+def rules_for(table: AnnotationTable, case: Case, label: str, ignore: int | None) -> dict[int, Rule]:
+    """Returns a rule per integer of the label map, for a label that the case does not annotate.
+
+    Plain labels: a drawn label that contains the new one in this source gives way; one that the new label contains in
+    any source, or may overlap, stays; any other one contradicts. What nobody vouched for (labels that the case does not
+    annotate, drawn by a model) gives way. Regions: the integer that agrees with the drawing on every annotated region
+    and with the mask on the new one; there may be none. The ignore label always stays.
+
+    Args:
+        table: labels and their relations.
+        case: what is annotated so far.
+        label: whose mask it is.
+        ignore: integer of nnU-Net's ignore label, if the dataset has one.
+    """
+    rules = _region_rules(table, case, label) if table.is_regions else _plain_rules(table, case, label)
+    return rules if ignore is None else {**rules, ignore: Rule(ignore, ignore)}
+
+
+def put_in(drawn: np.ndarray, mask: np.ndarray, rules: Mapping[int, Rule]) -> tuple[np.ndarray, np.ndarray]:
+    """Puts a mask into a label map.
+
+    Args:
+        drawn: (*spatial) integers, each with a rule.
+        mask: (*spatial) bool.
+        rules: of :func:`rules_for`.
+
+    Returns:
+        The new label map (integers as in ``drawn``), in which the drawing stays wherever the mask contradicts it, and
+        (*spatial) bool, where that is.
+    """
+    size = max(rules) + 1
+    inside, outside = np.arange(size, dtype=drawn.dtype), np.arange(size, dtype=drawn.dtype)
+    contradicts = np.zeros(size, bool)
+    for y, rule in rules.items():
+        inside[y] = rule.outside if rule.inside is None else rule.inside
+        outside[y], contradicts[y] = rule.outside, rule.inside is None
+    merged = np.where(mask, inside[drawn], outside[drawn])
+    return merged, mask & contradicts[drawn]
+
+
+def _plain_rules(table: AnnotationTable, case: Case, label: str) -> dict[int, Rule]:
+    value = table.values[label][0]
+    contained = table.contained(case)
+    rules = {0: Rule(value, 0), value: Rule(value, 0)}
+    for other in table.labels:
+        y = table.values[other][0]
+        if other == label:
+            continue
+        if other not in case.annotated or label in contained.get(other, ()):
+            rules[y] = Rule(value, y)
+        elif table.ever_contains(label, other) or other in table.overlap_partners(label):
+            rules[y] = Rule(y, y)
+        else:
+            rules[y] = Rule(None, y)
+    return rules
+
+
+def _region_rules(table: AnnotationTable, case: Case, label: str) -> dict[int, Rule]:
+    integers = sorted({0}.union(*table.values.values()))
+    regions = {z: {name for name, values in table.values.items() if z in values} for z in integers}
+    rules = {}
+    for y in integers:
+        others = [z for z in integers if z != y and regions[z] & case.annotated == regions[y] & case.annotated]
+        # The drawn integer if it fits, else the one that says least about regions that nobody drew.
+        same = [y, *sorted(others, key=lambda z: (len(regions[z]), z))]
+        inside = next((z for z in same if label in regions[z]), None)
+        rules[y] = Rule(inside, next((z for z in same if label not in regions[z]), y))
+    return rules

@@ -1,0 +1,186 @@
+"""The pseudo labels of a training, opened without its networks, as masks in the geometry of the raw images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases
+from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
+from nnunet_mutual.disk.files import read_object
+from nnunet_mutual.disk.locate import DatasetFolders, locate
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.pseudo_labels.audit import Decision, read_decisions
+from nnunet_mutual.pseudo_labels.command import in_image_space
+from nnunet_mutual.pseudo_labels.filter import FilterSettings
+from nnunet_mutual.pseudo_labels.review.rules import rules_for
+from nnunet_mutual.pseudo_labels.review.training import Training
+from nnunet_mutual.pseudo_labels.store import CSV, IDENTITY, PseudoStore
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a review is made of.
+
+    Attributes:
+        training: whose pseudo labels they are.
+        folders: of the dataset.
+        content: of the raw dataset.json.
+        table: its annotation table.
+        files: images and label map of each training case.
+        store: the pseudo labels.
+        decisions: about labels that are still not annotated.
+        settings: the filter of the decisions.
+        reader: nnU-Net's, of the plans.
+        plans: of the training.
+    """
+
+    training: Training
+    folders: DatasetFolders
+    content: Mapping[str, Any]
+    table: AnnotationTable
+    files: Mapping[str, CaseFiles]
+    store: PseudoStore
+    decisions: list[Decision]
+    settings: FilterSettings
+    reader: BaseReaderWriter
+    plans: PlansManager
+
+    @property
+    def ignore(self) -> int | None:
+        """Integer of nnU-Net's ignore label."""
+        return self.content["labels"].get("ignore")
+
+    def mask(self, case: Case, label: str, drawn: np.ndarray) -> np.ndarray:
+        """Returns the candidate of a label.
+
+        Args:
+            case: of which.
+            label: not annotated in it.
+            drawn: (*spatial) integers of the raw label map.
+
+        Returns:
+            (*spatial) bool in the grid of the image, nowhere against what was drawn.
+
+        Raises:
+            MutualError: there is no candidate, or the preprocessed case is missing.
+        """
+        candidates = self.store.candidates(case.key)
+        if candidates is None:
+            raise MutualError(
+                f"{self.store.folder} has no candidates of case {case.key}, so an older version wrote it; delete "
+                "that folder and make the pseudo labels again: nnunet_mutual pseudo_label"
+            )
+        properties = self._properties(case.key, candidates.shape)
+        values = in_image_space(self.plans, candidates[0], properties)
+        own = self.table.values[label]
+        mask = np.isin(values, own)
+        for y, rule in rules_for(self.table, case, label, self.ignore).items():
+            if rule.inside is None:  # rounded by the way from the preprocessed grid
+                mask &= drawn != y
+            elif rule.outside in own:  # a drawn part of a region
+                mask |= drawn == y
+        return mask
+
+    def _properties(self, key: str, shape: tuple[int, ...]) -> dict[str, Any]:
+        assert self.folders.preprocessed is not None
+        configuration = self.plans.get_configuration(self.training.configuration)
+        folder = str(self.folders.preprocessed / configuration.data_identifier)
+        try:
+            _, seg, _, properties = infer_dataset_class(folder)(folder, [key]).load_case(key)
+        except (OSError, RuntimeError, AssertionError):
+            raise MutualError(
+                f"case {key} is not in {folder}; run nnUNetv2_preprocess -d {self.folders.number} -plans_name "
+                f"{self.training.plans} -c {self.training.configuration}"
+            ) from None
+        if tuple(seg.shape) != shape:
+            raise MutualError(
+                f"the images in {folder} were preprocessed anew after {self.store.folder} was made (case {key} had the "
+                f"shape {shape[1:]}, now {tuple(seg.shape[1:])}); make the pseudo labels again: nnunet_mutual "
+                "pseudo_label"
+            )
+        return properties
+
+
+def open_source(training: Training, checkpoint: str | None) -> Source:
+    """Opens the pseudo labels that a training, or ``nnunet_mutual pseudo_label``, has made.
+
+    Args:
+        training: of what; ``dataset`` may be an ID here.
+        checkpoint: that pseudo_label was asked for; None takes those of the training itself, or the only ones.
+
+    Raises:
+        MutualError: there are none, or they do not fit the dataset any more.
+    """
+    folders = locate(training.dataset, need_raw=True, need_preprocessed=True)
+    assert folders.raw is not None
+    training = replace(training, dataset=folders.name)
+    difference = raw_and_preprocessed_differ(folders.name)
+    if difference:
+        raise MutualError(difference)
+    content = read_dataset_json(folders.raw)
+    table = AnnotationTable.from_dataset_json(content)
+    folder, store = _store(training, checkpoint)
+    made_by = read_object(store.folder / IDENTITY)
+    if made_by["labels"] != content["labels"]:
+        raise MutualError(
+            f'"labels" of {folders.raw / "dataset.json"} are no longer those of {store.folder}; make the pseudo labels '
+            "again: nnunet_mutual pseudo_label"
+        )
+    known = FilterSettings.__dataclass_fields__
+    files, _ = training_cases(folders.raw, content)
+    plans = PlansManager(read_object(folder / "plans.json"))
+    return Source(
+        training,
+        folders,
+        content,
+        table,
+        files,
+        store,
+        [
+            d
+            for d in read_decisions(store.folder / CSV)
+            if d.case in files and d.label not in table.case(d.case).annotated
+        ],
+        FilterSettings(**{name: value for name, value in made_by["settings"].items() if name in known}),
+        plans.image_reader_writer_class(),
+        plans,
+    )
+
+
+def _store(training: Training, checkpoint: str | None) -> tuple[Path, PseudoStore]:
+    """Returns the folder of the training and the pseudo labels in it."""
+    if not nnUNet_results.is_set():
+        raise MutualError('nnUNet_results is not set; set it as for nnU-Net: export nnUNet_results="/path/to/it"')
+    name = f"{training.trainer}__{training.plans}__{training.configuration}"
+    folder = Path(nnUNet_results) / training.dataset / name
+    fold = folder / f"fold_{training.fold}"
+    if not fold.is_dir():
+        made = folder.parent.glob(f"*/fold_*/pseudo_labels*/{IDENTITY}")
+        there = sorted(str(path.parents[1].relative_to(folder.parent)) for path in made)
+        instead = f"; pseudo labels are in {', '.join(dict.fromkeys(there))}" if there else ""
+        raise MutualError(f"{fold} does not exist; train it with: nnUNetv2_train {training.words}{instead}")
+    found = {path.parent.name: path.parent for path in sorted(fold.glob(f"pseudo_labels*/{CSV}"))}
+    if checkpoint is not None:
+        wanted = f"pseudo_labels_{Path(checkpoint).stem.removeprefix('checkpoint_')}"
+        chosen = found.get(wanted)
+    else:
+        chosen = found.get("pseudo_labels") or (next(iter(found.values())) if len(found) == 1 else None)
+    if chosen is None:
+        if checkpoint is None and found:
+            several = ", ".join(f"-chk checkpoint{name.removeprefix('pseudo_labels')}.pth" for name in found)
+            raise MutualError(f"{fold} has several sets of pseudo labels; say which: {several}")
+        of = f" -chk {checkpoint}" if checkpoint else ""
+        raise MutualError(
+            f"{fold} has no finished pseudo labels{of}; make them with: nnunet_mutual pseudo_label {training.words}{of}"
+        )
+    return folder, PseudoStore(chosen)

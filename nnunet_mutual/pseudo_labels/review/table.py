@@ -1,0 +1,149 @@
+"""The table that a reader fills in, read back and verified."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.datasets.tables import csv_rows
+from nnunet_mutual.disk.files import read_object
+from nnunet_mutual.errors import MutualError, meant
+from nnunet_mutual.pseudo_labels.review.training import Training
+
+TABLE = "review.csv"
+MANIFEST = "review.json"
+COLUMNS = ("case", "label", "decision", "corrected_file", "comment")
+ACCEPT, REJECT, CORRECTED = "accept", "reject", "corrected"
+DECISIONS = (ACCEPT, REJECT, CORRECTED)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a reader says about a pseudo label.
+
+    Attributes:
+        case: the case.
+        label: a label that the case does not annotate.
+        decision: one of ``DECISIONS``, or empty.
+        file: the mask to use; None if the case stays as it is.
+        place: line of the table, for sentences.
+    """
+
+    case: str
+    label: str
+    decision: str
+    file: Path | None
+    place: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `review` has written: the dataset, and file and hash of the candidate of each (case, label)."""
+
+    dataset: str
+    training: Training
+    candidates: Mapping[tuple[str, str], tuple[str, str]]
+
+
+def read_manifest(table: Path) -> Manifest:
+    """Reads what lies beside the table.
+
+    Raises:
+        MutualError: it is missing or damaged.
+    """
+    file = table.with_name(MANIFEST)
+    if not file.is_file():
+        raise MutualError(
+            f"{file} does not exist; leave the table in the folder that nnunet_mutual review has written, with "
+            "all that is in it"
+        )
+    content = read_object(file)
+    try:
+        candidates = {(e["case"], e["label"]): (str(e["file"]), str(e["sha256"])) for e in content["candidates"]}
+        return Manifest(content["dataset"], Training(**content["training"]), candidates)
+    except (KeyError, TypeError):
+        raise MutualError(f"{file} is damaged; run nnunet_mutual review again") from None
+
+
+def read_verdicts(table: Path, manifest: Manifest, annotations: AnnotationTable) -> list[Verdict]:
+    """Reads the table; everything in it is verified but the voxels.
+
+    Args:
+        table: the filled ``review.csv``.
+        manifest: of the same folder.
+        annotations: of the raw dataset.
+
+    Raises:
+        MutualError: names the line, what it holds, and what was expected.
+    """
+    header, rows = csv_rows(table, COLUMNS, ",".join(COLUMNS))
+    for name in COLUMNS[:3]:
+        if name not in header:
+            raise MutualError(f"{table} has no column {name!r}; expected {','.join(COLUMNS)}")
+    found: dict[tuple[str, str], Verdict] = {}
+    for number, row in rows:
+        verdict = _verdict(row, f"{table}, line {number}", table.parent, manifest, annotations)
+        if (verdict.case, verdict.label) in found:
+            raise MutualError(f"{verdict.place} lists {verdict.label} of {verdict.case} a second time; keep one line")
+        found[verdict.case, verdict.label] = verdict
+    return list(found.values())
+
+
+def _verdict(
+    row: Mapping[str, str], place: str, folder: Path, manifest: Manifest, annotations: AnnotationTable
+) -> Verdict:
+    case, label, decision = row["case"], row["label"], row["decision"].lower()
+    cases = {key for key, _ in manifest.candidates}
+    if case not in cases:
+        raise MutualError(f"{place} names the unknown case {case!r}{meant(case, cases)}; the review does not have it")
+    if label not in annotations.labels:
+        known = ", ".join(annotations.labels)
+        raise MutualError(
+            f"{place} names the unknown label {label!r}{meant(label, annotations.labels)}; dataset.json has: {known}"
+        )
+    if (case, label) not in manifest.candidates:
+        reviewed = ", ".join(name for key, name in manifest.candidates if key == case)
+        raise MutualError(f"{place}: {label} of {case} is not in this review, which has {reviewed} of it")
+    if decision not in ("", *DECISIONS):
+        raise MutualError(
+            f"{place} has the decision {row['decision']!r}{meant(decision, DECISIONS)}; expected "
+            f"{', '.join(DECISIONS)}, or nothing"
+        )
+    corrected = row.get("corrected_file", "")
+    if corrected and decision != CORRECTED:
+        raise MutualError(
+            f"{place} names a corrected file, but the decision is {decision or 'empty'!r}; write corrected, or "
+            "remove the file name"
+        )
+    if decision in ("", REJECT):
+        return Verdict(case, label, decision, None, place)
+    if label in annotations.case(case).annotated:
+        raise MutualError(
+            f"{place}: {label} is already annotated in {case}; if its drawing is wrong, correct labelsTr by hand, else "
+            "remove the decision"
+        )
+    if decision == ACCEPT:
+        return Verdict(case, label, decision, _candidate(folder, *manifest.candidates[case, label], place), place)
+    if not corrected:
+        raise MutualError(f"{place} is corrected, but names no corrected_file; give the path of your mask")
+    file = folder / Path(corrected).expanduser()
+    if not file.is_file():
+        raise MutualError(
+            f"{place}: the corrected file {file} does not exist; give its path as seen from {folder}, or the whole path"
+        )
+    return Verdict(case, label, decision, file, place)
+
+
+def _candidate(folder: Path, name: str, sha256: str, place: str) -> Path:
+    file = folder / name
+    if not file.is_file():
+        raise MutualError(f"{place}: {file} does not exist; put it back, or run nnunet_mutual review again")
+    if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+        raise MutualError(
+            f"{place}: {file} was changed after the review was made; to use it as it is now, write corrected and "
+            f"{name} as corrected_file"
+        )
+    return file

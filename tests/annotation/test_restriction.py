@@ -1,0 +1,162 @@
+"""Predictions restricted to what a case annotates: where each unannotated label goes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nnunet_mutual.annotation.restriction import Restriction, restrict, restriction_for
+from nnunet_mutual.annotation.table import AnnotationTable
+
+NAMES = ["liver", "tumour", "spleen", "vessel"]
+# Integers in another order than dataset.json's.
+VALUES = {"liver": 2, "tumour": 4, "spleen": 1, "vessel": 3}
+
+
+def table_of(
+    annotated: list[str], contains: dict[str, list[str]] | None = None, overlaps: list[list[str]] | None = None
+) -> AnnotationTable:
+    return AnnotationTable.from_dataset_json(
+        {
+            "channel_names": {"0": "CT"},
+            "labels": {"background": 0, **VALUES},
+            "mutual": {
+                "version": 1,
+                "sources": {"a": {"annotated": annotated, "contains": contains or {}}},
+                "cases": {"x": {"source": "a"}},
+                "may_overlap": overlaps or [],
+            },
+        }
+    )
+
+
+def one_voxel(**probabilities: float) -> np.ndarray:
+    column = np.zeros(5)
+    for name, value in probabilities.items():
+        column[VALUES.get(name, 0)] = value
+    return column[:, None]
+
+
+def restricted(table: AnnotationTable, probabilities: np.ndarray) -> np.ndarray:
+    restriction = restriction_for(table, table.case("x"))
+    assert restriction is not None
+    return restrict(probabilities, restriction)
+
+
+def test_a_fully_annotated_case_is_left_alone() -> None:
+    table = table_of(NAMES)
+    assert restriction_for(table, table.case("x")) is None
+    plain = AnnotationTable.from_dataset_json({"channel_names": {"0": "CT"}, "labels": {"background": 0, **VALUES}})
+    assert restriction_for(plain, plain.case("any case")) is None
+
+
+def test_a_contained_label_goes_to_its_container() -> None:
+    table = table_of(["liver"], {"liver": ["tumour"], "tumour": ["vessel"]}, [["tumour", "spleen"]])
+    found = restricted(table, one_voxel(background=0.2, liver=0.1, tumour=0.4, vessel=0.3))
+    np.testing.assert_allclose(found, one_voxel(background=0.2, liver=0.4))
+    # A container that is not annotated is none.
+    table = table_of(["spleen"], {"liver": ["tumour"]})
+    assert restriction_for(table, table.case("x")) == Restriction(((2, (0,)), (3, (0,)), (4, (0,))))
+
+
+def test_without_a_container_the_likelier_of_background_and_overlap_partners() -> None:
+    table = table_of(["liver", "spleen"], overlaps=[["vessel", "liver"], ["spleen", "vessel"], ["vessel", "tumour"]])
+    spleen = restricted(table, one_voxel(background=0.1, liver=0.1, spleen=0.2, vessel=0.6))
+    np.testing.assert_allclose(spleen, one_voxel(background=0.1, liver=0.1, spleen=0.6))
+    background = restricted(table, one_voxel(background=0.2, liver=0.1, spleen=0.1, vessel=0.6))
+    np.testing.assert_allclose(background, one_voxel(background=0.6, liver=0.1, spleen=0.1))
+
+
+def test_everything_else_goes_to_background() -> None:
+    found = restricted(table_of(["liver"]), one_voxel(background=0.1, liver=0.3, spleen=0.35, vessel=0.25))
+    np.testing.assert_allclose(found, one_voxel(background=0.35, liver=0.3))
+
+
+def test_an_unlikely_unannotated_label_changes_no_decision() -> None:
+    found = restricted(table_of(["liver"]), one_voxel(background=0.1, liver=0.5, spleen=0.4))
+    np.testing.assert_allclose(found, one_voxel(background=0.4, liver=0.5))
+
+
+def test_an_unlabelled_case_becomes_background() -> None:
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(5), (2, 3, 4)).transpose(3, 0, 1, 2)
+    assert (restricted(table_of([]), probabilities).argmax(0) == 0).all()
+
+
+def expected_label(case: dict[str, Any], p: np.ndarray) -> int:
+    """The label that a voxel ends up with, from its probabilities alone."""
+    winner = int(p.argmax())
+    name = next((n for n, value in VALUES.items() if value == winner), None)
+    if name is None or name in case["annotated"]:
+        return winner
+
+    def reach(outer: str) -> set[str]:
+        direct = set(case["contains"].get(outer, ()))
+        return direct.union(*(reach(inner) for inner in direct)) if direct else direct
+
+    heirs = [VALUES[b] for b in case["annotated"] if name in reach(b)]
+    if not heirs:
+        pairs = [set(pair) for pair in case["overlaps"]]
+        heirs = [0, *(VALUES[b] for b in case["annotated"] if {name, b} in pairs)]
+    return max(heirs, key=lambda heir: p[heir])
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_argmax_is_the_restricted_label_map(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pairs = [[a, b] for i, a in enumerate(NAMES) for b in NAMES[i + 1 :]]
+    annotated = [name for name in NAMES if rng.random() < 0.5][:3]
+    case: dict[str, Any] = {
+        "annotated": annotated,
+        "overlaps": [pair for pair in pairs if rng.random() < 0.3],
+        "contains": {},
+    }
+    for outer, inner in pairs:
+        if rng.random() < 0.25:
+            case["contains"].setdefault(outer, []).append(inner)
+    table = table_of(case["annotated"], case["contains"], case["overlaps"])
+    probabilities = rng.dirichlet(np.full(5, 0.7), 60).T.reshape(5, 3, 4, 5)
+    before = probabilities.copy()
+    found = restricted(table, probabilities)
+    assert np.array_equal(probabilities, before)
+    labels = found.argmax(0)
+    for voxel in np.ndindex(3, 4, 5):
+        p = probabilities[(slice(None), *voxel)]
+        assert labels[voxel] == expected_label(case, p)
+    kept = [0, *(VALUES[name] for name in case["annotated"])]
+    removed = [channel for channel in range(5) if channel not in kept]
+    assert (found[removed] == 0).all() and (found[kept] >= probabilities[kept]).all()
+    # Where an annotated label or background won, it keeps its probability to the bit.
+    winner = probabilities.argmax(0)
+    for channel in kept:
+        assert np.array_equal(found[channel][winner == channel], probabilities[channel][winner == channel])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_shape_and_type_stay(dtype: type) -> None:
+    probabilities = np.random.default_rng(1).random((5, 2, 3)).astype(dtype)
+    found = restricted(table_of(["spleen"]), probabilities)
+    assert found.dtype == dtype and found.shape == probabilities.shape
+
+
+def test_of_regions_the_channel_is_emptied() -> None:
+    table = AnnotationTable.from_dataset_json(
+        {
+            "channel_names": {"0": "CT"},
+            "labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4},
+            "regions_class_order": [1, 2, 3],
+            "mutual": {
+                "version": 1,
+                "sources": {"a": {"annotated": ["whole", "enhancing"]}, "b": {"annotated": []}},
+                "cases": {"x": {"source": "a"}, "y": {"source": "b"}, "z": {"source": "b", "annotated": ["core"]}},
+            },
+        }
+    )
+    probabilities = np.random.default_rng(2).random((3, 4, 4))
+    found = restricted(table, probabilities)
+    np.testing.assert_array_equal(found, probabilities * np.array([1, 0, 1])[:, None, None])
+    for key, kept in (("y", [0, 0, 0]), ("z", [0, 1, 0])):
+        restriction = restriction_for(table, table.case(key))
+        assert restriction is not None
+        np.testing.assert_array_equal(restrict(probabilities, restriction), probabilities * np.reshape(kept, (3, 1, 1)))

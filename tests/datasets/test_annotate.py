@@ -1,0 +1,308 @@
+"""A table of case -> labels becomes the block of dataset.json, or one sentence and an untouched folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from raw_dataset import DRAWN, NAME, RawDataset
+
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.datasets.annotate import annotate
+from nnunet_mutual.errors import MutualError
+
+LONG = "case,labels\n" + "".join(f"{case},{';'.join(names)}\n" for case, names in DRAWN.items())
+
+
+@pytest.fixture()
+def raw(nnunet_folders: Path) -> RawDataset:
+    return RawDataset(nnunet_folders)
+
+
+def table(tmp_path: Path, content: str | dict[str, Any], *, encoding: str = "utf-8") -> Path:
+    path = tmp_path / ("table.csv" if isinstance(content, str) else "table.json")
+    path.write_bytes((content if isinstance(content, str) else json.dumps(content)).encode(encoding))
+    return path
+
+
+def annotated(raw: RawDataset) -> dict[str, set[str]]:
+    parsed = AnnotationTable.from_dataset_json(json.loads(raw.json.read_text()))
+    return {key: set(case.annotated) for key, case in parsed.cases.items()}
+
+
+WIDE = "case,liver,spleen,kidney\n"
+MARKS = {
+    "yes and no": {True: "yes", False: "no"},
+    "1 and 0": {True: "1", False: "0"},
+    "crosses": {True: "x", False: ""},
+    "capitals": {True: " Yes ", False: "NO"},
+}
+
+
+@pytest.mark.parametrize("marks", MARKS.values(), ids=MARKS)
+def test_column_per_label(raw: RawDataset, tmp_path: Path, marks: dict[bool, str]) -> None:
+    rows = [
+        ",".join([case, *(marks[n in names] for n in ("liver", "spleen", "kidney"))]) for case, names in DRAWN.items()
+    ]
+    annotate(NAME, table(tmp_path, WIDE + "\n".join(rows)))
+    assert annotated(raw) == {case: set(names) for case, names in DRAWN.items()}
+
+
+SAME = {
+    "column labels": LONG,
+    "byte order mark and empty lines": "\ufeff" + LONG.replace("\n", "\r\n\r\n"),
+    "spreadsheet with semicolons": LONG.replace(";", "/")
+    .replace(",", ";")
+    .replace("spleen/kidney", '"spleen;kidney"')
+    .replace('liver/"spleen;kidney"', '"liver;spleen;kidney"'),
+    "all": LONG.replace("liver;spleen;kidney", "all"),
+    "json lists": dict(DRAWN),
+    "json objects": {case: {"annotated": names} for case, names in DRAWN.items()},
+}
+
+
+@pytest.mark.parametrize("content", SAME.values(), ids=SAME)
+def test_spellings_of_the_same_table(raw: RawDataset, tmp_path: Path, content: str | dict[str, Any]) -> None:
+    annotate("777", table(tmp_path, content))
+    assert annotated(raw) == {case: set(names) for case, names in DRAWN.items()}
+
+
+def test_sources_of_equal_sets_have_telling_names(
+    raw: RawDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotate(777, table(tmp_path, LONG))
+    assert raw.block["sources"] == {
+        "liver": {"annotated": ["liver"]},
+        "without_liver": {"annotated": ["spleen", "kidney"]},
+        "all_labels": {"annotated": ["liver", "spleen", "kidney"]},
+    }
+    assert raw.block["cases"]["toy_003"] == {"source": "without_liver"}
+    printed = capsys.readouterr().out
+    assert "--source NAME" in printed
+    assert printed.rstrip().endswith(f"nnunet_mutual check {NAME}")
+
+
+def test_own_sources_and_patients(raw: RawDataset, tmp_path: Path) -> None:
+    rows = {"toy_001": "A,p1,liver", "toy_002": "A,p2,liver", "toy_003": "B,p1,spleen;kidney", "toy_004": "B,,none"}
+    rows["toy_010"] = "A,p3,all"
+    annotate(777, table(tmp_path, "case,source,patient,labels\n" + "".join(f"{c},{row}\n" for c, row in rows.items())))
+    block = raw.block
+    assert block["sources"]["A"] == {"annotated": ["liver"]}
+    assert block["cases"]["toy_001"] == {"source": "A", "patient": "p1"}
+    assert block["cases"]["toy_010"] == {"source": "A", "annotated": ["liver", "spleen", "kidney"], "patient": "p3"}
+    assert annotated(raw)["toy_004"] == set()
+    assert "patient" not in block["cases"]["toy_004"]
+
+
+def test_one_source_for_all(raw: RawDataset, tmp_path: Path) -> None:
+    annotate(777, table(tmp_path, LONG), source="clinic")
+    assert list(raw.block["sources"]) == ["clinic"]
+    assert annotated(raw) == {case: set(names) for case, names in DRAWN.items()}
+
+
+def test_relations_between_labels(raw: RawDataset, tmp_path: Path) -> None:
+    annotate(
+        777,
+        table(tmp_path, LONG),
+        contains=["liver:liver=spleen", "kidney=liver"],
+        may_overlap=["spleen, kidney"],
+        single=["spleen"],
+    )
+    block = raw.block
+    assert block["sources"]["liver"]["contains"] == {"liver": ["spleen"]}
+    assert block["sources"]["without_liver"]["contains"] == {"kidney": ["liver"]}
+    assert block["sources"]["all_labels"]["contains"] == {"kidney": ["liver"]}
+    assert block["may_overlap"] == [["spleen", "kidney"]]
+    assert block["labels"] == {"spleen": {"single": True}}
+
+
+def test_everything_else_in_dataset_json_is_kept(raw: RawDataset, tmp_path: Path) -> None:
+    before = json.loads(raw.json.read_text())
+    annotate(777, table(tmp_path, LONG))
+    after = json.loads(raw.json.read_text())
+    assert list(after) == [*before, "mutual"]
+    assert {key: after[key] for key in before} == before
+    assert raw.files() == ["dataset.json", "imagesTr", "labelsTr"]
+
+
+def test_replacing_needs_force_and_keeps_the_old_file(raw: RawDataset, tmp_path: Path) -> None:
+    raw.declare(modality_groups={"ct": ["CT"]})
+    old = raw.json.read_bytes()
+    with pytest.raises(MutualError, match="already has a .mutual. block; repeat with --force"):
+        annotate(777, table(tmp_path, LONG))
+    assert raw.json.read_bytes() == old
+    annotate(777, table(tmp_path, LONG), force=True)
+    assert (raw.folder / "dataset.json.bak-1").read_bytes() == old
+    assert raw.block["modality_groups"] == {"ct": ["CT"]}
+    second = raw.json.read_bytes()
+    annotate(777, table(tmp_path, LONG), source="x", force=True)
+    assert (raw.folder / "dataset.json.bak-1").read_bytes() == old
+    assert (raw.folder / "dataset.json.bak-2").read_bytes() == second
+
+
+def test_preprocessed_dataset_is_mentioned(raw: RawDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw.preprocessed(tmp_path)
+    annotate(777, table(tmp_path, LONG))
+    assert f"nnunet_mutual sync {NAME}" in capsys.readouterr().out
+
+
+def without(case: str) -> str:
+    return "\n".join(line for line in LONG.split("\n") if not line.startswith(case))
+
+
+BAD: dict[str, tuple[str | dict[str, Any], str]] = {
+    "case not listed": (without("toy_002"), r"no line for 1 training case\(s\): toy_002"),
+    "unknown case": (LONG + "toy_011,liver\n", r"not in imagesTr: toy_011; list every"),
+    "spreadsheet lost the zeros": (
+        LONG.replace("toy_001", "toy_1"),
+        r"toy_1 \(did you mean 'toy_001'\?\) and no line for 1",
+    ),
+    "case twice": (LONG + "toy_001,spleen\n", r'line 7 lists case "toy_001" a second time'),
+    "case twice in json": ('{"toy_001": ["liver"], "toy_001": []}', r'lists "toy_001" twice'),
+    "case in other letters": (LONG.replace("toy_003", "Toy_003"), r"Toy_003 \(did you mean 'toy_003'\?\)"),
+    "unknown label": (
+        LONG.replace("toy_001,liver", "toy_001,Liver"),
+        r"unknown label 'Liver' \(did you mean 'liver'\?\)",
+    ),
+    "label by number": (
+        {case: [1] for case in DRAWN},
+        r'case "toy_001" names the unknown label 1; dataset.json has: liver',
+    ),
+    "label twice": (LONG.replace("toy_001,liver", "toy_001,liver;liver"), r"names a label twice: liver, liver"),
+    "empty list": (
+        LONG.replace("toy_001,liver", "toy_001,"),
+        r'case "toy_001" has an empty list of labels; write none',
+    ),
+    "no case name": (LONG + ",liver\n", r"line 7 has no case name"),
+    "no column case": (
+        LONG.replace("case,labels", "id,labels"),
+        r"has no column 'case'; its first line is 'id,labels'",
+    ),
+    "column twice": ("case,liver,liver\n", r"two columns called 'liver'"),
+    "unknown column": (
+        WIDE.replace("spleen", "spleeen"),
+        r"'spleeen', which is neither a label \(did you mean 'spleen'",
+    ),
+    "label without column": ("case,liver,spleen\ntoy_001,1,0\n", r"has no column for kidney"),
+    "labels and a column per label": ("case,labels,liver\n", r"has a column 'labels' and also 'liver'"),
+    "forgotten cell": (WIDE + "toy_001,yes,no,\n", r'case "toy_001" has an empty cell for kidney; expected yes or no'),
+    "strange cell": (WIDE + "toy_001,yes,maybe,no\n", r"has 'maybe' for spleen"),
+    "unquoted list": (
+        "case;labels\ntoy_001;liver;spleen\n",
+        r"line 2 has 3 cells, but there are 2 columns; put a list",
+    ),
+    "source missing once": ("case,labels,source\ntoy_001,liver,A\ntoy_002,liver,\n", r'no source for case "toy_002"'),
+    "empty": ("case,labels\n", r"lists no case"),
+    "no object": ('["toy_001"]', r"holds a list, expected an object"),
+    "broken json": ('{"toy_001": ["liver"],\n', r"is not valid JSON: .* in line \d"),
+    "strange json value": ({"toy_001": "liver"}, r"case \"toy_001\" holds 'liver'; expected a list of labels"),
+    "strange json key": (
+        {"toy_001": {"annotated": [], "patent": "p"}},
+        r"unknown key 'patent' \(did you mean 'patient'\?\)",
+    ),
+    "patient as number": ({"toy_001": {"annotated": [], "patient": 7}}, r'"patient": 7; expected text'),
+    "some json sources": (
+        {case: {"annotated": [], **({"source": "A"} if case == "toy_001" else {})} for case in DRAWN},
+        r"4 case\(s\) have no source \(toy_002",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BAD.values(), ids=BAD)
+def test_bad_table(raw: RawDataset, tmp_path: Path, content: str | dict[str, Any], message: str) -> None:
+    path = table(tmp_path, content)
+    if isinstance(content, str) and content[0] in "[{":
+        path = path.rename(path.with_suffix(".json"))
+    before = raw.json.read_bytes()
+    with pytest.raises(MutualError, match=message) as caught:
+        annotate(777, path)
+    assert "\n" not in str(caught.value)
+    assert raw.json.read_bytes() == before
+    assert raw.files() == ["dataset.json", "imagesTr", "labelsTr"]
+
+
+OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "contains without =": ({"contains": ["liver"]}, r"has no '='; write outer=inner"),
+    "contains unknown outer": ({"contains": ["livr=spleen"]}, r"unknown label 'livr' \(did you mean 'liver'\?\)"),
+    "contains unknown inner": ({"contains": ["liver=tumour"]}, r"--contains names the unknown label 'tumour'"),
+    "contains unknown source": ({"contains": ["livr:liver=spleen"]}, r"unknown source 'livr' \(did you mean 'liver'"),
+    "contains not annotated": ({"contains": ["liver:spleen=kidney"]}, r"spleen is not annotated in source liver"),
+    "contains itself": ({"contains": ["liver=liver"]}, r"contains itself"),
+    "overlap of one": ({"may_overlap": ["liver"]}, r"is not a pair"),
+    "overlap unknown": ({"may_overlap": ["liver,splen"]}, r"'splen' \(did you mean 'spleen'\?\)"),
+    "single unknown": ({"single": ["aorta"]}, r"--single names the unknown label 'aorta'"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), OPTIONS.values(), ids=OPTIONS)
+def test_bad_option(raw: RawDataset, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    before = raw.json.read_bytes()
+    with pytest.raises(MutualError, match=message):
+        annotate(777, table(tmp_path, LONG), **options)
+    assert raw.json.read_bytes() == before
+
+
+def test_source_given_twice(raw: RawDataset, tmp_path: Path) -> None:
+    content = {case: {"annotated": names, "source": "A"} for case, names in DRAWN.items()}
+    with pytest.raises(MutualError, match="--source B was given, but the table has its own sources"):
+        annotate(777, table(tmp_path, content), source="B")
+
+
+def test_contains_in_a_region_dataset(nnunet_folders: Path, tmp_path: Path) -> None:
+    raw = RawDataset(nnunet_folders, {"r_1": ["whole"]}, {"background": 0, "whole": [1, 2], "core": [2]})
+    before = raw.json.read_bytes()
+    with pytest.raises(MutualError, match="the labels are regions"):
+        annotate(777, table(tmp_path, {"r_1": ["whole"]}), contains=["whole=core"])
+    assert raw.json.read_bytes() == before
+
+
+def test_table_file_that_cannot_be_read(raw: RawDataset, tmp_path: Path) -> None:
+    with pytest.raises(MutualError, match="nothing.csv does not exist"):
+        annotate(777, tmp_path / "nothing.csv")
+    with pytest.raises(MutualError, match="neither .csv nor .json"):
+        annotate(777, tmp_path / "table.xlsx")
+    with pytest.raises(MutualError, match="not UTF-8 text; in the spreadsheet choose"):
+        annotate(777, table(tmp_path, LONG + "tö", encoding="latin-1"))
+
+
+def test_full_disk_leaves_the_old_file(raw: RawDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = raw.json.read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(MutualError, match="could not be written .No space left on device. and is unchanged"):
+        annotate(777, table(tmp_path, LONG))
+    assert raw.json.read_bytes() == before
+    assert raw.files() == ["dataset.json", "imagesTr", "labelsTr"]
+
+
+LOST = {
+    "unset": (None, "777", "nnUNet_raw is not set; set it as for nnU-Net: export nnUNet_raw="),
+    "not a folder": ("nowhere", "777", "which is not a folder"),
+    "unknown ID": ("nnUNet_raw", "778", f"no dataset has the ID 778; datasets found: {NAME}"),
+    "misspelt name": ("nnUNet_raw", "Dataset777_Tyo", f"did you mean '{NAME}'"),
+    "not a name": ("nnUNet_raw", "toy", "give its ID or its full name"),
+}
+
+
+@pytest.mark.parametrize(("variable", "dataset", "message"), LOST.values(), ids=LOST)
+def test_dataset_not_found(
+    raw: RawDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None, dataset: str, message: str
+) -> None:
+    if variable is None:
+        monkeypatch.delenv("nnUNet_raw")
+    else:
+        monkeypatch.setenv("nnUNet_raw", str(tmp_path / variable))
+    with pytest.raises(MutualError) as caught:
+        annotate(dataset, table(tmp_path, LONG))
+    assert message in str(caught.value)
+
+
+def test_ambiguous_dataset(raw: RawDataset, tmp_path: Path) -> None:
+    (tmp_path / "nnUNet_preprocessed" / "Dataset777_Other").mkdir(parents=True)
+    with pytest.raises(MutualError, match="ID 777 belongs to several datasets"):
+        annotate(777, table(tmp_path, LONG))

@@ -1,0 +1,276 @@
+"""`nnunet_mutual evaluate`: which files are compared, what is written, and every way in which they can be wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import tiny
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics, load_summary_json
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.cli import parser as cli
+from nnunet_mutual.datasets.images import reader_for
+from nnunet_mutual.evaluation.cases import Pair, Rules, measure_cases
+
+KEYS = [f"case_{i:02d}" for i in range(6)]
+SPACING = (1.0, 1.0, 2.0)  # x, y, z in mm
+
+
+class Play:
+    """A dataset with two sources and two folders of predictions: A moves everything by two voxels, B by one."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.raw = root / "nnUNet_raw" / tiny.NAME
+        self.preprocessed = root / "nnUNet_preprocessed" / tiny.NAME
+        for folder in (self.raw / "labelsTr", self.raw / "imagesTr", self.preprocessed, root / "A", root / "B"):
+            folder.mkdir(parents=True)
+        self.content = {"channel_names": {"0": "CT"}, "labels": tiny.PLAIN, "numTraining": 6, "file_ending": ".nii.gz"}
+        self.declare(tiny.two_sources(["liver"], ["tumour", "spleen"], KEYS))
+        for number, key in enumerate(KEYS):
+            labels = tiny.image_and_labels(number)[1]
+            drawn = tiny.keep_only(labels, ["liver"] if number < 3 else ["tumour", "spleen"], tiny.PLAIN)
+            tiny.write_nifti(drawn, self.raw / "labelsTr" / f"{key}.nii.gz", SPACING)
+            tiny.write_nifti(labels, self.raw / "imagesTr" / f"{key}_0000.nii.gz", SPACING)
+            for name, shift in (("A", 2), ("B", 1)):
+                tiny.write_nifti(np.roll(labels, shift, 2), root / name / f"{key}.nii.gz", SPACING)
+
+    def declare(self, block: dict | None) -> None:
+        content = self.content if block is None else self.content | {"mutual": block}
+        (self.raw / "dataset.json").write_text(json.dumps(content))
+
+    def run(self, line: str, status: int = 0) -> None:
+        assert cli.main(["evaluate", *line.format(root=self.root).split(), "-np", "1"]) == status
+
+
+@pytest.fixture()
+def play(nnunet_folders: Path) -> Play:
+    return Play(nnunet_folders)
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_only_what_is_annotated_is_measured(play: Play, capsys: pytest.CaptureFixture[str]) -> None:
+    play.run("{root}/A -d 901 --no-surface")
+    said = capsys.readouterr().out
+    assert said.splitlines()[0].startswith("6 cases, mean")
+    assert f"Next: nnunet_mutual evaluate --compare OTHER_PREDICTIONS {play.root}/A -d 901" in said
+    found = rows(play.root / "A" / "evaluation" / "metrics.csv")
+    assert {(row["case"], row["label"]) for row in found} == {
+        *((key, "liver") for key in KEYS[:3]),
+        *((key, label) for key in KEYS[3:] for label in ("tumour", "spleen")),
+    }
+    assert {row["metric"] for row in found if row["case"] == "case_00"} == {
+        "Dice",
+        "IoU",
+        "volume_ml",
+        "reference_volume_ml",
+        "volume_error_ml",
+        "volume_error_percent",
+    }
+    drawn, predicted = (
+        sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "case_03.nii.gz"))) == 3
+        for folder in (play.raw / "labelsTr", play.root / "A")
+    )
+    value = {
+        row["metric"]: float(row["value"]) for row in found if (row["case"], row["label"]) == ("case_03", "spleen")
+    }
+    assert value["Dice"] == pytest.approx(2 * (drawn & predicted).sum() / (drawn.sum() + predicted.sum()), rel=1e-5)
+    assert value["volume_ml"] == pytest.approx(predicted.sum() * 2 / 1000)  # 1 x 1 x 2 mm
+
+
+def test_surfaces_are_measured_in_mm(play: Play) -> None:
+    pytest.importorskip("monai")
+    play.run("{root}/A -d 901 --tolerance 1 liver=2")
+    content = json.loads((play.root / "A" / "evaluation" / "summary.json").read_text())["nnunet_mutual"]
+    assert content["tolerance_mm"] == {"liver": 2, "tumour": 1, "spleen": 1}
+    assert content["implementation"]["surface_dice"].startswith("monai ")
+    statistics = content["statistics"]
+    assert statistics["surface_dice"]["liver"]["mean"] == 1  # moved by two voxels of 1 mm
+    assert statistics["surface_dice"]["spleen"]["mean"] < 0.95
+    assert statistics["hd95_mm"]["liver"]["mean"] == 2
+
+
+def test_summary_is_nnunets(play: Play) -> None:
+    play.declare(None)
+    play.run("{root}/A -d 901 --no-surface")
+    summary = load_summary_json(str(play.root / "A" / "evaluation" / "summary.json"))
+    for case in summary["metric_per_case"]:
+        files = case["reference_file"], case["prediction_file"]
+        stock = compute_metrics(*files, SimpleITKIO(), [1, 2, 3])["metrics"]
+        for label, expected in stock.items():
+            ours = {metric: case["metrics"][label][metric] for metric in expected}
+            assert ours == pytest.approx(expected, nan_ok=True)
+    assert summary["mean"][1]["Dice"] == pytest.approx(
+        np.nanmean([case["metrics"][1]["Dice"] for case in summary["metric_per_case"]])
+    )
+    assert summary["foreground_mean"]["Dice"] == pytest.approx(np.mean([summary["mean"][n]["Dice"] for n in (1, 2, 3)]))
+
+
+def test_unannotated_labels_are_nan_in_the_summary_and_null_in_json(
+    play: Play, capsys: pytest.CaptureFixture[str]
+) -> None:
+    play.run("{root}/A -d 901 --no-surface --json")
+    said = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert said["metric_per_case"][0]["metrics"]["3"]["Dice"] is None
+    assert said["nnunet_mutual"]["counts"]["liver"] == {"annotated": 3, "missed": 0, "invented": 0, "absent": 0}
+    summary = load_summary_json(str(play.root / "A" / "evaluation" / "summary.json"))
+    assert math.isnan(summary["metric_per_case"][0]["metrics"][3]["Dice"])
+    values = [case["metrics"][3]["Dice"] for case in summary["metric_per_case"]]
+    assert summary["mean"][3]["Dice"] == pytest.approx(np.nanmean(values))
+    assert said["nnunet_mutual"]["statistics"]["Dice"]["spleen"]["n"] == 3
+
+
+def test_regions_and_ignore_label(play: Play) -> None:
+    play.content["labels"] = {**tiny.REGIONS, "ignore": 4}
+    play.content["regions_class_order"] = [1, 2, 3]
+    play.declare(None)
+    reference = sitk.GetArrayFromImage(sitk.ReadImage(str(play.raw / "labelsTr" / "case_00.nii.gz")))
+    reference[:, :, 9:] = 4
+    tiny.write_nifti(reference, play.raw / "labelsTr" / "case_00.nii.gz", SPACING)
+    play.run("{root}/A -d 901 --no-surface")
+    summary = load_summary_json(str(play.root / "A" / "evaluation" / "summary.json"))
+    assert set(summary["mean"]) == set(LabelManager(tiny.REGIONS, [1, 2, 3]).foreground_regions)
+    case = summary["metric_per_case"][0]
+    regions = list(summary["mean"])
+    stock = compute_metrics(case["reference_file"], case["prediction_file"], SimpleITKIO(), regions, 4)["metrics"]
+    for region in regions:
+        assert {m: case["metrics"][region][m] for m in stock[region]} == pytest.approx(stock[region], nan_ok=True)
+
+
+def test_a_test_set_with_its_own_dataset_json(play: Play, tmp_path: Path) -> None:
+    play.declare(None)
+    play.run("{root}/A {root}/nnUNet_raw/" + tiny.NAME + "/labelsTr --no-surface -o {root}/here/results")
+    assert len(rows(tmp_path / "here" / "results" / "metrics.csv")) == 6 * 3 * 6
+    file = tmp_path / "other.json"
+    file.write_text(json.dumps(play.content | {"labels": {"background": 0, "organ": 1, "rest": 2, "more": 3}}))
+    play.run("{root}/A {root}/B --no-surface -djfile {root}/other.json")  # B has no dataset.json
+    assert {row["label"] for row in rows(tmp_path / "A" / "evaluation" / "metrics.csv")} == {"organ", "rest", "more"}
+
+
+def test_complete_references_need_no_table(play: Play, capsys: pytest.CaptureFixture[str]) -> None:
+    block = tiny.two_sources(["liver"], ["tumour", "spleen"], KEYS)
+    del block["cases"]["case_05"]
+    play.declare(block)
+    play.run("{root}/A -d 901 --no-surface", status=2)
+    said = capsys.readouterr().err
+    assert "case_05" in said and "if the references draw every label, add --complete" in said
+    play.run("{root}/A -d 901 --no-surface --complete")
+    assert {r["label"] for r in rows(play.root / "A" / "evaluation" / "metrics.csv") if r["case"] == "case_05"} == {
+        "liver",
+        "tumour",
+        "spleen",
+    }
+
+
+def test_one_fold(play: Play, capsys: pytest.CaptureFixture[str]) -> None:
+    (play.preprocessed / "splits_final.json").write_text(json.dumps([{"train": KEYS[2:], "val": KEYS[:2]}]))
+    for key in KEYS[2:]:
+        (play.root / "A" / f"{key}.nii.gz").unlink()
+    play.run("{root}/A -d 901 --no-surface", status=2)
+    assert "lacks 4 of 6 cases" in capsys.readouterr().err
+    for options in ("-f 0", "--chill"):
+        play.run("{root}/A -d 901 --no-surface " + options)
+        assert {row["case"] for row in rows(play.root / "A" / "evaluation" / "metrics.csv")} == set(KEYS[:2])
+    play.run("{root}/A -d 901 --no-surface -f 1", status=2)
+    assert "folds 0 to 0" in capsys.readouterr().err
+
+
+def test_comparison(play: Play, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.write_nifti(np.zeros((16, 20, 18), np.uint8), play.root / "B" / "case_04.nii.gz", SPACING)
+    play.run("--compare {root}/A {root}/B -d 901 --no-surface")
+    said = capsys.readouterr().out
+    assert "Dice: case_04, spleen: " in said and "-> 0.000" in said
+    content = json.loads((play.root / "B" / "evaluation" / "comparison.json").read_text())
+    liver = content["metrics"]["Dice"]["liver"]
+    assert (liver["n"], liver["improved"], liver["worsened"]) == (3, 3, 0) and liver["mean"] > 0
+    assert {(row["case"], row["label"]) for row in content["worst"]["Dice"]} == {
+        ("case_04", "tumour"),
+        ("case_04", "spleen"),
+    }
+    found = rows(play.root / "B" / "evaluation" / "comparison.csv")
+    assert {row["verdict"] for row in found if row["case"] == "case_04"} == {"worsened"}
+    play.run("--compare {root}/A {root}/B -d 901 --no-surface --margin 0.5 --json")
+    assert json.loads(capsys.readouterr().out)["metrics"]["Dice"]["liver"]["stable"] == 3
+    (play.root / "B" / "case_04.nii.gz").unlink()
+    play.run("--compare {root}/A {root}/B -d 901 --no-surface --chill", status=2)
+    assert "do not hold the same cases" in capsys.readouterr().err
+
+
+def test_several_processes_give_the_same(play: Play, forked_pools: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nnunet_mutual.evaluation.cases.CASES_PER_PROCESS", 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    table = AnnotationTable.from_dataset_json(json.loads((play.raw / "dataset.json").read_text()))
+    pairs = [Pair(k, play.root / "A" / f"{k}.nii.gz", play.raw / "labelsTr" / f"{k}.nii.gz") for k in KEYS]
+    rules = Rules(table, None, reader_for(play.content, [pairs[0].reference]), None)
+    alone, together = (measure_cases(pairs, rules, processes=number) for number in (1, 3))
+    assert list(together) == KEYS
+    for key in KEYS:
+        for label, found in alone[key].items():
+            assert together[key][label] == pytest.approx(found, nan_ok=True)
+
+
+def shifted(play: Play) -> None:
+    image = sitk.ReadImage(str(play.root / "A" / "case_02.nii.gz"))
+    image.SetOrigin((3, 0, 0))
+    sitk.WriteImage(image, str(play.root / "A" / "case_02.nii.gz"))
+
+
+def write(play: Play, array: np.ndarray, spacing: tuple[float, float, float] = SPACING) -> None:
+    tiny.write_nifti(array, play.root / "A" / "case_02.nii.gz", spacing)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda play: (play.root / "A" / "case_02.nii.gz").unlink(), "A lacks 1 of 6 cases"),
+        (lambda play: write(play, np.ones((16, 20, 17), np.uint8)), "17 x 20 x 16 voxels, the reference has 18 x 20 x"),
+        (lambda play: write(play, np.ones((16, 20, 18), np.uint8), (1, 1, 1)), "voxels of 1 x 1 x 1 mm, the reference"),
+        (shifted, "the prediction is shifted by 3 x 0 x 0 mm"),
+        (lambda play: write(play, np.full((16, 20, 18), 7, np.uint8)), "does not define: 7 (5760 voxels)"),
+        (lambda play: write(play, np.full((16, 20, 18), 0.5, np.float32)), "not whole numbers"),
+        (lambda play: (play.root / "A" / "case_02.nii.gz").write_bytes(b"?"), "A/case_02.nii.gz: cannot be read"),
+        (
+            lambda play: (play.root / "A" / "case_01.nii.gz").rename(play.root / "A" / "case_1.nii.gz"),
+            "without a reference",
+        ),
+    ],
+    ids=["missing", "shape", "spacing", "shifted", "value", "fraction", "broken", "additional"],
+)
+def test_bad_files_are_named(
+    play: Play, spoil: Callable[[Play], None], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(play)
+    play.run("{root}/A -d 901 --no-surface", status=2)
+    said = capsys.readouterr().err
+    assert sentence in said and "case_0" in said.replace("case_1", "case_01")
+    assert not (play.root / "A" / "evaluation").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("", "name one folder of segmentations"),
+        ("{root}/A {root}/B {root}/A", "at most one of references"),
+        ("{root}/A", "name the folder of REFERENCES, or the dataset with -d"),
+        ("{root}/A {root}/B", "neither"),
+        ("{root}/A {root}/B -f 0", "name the dataset with -d"),
+        ("{root}/nothing -d 901", "is not a folder"),
+        ("--compare {root}/A {root}/B -d 901 --margin 7", "--margin 7"),
+    ],
+)
+def test_bad_lines_say_what_to_write(play: Play, line: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    play.run(line + " --no-surface", status=2)
+    assert sentence in capsys.readouterr().err

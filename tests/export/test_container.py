@@ -1,0 +1,221 @@
+"""The folder of --container: its script segments like the training, where this package does not exist and offline."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import tiny
+from test_export import BLOCKED
+from training import SHORT, partial_block, trainer_for
+
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.export.command import export
+from nnunet_mutual.export.container import predict
+from nnunet_mutual.export.container.write import require_container
+
+VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+# What a machine without network and without this package is to Python: imported before the script runs.
+OFFLINE = f"""{BLOCKED}
+import socket
+def refuse(*_, **__):
+    raise OSError("no network")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+"""
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The script sets what is not set; in this process that would last."""
+    for name in VARIABLES:
+        monkeypatch.setenv(name, str(tmp_path / name))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished training with its validation; shared, so tests must not change it."""
+    root = tmp_path_factory.mktemp("trained")
+    fork = multiprocessing.get_context("fork")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in VARIABLES:
+            patch.setenv(name, str(root / name))
+        patch.setattr(multiprocessing, "get_context", lambda method=None: fork)
+        block = partial_block()
+        block["cases"]["case_00"]["patient"] = "Jane Roe"
+        trainer = trainer_for(tiny.make_dataset(root, block=block, settings=SHORT))
+        trainer.run_training()
+        (Path(trainer.output_folder) / "progress.png").write_bytes(b"png")  # which nnU-Net plots, not here
+        trainer.perform_actual_validation()
+    return root
+
+
+@pytest.fixture()
+def results(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in VARIABLES:
+        monkeypatch.setenv(name, str(trained / name))
+    return trained / "nnUNet_results" / tiny.NAME
+
+
+@pytest.fixture(scope="module")
+def container(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("containers") / "submission"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in VARIABLES:
+            patch.setenv(name, str(trained / name))
+        run_export("nnUNetPlans_Boxed", folder)
+    return folder
+
+
+def run_export(name: str, container: Path, configuration: str = "3d_fullres") -> None:
+    options = {"plans": "nnUNetPlans", "folds": ["0"], "checkpoint": "checkpoint_final.pth", "output_name": name}
+    export(tiny.NAME, configuration, trainer="PartialTrainer", container=str(container), **options)
+
+
+def start(script: Path, *arguments: Path | str) -> subprocess.CompletedProcess[str]:
+    """Runs the script as a user would, in an environment that holds nnU-Net only."""
+    site = script.parent / "offline"
+    site.mkdir(exist_ok=True)
+    (site / "sitecustomize.py").write_text(OFFLINE)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet_")}
+    environment |= {"PYTHONPATH": str(site), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, str(script), *map(str, arguments)],
+        env=environment,
+        cwd=site,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_the_script_segments_like_the_training(container: Path, trained: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(container, tmp_path / "elsewhere")
+    output = tmp_path / "output"
+    done = start(copy / "predict.py", trained / "nnUNet_raw" / tiny.NAME / "imagesTr", output)
+    assert done.returncode == 0, done.stderr
+    assert "6 of 6: case_05 (cpu)" in done.stdout
+    assert sorted(path.name for path in output.iterdir()) == [f"case_{n:02d}.nii.gz" for n in range(6)]
+    training = trained / "nnUNet_results" / tiny.NAME / "PartialTrainer__nnUNetPlans__3d_fullres"
+    validated = sorted((training / "fold_0" / "validation_full").glob("*.nii.gz"))
+    assert validated
+    for file in validated:
+        ours, boxed = (sitk.ReadImage(str(path)) for path in (file, output / file.name))
+        assert np.array_equal(*(sitk.GetArrayFromImage(image) for image in (ours, boxed)))
+        assert ours.GetOrigin() == boxed.GetOrigin() and ours.GetSpacing() == boxed.GetSpacing()
+
+
+def test_what_is_in_the_folder(container: Path, trained: Path) -> None:
+    found = sorted(str(path.relative_to(container)) for path in container.rglob("*") if path.is_file())
+    model = ["dataset.json", "fold_0/checkpoint_final.pth", "model_card.md", "plans.json"]
+    assert found == ["Dockerfile", "README.md", *(f"model/{name}" for name in model), "predict.py"]
+    contents = b"".join((container / name).read_bytes() for name in found)
+    assert b"Jane Roe" not in contents and str(trained).encode() not in contents and b"case_0" not in contents
+    docker = (container / "Dockerfile").read_text()
+    assert f"nnunetv2=={metadata.version('nnunetv2')}\n" in docker and "nnunet_mutual" not in docker
+    assert docker.splitlines()[1].startswith("ARG BASE=pytorch/pytorch:")
+    assert 'ENTRYPOINT ["python", "/opt/segmentation/predict.py"]' in docker
+    readme = (container / "README.md").read_text()
+    assert "docker build -t nnunetplans-boxed ." in readme and "docker run --rm --network none" in readme
+    assert "| `CASE_0000.nii.gz` | CT |" in readme and "| 3 | spleen |" in readme
+
+
+def image(folder: Path, *names: str, shape: tuple[int, ...] = (16, 20, 18)) -> None:
+    for name in names:
+        tiny.write_nifti(np.zeros(shape, np.float32), folder / name)
+
+
+@pytest.fixture()
+def failure(
+    container: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[Path], str]:
+    """Runs the script in this process on a folder that it must refuse, and returns its sentence."""
+
+    def run(source: Path) -> str:
+        monkeypatch.setattr(predict, "MODEL", container / "model")
+        monkeypatch.setattr(sys, "argv", ["predict.py", str(source), str(tmp_path / "output")])
+        capsys.readouterr()
+        assert predict.main() == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and said.count("\n") == 1
+        return said
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        ([], "holds no image; expected files such as CASE_0000.nii.gz"),
+        (["a.nii.gz"], "a.nii.gz has no channel number; rename it to CASE_0000.nii.gz"),
+        (["a_0000.nii.gz", "a_0001.nii.gz"], "case a has 2 channel(s) (0000, 0001); the model needs 0000 = CT"),
+        (["a_0001.nii.gz"], "case a has 1 channel(s) (0001); the model needs 0000 = CT"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    failure: Callable[[Path], str], tmp_path: Path, names: list[str], sentence: str
+) -> None:
+    source = tmp_path / "input"
+    source.mkdir()
+    image(source, *names)
+    assert sentence in failure(source)
+    assert not (tmp_path / "output").exists()
+
+
+def test_what_is_wrong_inside_a_file_is_one_sentence(failure: Callable[[Path], str], tmp_path: Path) -> None:
+    (tmp_path / "a_0000.nii.gz").write_bytes(b"?")
+    image(tmp_path, "b_0000.nii.gz", shape=(2, 16, 20, 18))
+    assert "case a cannot be read" in failure(tmp_path)
+    (tmp_path / "a_0000.nii.gz").unlink()
+    assert "case b has 2 channel(s); the model needs 1" in failure(tmp_path)
+    assert list((tmp_path / "output").iterdir()) == []
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(predict.InputError, match=r"lacks plans.json, dataset.json, fold_\*/checkpoint_final.pth"):
+        predict.find_model(tmp_path)
+
+
+def test_several_channels() -> None:
+    folder = Path("nothing")
+    with pytest.raises(predict.InputError, match="nothing holds no image"):
+        predict.find_cases(folder, ".png", ["T1", "FLAIR"])
+
+
+def test_files_of_a_case_are_sorted_by_channel(tmp_path: Path) -> None:
+    image(tmp_path, "a_0001.nii.gz", "a_0000.nii.gz", "b_1_0000.nii.gz", "b_1_0001.nii.gz")
+    found = predict.find_cases(tmp_path, ".nii.gz", ["T1", "FLAIR"])
+    assert {case: [path.name for path in files] for case, files in found.items()} == {
+        "a": ["a_0000.nii.gz", "a_0001.nii.gz"],
+        "b_1": ["b_1_0000.nii.gz", "b_1_0001.nii.gz"],
+    }
+    image(tmp_path, "c_0001.nii.gz")
+    with pytest.raises(predict.InputError, match="case c has 1 .*needs 0000 = T1, 0001 = FLAIR"):
+        predict.find_cases(tmp_path, ".nii.gz", ["T1", "FLAIR"])
+
+
+def test_refusals_write_nothing(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted(results.rglob("*"))
+    with pytest.raises(MutualError, match="never overwritten"):
+        run_export("nnUNetPlans_Again", tmp_path)
+    plan = json.loads((results / "PartialTrainer__nnUNetPlans__3d_fullres" / "plans.json").read_text())
+    with pytest.raises(MutualError, match="second stage of a cascade"):
+        require_container(tmp_path / "new", plan, "3d_cascade_fullres")
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("nnunet_mutual.export.command.write_container", full_disk)
+    with pytest.raises(OSError):
+        run_export("nnUNetPlans_Again", tmp_path / "full")
+    assert sorted(results.rglob("*")) == before and list(tmp_path.iterdir()) == []

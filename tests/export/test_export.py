@@ -1,0 +1,213 @@
+"""From a training to a stock model: what the export holds, and that it predicts where this package does not exist."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import tiny
+import torch
+
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.export.command import export
+from nnunet_mutual.planning.configuration import plan
+from nnunet_mutual.settings import parse_settings
+
+SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 4, "num_val_iterations_per_epoch": 1, "amp": "off", "seed": 1}
+KEYS = [f"case_{i:02d}" for i in range(6)]
+
+# Runs the code that follows with every import of nnunet_mutual failing, as on a machine that does not have it.
+BLOCKED = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "nnunet_mutual":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def run_export(**changed: object) -> None:
+    options: dict = {"trainer": "PartialTrainer", "plans": "nnUNetPlans", "folds": ["0"], "output_name": None}
+    options |= {"checkpoint": "checkpoint_final.pth", **changed}
+    export(options.pop("dataset", tiny.NAME), options.pop("configuration", "3d_fullres"), **options)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished training with its validation; shared, so tests must not change it."""
+    root = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            patch.setenv(name, str(root / name))
+        block = tiny.two_sources(["liver"], ["tumour", "spleen"], KEYS)
+        block["cases"]["case_00"]["patient"] = "Jane Roe"
+        preprocessed = tiny.make_dataset(root, block=block, settings=SHORT)
+        from nnunet_mutual.trainers import PartialTrainer
+
+        contents = [json.loads((preprocessed / n).read_text()) for n in ("nnUNetPlans.json", "dataset.json")]
+        trainer = PartialTrainer(contents[0], "3d_fullres", 0, contents[1], torch.device("cpu"))
+        trainer.run_training()
+        trainer.perform_actual_validation()
+    return root
+
+
+@pytest.fixture()
+def folders(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(trained / name))
+    return lambda name: trained / name / tiny.NAME
+
+
+def test_export_zips_installs_and_predicts_without_this_package(
+    trained: Path, folders: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_export(output_name="nnUNetPlans_RoundTrip")
+    assert "nnUNetv2_predict -d 901 -c 3d_fullres -p nnUNetPlans_RoundTrip -f 0" in capsys.readouterr().out
+    installed = tmp_path / "elsewhere"
+    installed.mkdir()
+    code = f"""{BLOCKED}
+import os, torch
+os.environ["nnUNet_results"] = {str(trained / "nnUNet_results")!r}
+from nnunetv2.model_sharing.model_export import export_pretrained_model
+zip_file = {str(tmp_path / "model.zip")!r}
+export_pretrained_model(901, zip_file, ("3d_fullres",), plans_identifier="nnUNetPlans_RoundTrip", folds=(0,))
+os.environ["nnUNet_results"] = {str(installed)!r}
+from nnunetv2.model_sharing.model_import import install_model_from_zip_file
+install_model_from_zip_file(zip_file)
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+import SimpleITK as sitk
+predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+model = {str(installed / tiny.NAME / "nnUNetTrainer__nnUNetPlans_RoundTrip__3d_fullres")!r}
+predictor.initialize_from_trained_model_folder(model, (0,), "checkpoint_final.pth")
+for key in {KEYS!r}:
+    image, properties = SimpleITKIO().read_images([{str(folders("nnUNet_raw"))!r} + f"/imagesTr/{{key}}_0000.nii.gz"])
+    labels = predictor.predict_single_npy_array(image, properties)
+    SimpleITKIO().write_seg(labels, {str(tmp_path)!r} + f"/{{key}}.nii.gz", properties)
+try:
+    import nnunet_mutual
+except ModuleNotFoundError:
+    print("predicted without the package")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
+    assert done.returncode == 0, done.stderr
+    assert "predicted without the package" in done.stdout
+    full = folders("nnUNet_results") / "PartialTrainer__nnUNetPlans__3d_fullres" / "fold_0" / "validation_full"
+    validated = sorted(full.glob("*.nii.gz"))
+    assert validated
+    for file in validated:
+        ours, stock = (sitk.GetArrayFromImage(sitk.ReadImage(str(f))) for f in (file, tmp_path / file.name))
+        assert np.array_equal(ours, stock)
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        contents = b"".join(archive.read(name) for name in archive.namelist() if name.endswith((".json", ".pth")))
+    identities = [b"Jane Roe", b"case_0", str(trained).encode()]
+    assert [word for word in identities[:2] if word in contents.replace(b"case_001", b"")] == []
+    assert identities[2] not in contents
+
+
+def test_exported_checkpoint_holds_no_training_state(folders: Callable[[str], Path]) -> None:
+    run_export(output_name="nnUNetPlans_Slim")
+    model = folders("nnUNet_results") / "nnUNetTrainer__nnUNetPlans_Slim__3d_fullres"
+    checkpoint = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=True)
+    assert checkpoint["trainer_name"] == "nnUNetTrainer"
+    assert "mutual_state" not in checkpoint and "optimizer_state" not in checkpoint
+    assert checkpoint["init_args"]["plans"]["plans_name"] == "nnUNetPlans_Slim"
+    assert "mutual" not in json.loads((model / "dataset.json").read_text())
+    card = (model / "model_card.md").read_text()
+    assert "| liver | 3 |" in card and "not a medical device" in card.lower()
+
+
+def test_the_card_tells_all_but_names(trained: Path, folders: Callable[[str], Path]) -> None:
+    run_export(output_name="nnUNetPlans_Card")
+    card = (folders("nnUNet_results") / "nnUNetTrainer__nnUNetPlans_Card__3d_fullres" / "model_card.md").read_text()
+    training = folders("nnUNet_results") / "PartialTrainer__nnUNetPlans__3d_fullres"
+    summary = json.loads((training / "fold_0" / "validation" / "summary.json").read_text())
+    dice = [case["metrics"]["1"]["Dice"] for case in summary["metric_per_case"]]
+    scored = [value for value in dice if value == value]
+    mean = f"{sum(scored) / len(scored):.3f}" if scored else "not scored"
+    assert re.search(rf"\| liver \| 3 \| {mean} \| [-.0-9]+ \| {len(scored)} \|", card)
+    assert "6 cases of 2 sources" in card and "| liver | 3 |\n| tumour, spleen | 3 |" in card
+    for version in ("nnunetv2", "torch", "nnunet_mutual"):
+        assert f"{version} {metadata.version(version)}" in card
+    for words in ("PartialTrainer", "2 epochs", "(1 x 1 x 1 mm)", "Intended use", "Limits", "10.1109/TMI.2025.3614853"):
+        assert words in card
+    assert not re.search(r"case_\d|Jane", card) and str(trained) not in card
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"trainer": "PartialTrainr"}, "did you mean 'PartialTrainer__nnUNetPlans__3d_fullres'"),
+        ({"folds": ["3"]}, "nnUNetv2_train 901 3d_fullres 3 -p nnUNetPlans -tr PartialTrainer"),
+        ({"checkpoint": "checkpoint_latest.pth"}, "export one of checkpoint_best.pth, checkpoint_final.pth with -chk"),
+        ({"output_name": "../outside"}, "use letters, digits"),
+        ({"dataset": "902"}, "902"),
+    ],
+)
+def test_bad_exports_write_nothing(folders: Callable[[str], Path], changed: dict, sentence: str) -> None:
+    results = folders("nnUNet_results")
+    before = sorted(results.rglob("*"))
+    with pytest.raises(MutualError, match=sentence.replace("(", r"\(")):
+        run_export(**changed)
+    assert sorted(results.rglob("*")) == before
+
+
+def test_an_existing_export_is_never_overwritten(folders: Callable[[str], Path]) -> None:
+    run_export(output_name="nnUNetPlans_Twice")
+    kept = folders("nnUNet_results") / "nnUNetTrainer__nnUNetPlans_Twice__3d_fullres" / "plans.json"
+    stamp = kept.stat().st_mtime_ns
+    with pytest.raises(MutualError, match="never overwritten"):
+        run_export(output_name="nnUNetPlans_Twice")
+    assert kept.stat().st_mtime_ns == stamp
+
+
+def test_an_interrupted_export_leaves_nothing(folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = sorted(folders("nnUNet_results").rglob("*"))
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(MutualError, match="No space left on device"):
+        run_export(output_name="nnUNetPlans_Full")
+    assert sorted(folders("nnUNet_results").rglob("*")) == before
+
+
+def test_plan_writes_an_inheriting_configuration(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    preprocessed = tiny.make_dataset(nnunet_folders, cases=1, configurations=(), settings={"num_epochs": 7})
+    options = {"configuration": "3d_fullres", "plans": "nnUNetPlans", "name": "long"}
+    plan("901", settings=["num_iterations_per_epoch=9", "optimizer=adamw"], **options)
+    content = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+    assert content["configurations"]["3d_fullres_long"] == {
+        "inherits_from": "3d_fullres",
+        "mutual": {"num_iterations_per_epoch": 9, "optimizer": "adamw"},
+    }
+    assert "nnUNetv2_train 901 3d_fullres_long 0 -p nnUNetPlans -tr PartialTrainer" in capsys.readouterr().out
+    plan("901", settings=["loss.pd=0.5", "stage2_networks=one"], **{**options, "name": "own"})
+    assert capsys.readouterr().out.rstrip().endswith("3d_fullres_own 0 -p nnUNetPlans -tr MutualPartialTrainer")
+    for settings, sentence in (
+        (["los.pd=3"], "did you mean 'loss'"),
+        (["num_epoch=3"], "did you mean 'num_epochs'"),
+        (["num_epochs=many"], '"mutual.num_epochs" must be int'),
+        (["num_epochs"], "key=value"),
+    ):
+        before = (preprocessed / "nnUNetPlans.json").read_text()
+        with pytest.raises(MutualError, match=sentence):
+            plan("901", settings=settings, **{**options, "name": "other"})
+        assert (preprocessed / "nnUNetPlans.json").read_text() == before
+    with pytest.raises(MutualError, match="choose another --name"):
+        plan("901", settings=["num_epochs=1"], **options)
+
+
+def test_settings_on_the_command_line_go_into_objects() -> None:
+    assert parse_settings(["loss.pd=0.5", "loss.fd=0", "amp=off"]) == {"loss": {"pd": 0.5, "fd": 0}, "amp": "off"}

@@ -1,0 +1,39 @@
+"""Fresh interpreters for tests of what happens outside the test process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+NNUNET_VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer")
+
+
+def environment(*first_on_path: Path, **variables: str) -> dict[str, str]:
+    """The environment of a user's shell: no nnU-Net variable but the given ones, folders put before all packages."""
+    env = {key: value for key, value in os.environ.items() if key not in NNUNET_VARIABLES}
+    path = [*map(str, first_on_path), *filter(None, [env.get("PYTHONPATH")])]
+    env |= {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", "nnUNet_def_n_proc": "1"}
+    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
+    return env | variables
+
+
+def run(arguments: Sequence[str], folder: Path, env: Mapping[str, str], status: int = 0) -> str:
+    """Run Python with arguments in a folder outside the checkout; return stdout, fail unless it ends in ``status``."""
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=dict(env), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == status, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def run_code(code: str, folder: Path, env: Mapping[str, str]) -> str:
+    """Run source code in a fresh interpreter."""
+    return run(["-c", code], folder, env)
+
+
+def run_cli(arguments: Sequence[str], folder: Path, env: Mapping[str, str], status: int = 0) -> str:
+    """Run ``nnunet_mutual`` in a fresh interpreter."""
+    return run(["-m", "nnunet_mutual.cli.parser", *arguments], folder, env, status)

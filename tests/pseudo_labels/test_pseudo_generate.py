@@ -1,0 +1,269 @@
+"""From predictions to stored pseudo labels, with networks that say what the test wants."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from partial_oracle import dataset
+from torch import Tensor
+from training import SHORT, partial_block, trainer_for
+
+from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.engine.window import predictor_for
+from nnunet_mutual.objectives.knowledge import Knowledge
+from nnunet_mutual.pseudo_labels.audit import Decision
+from nnunet_mutual.pseudo_labels.filter import FilterSettings
+from nnunet_mutual.pseudo_labels.generate import PseudoLabeller, make_pseudo_labels, true_volumes, voxel_volume
+from nnunet_mutual.pseudo_labels.opinions import TwoOpinions
+from nnunet_mutual.pseudo_labels.store import PseudoDataset, PseudoStore
+from nnunet_mutual.trainers import PartialTrainer
+
+LABELS = {"liver": 1, "spleen": 2, "kidney": 3}
+CONTENT = dataset(LABELS, {"l": {"annotated": ["liver"]}, "s": {"annotated": ["spleen"]}, "none": {"annotated": []}})
+REGIONS = dataset({"whole": [1, 2], "core": [2]}, {"w": {"annotated": ["whole"]}})
+
+
+class Says:
+    """A predictor whose probabilities lie in the image: channel c of the image is the probability of output c.
+
+    Args:
+        second: added to the probability of output 2 of the mirrored images, which it tells apart then.
+    """
+
+    def __init__(self, regions: bool = False, second: float = 0.0):
+        self.regions = regions
+        self.second = second
+        self.calls = 0
+
+    def predict_sliding_window_return_logits(self, image: Tensor) -> Tensor:
+        self.calls += 1
+        p = image.clone()
+        if self.second:
+            p[2] += self.second
+            p[0] -= self.second
+            p = torch.cat([image, p])
+        return torch.logit(p, eps=1e-6) if self.regions else torch.log(p.clamp_min(1e-6))
+
+
+def labeller(content: dict[str, Any], predictors: list[Any], learnt: list[set[str]], **options: Any) -> PseudoLabeller:
+    table = AnnotationTable.from_dataset_json(content)
+    outputs = len(table.labels) + (not table.is_regions)
+    trainer: Any = SimpleNamespace(
+        table=table,
+        label_manager=SimpleNamespace(ignore_label=None),
+        inference_allowed_mirroring_axes=options.pop("mirror", None),
+        knowledge=Knowledge(table, list(content["mutual"]["cases"]), outputs),
+    )
+    settings = FilterSettings(**{"label": False, **options})
+    return PseudoLabeller(trainer, predictors, [frozenset(own) for own in learnt], settings)
+
+
+def flat(*probabilities: list[float]) -> Tensor:
+    """An image (C, 1, 1, n) of probabilities per voxel: one list per output but the background, which gets the rest."""
+    labels = torch.tensor(probabilities)
+    return torch.cat([1 - labels.sum(0, keepdim=True), labels])[:, None, None]
+
+
+def made(made_by: PseudoLabeller, key: str, image: Tensor, drawn: list[int]) -> tuple[list[int], list[Decision]]:
+    values = np.array(drawn, np.int16)[None, None]
+    codes, _, decisions = made_by.label(made_by.table.case(key), image, values, 1.0)
+    np.testing.assert_array_equal(made_by.codes.true_values(codes), values)
+    return made_by.codes.decided_values(codes).ravel().tolist(), decisions
+
+
+def test_the_mean_over_the_networks_that_learnt_a_label() -> None:
+    #            sure   not sure  background  liver was drawn
+    image = flat([0.05, 0.0, 0.0, 0.9], [0.9, 0.5, 0.1, 0.05], [0.0, 0.0, 0.1, 0.0])
+    both = labeller(CONTENT, [Says(), Says()], [{"spleen"}, {"spleen", "kidney"}])
+    decided, decisions = made(both, "l", image, [0, 0, 0, 1])
+    assert decided == [2, UNDECIDED, 0, UNDECIDED]
+    assert [(d.label, d.networks, d.volume_ml, d.agreement) for d in decisions] == [
+        ("spleen", "0+1", 1.0, 1.0),
+        ("kidney", "1", 0.0, None),
+    ]
+    assert decisions[0].decided_share == pytest.approx(2 / 3), "three voxels were open"
+
+
+def test_two_networks_that_are_sure_of_different_labels_decide_nothing() -> None:
+    class Other(Says):
+        def predict_sliding_window_return_logits(self, image: Tensor) -> Tensor:
+            return super().predict_sliding_window_return_logits(image[[0, 1, 3, 2]])
+
+    image = flat([0.0, 0.0], [0.9, 0.1], [0.0, 0.8])
+    decided, _ = made(labeller(CONTENT, [Says(), Other()], [{"spleen"}, {"kidney"}]), "l", image, [0, 0])
+    assert decided == [UNDECIDED, 0], "the second network takes the first one's spleen for a kidney"
+
+
+def test_mirrored_halves_give_the_second_opinion() -> None:
+    image = flat([0.0] * 4, [0.9, 0.9, 0.35, 0.0], [0.0] * 4)
+    says = Says(second=0.2)  # mirrored, the third voxel is spleen as well
+    decided, decisions = made(labeller(CONTENT, [says], [{"spleen"}], mirror=(0, 1, 2)), "l", image, [0] * 4)
+    assert says.calls == 1
+    assert decisions[0].agreement == pytest.approx(2 * 2 / (2 + 3))
+    assert decided[0] == 2 and decided[2] == UNDECIDED
+
+
+def test_a_rejected_label_stays_possible() -> None:
+    image = flat([0.0, 0.0, 0.0], [0.9, 0.0, 0.0], [0.0, 0.9, 0.0])
+    strict = labeller(CONTENT, [Says()], [{"spleen", "kidney"}], label=True)
+    strict.true_volumes = {"spleen": [1.0, 1.0, 1.0], "kidney": [50.0, 51.0, 49.0]}
+    decided, decisions = made(strict, "l", image, [0, 0, 0])
+    assert {d.label: d.accepted for d in decisions} == {"spleen": True, "kidney": False}
+    assert decided == [2, 0, 0], "none of the accepted labels; the tables leave the kidney open there"
+
+
+def test_candidates_are_the_likelier_values_whatever_the_filter_says() -> None:
+    image = flat([0.0, 0.0, 0.0, 0.0], [0.9, 0.6, 0.4, 0.0], [0.0, 0.0, 0.0, 0.9])
+    strict = labeller(CONTENT, [Says()], [{"spleen", "kidney"}], label=True)
+    strict.true_volumes = {"spleen": [50.0, 51.0, 49.0], "kidney": [50.0, 51.0, 49.0]}
+    drawn = np.array([[[0, 0, 0, 1]]], np.int16)
+    codes, candidates, decisions = strict.label(strict.table.case("l"), image, drawn, 1.0)
+    assert not any(decision.accepted for decision in decisions)
+    assert not np.isin(strict.codes.decided_values(codes), (2, 3)).any()
+    assert candidates.ravel().tolist() == [2, 2, 0, UNDECIDED], "a drawn liver leaves nothing open"
+
+
+def test_unlabelled_cases_get_every_label() -> None:
+    image = flat([0.9, 0.0, 0.0, 0.0], [0.0, 0.9, 0.0, 0.0], [0.0, 0.0, 0.9, 0.0])
+    decided, decisions = made(labeller(CONTENT, [Says()], [set(LABELS)]), "none", image, [0] * 4)
+    assert decided == [1, 2, 3, 0] and {d.label for d in decisions} == set(LABELS)
+
+
+def test_small_pieces_of_single_labels() -> None:
+    content = {**CONTENT, "mutual": {**CONTENT["mutual"], "labels": {"spleen": {"single": True}}}}
+    spleen = [0.9] * 20 + [0.0] + [0.9] + [0.0] * 2
+    image = flat([0.0] * 24, spleen, [0.0] * 24)
+    decided, _ = made(labeller(content, [Says()], [{"spleen"}]), "l", image, [0] * 24)
+    assert decided == [2] * 20 + [0, UNDECIDED, 0, 0]
+
+
+def test_regions() -> None:
+    image = torch.tensor([[0.9, 0.9, 0.9, 0.9], [0.9, 0.1, 0.5, 0.9]])[:, None, None]
+    decided, _ = made(labeller(REGIONS, [Says(regions=True)], [{"core"}]), "w", image, [1, 1, 1, 0])
+    assert decided == [2, 1, UNDECIDED, UNDECIDED], "outside of the drawn whole there is no core to decide on"
+
+
+def test_nobody_has_learnt_a_region() -> None:
+    content = dataset({"whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}, {"w": {"annotated": ["whole"]}})
+    image = torch.tensor([[0.9, 0.9], [0.9, 0.1], [0.1, 0.1]])[:, None, None]
+    decided, decisions = made(labeller(content, [Says(regions=True)], [{"core"}]), "w", image, [1, 1])
+    assert [d.label for d in decisions] == ["core"]
+    assert decided == [UNDECIDED, UNDECIDED], "without a word on the enhancing part no integer is certain"
+
+
+@pytest.mark.parametrize(("configuration", "patch"), [("3d_fullres", (16, 16, 16)), ("2d", (16, 16))])
+def test_the_halves_are_nnunets_mirroring(nnunet_folders: Path, configuration: str, patch: tuple[int, ...]) -> None:
+    preprocessed = tiny.make_dataset(
+        nnunet_folders, block=partial_block(), settings=SHORT, configurations=(configuration,)
+    )
+    trainer = trainer_for(preprocessed, PartialTrainer, configuration)
+    trainer.initialize()
+    trainer.inference_allowed_mirroring_axes = tuple(range(len(patch)))
+    image = torch.randn(1, *(16,) * 3, generator=torch.Generator().manual_seed(0))
+    with (
+        predictor_for(trainer, trainer.network, mirroring=True, kind=TwoOpinions) as both,
+        predictor_for(trainer, trainer.network, mirroring=False) as alone,
+        predictor_for(trainer, trainer.network, mirroring=True) as stock,
+    ):
+        own = PseudoLabeller(trainer, [both], [frozenset(["liver"])], FilterSettings())
+        halves = [half.float() for half in own._halves(0, image)]
+        number = 2 ** len(patch)
+        mean = (halves[0] + (number - 1) * halves[1]) / number
+        expected = stock.predict_sliding_window_return_logits(image).float()
+        # nnU-Net weights and sums in float16, in which the corners of its Gaussian are all but 0.
+        inner = (slice(None), *[slice(4, 12)] * 3)
+        torch.testing.assert_close(mean[inner], expected[inner], atol=5e-3, rtol=5e-3)
+        torch.testing.assert_close(halves[0], alone.predict_sliding_window_return_logits(image).float())
+    assert isinstance(stock, nnUNetPredictor) and not torch.allclose(halves[0], halves[1])
+    assert trainer.network.decoder.deep_supervision, "as before"
+
+
+def test_without_axes_to_mirror_there_is_one_opinion(nnunet_folders: Path) -> None:
+    trainer = trainer_for(tiny.make_dataset(nnunet_folders, block=partial_block(), settings=SHORT), PartialTrainer)
+    trainer.initialize()
+    trainer.inference_allowed_mirroring_axes = None
+    image = torch.randn(1, *(16,) * 3, generator=torch.Generator().manual_seed(0))
+    with (
+        predictor_for(trainer, trainer.network, mirroring=True, kind=TwoOpinions) as own,
+        predictor_for(trainer, trainer.network, mirroring=True) as stock,
+    ):
+        (found,) = PseudoLabeller(trainer, [own], [frozenset(["liver"])], FilterSettings())._halves(0, image)
+        torch.testing.assert_close(found.float(), stock.predict_sliding_window_return_logits(image).float())
+
+
+def test_stored_cases(nnunet_folders: Path) -> None:
+    preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=SHORT)
+    trainer = trainer_for(preprocessed, PartialTrainer)
+    trainer.initialize()
+    training, _ = trainer.do_split()
+    store = PseudoStore(nnunet_folders / "pseudo")
+    settings = FilterSettings(label=False, voxel=False)
+    networks, learnt = [trainer.network], [frozenset(["liver", "spleen"])]
+    decisions = make_pseudo_labels(trainer, store, networks, learnt, settings)
+    assert {(d.case, d.label) for d in decisions} == {
+        (key, label) for key in training for label in learnt[0] - trainer.table.case(key).annotated
+    }
+    dataset_of = trainer.dataset_class(trainer.preprocessed_dataset_folder, list(training))
+    codes = PseudoCodes.from_table(trainer.table)
+    accepted = store.accepted(training)
+    for key in training:
+        stored, drawn = np.asarray(store.codes(key)[:]), np.asarray(dataset_of.load_case(key)[1][:])
+        np.testing.assert_array_equal(codes.true_values(stored), drawn)
+        decided = codes.decided_values(stored)
+        merged = np.where(decided == UNDECIDED, drawn, decided)
+        names = trainer.table.case(key).annotated | accepted[key]
+        for label, value in tiny.PLAIN.items():
+            if label == "background":
+                continue
+            places = store.locations(key)[value]
+            assert (len(places) > 0) == bool(label in names and (merged == value).any())
+            assert all(merged[tuple(place)] == value for place in places)
+    data: Any = pickle.loads(pickle.dumps(PseudoDataset(dataset_of, store)))
+    assert data.identifiers == sorted(training)
+    np.testing.assert_array_equal(np.asarray(data[training[0]][1][:]), np.asarray(store.codes(training[0])[:]))
+
+    assert store.claim({"weights": "others"}), "of other networks: thrown away"
+    assert not any(store.has(key) for key in training)
+    again = make_pseudo_labels(trainer, store, networks, learnt, settings)
+    assert again == decisions
+
+
+def test_a_case_is_there_when_all_of_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = PseudoStore(tmp_path / "pseudo")
+    store.claim({"made": "by"})
+    codes = np.zeros((1, 3, 4, 5), np.int16)
+    decision = Decision("case", "a", "liver", True, "plausible: yes", 1.0, 0.9, None, 0.5, "0")
+
+    def broken(*_: Any) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nnunet_mutual.pseudo_labels.store.write_json", broken)
+        with pytest.raises(OSError, match="disk full"):
+            store.write("case", codes, {1: np.zeros((1, 4), int), (1, 2): []}, [decision])
+    assert not store.has("case")
+    store.write("case", codes, {1: np.zeros((1, 4), int), (1, 2): []}, [decision])
+    assert store.has("case") and store.accepted(["case", "other"]) == {"case": frozenset({"liver"})}
+    assert {key: value.shape for key, value in store.locations("case").items()} == {1: (1, 4), (1, 2): (0,)}
+    assert not list(store.folder.glob(".*")), "no temporary file is left"
+    assert not store.claim({"made": "by"}) and store.has("case")
+
+
+def test_volumes_are_in_millilitres() -> None:
+    properties = {"spacing": [3.0, 0.5, 0.5], "shape_after_cropping_and_before_resampling": (10, 40, 40)}
+    assert voxel_volume(properties, (10, 40, 40)) == pytest.approx(0.75e-3)
+    assert voxel_volume(properties, (30, 20, 20)) == pytest.approx(0.75e-3 * 16000 / 12000)
+    seg = np.zeros((1, 10, 40, 40), np.int16)
+    seg[:, :2, :10, :10] = 1
+    table = AnnotationTable.from_dataset_json(CONTENT)
+    cases: Any = SimpleNamespace(identifiers=["l", "s"], load_case=lambda key: (None, seg, None, properties))
+    assert true_volumes(table, cases) == {"liver": [pytest.approx(0.15)], "spleen": [0.0], "kidney": []}

@@ -1,0 +1,79 @@
+"""What a mask of one more label does to what was drawn, integer by integer."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from partial_oracle import dataset
+
+from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.pseudo_labels.review.rules import Rule, put_in, rules_for
+
+LABELS = {"liver": 1, "tumour": 2, "aorta": 3, "heart": 4, "spleen": 5}
+SOURCES = {
+    "with": {"annotated": ["liver", "spleen"], "contains": {"liver": ["tumour"]}},
+    "without": {"annotated": ["liver", "tumour", "heart"]},
+}
+PLAIN = AnnotationTable.from_dataset_json(dataset(LABELS, SOURCES, may_overlap=[["aorta", "heart"]]))
+REGIONS = AnnotationTable.from_dataset_json(
+    dataset({"whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}, {"a": {"annotated": ["whole"]}})
+)
+
+
+def case(source: str, *annotated: str) -> Case:
+    return Case("case", source, frozenset(annotated))
+
+
+def test_plain_labels() -> None:
+    rules = rules_for(PLAIN, case("with", "liver", "spleen"), "tumour", None)
+    assert rules[0] == Rule(2, 0) and rules[2] == Rule(2, 0), "what nobody vouched for is replaced"
+    assert rules[1] == Rule(2, 1), "this source draws the liver with its tumour"
+    assert rules[5] == Rule(None, 5)
+    assert rules[3] == Rule(2, 3), "an aorta that a model drew"
+
+
+def test_a_liver_drawn_without_its_tumour_contradicts_it() -> None:
+    assert rules_for(PLAIN, case("without", "liver"), "tumour", None)[1] == Rule(None, 1)
+
+
+def test_inner_and_overlapping_labels_stay() -> None:
+    assert rules_for(PLAIN, case("without", "tumour"), "liver", None)[2] == Rule(2, 2), "as some source draws it"
+    assert rules_for(PLAIN, case("without", "heart"), "aorta", None)[4] == Rule(4, 4)
+
+
+def test_ignored_voxels_stay() -> None:
+    for table in (PLAIN, REGIONS):
+        label = table.labels[0]
+        assert rules_for(table, case(next(iter(table.sources))), label, 9)[9] == Rule(9, 9)
+
+
+def test_regions_by_hand() -> None:
+    core = rules_for(REGIONS, case("a", "whole"), "core", None)
+    assert core[1] == Rule(2, 1) and core[0] == Rule(None, 0), "a core outside of the drawn whole is a contradiction"
+    whole = rules_for(REGIONS, case("a", "core"), "whole", None)
+    assert whole[0] == Rule(1, 0) and whole[2] == Rule(2, 2), "a drawn core is part of the whole, mask or not"
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_regions_never_change_what_was_drawn(number: int) -> None:
+    for annotated in itertools.combinations(REGIONS.labels, number):
+        for label in set(REGIONS.labels) - set(annotated):
+            for y, rule in rules_for(REGIONS, case("a", *annotated), label, None).items():
+                for z, inside in ((rule.inside, True), (rule.outside, False)):
+                    if z is None:
+                        continue
+                    for name in annotated:
+                        assert (z in REGIONS.values[name]) == (y in REGIONS.values[name])
+                    if inside:
+                        assert z in REGIONS.values[label]
+
+
+def test_put_in() -> None:
+    rules = rules_for(PLAIN, case("with", "liver", "spleen"), "tumour", 6)
+    drawn = np.array([0, 0, 1, 1, 5, 5, 2, 2, 6], np.uint8)
+    mask = np.array([1, 0, 1, 0, 1, 0, 1, 0, 1], bool)
+    merged, contradicts = put_in(drawn, mask, rules)
+    assert merged.tolist() == [2, 0, 2, 1, 5, 5, 2, 0, 6] and merged.dtype == np.uint8
+    assert contradicts.tolist() == [False] * 4 + [True] + [False] * 4
