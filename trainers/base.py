@@ -39,7 +39,7 @@ from nnunet_mutual.engine.signals import SaveRhythm, StopSignals, obey
 from nnunet_mutual.engine.validation import validate_fold
 from nnunet_mutual.engine.window import set_deep_supervision
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.objectives import Batch, Objective, Output, Progress, collect_terms
+from nnunet_mutual.objectives import Batch, Objective, Output, Progress, Step, ask_all, collect_terms
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 from nnunet_mutual.planning.needs import Needs, one_network
@@ -331,18 +331,17 @@ class MutualTrainer(nnUNetTrainer):
         rows = torch.zeros(number, len(self.term_names) // number + 1, device=self.device)  # terms and their sum
         weights = np.full((number, rows.shape[1] - 1), np.nan, np.float32)  # of networks that are trained elsewhere
         recorded: list[Output] = []
+        steps: list[Step] = []
         self.peers.zero_grad()
         with self.autocast():
-            for objective in self.objectives if self.peers.own else []:
-                objective.ask(moved, progress)
+            said = ask_all(self.objectives if self.peers.own else [], moved, progress)
         seen = [self.seen_by(n, moved.data) for n in range(number)]
         building.settle(self, seen)
         for peer, outputs, recorded in self.peers.passes(seen, self.autocast):
             with self.autocast():
                 if peer == self.peers.own[0]:
-                    for objective in self.objectives:
-                        objective.prepare(recorded, moved, progress)
-                terms = collect_terms(self.objectives, peer, outputs, moved, progress).values()
+                    steps = [objective.prepare(recorded, moved, progress, said) for objective in self.objectives]
+                terms = collect_terms(self.objectives, peer, outputs, steps).values()
                 weights[peer] = [term.weight for term in terms]
                 weighted = [term.value.float() * term.weight for term in terms]
                 total = torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
@@ -355,8 +354,8 @@ class MutualTrainer(nnUNetTrainer):
             self.guard.check(record.tolist(), place)
         self.peers.step()
         with torch.no_grad():
-            for objective in self.objectives if recorded else []:  # none, where no network of this stage runs here
-                objective.update(recorded, moved)
+            for objective, step in zip(self.objectives, steps, strict=False):  # no steps, where no network runs here
+                objective.update(recorded, step)
         record = record.cpu()  # the step's one transfer to the host
         if self.grad_scaler is not None:
             self.guard.check(record.tolist(), place)

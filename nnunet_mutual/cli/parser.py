@@ -15,6 +15,7 @@ from nnunet_mutual import __version__
 from nnunet_mutual.cli import datasets as cli_datasets
 from nnunet_mutual.cli import results as cli_results
 from nnunet_mutual.cli import training as cli_training
+from nnunet_mutual.cli.arguments import add_training
 from nnunet_mutual.errors import MutualError
 
 EXIT_PROBLEM = 1
@@ -174,7 +175,7 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "package, and prints the command to predict with.",
         "nnunet_mutual export 111 3d_fullres -tr PartialTrainer -f 0 1 2 3 4",
     )
-    cli_datasets.add_training(command)
+    add_training(command)
     command.add_argument("-f", dest="folds", metavar="FOLD", nargs="+", required=True, help="folds, or 'all'")
     command.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="checkpoint (%(default)s)")
     command.add_argument(
@@ -207,7 +208,7 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "MutualPartialTrainer does this by itself; here one can look first, or try another filter.",
         "nnunet_mutual pseudo_label 111 3d_fullres 0 -tr PartialTrainer -o labels_to_look_at",
     )
-    cli_datasets.add_training(command, fold=True)
+    add_training(command, fold=True)
     command.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="checkpoint (%(default)s)")
     command.add_argument("-o", dest="output", metavar="FOLDER", help="also write label maps of drawn and pseudo labels")
     command.add_argument("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="where (%(default)s)")

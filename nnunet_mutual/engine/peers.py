@@ -42,8 +42,9 @@ class Peers:
     * ``sequential``: all but the first run forward without a graph, then each runs forward and backward alone (4P - 1
       units, the memory of one graph).
 
-    Where processes share the networks (:class:`~nnunet_mutual.engine.parallel.peer_ranks.PeerRanks`), the outputs of those that run
-    elsewhere are received instead of computed; weights and averages of these are out of date until :meth:`collect`.
+    Where processes share the networks (:class:`~nnunet_mutual.engine.parallel.peer_ranks.PeerRanks`), the outputs of
+    those that run elsewhere are received instead of computed; weights and averages of these are out of date until
+    :meth:`collect`.
 
     Args:
         networks: as built, compiled and wrapped by the trainer.

@@ -7,7 +7,10 @@ import signal
 import threading
 from time import time
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnunet_mutual.trainers.base import MutualTrainer
 
 
 class StopSignals:

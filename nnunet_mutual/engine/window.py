@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from torch import nn
 
 from nnunet_mutual.engine.peers import unwrap
+
+if TYPE_CHECKING:
+    from nnunet_mutual.trainers.base import MutualTrainer
 
 
 def set_deep_supervision(network: nn.Module, enabled: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -52,11 +52,29 @@ class Term:
     weight: float = 1.0
 
 
-class Objective(ABC):
+@dataclass(frozen=True)
+class Step:
+    """What the terms of all networks share in one step; a method adds fields of its own in a subclass.
+
+    Attributes:
+        batch: what the networks saw.
+        progress: where the training is.
+    """
+
+    batch: Batch
+    progress: Progress
+
+
+S = TypeVar("S", bound=Step)
+Said: TypeAlias = Mapping["Objective[Any]", Any]
+
+
+class Objective(ABC, Generic[S]):
     """Turns what the networks say about a batch into named, weighted terms, network by network.
 
-    An objective owns no loop, no loader, no optimiser step and no checkpoint file. State that must survive a resumed
-    training goes through :meth:`state_dict`.
+    An objective owns no loop, no loader, no optimiser step and no checkpoint file. Nothing of one step stays in it:
+    what :meth:`ask` and :meth:`prepare` return is handed on. What must survive a resumed training (banks, running
+    means) goes through :meth:`state_dict`.
 
     Attributes:
         feature_strides: of the decoder features that the networks shall return, too: the finest stage at each stride
@@ -75,45 +93,53 @@ class Objective(ABC):
     def term_names(self) -> tuple[str, ...]:
         """Names of all terms that :meth:`terms` ever returns; each is logged once per epoch."""
 
-    def ask(self, batch: Batch, progress: Progress) -> None:  # noqa: B027  # optional: most objectives have no teacher
+    def ask(self, batch: Batch, progress: Progress) -> Any:
         """Asks teachers, once per step and before a network has a graph, which would lie in memory meanwhile.
 
         Args:
             batch: the batch that the networks are going to see.
             progress: where the training is.
-        """
 
-    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress) -> None:  # noqa: B027
+        Returns:
+            What they said, for :meth:`prepare`; None, as most objectives have no teacher.
+        """
+        return None
+
+    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress, said: Said) -> S:
         """Does once per step what the terms of all networks share: random draws, masks, choices of teachers.
 
         Args:
             outputs: of all networks, detached.
             batch: the batch that they saw.
             progress: where the training is.
+            said: what :meth:`ask` of every objective of this step returned.
+
+        Returns:
+            What :meth:`terms` and :meth:`update` of this step get.
         """
+        return cast(S, Step(batch, progress))
 
     @abstractmethod
-    def terms(self, peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress) -> dict[str, Term]:
+    def terms(self, peer: int, outputs: Sequence[Output], step: S) -> dict[str, Term]:
         """Computes the terms of one network in one step.
 
         Args:
             peer: whose terms; only ``outputs[peer]`` has a graph, the others are what this network learns from.
             outputs: of all networks.
-            batch: the batch that they saw.
-            progress: where the training is.
+            step: what :meth:`prepare` returned.
 
         Returns:
             One term per entry of :attr:`term_names`.
         """
 
-    def update(self, outputs: Sequence[Output], batch: Batch) -> None:  # noqa: B027
+    def update(self, outputs: Sequence[Output], step: S) -> None:  # noqa: B027
         """Updates banks and running means, once per step and without gradients.
 
         What is kept for later steps must be a copy: the next outputs may be written to the same memory.
 
         Args:
             outputs: of all networks, detached.
-            batch: the batch that they saw.
+            step: what :meth:`prepare` returned.
         """
 
     def diagnose(self) -> tuple[dict[str, float], list[str]]:
@@ -128,17 +154,28 @@ class Objective(ABC):
         """Restores what :meth:`state_dict` returned."""
 
 
+def ask_all(objectives: Sequence[Objective], batch: Batch, progress: Progress) -> Said:
+    """Returns what the teachers of all objectives say."""
+    return {objective: objective.ask(batch, progress) for objective in objectives}
+
+
 def collect_terms(
-    objectives: Sequence[Objective], peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress
+    objectives: Sequence[Objective], peer: int, outputs: Sequence[Output], steps: Sequence[Step]
 ) -> dict[str, Term]:
     """Returns one network's terms of all objectives, in the order of their ``term_names``.
+
+    Args:
+        objectives: all of this stage.
+        peer: whose terms.
+        outputs: of all networks.
+        steps: what each objective prepared.
 
     Raises:
         MutualError: an objective returned other terms than it declares, which would be left out of the sum.
     """
     collected = {}
-    for objective in objectives:
-        terms = objective.terms(peer, outputs, batch, progress)
+    for objective, step in zip(objectives, steps, strict=True):
+        terms = objective.terms(peer, outputs, step)
         if terms.keys() != set(objective.term_names):
             raise MutualError(
                 f"{type(objective).__name__} returned the terms {sorted(terms)}, its term_names are "

@@ -38,19 +38,22 @@ class CollapseAlarm:
         size = len(groups), len(groups), len(knowledge.mask(groups)[0])
         self.volume = torch.zeros(size, device=knowledge.device)  # network, group of the image, label: share of a patch
         self.samples = [0] * len(groups)
+        self.weight = 0.0
 
     def capped(self, weight: float) -> float:
         """Returns the weight, or that at the alarm if it is smaller."""
         return weight if self.cap is None else min(weight, self.cap)
 
-    def count(self, outputs: Sequence[Output], batch: Batch, homes: Sequence[int | None]) -> None:
+    def count(self, outputs: Sequence[Output], batch: Batch, homes: Sequence[int | None], weight: float) -> None:
         """Adds the predicted volumes of a batch.
 
         Args:
             outputs: of all networks.
             batch: the batch.
             homes: group of each sample.
+            weight: of the negatives now; kept as the highest one if the alarm goes off.
         """
+        self.weight = weight
         counted = [(i, g) for i, g in enumerate(homes) if g is not None and i < self.foreground_from]
         for i, group in counted:
             self.samples[group] += 1
@@ -64,12 +67,8 @@ class CollapseAlarm:
         classes = torch.arange(len(logits), device=logits.device)[:, None]  # bincount would wait for the device
         return (logits.argmax(0) == classes).float().mean(1)
 
-    def diagnose(self, weight: float) -> tuple[dict[str, float], list[str]]:
-        """Returns the ratio of volumes per network, group and label once enough was counted, and warnings.
-
-        Args:
-            weight: of the negatives now; kept as the highest one if the alarm goes off.
-        """
+    def diagnose(self) -> tuple[dict[str, float], list[str]]:
+        """Returns the ratio of volumes per network, group and label once enough was counted, and warnings."""
         counted = torch.cat([self.volume.flatten(), torch.tensor(self.samples).to(self.volume)])
         counted = summed(counted)  # so that all processes cap alike
         volume, samples = (
@@ -92,10 +91,10 @@ class CollapseAlarm:
                         warnings.append(
                             f"network {n} predicts {ratio:.2f} times as much {label} on images that annotate "
                             f"{', '.join(sorted(other))} as on its own: it may take their style for absence; "
-                            f"the weight of pd stays at {self.capped(weight):.3g}"
+                            f"the weight of pd stays at {self.capped(self.weight):.3g}"
                         )
         if warnings:
-            self.cap = self.capped(weight)
+            self.cap = self.capped(self.weight)
         return numbers, warnings
 
     def state_dict(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from nnunet_mutual.losses.correlation import (
 from nnunet_mutual.losses.numerics import without_autocast
 from nnunet_mutual.losses.soft import soft_label_loss
 from nnunet_mutual.modules.bank import FeatureBank
-from nnunet_mutual.objectives.base import Objective, Output, Progress, Term
+from nnunet_mutual.objectives.base import Objective, Output, Progress, Said, Step, Term
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import ramp, truth_of
 from nnunet_mutual.objectives.sampling import at_voxels, gathered, spread
@@ -69,7 +69,37 @@ class _Heads(nn.Module):
             return predicted
 
 
-class CorrelationObjective(Objective):
+@dataclass(frozen=True)
+class Compared:
+    """What the voxels of both networks are compared with.
+
+    Attributes:
+        places: (Q,) sample and (Q,) voxel of each query.
+        counted: (Q,) bool, queries of any use.
+        memory: (M, D) of labelled voxels, and (M,) bool which are.
+        scales: mean and deviation of the memory in each network's space.
+    """
+
+    places: tuple[Tensor, Tensor]
+    counted: Tensor
+    memory: tuple[Tensor, Tensor]
+    scales: list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class CorrelationStep(Step):
+    """One step.
+
+    Attributes:
+        compared: None without unlabelled samples, or without omni-correlation.
+        said: (Q, M) correlation of each network, without a graph.
+    """
+
+    compared: Compared | None
+    said: list[Tensor]
+
+
+class CorrelationObjective(Objective[CorrelationStep]):
     """Supervision, mutual consistency, and omni-correlation consistency (OCC) of network V (0) with network A (1).
 
     Args:
@@ -109,39 +139,34 @@ class CorrelationObjective(Objective):
             self.heads = nn.ModuleList(_Heads(feature_size) for _ in range(2)).to(knowledge.device)
         self.bank = FeatureBank(self.classes, len(self.row), SLOTS, SIZE, knowledge.device)
         self._numbers = torch.zeros(4, device=knowledge.device)  # entropy, agreeing voxels, voxels, steps
-        self._rise = 0.0
-        self._places: tuple[Tensor, Tensor] | None = None
-        self._counted: Tensor | None = None
-        self._memory: tuple[Tensor, Tensor] | None = None
-        self._scales: list[tuple[Tensor, Tensor]] = []
-        self._said: list[Tensor] = []
 
     # Once per step
 
     @torch.no_grad()
-    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress) -> None:
+    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress, said: Said) -> CorrelationStep:
         """Chooses queries and memory, and compares them for both networks."""
-        self._rise = ramp(progress, 0.0, self.ramp_end)
-        self._places = None
         if not self.feature_strides or batch.views is None:
-            return
-        self._places, self._counted = self._queries([output.levels[0] for output in outputs], batch)
+            return CorrelationStep(batch, progress, None, [])
+        compared = self._compared(outputs, batch)
+        found = [self._correlation(n, output, compared) for n, output in enumerate(outputs)]
+        self._numbers[0] += row_entropy(found[0], compared.counted)
+        return CorrelationStep(batch, progress, compared, found)
+
+    def _compared(self, outputs: Sequence[Output], batch: Batch) -> Compared:
+        places, counted = self._queries([output.levels[0] for output in outputs], batch)
         per_class = min(MEMORY_PER_CLASS, MOST_MEMORY // self.classes)
         memory, usable = self.bank.draw(per_class)
         # Nothing is known before the first labelled voxels are in the bank: a row needs at least one column.
-        self._counted = self._counted & usable.any()
         columns = usable | ~usable.any()
+        scales: list[tuple[Tensor, Tensor]] = []
         if not self.weights.published:
             heads: Any = self.heads
             with without_autocast(memory.device):  # of the memory in the space of each network's queries
-                self._scales = [scale_of(head.predict(memory), columns) for head in heads]
+                scales = [scale_of(head.predict(memory), columns) for head in heads]
             mean, deviation = scale_of(memory, columns)
             memory = (memory - mean) / deviation
-        self._memory = memory, columns
-        self._said = [self._correlation(n, output) for n, output in enumerate(outputs)]
-        entropy = row_entropy(self._said[0], self._counted)
-        self._numbers[0] += entropy
         self._numbers[3] += usable.any()
+        return Compared(places, counted & usable.any(), (memory, columns), scales)
 
     def _queries(self, logits: Sequence[Tensor], batch: Batch) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Unlabelled voxels on which both networks agree, as many of each class: (sample, voxel), and which count."""
@@ -169,33 +194,35 @@ class CorrelationObjective(Objective):
         p = torch.cat([(1 - p).amin(0, keepdim=True), p])
         return p, p > 0.5
 
-    def _correlation(self, peer: int, output: Output) -> Tensor:
-        assert isinstance(self.heads, nn.ModuleList) and self._places is not None and self._memory is not None
-        sample, voxel = self._places
-        memory, usable = self._memory
+    def _correlation(self, peer: int, output: Output, compared: Compared) -> Tensor:
+        assert isinstance(self.heads, nn.ModuleList)
+        sample, voxel = compared.places
+        memory, usable = compared.memory
         queries = self.heads[peer](at_voxels(output.features[STRIDE], sample, voxel))
         if self.weights.published:
             return correlation(queries, memory, usable, temperature=CORRELATION_TEMPERATURE, cosine=False)
-        mean, deviation = self._scales[peer]
+        mean, deviation = compared.scales[peer]
         return correlation((queries - mean) / deviation, memory, usable, temperature=CORRELATION_TEMPERATURE)
 
     # Per network
 
-    def terms(self, peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress) -> dict[str, Term]:
+    def terms(self, peer: int, outputs: Sequence[Output], step: CorrelationStep) -> dict[str, Term]:
         """See :meth:`Objective.terms`."""
-        own = outputs[peer]
+        own, batch = outputs[peer], step.batch
+        rise = ramp(step.progress, 0.0, self.ramp_end)
         nothing = own.levels[0].flatten()[0] * 0
         mutual = batch.views is not None and len(outputs) > 1
         weights = self.weights
         found = {
             "supervised": Term(self.supervised.labelled(own.levels, batch), 0.5 if weights.published else 1.0),
-            "consistency": Term(nothing, weights.consistency * self._rise),
-            "correlation": Term(nothing, weights.correlation * self._rise),
+            "consistency": Term(nothing, weights.consistency * rise),
+            "correlation": Term(nothing, weights.correlation * rise),
         }
         if mutual and weights.consistency > 0:
             found["consistency"] = Term(self._consistency(peer, outputs, batch), found["consistency"].weight)
-        if self._places is not None:
-            found["correlation"] = Term(self._agreement(peer, own), found["correlation"].weight)
+        if step.compared is not None:
+            agreement = self._agreement(peer, own, step.compared, step.said[1 - peer])
+            found["correlation"] = Term(agreement, found["correlation"].weight)
         return found
 
     def _consistency(self, peer: int, outputs: Sequence[Output], batch: Batch) -> Tensor:
@@ -218,17 +245,17 @@ class CorrelationObjective(Objective):
     def _sharp(self, logits: Tensor) -> Tensor:
         return probabilities(logits, regions=self.regions, temperature=self.weights.temperature)
 
-    def _agreement(self, peer: int, own: Output) -> Tensor:
-        assert self._counted is not None
-        mine, other = self._correlation(peer, own), self._said[1 - peer]
+    def _agreement(self, peer: int, own: Output, compared: Compared, other: Tensor) -> Tensor:
+        mine = self._correlation(peer, own, compared)
         if self.weights.published and peer == 1:  # the target is A's correlation, through which the gradient goes
-            return correlation_cross_entropy(other, mine, self._counted)
-        return correlation_cross_entropy(mine, other, self._counted)
+            return correlation_cross_entropy(other, mine, compared.counted)
+        return correlation_cross_entropy(mine, other, compared.counted)
 
     # The bank
 
-    def update(self, outputs: Sequence[Output], batch: Batch) -> None:
+    def update(self, outputs: Sequence[Output], step: CorrelationStep) -> None:
         """Remembers labelled voxels that both networks predict correctly."""
+        batch = step.batch
         if not self.feature_strides or batch.views is None:
             return
         found = [self._embeddings(i, outputs, batch) for i in range(batch.views.unlabelled, len(batch.keys))]

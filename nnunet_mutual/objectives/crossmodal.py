@@ -16,7 +16,7 @@ from nnunet_mutual.losses.area_similarity import Contrast, area_similarity_contr
 from nnunet_mutual.losses.consistency import probabilities, squared_difference
 from nnunet_mutual.losses.soft import soft_label_loss
 from nnunet_mutual.modules.queue import MapQueue
-from nnunet_mutual.objectives.base import Objective, Output, Progress, Term
+from nnunet_mutual.objectives.base import Objective, Output, Progress, Said, Step, Term
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import ramp
 from nnunet_mutual.objectives.sampling import gathered
@@ -53,7 +53,22 @@ class CrossModalWeights:
     queue: int
 
 
-class CrossModalObjective(Objective):
+@dataclass(frozen=True)
+class CrossModalStep(Step):
+    """One step.
+
+    Attributes:
+        phase: 0 before re-learning, 1 while worse networks re-learn from better ones, 2 when all do.
+        said: probabilities (unlabelled, C, *spatial) of each network, without a graph; none without unlabelled samples.
+        soft: soft labels of each student, and where they count.
+    """
+
+    phase: int
+    said: list[Tensor]
+    soft: dict[int, tuple[Tensor, Tensor]]
+
+
+class CrossModalObjective(Objective[CrossModalStep]):
     """Contrastive mutual learning, then pseudo-label re-learning (PReL), of networks with an input each.
 
     Unlabelled samples tie the networks: what two of them say of an organ overlaps in the same image and less in others,
@@ -95,43 +110,39 @@ class CrossModalObjective(Objective):
         self.classes = len(knowledge.table.labels)
         self.queue: MapQueue | None = None
         self._waiting: dict[str, Any] | None = None  # of a queue whose size is not known yet
-        self._phase = 0
-        self._rise = 0.0
-        self._said: list[Tensor] = []  # probabilities of unlabelled samples, of each network
-        self._soft: dict[int, tuple[Tensor, Tensor]] = {}  # soft labels of each student, and where they count
         self._numbers = torch.zeros(2, device=knowledge.device)  # units with an opposite, steps
 
     # Once per step
 
     @torch.no_grad()
-    def ask(self, batch: Batch, progress: Progress) -> None:
-        """Asks teachers for soft labels of unlabelled samples where it is time."""
-        done, weights = progress.fraction, self.weights
-        self._phase = int(done >= weights.relearn_from) + int(done >= weights.all_from)
-        self._soft = {}
-        if batch.views is not None and self._phase and weights.relearning > 0:
-            self._ask_teachers(batch)
+    def ask(self, batch: Batch, progress: Progress) -> dict[int, tuple[Tensor, Tensor]]:
+        """Asks teachers for soft labels of unlabelled samples, of each student that re-learns now."""
+        phase = self._phase(progress)
+        if batch.views is None or not phase or self.weights.relearning == 0:
+            return {}
+        return self._ask_teachers(batch, everybody=phase > 1)
 
     @torch.no_grad()
-    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress) -> None:
+    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress, said: Said) -> CrossModalStep:
         """Notes what all networks say of unlabelled samples."""
-        weights = self.weights
-        self._rise = ramp(progress, 0.0, weights.ramp_end)
-        self._said = []
-        if batch.views is None:
-            return
-        self._said = [self._probabilities(output, batch) for output in outputs]
-        if self.queue is None and weights.queue:
-            voxels = self._maps(self._said[0], batch).shape[2]
-            self.queue = MapQueue(self.classes, weights.queue, voxels, self.knowledge.device)
+        found = [] if batch.views is None else [self._probabilities(output, batch) for output in outputs]
+        if found and self.queue is None and self.weights.queue:
+            voxels = self._maps(found[0], batch).shape[2]
+            self.queue = MapQueue(self.classes, self.weights.queue, voxels, self.knowledge.device)
             if self._waiting is not None:
                 self.queue.load_state_dict(self._waiting)
+        return CrossModalStep(batch, progress, self._phase(progress), found, said[self])
 
-    def _ask_teachers(self, batch: Batch) -> None:
+    def _phase(self, progress: Progress) -> int:
+        done = progress.fraction
+        return int(done >= self.weights.relearn_from) + int(done >= self.weights.all_from)
+
+    def _ask_teachers(self, batch: Batch, *, everybody: bool) -> dict[int, tuple[Tensor, Tensor]]:
         assert batch.views is not None
+        soft = {}
         number = batch.views.unlabelled
         inside = batch.views.inside[:number]
-        chosen = teachers_of(self.standing(), everybody=self._phase > 1, per_label=self.regions)
+        chosen = teachers_of(self.standing(), everybody=everybody, per_label=self.regions)
         asked = {teacher for teachers in chosen for teacher in teachers if teacher is not None}
         said = {teacher: self.teacher(teacher, batch.data[:number]) for teacher in sorted(asked)}
         for student, teachers in enumerate(chosen):
@@ -144,7 +155,8 @@ class CrossModalObjective(Objective):
                 targets.append(said[teacher][:, label : label + 1] if self.regions else said[teacher])
                 counted.append(inside & _per_sample(self._both(batch, student, teacher), inside))
             if any(teacher is not None for teacher in teachers):
-                self._soft[student] = torch.cat(targets, 1), torch.cat(counted, 1)
+                soft[student] = torch.cat(targets, 1), torch.cat(counted, 1)
+        return soft
 
     def _probabilities(self, output: Output, batch: Batch) -> Tensor:
         """(unlabelled, C, *spatial), highest resolution."""
@@ -165,27 +177,30 @@ class CrossModalObjective(Objective):
 
     # Per network
 
-    def terms(self, peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress) -> dict[str, Term]:
+    def terms(self, peer: int, outputs: Sequence[Output], step: CrossModalStep) -> dict[str, Term]:
         """See :meth:`Objective.terms`."""
-        levels, weights = outputs[peer].levels, self.weights
+        levels, weights, batch = outputs[peer].levels, self.weights, step.batch
         nothing = Term(levels[0].flatten()[0] * 0, 0.0)
         found = dict.fromkeys(self.term_names, nothing)
         found["supervised"] = Term(self.supervised.labelled(levels, batch, peer))
         if batch.views is None:
             return found
         mine = self._probabilities(outputs[peer], batch)
-        if not self._phase and weights.contrast > 0:
-            found["contrast"] = Term(self._contrast(peer, mine, batch), weights.contrast)
-        if not self._phase and weights.consistency > 0:
-            found["consistency"] = Term(self._consistency(peer, mine, batch), weights.consistency * self._rise)
-        if peer in self._soft:
-            found["relearning"] = Term(self._relearning(peer, outputs[peer], mine, batch), weights.relearning)
+        if not step.phase and weights.contrast > 0:
+            found["contrast"] = Term(self._contrast(peer, mine, step), weights.contrast)
+        if not step.phase and weights.consistency > 0:
+            rise = ramp(step.progress, 0.0, weights.ramp_end)
+            found["consistency"] = Term(self._consistency(peer, mine, step), weights.consistency * rise)
+        if peer in step.soft:
+            relearning = self._relearning(levels[0], mine, batch, *step.soft[peer])
+            found["relearning"] = Term(relearning, weights.relearning)
         return found
 
-    def _contrast(self, peer: int, mine: Tensor, batch: Batch) -> Tensor:
-        maps, parts = self._maps(mine, batch), []
+    def _contrast(self, peer: int, mine: Tensor, step: CrossModalStep) -> Tensor:
+        batch, parts = step.batch, []
+        maps = self._maps(mine, batch)
         for other in self._others(peer):
-            theirs = self._maps(self._said[other], batch)
+            theirs = self._maps(step.said[other], batch)
             loss, active = self._similarity(maps, theirs, self._both(batch, peer, other))
             self._numbers += torch.stack([active, torch.ones_like(active)])
             parts.append(loss)
@@ -197,11 +212,12 @@ class CrossModalObjective(Objective):
         maps, filled = self.queue.maps.float(), self.queue.filled
         return area_similarity_contrast(mine, theirs, present, maps, filled, form=self.weights.form)
 
-    def _consistency(self, peer: int, mine: Tensor, batch: Batch) -> Tensor:
+    def _consistency(self, peer: int, mine: Tensor, step: CrossModalStep) -> Tensor:
+        batch = step.batch
         assert batch.views is not None
         inside = batch.views.inside[: len(mine)]
         parts = [
-            squared_difference(mine, self._said[other], inside & _per_sample(self._both(batch, peer, other), inside))
+            squared_difference(mine, step.said[other], inside & _per_sample(self._both(batch, peer, other), inside))
             for other in self._others(peer)
         ]
         return torch.stack(parts).sum() / self.pairs
@@ -209,20 +225,20 @@ class CrossModalObjective(Objective):
     def _others(self, peer: int) -> list[int]:
         return [n for n in range(self.networks) if n != peer]
 
-    def _relearning(self, peer: int, own: Output, mine: Tensor, batch: Batch) -> Tensor:
-        target, counted = self._soft[peer]
-        loss = soft_label_loss(own.levels[0][: len(target)], target, counted, regions=self.regions, squared=True)
+    def _relearning(self, logits: Tensor, mine: Tensor, batch: Batch, target: Tensor, counted: Tensor) -> Tensor:
+        loss = soft_label_loss(logits[: len(target)], target, counted, regions=self.regions, squared=True)
         if self.weights.area == 0:
             return loss
         taught = self._maps(target, batch)
         contrast, _ = self._similarity(self._maps(mine, batch), taught, counted.flatten(1).any(1))
         return self.weights.area * contrast + (1 - self.weights.area) * loss
 
-    def update(self, outputs: Sequence[Output], batch: Batch) -> None:
+    def update(self, outputs: Sequence[Output], step: CrossModalStep) -> None:
         """Remembers what the networks agreed on."""
-        if self.queue is None or not self._said or batch.views is None:
+        batch = step.batch
+        if self.queue is None or not step.said or batch.views is None:
             return
-        maps = torch.stack([self._maps(said, batch) for said in self._said])
+        maps = torch.stack([self._maps(said, batch) for said in step.said])
         number = batch.views.unlabelled
         see = maps.new_ones(number, self.networks) if batch.sight is None else batch.sight.device[:number].float()
         consensus = torch.einsum("pbkv,bp->bkv", maps, see) / see.sum(1).clamp_min(1)[:, None, None]

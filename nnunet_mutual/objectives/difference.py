@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,7 +17,7 @@ from nnunet_mutual.losses.difference import (
     prediction_difference,
     prediction_difference_regions,
 )
-from nnunet_mutual.objectives.base import Objective, Output, Progress, Term
+from nnunet_mutual.objectives.base import Objective, Output, Progress, Said, Step, Term
 from nnunet_mutual.objectives.collapse import CollapseAlarm
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import organ_masks, ramp
@@ -29,7 +30,20 @@ BANK_MOMENTUM = 0.99
 LEAST_VOXELS = 8
 
 
-class DifferenceObjective(Objective):
+@dataclass(frozen=True)
+class DifferenceStep(Step):
+    """One step; both are empty where no features are compared.
+
+    Attributes:
+        masks: (B, C, *spatial) bool, organs at the resolution of the features.
+        vectors: of each network, (B, C, F) what they look like to it and (B, C) which are large enough.
+    """
+
+    masks: Tensor | None
+    vectors: list[tuple[Tensor, Tensor]]
+
+
+class DifferenceObjective(Objective[DifferenceStep]):
     """Difference mutual learning of partial-organ networks [S]; the form of each term is our reading [I].
 
     ``seg`` is the tri-state loss on what cases annotate of the network's labels. ``pd`` pushes the network's labels
@@ -91,35 +105,35 @@ class DifferenceObjective(Objective):
         if self.feature_strides and form == "projected":
             self.heads = nn.Linear(feature_size, PROJECTED_SIZE, bias=False)
         self.alarm = CollapseAlarm(knowledge, groups, foreground_from)
-        self._ramp = 0.0
-        self._masks: Tensor | None = None
-        self._vectors: list[tuple[Tensor, Tensor]] = []
 
-    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress) -> None:
+    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress, said: Said) -> DifferenceStep:
         """Finds the organs at the resolution of the features, and what they look like to every network."""
-        self._ramp = ramp(progress, *self.ramp_from_to)
-        if self.feature_strides:
-            self._masks = organ_masks(batch, self.knowledge, outputs[0].features[STRIDE].shape[2:])
-            self._vectors = [self._vectors_of(output) for output in outputs]
+        if not self.feature_strides:
+            return DifferenceStep(batch, progress, None, [])
+        masks = organ_masks(batch, self.knowledge, outputs[0].features[STRIDE].shape[2:])
+        return DifferenceStep(batch, progress, masks, [_vectors(output, masks) for output in outputs])
 
-    def terms(self, peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress) -> dict[str, Term]:
+    def terms(self, peer: int, outputs: Sequence[Output], step: DifferenceStep) -> dict[str, Term]:
         """See :meth:`Objective.terms`."""
-        own = outputs[peer]
+        own, batch = outputs[peer], step.batch
+        rise = ramp(step.progress, *self.ramp_from_to)
         teaching = [i for i, pattern in enumerate(batch.patterns) if self.teaches[peer][pattern]]
         seg = self.supervised.loss(own.levels, batch, self.tables[peer], teaching)
-        fd = self._feature_difference(peer, own) if self.feature_strides else own.levels[0].flatten()[0] * 0
+        fd = own.levels[0].flatten()[0] * 0 if step.masks is None else self._feature_difference(peer, own, step)
+        pd_weight, fd_weight = (weight * rise for weight in self.weights)
         return {
             "seg": Term(seg),
-            "pd": Term(self._prediction_difference(peer, own.levels[0], batch), self.alarm.capped(self._weight(0))),
-            "fd": Term(fd, self._weight(1)),
+            "pd": Term(self._prediction_difference(peer, own.levels[0], batch), self.alarm.capped(pd_weight)),
+            "fd": Term(fd, fd_weight),
         }
 
-    def update(self, outputs: Sequence[Output], batch: Batch) -> None:
+    def update(self, outputs: Sequence[Output], step: DifferenceStep) -> None:
         """Moves the running means of organ features and counts predicted volumes."""
-        self.alarm.count(outputs, batch, [self.home[pattern] for pattern in batch.patterns])
+        homes = [self.home[pattern] for pattern in step.batch.patterns]
+        self.alarm.count(outputs, step.batch, homes, self.weights[0] * ramp(step.progress, *self.ramp_from_to))
         if not self.feature_strides or self.form != "own":
             return
-        for n, (vectors, valid) in enumerate(self._vectors):
+        for n, (vectors, valid) in enumerate(step.vectors):
             finite = torch.isfinite(vectors).all(2)  # a step that overflowed in float16 must not stay in the means
             weight = (valid & finite & self.learns[n]).float()[..., None]
             sums = torch.cat([(vectors.masked_fill(weight == 0, 0) * weight).sum(0), weight.sum(0)], 1)
@@ -133,7 +147,7 @@ class DifferenceObjective(Objective):
 
     def diagnose(self) -> tuple[dict[str, float], list[str]]:
         """Reports predicted volumes of each label per source group; see :class:`CollapseAlarm`."""
-        return self.alarm.diagnose(self._weight(0))
+        return self.alarm.diagnose()
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`Objective.state_dict`."""
@@ -144,9 +158,6 @@ class DifferenceObjective(Objective):
         self.bank.copy_(state["bank"])
         self.filled.copy_(state["filled"])
         self.alarm.load_state_dict(state["alarm"])
-
-    def _weight(self, term: int) -> float:
-        return self.weights[term] * self._ramp
 
     def _prediction_difference(self, peer: int, logits: Tensor, batch: Batch) -> Tensor:
         samples = [i for i, pattern in enumerate(batch.patterns) if self.opposes[peer][pattern]]
@@ -160,23 +171,24 @@ class DifferenceObjective(Objective):
             )
         return prediction_difference(logits, batch.target[0], rivals, ignore_label=self.supervised.ignore_label)
 
-    def _vectors_of(self, output: Output) -> tuple[Tensor, Tensor]:
-        assert self._masks is not None
-        return organ_vectors(output.features[STRIDE], self._masks, minimum=LEAST_VOXELS)
-
-    def _feature_difference(self, peer: int, own: Output) -> Tensor:
-        vectors, valid = self._vectors_of(own)
+    def _feature_difference(self, peer: int, own: Output, step: DifferenceStep) -> Tensor:
+        assert step.masks is not None
+        vectors, valid = _vectors(own, step.masks)
         samples, classes = valid.shape
         apart = self.apart[peer]
         if self.form == "own":  # features at organs of others, away from the means of the network's organs
             here = valid[:, :, None] & apart.transpose(0, 1) & self.filled[peer]
             return feature_difference(vectors.flatten(0, 1), self.bank[peer], here.flatten(0, 1))
         assert self.heads is not None
-        others = torch.stack([v for v, _ in self._vectors])  # (P, B, C, F)
-        seen = torch.stack([found for _, found in self._vectors]) & self.learns[:, None]
+        others = torch.stack([v for v, _ in step.vectors])  # (P, B, C, F)
+        seen = torch.stack([found for _, found in step.vectors]) & self.learns[:, None]
         seen[peer] = False
         pairs = (
             (valid & self.learns[peer]).view(samples, classes, 1, 1, 1) & seen & apart.view(1, classes, 1, 1, classes)
         )
         projected = self.heads(vectors.flatten(0, 1))
         return feature_difference(projected, self.heads(others.flatten(0, 2)), pairs.flatten(2).flatten(0, 1))
+
+
+def _vectors(output: Output, masks: Tensor) -> tuple[Tensor, Tensor]:
+    return organ_vectors(output.features[STRIDE], masks, minimum=LEAST_VOXELS)

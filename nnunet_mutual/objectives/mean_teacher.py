@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from nnunet_mutual.batches.batch import Batch
 from nnunet_mutual.losses.consistency import probabilities
 from nnunet_mutual.losses.soft import soft_label_loss
-from nnunet_mutual.objectives.base import Objective, Output, Progress, Term
+from nnunet_mutual.objectives.base import Objective, Output, Progress, Said, Step, Term
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import pasted_targets, ramp
 from nnunet_mutual.objectives.supervised import SupervisedObjective
@@ -19,7 +20,18 @@ from nnunet_mutual.objectives.supervised import SupervisedObjective
 CONFIDENT = 0.95
 
 
-class MeanTeacherObjective(Objective):
+@dataclass(frozen=True)
+class MeanTeacherStep(Step):
+    """One step.
+
+    Attributes:
+        taught: soft labels (unlabelled, C, *spatial) and where they count (unlabelled, 1, *spatial); None without any.
+    """
+
+    taught: tuple[Tensor, Tensor] | None
+
+
+class MeanTeacherObjective(Objective[MeanTeacherStep]):
     """Supervision of labelled samples, and the teacher's predictions as soft labels of unlabelled ones.
 
     The teacher sees the images as the loader gives them, the student a stronger view. Where a box of a labelled image
@@ -54,19 +66,14 @@ class MeanTeacherObjective(Objective):
         self.weight = weight
         self.ramp_end = ramp_end
         self.temperature = temperature
-        self._now = 0.0
-        self._target: Tensor | None = None
-        self._inside: Tensor | None = None
         self._confident = torch.zeros(2, device=knowledge.device)
 
     @torch.no_grad()
-    def ask(self, batch: Batch, progress: Progress) -> None:
-        """Asks the teacher."""
-        self._now = self.weight * ramp(progress, 0.0, self.ramp_end)
-        self._target = None
+    def ask(self, batch: Batch, progress: Progress) -> tuple[Tensor, Tensor] | None:
+        """Asks the teacher for soft labels, and where they count."""
         views = batch.views
         if views is None or self.weight == 0:
-            return
+            return None
         weak = batch.data[: views.unlabelled] if views.weak is None else views.weak
         regions = self.knowledge.table.is_regions
         said = probabilities(self.teacher(weak), regions=regions, temperature=self.temperature)
@@ -74,20 +81,24 @@ class MeanTeacherObjective(Objective):
         sure = torch.maximum(said, 1 - said).amin(1, keepdim=True) > CONFIDENT
         self._confident += torch.stack([(sure & inside).sum(), inside.sum()])
         ignore = self.supervised.ignore_label
-        self._target, self._inside = pasted_targets(said, inside, batch, self.knowledge, ignore)
+        return pasted_targets(said, inside, batch, self.knowledge, ignore)
 
-    def terms(self, peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress) -> dict[str, Term]:
+    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress, said: Said) -> MeanTeacherStep:
+        """See :meth:`Objective.prepare`."""
+        return MeanTeacherStep(batch, progress, said[self])
+
+    def terms(self, peer: int, outputs: Sequence[Output], step: MeanTeacherStep) -> dict[str, Term]:
         """See :meth:`Objective.terms`."""
         levels = outputs[peer].levels
-        if self._target is None or self._inside is None:
+        if step.taught is None:
             consistency = levels[0].flatten()[0] * 0
         else:
-            mine = levels[0][: len(self._target)]
+            target, inside = step.taught
             regions = self.knowledge.table.is_regions
-            consistency = soft_label_loss(mine, self._target, self._inside, regions=regions)
+            consistency = soft_label_loss(levels[0][: len(target)], target, inside, regions=regions)
         return {
-            "supervised": Term(self.supervised.labelled(levels, batch)),
-            "consistency": Term(consistency, self._now),
+            "supervised": Term(self.supervised.labelled(levels, step.batch)),
+            "consistency": Term(consistency, self.weight * ramp(step.progress, 0.0, self.ramp_end)),
         }
 
     def diagnose(self) -> tuple[dict[str, float], list[str]]:

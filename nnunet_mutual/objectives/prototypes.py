@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,14 +13,25 @@ from nnunet_mutual.batches.batch import Batch
 from nnunet_mutual.batches.views import change_intensity
 from nnunet_mutual.modules.ema import MovingAverage
 from nnunet_mutual.modules.interaction import DynamicInteraction
-from nnunet_mutual.objectives.base import Objective, Output, Progress, Term
+from nnunet_mutual.objectives.base import Objective, Output, Progress, Said, Step, Term
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 
 Teacher = Callable[[Tensor], tuple[list[Tensor], Tensor]]
 
 
-class PrototypeObjective(Objective):
+@dataclass(frozen=True)
+class PrototypeStep(Step):
+    """One step.
+
+    Attributes:
+        said: the teacher's logits z' and scores M', (B, C, *spatial) each.
+    """
+
+    said: tuple[Tensor, Tensor]
+
+
+class PrototypeObjective(Objective[PrototypeStep]):
     """The map of class scores M learns labelled images; mu learns how much of it the teacher's logits need.
 
     The teacher is asked once per step: about unlabelled images as the loader gave them, and about labelled ones with
@@ -34,9 +46,6 @@ class PrototypeObjective(Objective):
         strides: of the coarser and the finer feature map.
         teacher: gives logits z' of all levels and scores M' for images, in evaluation mode.
         weight: of the loss of M.
-
-    Attributes:
-        said: logits z' and scores M', (B, C, *spatial) each, of the last batch.
 
     Source: arXiv 2502.11456; the loss of mu is [E].
     """
@@ -61,23 +70,26 @@ class PrototypeObjective(Objective):
         self.feature_strides = tuple(strides)
         self.teacher = teacher
         self.weight = weight
-        self.said: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
-    def ask(self, batch: Batch, progress: Progress) -> None:
-        """Asks the teacher."""
+    def ask(self, batch: Batch, progress: Progress) -> tuple[Tensor, Tensor]:
+        """Asks the teacher for logits z' and scores M', (B, C, *spatial) each."""
         views = batch.views
         first = 0 if views is None else views.unlabelled
         plain = batch.data[:first] if views is None or views.weak is None else views.weak
         changed = [change_intensity(image) for image in batch.data[first:]]
         (logits, *_), scores = self.teacher(torch.stack([*plain, *changed]))
-        self.said = logits, scores
+        return logits, scores
 
-    def terms(self, peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress) -> dict[str, Term]:
+    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress, said: Said) -> PrototypeStep:
+        """See :meth:`Objective.prepare`."""
+        return PrototypeStep(batch, progress, said[self])
+
+    def terms(self, peer: int, outputs: Sequence[Output], step: PrototypeStep) -> dict[str, Term]:
         """See :meth:`Objective.terms`."""
-        assert self.said is not None
+        batch = step.batch
         first = 0 if batch.views is None else batch.views.unlabelled
-        logits, scores_of_teacher = (said[first:] for said in self.said)
+        logits, scores_of_teacher = (said[first:] for said in step.said)
         maps = (outputs[peer].features[stride][first:] for stride in self.feature_strides)
         scores = self.interaction(*maps, batch.data.shape[2:])
         return {
@@ -85,7 +97,7 @@ class PrototypeObjective(Objective):
             "trust": Term(self.supervised.finest(self.interaction.rectify(logits, scores_of_teacher), batch)),
         }
 
-    def update(self, outputs: Sequence[Output], batch: Batch) -> None:
+    def update(self, outputs: Sequence[Output], step: PrototypeStep) -> None:
         """Moves the average of the prototypes."""
         self.average.update(self.interaction)
 

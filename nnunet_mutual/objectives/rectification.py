@@ -17,7 +17,7 @@ from nnunet_mutual.losses.contrast import draw_negatives, info_nce, softened_pos
 from nnunet_mutual.losses.soft import soft_label_loss
 from nnunet_mutual.modules.centroids import ClassCentroids
 from nnunet_mutual.modules.interaction import prototypes_per_class
-from nnunet_mutual.objectives.base import Objective, Output, Progress, Term
+from nnunet_mutual.objectives.base import Objective, Output, Progress, Said, Step, Term
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import pasted_targets, ramp, truth_of
 from nnunet_mutual.objectives.prototypes import PrototypeObjective
@@ -51,7 +51,43 @@ class RectificationWeights:
     published: bool = False
 
 
-class RectificationObjective(Objective):
+@dataclass(frozen=True)
+class Corrected:
+    """What the rectified teacher says about unlabelled samples, after boxes were pasted.
+
+    Attributes:
+        target: (unlabelled, C, *spatial) float32, 0 or 1 but in pasted boxes.
+        certainty: (unlabelled, 1 or C, *spatial), 0 where nothing counts.
+        share: mean over classes of the share of voxels of which it is sure, a scalar.
+    """
+
+    target: Tensor
+    certainty: Tensor
+    share: Tensor
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Voxels that are contrasted, K classes.
+
+    Attributes:
+        anchors: (K, A) places in the batch.
+        compared: what :func:`~nnunet_mutual.losses.contrast.info_nce` compares their embeddings with.
+    """
+
+    anchors: Tensor
+    compared: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class RectificationStep(Step):
+    """One step; without unlabelled samples there is nothing corrected, without contrast nothing drawn."""
+
+    corrected: Corrected | None
+    drawn: Drawn | None
+
+
+class RectificationObjective(Objective[RectificationStep]):
     """Supervision, pseudo labels of the rectified teacher, and contrast of uncertain voxels with their class.
 
     Args:
@@ -95,25 +131,23 @@ class RectificationObjective(Objective):
             self.classes, prototypes_per_class(outputs), SIZE, momentum=MOMENTUM, device=knowledge.device
         )
         self._numbers = torch.zeros(2, outputs, device=knowledge.device)  # confident voxels, voxels
-        self._rise = 0.0
-        self._target: Tensor | None = None
-        self._certainty: Tensor | None = None
-        self._share: Tensor | None = None
-        self._contrast: dict[str, Any] = {}
 
     # Once per step
 
     @torch.no_grad()
-    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress) -> None:
-        """Rectifies what the teacher said, and draws the voxels to be contrasted."""
-        self._rise = ramp(progress, 0.0, self.ramp_end)
-        self._target, self._contrast = None, {}
-        views = batch.views
-        if views is None:
-            return
-        assert self.prototypes.said is not None
-        logits, scores = (said[: views.unlabelled] for said in self.prototypes.said)
+    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress, said: Said) -> RectificationStep:
+        """Rectifies what the teacher of the prototypes said, and draws the voxels to be contrasted."""
+        if batch.views is None:
+            return RectificationStep(batch, progress, None, None)
         plain = self.weights.published and progress.fraction < PUBLISHED_PLAIN
+        corrected = self._correct(batch, *said[self.prototypes], plain=plain)
+        drawn = self._draw(outputs[0], batch, corrected) if self.feature_strides else None
+        return RectificationStep(batch, progress, corrected, drawn)
+
+    def _correct(self, batch: Batch, logits: Tensor, scores: Tensor, *, plain: bool) -> Corrected:
+        views = batch.views
+        assert views is not None
+        logits, scores = logits[: views.unlabelled], scores[: views.unlabelled]
         said = probabilities(logits if plain else self._rectify(logits, scores), regions=self.regions)
         inside = views.inside[: views.unlabelled]
         if self.regions:
@@ -121,11 +155,9 @@ class RectificationObjective(Objective):
         else:
             certainty, winner = said.max(1, keepdim=True)  # on CPUs much faster than argmax
             target = torch.zeros_like(said).scatter_(1, winner, 1)
-        self._share = self._confident_share(target, certainty >= self.weights.confidence, inside)
+        share = self._confident_share(target, certainty >= self.weights.confidence, inside)
         ignore = self.supervised.ignore_label
-        self._target, self._certainty = pasted_targets(target, certainty * inside, batch, self.knowledge, ignore)
-        if self.feature_strides:
-            self._draw(outputs[0], batch)
+        return Corrected(*pasted_targets(target, certainty * inside, batch, self.knowledge, ignore), share)
 
     def _rectify(self, logits: Tensor, scores: Tensor) -> Tensor:
         averaged: Any = self.prototypes.average.network
@@ -141,11 +173,13 @@ class RectificationObjective(Objective):
         present = found > 0
         return (sure / found.clamp_min(1) * present).sum() / present.sum().clamp_min(1)
 
-    def _draw(self, output: Output, batch: Batch) -> None:
-        """Chooses anchors, and negatives of other classes that look alike; keeps what a step shares."""
+    def _draw(self, output: Output, batch: Batch, corrected: Corrected) -> Drawn:
+        """Chooses anchors, and negatives of other classes that look alike."""
         voxels = batch.data[0, 0].numel()
         places = [spread(voxels, batch.data.device) for _ in batch.keys]
-        member = torch.cat([self._members(i, place, batch) for i, place in enumerate(places)], 1)  # (K, all places)
+        member = torch.cat(
+            [self._members(i, place, batch, corrected) for i, place in enumerate(places)], 1
+        )  # (K, all places)
         chance = torch.cat([self._chances(output.levels[0][i], place) for i, place in enumerate(places)], 1)
         where = torch.cat([place + i * voxels for i, place in enumerate(places)])
         anchors, counted = any_of(member & (chance < UNCERTAIN), min(ANCHORS, len(where)))
@@ -155,8 +189,7 @@ class RectificationObjective(Objective):
         present = known.any(1)
         drawn = draw_negatives(means, present, pool.shape[1], NEGATIVES, temperature=TEMPERATURE)
         usable = known.flatten()[drawn] & ~member.gather(1, pool.flatten()[drawn])  # regions overlap
-        self._contrast = {
-            "anchors": where[anchors],
+        compared = {
             "positives": softened_positives(
                 means, self.centroids.vectors, self.centroids.filled, float(np.random.uniform())
             ),
@@ -164,14 +197,15 @@ class RectificationObjective(Objective):
             "usable": usable,
             "counted": counted & usable.any(1, keepdim=True),
         }
+        return Drawn(where[anchors], compared)
 
-    def _members(self, sample: int, places: Tensor, batch: Batch) -> Tensor:
+    def _members(self, sample: int, places: Tensor, batch: Batch, corrected: Corrected | None) -> Tensor:
         """(K, places) bool: to which classes voxels of a sample belong, where that is known."""
         assert batch.views is not None
         if sample < batch.views.unlabelled:
-            assert self._target is not None and self._certainty is not None
-            truth = self._target[sample].flatten(1)[:, places]
-            known = (self._certainty[sample].flatten(1)[:, places] >= VALID).all(0)
+            assert corrected is not None
+            truth = corrected.target[sample].flatten(1)[:, places]
+            known = (corrected.certainty[sample].flatten(1)[:, places] >= VALID).all(0)
         else:
             drawn, pattern = batch.target[0][sample].flatten(1)[:, places], batch.pattern_index[sample]
             truth, known = truth_of(self.knowledge, drawn, pattern, self.supervised.ignore_label)
@@ -196,60 +230,61 @@ class RectificationObjective(Objective):
 
     # Terms
 
-    def terms(self, peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress) -> dict[str, Term]:
+    def terms(self, peer: int, outputs: Sequence[Output], step: RectificationStep) -> dict[str, Term]:
         """See :meth:`Objective.terms`."""
         own, weights = outputs[peer], self.weights
         pseudo = contrast = own.levels[0].flatten()[0] * 0
-        if self._target is not None and weights.pseudo > 0:
-            pseudo = self._pseudo(own.levels)
-        if self._contrast:
-            anchors = self._embed(own.features[STRIDE], self._contrast["anchors"])
-            rest = {name: value for name, value in self._contrast.items() if name != "anchors"}
-            contrast = info_nce(anchors, **rest, temperature=TEMPERATURE)
+        rise = ramp(step.progress, 0.0, self.ramp_end)
+        if step.corrected is not None and weights.pseudo > 0:
+            pseudo = self._pseudo(own.levels, step.corrected)
+        if step.drawn is not None:
+            anchors = self._embed(own.features[STRIDE], step.drawn.anchors)
+            contrast = info_nce(anchors, **step.drawn.compared, temperature=TEMPERATURE)
         return {
-            "supervised": Term(self.supervised.labelled(own.levels, batch), weights.supervised),
-            "pseudo": Term(pseudo, weights.pseudo * self._rise),
-            "contrast": Term(contrast, weights.contrast * self._rise),
+            "supervised": Term(self.supervised.labelled(own.levels, step.batch), weights.supervised),
+            "pseudo": Term(pseudo, weights.pseudo * rise),
+            "contrast": Term(contrast, weights.contrast * rise),
         }
 
-    def _pseudo(self, levels: Sequence[Tensor]) -> Tensor:
-        assert self._target is not None and self._certainty is not None and self._share is not None
-        number = len(self._target)
+    def _pseudo(self, levels: Sequence[Tensor], corrected: Corrected) -> Tensor:
+        number = len(corrected.target)
         if self.weights.published:
-            return self._published(levels[0][:number])
+            return self._published(levels[0][:number], corrected)
         parts = []
         for logits, weight in zip(levels, self.supervised.level_weights, strict=True):
             if weight > 0:
                 size = logits.shape[2:]
-                target, certainty = (_at(x, size) for x in (self._target, self._certainty))
+                target, certainty = (_at(x, size) for x in (corrected.target, corrected.certainty))
                 counted = certainty >= self.weights.confidence
                 parts.append(weight * soft_label_loss(logits[:number], target, counted, regions=self.regions))
-        return torch.stack(parts).sum() * self._share
+        return torch.stack(parts).sum() * corrected.share
 
-    def _published(self, logits: Tensor) -> Tensor:
+    def _published(self, logits: Tensor, corrected: Corrected) -> Tensor:
         """Cross-entropy of every voxel, samples weighted by the share of voxels of which the teacher is sure."""
-        assert self._target is not None and self._certainty is not None
-        inside = self._certainty > 0
+        inside = corrected.certainty > 0
         axes = list(range(1, logits.ndim))
         if self.regions:
-            each = F.binary_cross_entropy_with_logits(logits.float(), self._target, reduction="none")
+            each = F.binary_cross_entropy_with_logits(logits.float(), corrected.target, reduction="none")
         else:
-            each = -(self._target * logits.float().log_softmax(1)).sum(1, keepdim=True)
+            each = -(corrected.target * logits.float().log_softmax(1)).sum(1, keepdim=True)
         voxels = inside.expand_as(each).sum(axes).clamp_min(1)
-        sure = (self._certainty >= PUBLISHED_CONFIDENCE).expand_as(each).sum(axes) / voxels
+        sure = (corrected.certainty >= PUBLISHED_CONFIDENCE).expand_as(each).sum(axes) / voxels
         return ((each * inside).sum(axes) / voxels * sure).mean()
 
     # Centroids, the log and checkpoints
 
-    def update(self, outputs: Sequence[Output], batch: Batch) -> None:
+    def update(self, outputs: Sequence[Output], step: RectificationStep) -> None:
         """Moves the centroids by labelled voxels that the student gets right."""
+        batch = step.batch
         if not self.feature_strides or batch.views is None:
             return
         vectors, usable = [], []
         voxels = batch.data[0, 0].numel()
         for sample in range(batch.views.unlabelled, len(batch.keys)):
             places = spread(voxels, batch.data.device)
-            right = self._members(sample, places, batch) & (self._chances(outputs[0].levels[0][sample], places) > 0.5)
+            right = self._members(sample, places, batch, step.corrected) & (
+                self._chances(outputs[0].levels[0][sample], places) > 0.5
+            )
             chosen, counts = any_of(right, min(64, len(places)))
             vectors.append(self._embed(outputs[0].features[STRIDE][sample : sample + 1], places[chosen]))
             usable.append(counts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from nnunet_mutual.losses.similarity import (
     soft_dice_per_region,
     teaching_weights,
 )
-from nnunet_mutual.objectives.base import Objective, Output, Progress, Term
+from nnunet_mutual.objectives.base import Objective, Output, Progress, Said, Step, Term
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import organ_masks, ramp
 from nnunet_mutual.objectives.sampling import summed
@@ -27,7 +28,31 @@ PROJECTED_SIZE = 64
 MOMENTUM = 0.9
 
 
-class SimilarityObjective(Objective):
+@dataclass(frozen=True)
+class Lesson:
+    """Who teaches which organ in one step.
+
+    Attributes:
+        masks: (B, C, *spatial) bool, organs at the resolution of the features.
+        best: (B, C) the teacher of each organ on each image.
+        omega: (B, P, C) how much each network is taught.
+        features: projected, of each network, without a graph.
+    """
+
+    masks: Tensor
+    best: Tensor
+    omega: Tensor
+    features: list[Tensor]
+
+
+@dataclass(frozen=True)
+class SimilarityStep(Step):
+    """One step; without features there is no lesson."""
+
+    lesson: Lesson | None
+
+
+class SimilarityObjective(Objective[SimilarityStep]):
     """Similarity mutual learning of full-organ networks [S]; the form of each term is our reading [I].
 
     ``seg`` is the tri-state loss with true and pseudo labels on a network's own group and on cases of no group, ``ps``
@@ -74,28 +99,24 @@ class SimilarityObjective(Objective):
             self.heads = nn.ModuleList([nn.Linear(feature_size, PROJECTED_SIZE, bias=False) for _ in range(number)])
             for head in self.heads:  # the networks start from the same weights, so the axes of their features agree
                 head.load_state_dict(first.state_dict())
-        self._dfs_weight = 0.0
-        self._masks: Tensor | None = None
-        self._teaching: tuple[Tensor, Tensor] | None = None
-        self._features: list[Tensor] = []
 
-    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress) -> None:
+    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress, said: Said) -> SimilarityStep:
         """Chooses who teaches which organ on the images of the batch."""
-        self._dfs_weight = self.weights[1] * ramp(progress, *self.ramp_from_to)
         if not self.feature_strides:
-            return
-        self._masks = organ_masks(batch, self.knowledge, outputs[0].features[STRIDE].shape[2:])
+            return SimilarityStep(batch, progress, None)
+        masks = organ_masks(batch, self.knowledge, outputs[0].features[STRIDE].shape[2:])
         best, omega = teaching_weights(self.scores)  # (G, C), (G, P, C)
         homes = [self.home[pattern] for pattern in batch.patterns]
         groups = torch.tensor([0 if g is None else g for g in homes]).to(best.device, non_blocking=True)
         inside = torch.tensor([g is not None for g in homes]).to(best.device, non_blocking=True)
-        self._teaching = best[groups], omega[groups] * inside[:, None, None]
         with torch.no_grad():
-            self._features = [self._project(n, output) for n, output in enumerate(outputs)]
+            features = [self._project(n, output) for n, output in enumerate(outputs)]
+        lesson = Lesson(masks, best[groups], omega[groups] * inside[:, None, None], features)
+        return SimilarityStep(batch, progress, lesson)
 
-    def terms(self, peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress) -> dict[str, Term]:
+    def terms(self, peer: int, outputs: Sequence[Output], step: SimilarityStep) -> dict[str, Term]:
         """See :meth:`Objective.terms`."""
-        own = outputs[peer]
+        own, batch = outputs[peer], step.batch
         homes = [None if self.alone else self.home[pattern] for pattern in batch.patterns]
         mine = [i for i, group in enumerate(homes) if group is None or group == peer]
         others = [i for i, group in enumerate(homes) if group is not None and group != peer]
@@ -104,13 +125,17 @@ class SimilarityObjective(Objective):
         return {
             "seg": Term(self.supervised.loss(own.levels, batch, self.knowledge.pseudo_tables, mine)),
             "ps": Term(self.supervised.loss(own.levels, batch, None, others) if taught else nothing, self.weights[0]),
-            "dfs": Term(self._feature_similarity(peer, own) if self.feature_strides else nothing, self._dfs_weight),
+            "dfs": Term(
+                nothing if step.lesson is None else self._feature_similarity(peer, own, step.lesson),
+                self.weights[1] * ramp(step.progress, *self.ramp_from_to),
+            ),
         }
 
-    def update(self, outputs: Sequence[Output], batch: Batch) -> None:
+    def update(self, outputs: Sequence[Output], step: SimilarityStep) -> None:
         """Moves the running Dice of every network; processes share it, so that they agree on the teachers."""
         if not self.feature_strides:
             return
+        batch = step.batch
         found = torch.stack([self._dice(output, batch) for output in outputs], 1)  # (B, P, C)
         homes = torch.tensor([-1 if (g := self.home[p]) is None else g for p in batch.patterns])
         homes = homes.to(found.device, non_blocking=True)
@@ -146,15 +171,13 @@ class SimilarityObjective(Objective):
         assert isinstance(self.heads, nn.ModuleList)
         return self.heads[peer](output.features[STRIDE].movedim(1, -1)).movedim(-1, 1)
 
-    def _feature_similarity(self, peer: int, own: Output) -> Tensor:
-        assert self._masks is not None and self._teaching is not None
-        best, omega = self._teaching
+    def _feature_similarity(self, peer: int, own: Output, lesson: Lesson) -> Tensor:
         student = self._project(peer, own)
         parts = []
-        for teacher, features in enumerate(self._features):
+        for teacher, features in enumerate(lesson.features):
             if teacher != peer:
-                taught = omega[:, peer] * (best == teacher)
-                parts.append(feature_similarity(student, features, self._masks, taught))
+                taught = lesson.omega[:, peer] * (lesson.best == teacher)
+                parts.append(feature_similarity(student, features, lesson.masks, taught))
         return torch.stack(parts).sum()
 
     def _dice(self, output: Output, batch: Batch) -> Tensor:

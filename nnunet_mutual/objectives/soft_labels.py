@@ -11,13 +11,13 @@ from nnunet_mutual.batches.batch import Batch
 from nnunet_mutual.losses.area_similarity import area_similarity_contrast
 from nnunet_mutual.losses.consistency import probabilities
 from nnunet_mutual.losses.soft import soft_label_loss
-from nnunet_mutual.objectives.base import Objective, Output, Progress, Term
+from nnunet_mutual.objectives.base import Objective, Output, Step, Term
 from nnunet_mutual.objectives.crossmodal import organ_maps
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 
 
-class SoftLabelObjective(Objective):
+class SoftLabelObjective(Objective[Step]):
     """Supervision of labelled samples, and soft labels of unlabelled ones.
 
     Args:
@@ -47,9 +47,9 @@ class SoftLabelObjective(Objective):
         self.weight = weight
         self.area = area
 
-    def terms(self, peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress) -> dict[str, Term]:
+    def terms(self, peer: int, outputs: Sequence[Output], step: Step) -> dict[str, Term]:
         """See :meth:`Objective.terms`."""
-        levels = outputs[peer].levels
+        levels, batch = outputs[peer].levels, step.batch
         loss = levels[0].flatten()[0] * 0
         if batch.views is not None:
             target, counted = self.soft(batch)

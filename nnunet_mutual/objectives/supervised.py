@@ -10,11 +10,11 @@ from torch import Tensor
 
 from nnunet_mutual.batches.batch import Batch
 from nnunet_mutual.losses.partial import partial_sigmoid_loss, partial_softmax_loss
-from nnunet_mutual.objectives.base import Objective, Output, Progress, Term
+from nnunet_mutual.objectives.base import Objective, Output, Step, Term
 from nnunet_mutual.objectives.knowledge import Knowledge, Tables
 
 
-class SupervisedObjective(Objective):
+class SupervisedObjective(Objective[Step]):
     """Tri-state cross-entropy + Dice with nnU-Net's deep supervision, for each network.
 
     A batch in which every case annotates every label goes through nnU-Net's own loss: the value is the same and so is
@@ -52,9 +52,9 @@ class SupervisedObjective(Objective):
         labelled = [full for full, case in zip(knowledge.is_full, knowledge.cases, strict=True) if case.annotated]
         self.may_shortcut_labelled = gather is None or all(labelled)
 
-    def terms(self, peer: int, outputs: Sequence[Output], batch: Batch, progress: Progress) -> dict[str, Term]:
+    def terms(self, peer: int, outputs: Sequence[Output], step: Step) -> dict[str, Term]:
         """See :meth:`Objective.terms`."""
-        return {"supervised": Term(self.loss(outputs[peer].levels, batch))}
+        return {"supervised": Term(self.loss(outputs[peer].levels, step.batch))}
 
     def labelled(self, levels: Sequence[Tensor], batch: Batch, peer: int = 0) -> Tensor:
         """Returns the loss of one network on the labelled stream of a batch, or on all of one without streams.
@@ -167,10 +167,6 @@ class SupervisedObjective(Objective):
             drawn=tables.drawn,
             **self.options,
         )
-
-
-def _per_voxel(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(*values.shape, *[1] * (like.ndim - 2))
 
 
 def _pick(tensors: Sequence[Tensor], samples: Sequence[int]) -> list[Tensor]:

@@ -133,9 +133,9 @@ CALLS = [
     ),
     ("datasets.check", "check", "check 11 --json", ("11",), {"as_json": True}),
     ("datasets.sync", "sync", "sync 11", ("11",), {}),
-    ("sequences", "check_images", "check_images model images", ("model", "images"), {}),
+    ("export.sequences", "check_images", "check_images model images", ("model", "images"), {}),
     (
-        "plan",
+        "planning.configuration",
         "plan",
         "plan -d 11 --name long --set num_epochs=2 a.b=c --set d=e",
         ("11",),
@@ -147,7 +147,7 @@ CALLS = [
         },
     ),
     (
-        "export",
+        "export.command",
         "export",
         "export 11 2d -tr PartialTrainer -f 0 all",
         ("11", "2d"),

@@ -243,7 +243,7 @@ class Remembering(Objective):
     def __init__(self) -> None:
         self.steps = 0
 
-    def terms(self, peer: int, outputs: Sequence, batch: object, progress: object) -> dict[str, Term]:
+    def terms(self, peer: int, outputs: Sequence, step: object) -> dict[str, Term]:
         self.steps += 1
         return {"steps": Term(outputs[peer].levels[0].mean() * 0 + self.steps, 0.0)}
 

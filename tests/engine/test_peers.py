@@ -12,6 +12,7 @@ import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from partial_oracle import dataset
+from prepared import prepare
 from torch import Tensor, nn
 
 from nnunet_mutual.annotation.table import AnnotationTable
@@ -108,8 +109,8 @@ def learn(memory: Memory, name: str, *, regions: bool = False, dropout: float = 
     torch.manual_seed(2)
     for n, seen, recorded in peers.passes(batch.data, nullcontext):
         if n == 0:
-            made.prepare(recorded, batch, HALFWAY)
-        terms = collect_terms([made], n, seen, batch, HALFWAY)
+            step = prepare(made, recorded, batch, HALFWAY)
+        terms = collect_terms([made], n, seen, [step])
         peers.backward(sum(term.value * term.weight for term in terms.values()))
         values.append({term: float(t.value.detach()) for term, t in terms.items()})
     return peers, values
@@ -160,8 +161,8 @@ def test_heads_get_the_gradient_of_the_sum() -> None:
     networks = [FeatureTap(unet(), {4: 1}) for _ in range(2)]
     batch = batch_for(known, False)
     seen = [peer for *_, peer in Peers(networks, [], [], None).passes(batch.data, nullcontext)][0]
-    made.prepare(seen, batch, HALFWAY)
-    total = sum(made.terms(n, seen, batch, HALFWAY)["fd"].value * 0.5 for n in range(2))
+    step = prepare(made, seen, batch, HALFWAY)
+    total = sum(made.terms(n, seen, step)["fd"].value * 0.5 for n in range(2))
     assert made.heads is not None
     (expected,) = torch.autograd.grad(total, list(made.heads.parameters()))
     torch.testing.assert_close(next(peers.heads.parameters()).grad, expected)

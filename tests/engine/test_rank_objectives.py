@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from partial_oracle import dataset
+from prepared import prepare_all
 from processes import in_processes, joined, leaves
 from test_peers import GROUPS, HALFWAY, unet
 from torch import Tensor, nn
@@ -234,17 +235,15 @@ def learn(name: str, samples: Sequence[Sequence[int]], ranks: Ranks) -> dict[str
         np.random.seed(5)
         for n, outputs, recorded in peers.passes(batch.data, nullcontext):
             if n == 0:
-                for objective in objectives:
-                    objective.ask(batch, HALFWAY)
-                    objective.prepare(recorded, batch, HALFWAY)
-            found = collect_terms(objectives, n, outputs, batch, HALFWAY)
+                steps = prepare_all(objectives, recorded, batch, HALFWAY)
+            found = collect_terms(objectives, n, outputs, steps)
             peers.backward(torch.stack([t.value * t.weight for t in found.values()]).sum() / len(samples))
             for term, value in found.items():
                 terms[f"{term}[{n}]"] = terms.get(f"{term}[{n}]", torch.zeros(())) + value.value.detach() / len(samples)
     peers.clip()
     with torch.no_grad():
-        for objective in objectives:
-            objective.update(recorded, batch)
+        for objective, step in zip(objectives, steps, strict=True):
+            objective.update(recorded, step)
     modules = {str(n): unwrap(network) for n, network in enumerate(networks)} | {"heads": heads}
     gradients = {
         f"{m}.{n}": p.grad for m, module in modules.items() for n, p in module.named_parameters() if p.grad is not None

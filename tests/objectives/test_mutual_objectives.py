@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from partial_oracle import dataset
+from prepared import prepare
 from torch import Tensor
 
 from nnunet_mutual.annotation.table import AnnotationTable
@@ -16,7 +17,7 @@ from nnunet_mutual.objectives.collapse import LEAST_SAMPLES, CollapseAlarm
 from nnunet_mutual.objectives.difference import BANK_MOMENTUM, DifferenceObjective
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import organ_masks, ramp
-from nnunet_mutual.objectives.similarity import MOMENTUM, SimilarityObjective
+from nnunet_mutual.objectives.similarity import MOMENTUM, SimilarityObjective, SimilarityStep
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 
 CONTENT = dataset({"liver": 1, "spleen": 2}, {"a": {"annotated": ["liver"]}, "b": {"annotated": ["spleen"]}})
@@ -69,8 +70,7 @@ def test_means_of_organ_features(known: Knowledge) -> None:
     def step(value: float) -> None:
         features = [torch.full((2, 4, 4, 4, 4), value * (n + 1)) for n in range(2)]
         outputs = [Output([logits], {4: f}) for f in features]
-        made.prepare(outputs, batch, Progress(50, 100))
-        made.update(outputs, batch)
+        made.update(outputs, prepare(made, outputs, batch, Progress(50, 100)))
 
     step(1.0)
     assert made.filled.tolist() == [[False, True, False], [False, False, True]], "each network keeps its own organs"
@@ -93,15 +93,15 @@ def test_running_scores_choose_the_teacher(known: Knowledge) -> None:
     good, bad = says(truth), says(torch.zeros_like(truth))
     features = torch.randn(2, 4, 8, 8, 8)
     outputs = [Output([good], {4: features}), Output([bad], {4: features})]
-    made.update(outputs, batch)
+    made.update(outputs, SimilarityStep(batch, Progress(50, 100), None))
     scores = made.scores
     assert torch.isnan(scores[0, :, 2]).all() and torch.isnan(scores[1, :, 1]).all(), "never drawn there"
     assert scores[0, 0, 1] > 0.95 and scores[0, 1, 1] < 0.05
-    made.update([outputs[1], outputs[0]], batch)
+    made.update([outputs[1], outputs[0]], SimilarityStep(batch, Progress(50, 100), None))
     expected = MOMENTUM * scores[0, 0, 1] + (1 - MOMENTUM) * scores[0, 1, 1]
     assert made.scores[0, 0, 1].item() == pytest.approx(expected.item())
-    made.prepare(outputs, batch, Progress(50, 100))
-    terms = [made.terms(n, outputs, batch, Progress(50, 100))["dfs"].value.item() for n in range(2)]
+    step = prepare(made, outputs, batch, Progress(50, 100))
+    terms = [made.terms(n, outputs, step)["dfs"].value.item() for n in range(2)]
     assert terms[0] == 0, "the better one learns nothing from the worse"
     assert made.diagnose()[0]["soft Dice of liver by network 0 on group 0"] == pytest.approx(expected.item())
 
@@ -115,13 +115,13 @@ def alarm_after(known: Knowledge, share: float, samples: int = LEAST_SAMPLES) ->
         predicted[0, :4] = 1
         predicted[1].view(-1)[: int(256 * share)] = 1
         spleen = torch.full((2, 8, 8, 8), 2)
-        alarm.count([Output([says(predicted)]), Output([says(spleen)])], batch, [0, 1])
+        alarm.count([Output([says(predicted)]), Output([says(spleen)])], batch, [0, 1], 0.3)
     return alarm
 
 
 def test_the_alarm_stops_the_rise_of_pd(known: Knowledge) -> None:
     alarm = alarm_after(known, 0.25)
-    numbers, warnings = alarm.diagnose(0.3)
+    numbers, warnings = alarm.diagnose()
     assert numbers["volume of liver by network 0 on group 1 against its own"] == pytest.approx(0.25)
     assert numbers["volume of spleen by network 1 on group 0 against its own"] == pytest.approx(1)
     assert len(warnings) == 1 and "network 0 predicts 0.25 times as much liver" in warnings[0]
@@ -132,14 +132,14 @@ def test_the_alarm_stops_the_rise_of_pd(known: Knowledge) -> None:
 
 
 def test_no_alarm_without_cause_or_before_enough_was_seen(known: Knowledge) -> None:
-    assert alarm_after(known, 0.75).diagnose(0.3)[1] == []
+    assert alarm_after(known, 0.75).diagnose()[1] == []
     early = alarm_after(known, 0.0, LEAST_SAMPLES - 1)
-    assert early.diagnose(0.3) == ({}, []) and early.capped(1.0) == 1.0
+    assert early.diagnose() == ({}, []) and early.capped(1.0) == 1.0
     assert min(early.samples) == LEAST_SAMPLES - 1, "what was counted stays until it is enough"
 
 
 def test_patches_with_forced_foreground_do_not_count(known: Knowledge) -> None:
     alarm = CollapseAlarm(known, GROUPS, 1)
     batch = batch_of(known)
-    alarm.count([Output([says(batch.target[0][:, 0])])] * 2, batch, [0, 1])
+    alarm.count([Output([says(batch.target[0][:, 0])])] * 2, batch, [0, 1], 0.3)
     assert alarm.samples == [1, 0]

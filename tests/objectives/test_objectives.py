@@ -30,7 +30,7 @@ class Failing(Objective):
     def __init__(self) -> None:
         self.step = 0
 
-    def terms(self, peer: int, outputs: Sequence, batch: object, progress: object) -> dict[str, Term]:
+    def terms(self, peer: int, outputs: Sequence, step: object) -> dict[str, Term]:
         self.step += 1
         return {"broken": Term(outputs[peer].levels[0].mean() * (math.nan if self.step == 3 else 0.0))}
 
@@ -88,7 +88,7 @@ class Given(Objective):
         self.given = terms
         self.term_names = tuple(terms)
 
-    def terms(self, peer: int, outputs: Sequence, batch: object, progress: object) -> dict[str, Term]:
+    def terms(self, peer: int, outputs: Sequence, step: object) -> dict[str, Term]:
         return {name: function(outputs[peer].levels[0]) for name, function in self.given.items()}
 
 
@@ -153,9 +153,11 @@ def test_the_loss_is_the_weighted_sum(preprocessed: Path) -> None:
 
 def test_the_progress_that_objectives_see(preprocessed: Path) -> None:
     class Watching(Given):
-        def terms(self, peer: int, outputs: Sequence, batch: Any, progress: Any) -> dict[str, Term]:
-            seen.append((progress.step, progress.total_steps, len(batch.keys), [len(p.levels) for p in outputs]))
-            return super().terms(peer, outputs, batch, progress)
+        def terms(self, peer: int, outputs: Sequence, step: Any) -> dict[str, Term]:
+            seen.append(
+                (step.progress.step, step.progress.total_steps, len(step.batch.keys), [len(p.levels) for p in outputs])
+            )
+            return super().terms(peer, outputs, step)
 
     seen: list[tuple] = []
     trainer_with(preprocessed, Watching(nothing=lambda logits: Term(logits.mean() * 0))).run_training()

@@ -13,7 +13,7 @@ from torch import Tensor
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.losses.partial import partial_sigmoid_loss, partial_softmax_loss
-from nnunet_mutual.objectives import Batch, Output, Progress
+from nnunet_mutual.objectives import Batch, Output, Progress, Step
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.supervised import SupervisedObjective, deep_supervision_weights
 
@@ -120,7 +120,7 @@ def test_levels_are_weighted_and_networks_have_terms_of_their_own() -> None:
     expected = (parts[0] * 1 + parts[1] * 0.5) / 1.5
     supervised = objective(known)
     outputs = [Output([torch.zeros_like(level) for level in levels]), Output(levels)]
-    second = supervised.terms(1, outputs, batch, Progress(0, 10))
+    second = supervised.terms(1, outputs, Step(batch, Progress(0, 10)))
     assert tuple(second) == supervised.term_names and second["supervised"].weight == 1
     torch.testing.assert_close(second["supervised"].value, expected)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from prepared import prepare
 from training import largest_difference, lines_of, partial_block, trainer_for, weights
 from two_streams import KINDS, terms_on_one_batch, two_stream_dataset
 
@@ -74,10 +75,10 @@ def test_pasted_voxels_have_the_labels_of_their_origin(nnunet_folders: Path) -> 
     views = Views(2, inside, torch.zeros(2, 1, 6, 6, 6), pasted)
     batch = Batch(torch.zeros(3, 1, 6, 6, 6), [target], keys, patterns, torch.tensor(patterns), views=views)
     mean_teacher = objective(known, lambda images: said)
-    mean_teacher.ask(batch, LATE)
+    taught = mean_teacher.ask(batch, LATE)
     q = probabilities(said, regions=False, temperature=0.5)
-    found, counted = mean_teacher._target, mean_teacher._inside
-    assert found is not None and counted is not None
+    assert taught is not None
+    found, counted = taught
     left, right = (..., slice(0, 3)), (..., slice(3, 6))
     torch.testing.assert_close(found[right], q[right])
     torch.testing.assert_close(found[1][left], q[0][left])
@@ -108,8 +109,8 @@ def test_the_student_is_drawn_to_the_teacher_and_nobody_else(nnunet_folders: Pat
     z = torch.randn(2, 4, 6, 6, 6, requires_grad=True)
     optimizer = torch.optim.Adam([z], 0.1)
     for _ in range(200):
-        mean_teacher.ask(batch, LATE)
-        term = mean_teacher.terms(0, [Output([z])], batch, LATE)["consistency"]
+        step = prepare(mean_teacher, [], batch, LATE)
+        term = mean_teacher.terms(0, [Output([z])], step)["consistency"]
         assert term.weight == 1
         optimizer.zero_grad()
         term.value.backward()
@@ -133,13 +134,13 @@ def test_the_weight_rises_and_zero_asks_nobody(nnunet_folders: Path) -> None:
     images = torch.zeros(2, 1, 4, 4, 4)
     batch = Batch(images, [images], keys, patterns, torch.tensor(patterns), views=views)
     off = objective(known, nobody, weight=0.0)
-    off.ask(batch, LATE)
-    assert off.terms(0, [Output([torch.zeros(2, 4, 4, 4, 4)])], batch, LATE)["consistency"].value == 0
+    step = prepare(off, [], batch, LATE)
+    assert off.terms(0, [Output([torch.zeros(2, 4, 4, 4, 4)])], step)["consistency"].value == 0
     on = objective(known, lambda images: torch.zeros(1, 4, 4, 4, 4), weight=0.7)
     values = []
-    for step in (0, 10, 19, 20, 60):
-        on.ask(batch, Progress(step, 100))
-        values.append(on.terms(0, [Output([torch.zeros(2, 4, 4, 4, 4)])], batch, LATE)["consistency"].weight)
+    for done in (0, 10, 19, 20, 60):
+        step = prepare(on, [], batch, Progress(done, 100))
+        values.append(on.terms(0, [Output([torch.zeros(2, 4, 4, 4, 4)])], step)["consistency"].weight)
     assert values == sorted(values) and values[0] < 0.01 and values[-2:] == [0.7, 0.7]
 
 

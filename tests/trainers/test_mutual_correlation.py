@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from prepared import prepare
 from training import (
     KEYS,
     change_settings,
@@ -25,7 +26,7 @@ from two_streams import KINDS, terms_on_one_batch, two_stream_dataset
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.losses.consistency import probabilities
 from nnunet_mutual.losses.soft import soft_label_loss
-from nnunet_mutual.objectives import Output, Progress
+from nnunet_mutual.objectives import Output, Progress, Step
 from nnunet_mutual.objectives.correlation import SLOTS, spread
 from nnunet_mutual.trainers import MutualCorrelationTrainer
 
@@ -54,7 +55,6 @@ def outputs_of(trainer: Any, batch: Any) -> list[Output]:
 def test_the_sum_holds_all_three_terms_of_both_networks(nnunet_folders: Path) -> None:
     preprocessed = two_stream_dataset(nnunet_folders, settings={"ramp": 0.001})
     trainer, loader = started(preprocessed, steps=2)
-    (objective,) = trainer.objectives
     trainer.current_epoch = 2
     seen: list[float] = []
     backward = trainer.peers.backward
@@ -62,7 +62,7 @@ def test_the_sum_holds_all_three_terms_of_both_networks(nnunet_folders: Path) ->
     found = trainer.train_step(next(loader))
     terms = dict(zip(trainer.term_names, found["terms"].tolist(), strict=True))
     assert list(terms) == [f"{name}[{n}]" for n in (0, 1) for name in ("supervised", "consistency", "correlation")]
-    assert objective._rise == 1
+    assert found["weights"].tolist() == pytest.approx(2 * [1, 0.5, 0.05]), "the ramp is over"
     assert all(terms[f"correlation[{n}]"] > 0 and terms[f"consistency[{n}]"] not in (0, -1) for n in (0, 1))
     for n in (0, 1):
         expected = terms[f"supervised[{n}]"] + 0.5 * terms[f"consistency[{n}]"] + 0.05 * terms[f"correlation[{n}]"]
@@ -80,14 +80,14 @@ def test_which_switch_lets_gradients_through(nnunet_folders: Path, published: bo
     for network in trainer.peers.networks:
         network.training = True
     torch.manual_seed(0)
-    objective.prepare([o.detach() for o in outputs_of(trainer, batch)], batch, LATE)
+    step = prepare(objective, [o.detach() for o in outputs_of(trainer, batch)], batch, LATE)
     both = outputs_of(trainer, batch)
     leaves = [o.levels[0] for o in both]
     heads = list(objective.heads.parameters())
     mine: list[torch.Tensor] = []
     for n in (0, 1):
         shown = [both[k] if k == n else both[k].detach() for k in (0, 1)]
-        terms = objective.terms(n, shown, batch, LATE)
+        terms = objective.terms(n, shown, step)
         value = terms["consistency"].value + terms["correlation"].value
         mine.append(torch.autograd.grad(value, leaves[n], retain_graph=True)[0])
 
@@ -105,8 +105,8 @@ def test_which_switch_lets_gradients_through(nnunet_folders: Path, published: bo
     for found, expected in zip(mine, joint, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-8)
 
-    said = [objective._correlation(n, both[n]) for n in (0, 1)]
-    counted = objective._counted
+    said = [objective._correlation(n, both[n], step.compared) for n in (0, 1)]
+    counted = step.compared.counted
 
     def entropy(target: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
         finite = torch.isfinite(target)
@@ -120,7 +120,7 @@ def test_which_switch_lets_gradients_through(nnunet_folders: Path, published: bo
     trainer.peers.zero_grad()
     for n in (0, 1):
         shown = [both[k] if k == n else both[k].detach() for k in (0, 1)]
-        objective.terms(n, shown, batch, LATE)["correlation"].value.backward(retain_graph=True)
+        objective.terms(n, shown, step)["correlation"].value.backward(retain_graph=True)
     assert any(parameter.grad is not None for parameter in heads)
     for parameter, expected in zip(heads, expected_heads, strict=True):
         if expected is not None:
@@ -142,10 +142,10 @@ def test_the_bank_keeps_its_size_and_only_right_voxels(nnunet_folders: Path) -> 
     before = objective.bank.filled.clone()
     outputs = [Output([wrong], {1: torch.randn(2, 4, 16, 16, 16)})] * 2
     objective.bank.filled.zero_()
-    objective.update(outputs, batch)
+    objective.update(outputs, Step(batch, LATE))
     assert not objective.bank.filled.any(), "a voxel that nobody predicts correctly was remembered"
     right = torch.zeros(2, 4, 16, 16, 16).scatter_(1, batch.target[0].long(), 50.0)
-    objective.update([Output([right], {1: torch.randn(2, 4, 16, 16, 16)})] * 2, batch)
+    objective.update([Output([right], {1: torch.randn(2, 4, 16, 16, 16)})] * 2, Step(batch, LATE))
     present = set(batch.target[0][1][batch.views.inside[1]].long().tolist())
     row = objective.row[batch.keys[1]]
     assert {k for k in range(4) if objective.bank.filled[k, row].any()} == present
@@ -163,7 +163,7 @@ def test_undrawn_labels_are_not_remembered_as_background(nnunet_folders: Path) -
         batch = trainer.training_batch(next(loader))
         right = torch.zeros(2, 4, 16, 16, 16).scatter_(1, batch.target[0].long(), 50.0)
         objective.bank.filled.zero_()
-        objective.update([Output([right], {1: torch.randn(2, 4, 16, 16, 16)})] * 2, batch)
+        objective.update([Output([right], {1: torch.randn(2, 4, 16, 16, 16)})] * 2, Step(batch, LATE))
         source = trainer.table.case(batch.keys[1]).source
         remembered |= {(source, k) for k in range(4) if objective.bank.filled[k].any()}
     assert remembered == {("a", 1), ("b", 2), ("b", 3)}
@@ -250,8 +250,8 @@ def test_the_published_form(nnunet_folders: Path) -> None:
     assert attention and all(layer.p == 0.5 for layer in attention)
     batch = trainer.training_batch(next(loader))
     both = outputs_of(trainer, batch)
-    trainer.objectives[0].prepare([o.detach() for o in both], batch, LATE)
-    term = trainer.objectives[0].terms(0, [both[0], both[1].detach()], batch, LATE)["supervised"]
+    step = prepare(trainer.objectives[0], [o.detach() for o in both], batch, LATE)
+    term = trainer.objectives[0].terms(0, [both[0], both[1].detach()], step)["supervised"]
     assert term.weight == 0.5 and -1 <= term.value.item() < 0, "not a Dice loss"
     change_settings(preprocessed, published=True)
     for file in (preprocessed, nnunet_folders / "nnUNet_raw" / tiny.NAME):

@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 from modalities import GROUPS, make_preprocessed
+from prepared import prepare
 from training import SHORT, trainer_for
 
 from nnunet_mutual.engine.checkpoints import load_own
@@ -159,14 +160,13 @@ def test_both_memory_modes_give_the_same_gradients(nnunet_folders: Path, phase: 
         objective = trainer.objectives[0]
         for peer, outputs, recorded in trainer.peers.passes(seen, trainer.autocast):
             if peer == 0:
-                objective.ask(moved, progress)
-                objective.prepare(recorded, moved, progress)
-            terms = objective.terms(peer, outputs, moved, progress).values()
+                step = prepare(objective, recorded, moved, progress)
+            terms = objective.terms(peer, outputs, step).values()
             trainer.peers.backward(torch.stack([term.value * term.weight for term in terms]).sum())
         gradients[memory] = [
             p.grad.clone() for n in trainer.peers.networks for p in n.parameters() if p.grad is not None
         ]
-        assert objective._phase == (phase > 0.6) + (phase > 0.9)
+        assert step.phase == (phase > 0.6) + (phase > 0.9)
     for a, b in zip(*gradients.values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
@@ -177,7 +177,6 @@ def test_the_split_gradient_is_the_joint_one(nnunet_folders: Path) -> None:
     objective = trainer.objectives[0]
     moved = trainer.training_batch(next(trainer.dataloader_train))
     progress = trainer._progress()
-    objective._rise = 1.0
     levels = [
         torch.randn(3, 4, 16, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(n)).requires_grad_()
         for n in range(3)
@@ -186,13 +185,11 @@ def test_the_split_gradient_is_the_joint_one(nnunet_folders: Path) -> None:
     from nnunet_mutual.objectives import Output
 
     outputs = [Output([z]) for z in levels]
-    objective.ask(moved, progress)
-    objective.prepare([o.detach() for o in outputs], moved, progress)
-    objective._rise = 1.0
+    step = prepare(objective, [o.detach() for o in outputs], moved, progress)
     for peer in range(3):
         seen = [o if n == peer else o.detach() for n, o in enumerate(outputs)]
         p = objective._probabilities(seen[peer], moved)
-        total = total + objective._contrast(peer, p, moved) + objective._consistency(peer, p, moved)
+        total = total + objective._contrast(peer, p, step) + objective._consistency(peer, p, step)
     split = torch.autograd.grad(total, levels)
     joint = torch.zeros((), dtype=torch.float64)
     p = [objective._probabilities(o, moved) for o in outputs]
@@ -271,9 +268,8 @@ def test_an_inactive_contrast_is_said(nnunet_folders: Path) -> None:
     from nnunet_mutual.objectives import Output
 
     outputs = [Output([empty])] * 3
-    objective.ask(moved, trainer._progress())
-    objective.prepare(outputs, moved, trainer._progress())
-    objective._contrast(0, objective._probabilities(outputs[0], moved), moved)
+    step = prepare(objective, outputs, moved, trainer._progress())
+    objective._contrast(0, objective._probabilities(outputs[0], moved), step)
     numbers, warnings = objective.diagnose()
     assert list(numbers.values()) == [0] and "ASC inactive" in warnings[0]
 

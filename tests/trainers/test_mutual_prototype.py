@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from prepared import prepare, prepare_all
 from training import change_settings, largest_difference, lines_of, trainer_for
 from two_streams import KINDS, terms_on_one_batch, two_stream_dataset
 
@@ -50,25 +51,20 @@ def test_every_parameter_learns(nnunet_folders: Path) -> None:
 
 def test_at_first_the_pseudo_labels_are_the_plain_teachers(nnunet_folders: Path) -> None:
     trainer = started(two_stream_dataset(nnunet_folders, settings={"paste_from": "off"}))
-    prototypes, rectification = trainer.objectives
     batch = trainer.training_batch(next(trainer.dataloader_train))
     with torch.no_grad():
         plain = trainer.peers.averages[0].network(batch.views.weak)[0].softmax(1)
         outputs = [output_of(trainer, batch).detach()]
-        for objective in trainer.objectives:
-            objective.ask(batch, LATE)
-            objective.prepare(outputs, batch, LATE)
+        prototypes, rectification = prepare_all(trainer.objectives, outputs, batch, LATE)
     assert not prototypes.said[1].any()
-    assert torch.equal(rectification._target.argmax(1), plain.argmax(1))
+    assert torch.equal(rectification.corrected.target.argmax(1), plain.argmax(1))
     inside = batch.views.inside[: batch.views.unlabelled]
-    torch.testing.assert_close(rectification._certainty, plain.amax(1, keepdim=True) * inside)
+    torch.testing.assert_close(rectification.corrected.certainty, plain.amax(1, keepdim=True) * inside)
     # Once the class scores say something, they count.
     with torch.no_grad():
         trainer.rectifier.average.network.mix.bias[2] = 50
-        for objective in trainer.objectives:
-            objective.ask(batch, LATE)
-            objective.prepare(outputs, batch, LATE)
-    assert (rectification._target.argmax(1) == 2).all()
+        _, rectification = prepare_all(trainer.objectives, outputs, batch, LATE)
+    assert (rectification.corrected.target.argmax(1) == 2).all()
 
 
 def test_the_sum_holds_every_term(nnunet_folders: Path) -> None:
@@ -95,12 +91,12 @@ def test_trust_learns_from_another_view_and_nothing_else_does(nnunet_folders: Pa
     prototypes.teacher = lambda images: (asked.append(images), ask(images))[1]
     output = output_of(trainer, batch)
     np.random.seed(1)  # of the intensities
-    prototypes.ask(batch, LATE)
+    step = prepare(prototypes, [output], batch, LATE)
     number = batch.views.unlabelled
     assert torch.equal(asked[0][:number], batch.views.weak)
     assert not torch.equal(asked[0][number:], batch.data[number:])
     trainer.peers.zero_grad()
-    prototypes.terms(0, [output], batch, LATE)["trust"].value.backward()
+    prototypes.terms(0, [output], step)["trust"].value.backward()
     moved = [n for n, p in prototypes.interaction.named_parameters() if p.grad is not None and p.grad.any()]
     assert moved == ["trust"]
     assert all(p.grad is None for p in trainer.network.parameters())
@@ -112,14 +108,14 @@ def test_prototypes_learn_labelled_samples_only(nnunet_folders: Path) -> None:
     with torch.no_grad():  # as after a longer training
         prototypes.interaction.mix.weight.normal_(generator=torch.Generator().manual_seed(0))
     batch = trainer.training_batch(next(trainer.dataloader_train))
-    prototypes.ask(batch, LATE)
+    step = prepare(prototypes, [], batch, LATE)
     values = []
     for sample in (None, 0, 1):  # an unlabelled one, then a labelled one
         data = batch.data.clone()
         if sample is not None:
             data[sample] = 0
-        changed = replace(batch, data=data)
-        values.append(prototypes.terms(0, [output_of(trainer, changed)], changed, LATE)["prototypes"].value.item())
+        changed = replace(step, batch=replace(batch, data=data))
+        values.append(prototypes.terms(0, [output_of(trainer, changed.batch)], changed)["prototypes"].value.item())
     assert values[0] == pytest.approx(values[1], abs=1e-6) and abs(values[0] - values[2]) > 1e-4
 
 
@@ -127,22 +123,20 @@ def test_unsure_voxels_and_other_images_teach_nothing(nnunet_folders: Path) -> N
     trainer = started(two_stream_dataset(nnunet_folders, settings={"paste_from": "off", "confidence": 0.6}))
     _, rectification = trainer.objectives
     batch = trainer.training_batch(next(trainer.dataloader_train))
-    for objective in trainer.objectives:
-        objective.ask(batch, LATE)
-        objective.prepare([output_of(trainer, batch).detach()], batch, LATE)
+    step = prepare_all(trainer.objectives, [output_of(trainer, batch).detach()], batch, LATE)[1]
     number = batch.views.unlabelled
-    rectification._certainty[:] = 0.5
-    rectification._certainty[..., :8] = 0.9
-    rectification._share = torch.tensor(0.5)
+    step.corrected.certainty[:] = 0.5
+    step.corrected.certainty[..., :8] = 0.9
+    corrected = replace(step.corrected, share=torch.tensor(0.5))
     z = [torch.randn_like(target[:, :1].float().expand(-1, 4, *[-1] * 3)) for target in batch.target]
     for level in z:
         level.requires_grad_()
-    value = rectification._pseudo(z)
+    value = rectification._pseudo(z, corrected)
     value.backward()
     assert z[0].grad[:number, ..., :8].abs().sum() > 0 == z[0].grad[:number, ..., 8:].abs().sum()
     assert not z[0].grad[number:].any()
-    rectification._share = torch.tensor(0.25)
-    assert rectification._pseudo(z).item() == pytest.approx(value.item() / 2, rel=1e-5)
+    corrected = replace(corrected, share=torch.tensor(0.25))
+    assert rectification._pseudo(z, corrected).item() == pytest.approx(value.item() / 2, rel=1e-5)
 
 
 def test_the_confident_share_is_balanced_over_classes(nnunet_folders: Path) -> None:

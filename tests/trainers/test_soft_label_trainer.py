@@ -151,9 +151,9 @@ def test_the_loss_is_that_of_the_soft_label(nnunet_folders: Path) -> None:
     (objective,) = trainer.objectives
     objective.area = 0.0
     z = torch.randn(len(batch.data), 4, *batch.data.shape[2:])
-    from nnunet_mutual.objectives import Output, Progress
+    from nnunet_mutual.objectives import Output, Progress, Step
 
     levels = [z, *(torch.randn(len(z), 4, *t.shape[2:]) for t in batch.target[1:])]
-    terms = objective.terms(0, [Output(levels)], batch, Progress(0, 1))
+    terms = objective.terms(0, [Output(levels)], Step(batch, Progress(0, 1)))
     expected = soft_label_loss(z[: len(target)], target, counted, regions=False, squared=True)
     assert terms["relearning"].value.item() == pytest.approx(expected.item())

@@ -10,16 +10,17 @@ from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from partial_oracle import dataset
+from prepared import prepare
 from processes import in_processes, joined
 from torch import Tensor
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.losses.area_similarity import ROBUST
 from nnunet_mutual.objectives import Batch, Output, Progress, Views
-from nnunet_mutual.objectives.correlation import CorrelationObjective, CorrelationWeights
+from nnunet_mutual.objectives.correlation import CorrelationObjective, CorrelationStep, CorrelationWeights
 from nnunet_mutual.objectives.crossmodal import CrossModalObjective, CrossModalWeights
 from nnunet_mutual.objectives.knowledge import Knowledge
-from nnunet_mutual.objectives.rectification import RectificationObjective, RectificationWeights
+from nnunet_mutual.objectives.rectification import RectificationObjective, RectificationStep, RectificationWeights
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 
 CASES = {"full": ["a", "b"], "partial": ["a", "c"]}  # the labelled case of each process
@@ -77,7 +78,7 @@ def centroids(objective: RectificationObjective, keys: list[str]) -> dict[str, T
         batch, output = batch_of(objective.knowledge, keys)
         torch.manual_seed(step + 10 * ("b" in keys))  # processes draw other voxels
         with torch.no_grad():
-            objective.update([output.detach()], batch)
+            objective.update([output.detach()], RectificationStep(batch, Progress(0, 10), None, None))
     return objective.centroids.state_dict()
 
 
@@ -92,9 +93,7 @@ def queued(known: Knowledge, keys: list[str]) -> dict[str, Tensor]:
     batch, output = batch_of(known, keys)
     outputs = [output.detach(), Output([output.levels[0].detach() + 1.0 * ("b" in keys)])]
     with torch.no_grad():
-        objective.ask(batch, Progress(0, 10))
-        objective.prepare(outputs, batch, Progress(0, 10))
-        objective.update(outputs, batch)
+        objective.update(outputs, prepare(objective, outputs, batch, Progress(0, 10)))
     assert objective.queue is not None
     return objective.queue.state_dict()
 
@@ -103,7 +102,7 @@ def remembered(objective: CorrelationObjective, keys: list[str]) -> dict[str, Te
     batch, output = batch_of(objective.knowledge, keys)
     torch.manual_seed(1)  # which voxels are chosen
     with torch.no_grad():
-        objective.update([output.detach()] * 2, batch)
+        objective.update([output.detach()] * 2, CorrelationStep(batch, Progress(0, 10), None, []))
     return objective.bank.state_dict()
 
 
