@@ -32,7 +32,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from torch import Tensor
 
-from nnunet_mutual.annotation.restriction import Restriction, restrict, restriction_for
+from nnunet_mutual.annotation.restriction import RegionRestriction, Restriction, restrict, restriction_for
 from nnunet_mutual.engine.networks import collect
 from nnunet_mutual.engine.window import predictor_for
 
@@ -50,7 +50,7 @@ def export_case(
     dataset_json: dict,
     folders: tuple[str, str],
     key: str,
-    restriction: Restriction | None,
+    restriction: Restriction | RegionRestriction | None,
     save_probabilities: bool,
 ) -> None:
     """Writes the restricted and the full prediction of one case (runs in a worker process).
@@ -179,7 +179,8 @@ def _predict_case(
         image = torch.from_numpy(data)
     logits = predictor.predict_sliding_window_return_logits(trainer.seen_by(network, image[None])[0]).cpu()
     managers = (trainer.configuration_manager, trainer.plans_manager)
-    restriction = restriction_for(trainer.table, trainer.table.case(key))
+    order = trainer.label_manager.regions_class_order
+    restriction = restriction_for(trainer.table, trainer.table.case(key), order)
     pool.submit(
         export_case, logits, properties, *managers, trainer.dataset_json, folders, key, restriction, save_probabilities
     )
