@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from nnunet_mutual.disk.writing import written
 from nnunet_mutual.engine.peers import unwrap
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.settings import deep_merge, differences
@@ -48,20 +49,14 @@ def save_atomically(checkpoint: Mapping[str, Any], filename: str | os.PathLike[s
         MutualError: the disk is full or the folder cannot be written; the previous file of that name is untouched.
     """
     path = Path(filename)
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
+        with written(path) as temporary, temporary.open("wb") as file:
             torch.save(dict(checkpoint), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         raise MutualError(
             f"{path} could not be written ({error}); free disk space or mend the permissions and continue with --c: "
             "what was saved before is untouched"
         ) from error
-    finally:  # gone by now unless something, Ctrl-C included, prevented the renaming
-        temporary.unlink(missing_ok=True)
 
 
 def load_own(filename: str | os.PathLike[str], device: torch.device) -> dict[str, Any]:
