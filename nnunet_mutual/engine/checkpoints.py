@@ -7,6 +7,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from time import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -197,3 +198,26 @@ def unpack(trainer: MutualTrainer, checkpoint: Mapping[str, Any], filename: str)
     trainer.epoch_outputs = [{key: np.asarray(value, np.float32) for key, value in step.items()} for step in steps]
     if len(state["random"]) > trainer.local_rank:
         trainer.resumed_random_state = state["random"][trainer.local_rank]
+
+
+class SaveRhythm:
+    """When ``checkpoint_latest`` is due.
+
+    Args:
+        epochs: at least every so many epochs ...
+        minutes: ... or minutes.
+    """
+
+    def __init__(self, epochs: int, minutes: float):
+        self.epochs = epochs
+        self.minutes = minutes
+        self.saved(0)
+
+    def saved(self, epoch: int) -> None:
+        """Notes a checkpoint after so many epochs."""
+        self._time, self._epoch = time(), epoch
+
+    def due(self, trainer: MutualTrainer) -> bool:
+        """Whether it is time; the first process decides, since clocks differ and all take part in a checkpoint."""
+        passed = trainer.epochs_done - self._epoch, (time() - self._time) / 60
+        return trainer.ranks.first(passed[0] >= self.epochs or passed[1] >= self.minutes)

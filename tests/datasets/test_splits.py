@@ -206,7 +206,11 @@ def test_the_only_case_with_a_modality_group_is_trained_on_where_enough_others_c
         for split in splits:
             (problem,) = fold_problems(table, split, 3)
             if "c0" in split["val"]:
-                assert problem.severity == "error" and "no training case" in problem.text and "FLAIR" in problem.text
+                assert (
+                    problem.severity == "error"
+                    and "no annotated training case" in problem.text
+                    and "FLAIR" in problem.text
+                )
             else:
                 assert problem.severity == "warning" and "FLAIR" in problem.text and "(n = 0)" in problem.text
 
