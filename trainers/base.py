@@ -25,6 +25,7 @@ from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.engine import networks as building
 from nnunet_mutual.engine.checkpoints import (
     STOCK_TRAINER,
+    SaveRhythm,
     load_own,
     pack,
     restore_random_state,
@@ -35,7 +36,7 @@ from nnunet_mutual.engine.log import FiniteGuard, Forecast, ProgressPlot, TermLo
 from nnunet_mutual.engine.online import Ranking, log_scores, score_batch
 from nnunet_mutual.engine.parallel.ranks import ranks_of_process
 from nnunet_mutual.engine.peers import Peers
-from nnunet_mutual.engine.signals import SaveRhythm, StopSignals, obey
+from nnunet_mutual.engine.signals import StopSignals, disk_in_one_sentence, draw, leave, obey
 from nnunet_mutual.engine.validation import validate_fold
 from nnunet_mutual.engine.window import set_deep_supervision
 from nnunet_mutual.errors import MutualError
@@ -75,7 +76,8 @@ class MutualTrainer(nnUNetTrainer):
         self.settings = read_settings(self.settings_class, block_for(type(self), merged_block(plans, configuration)))
         self.autocast_dtype = compat.autocast_dtype(self.settings.amp, device)
         plans.setdefault("continue_training", False)
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        with disk_in_one_sentence("nnUNet_results"):
+            super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.settings.num_epochs
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch
@@ -264,13 +266,14 @@ class MutualTrainer(nnUNetTrainer):
 
     def run_training(self) -> None:
         """Trains to the end, from wherever a checkpoint left off (nnU-Net's hook)."""
-        with StopSignals() as signals:
+        with disk_in_one_sentence(self.output_folder), StopSignals() as signals:
             self.on_train_start()
             while self.current_epoch < self.num_epochs:
                 if self.iteration == 0:
                     self.before_epoch(signals)
                 self._run_epoch(signals)
-        self.on_train_end()
+            self.on_train_end()
+            leave(self, signals)
 
     def before_epoch(self, signals: StopSignals) -> None:
         """Changes what is learnt, where a method has stages; nothing by default."""
@@ -282,7 +285,7 @@ class MutualTrainer(nnUNetTrainer):
             self.epoch_outputs = []
         self.peers.set_epoch(self.current_epoch - self.stage_span[0])
         while self.iteration < self.num_iterations_per_epoch:
-            self.epoch_outputs.append(self.train_step(self._next_batch(signals)))
+            self.epoch_outputs.append(self.train_step(self._next_batch(signals, training=True)))
             self.iteration += 1
             said = self.forecast.step(self.device)
             if said:
@@ -292,8 +295,8 @@ class MutualTrainer(nnUNetTrainer):
         self.on_train_epoch_end(self.epoch_outputs)
         with torch.no_grad():
             self.on_validation_epoch_start()
-            steps, draw = range(self.num_val_iterations_per_epoch), lambda: next(self.dataloader_val)
-            self.on_validation_epoch_end([self.validation_step(self.ranks.batch(draw, self.device)) for _ in steps])
+            steps = range(self.num_val_iterations_per_epoch)
+            self.on_validation_epoch_end([self.validation_step(self._next_batch(signals)) for _ in steps])
         self.iteration = 0
         self.on_epoch_end()
         self.obey(signals)
@@ -311,16 +314,14 @@ class MutualTrainer(nnUNetTrainer):
         for network in {*self.peers.networks, *self.peers.evaluated}:
             set_deep_supervision(network, enabled)
 
-    def _next_batch(self, signals: StopSignals) -> dict:
-        try:
-            return self.ranks.batch(lambda: next(self.dataloader_train), self.device)
-        except RuntimeError:  # SIGTERM to the whole job also ends the loader's processes, often while we wait for them
-            if not self.is_ddp:
-                self.obey(signals)
-            raise
+    def _next_batch(self, signals: StopSignals, *, training: bool = False) -> dict:
+        def loader() -> Any:
+            return self.dataloader_train if training else self.dataloader_val
+
+        return self.ranks.batch(lambda: draw(self, loader, signals, save=training), self.device)
 
     def obey(self, signals: StopSignals) -> None:
-        """Saves when the cluster announces the end of the job; SIGTERM also stops."""
+        """Saves when the cluster announces the end of the job, or at Ctrl-C; SIGTERM and Ctrl-C also stop."""
         obey(self, signals)
 
     def train_step(self, batch: dict) -> dict:
@@ -418,7 +419,8 @@ class MutualTrainer(nnUNetTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predicts the validation cases whole, restricted to what each annotates (nnU-Net's hook)."""
-        validate_fold(self, save_probabilities)
+        with disk_in_one_sentence(self.output_folder):
+            validate_fold(self, save_probabilities)
 
     # Checkpoints
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nnunet_mutual.disk.writing import written
+
 
 def write_locations(file: Path, locations: Mapping[Any, np.ndarray]) -> None:
     """Writes nnU-Net's ``class_locations``, a whole file or none."""
     arrays: dict[str, Any] = {json.dumps(key): np.asarray(value) for key, value in locations.items()}
-    temporary = file.with_name(f".{file.stem}.tmp{os.getpid()}.npz")
-    np.savez_compressed(temporary, **arrays)
-    os.replace(temporary, file)
+    with written(file, ending=".npz", sweeping=False) as temporary:
+        np.savez_compressed(temporary, **arrays)
 
 
 def read_locations(file: Path) -> dict[Any, np.ndarray]:

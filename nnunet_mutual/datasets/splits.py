@@ -17,29 +17,32 @@ from nnunet_mutual.disk.files import read_json, write_json
 from nnunet_mutual.errors import MutualError, shorten
 
 Split = dict[str, list[str]]
+_Trait = tuple[str, str]  # a label that a case annotates, or a modality group whose channels it has as well
 _PARTS = ("train", "val")
+_LABEL, _GROUP = "label", "modality group"
 _TRIES = 30
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """Cases that must stay together: all cases of a patient, or one case."""
+    """Cases that must stay together: all cases of a patient, or one case; without traits if they annotate nothing."""
 
     cases: tuple[str, ...]
-    labels: frozenset[str]
-    sets: tuple[frozenset[str], ...]
+    traits: frozenset[_Trait]
+    sets: tuple[frozenset[_Trait], ...]
 
 
 def stratified_splits(
     table: AnnotationTable, case_keys: Sequence[str], *, n_folds: int = 5, seed: int = 12345
 ) -> list[Split]:
-    """Makes folds in which every label is validated wherever the data allow it.
+    """Makes folds in which every label, and every modality group, is validated wherever the data allow it.
 
     Cases are spread by the labels they annotate, rarest label first, then by their annotated set, then by fold size;
     the best of several seeded orders is taken. (scikit-learn's StratifiedGroupKFold spreads *sets*: where nearly every
     case annotates another set, it refuses or leaves folds without a label that many cases annotate.) The cases of a
     patient stay together. If all cases annotate the same labels and no patient has two cases, the folds are exactly
-    nnU-Net's own.
+    nnU-Net's own. Where cases lack channels, having those of a modality group (without groups: a channel) counts as a
+    label does.
 
     What only one patient annotates stays in every training set, because a fold that cannot learn a label is of no use.
     Cases that annotate nothing are never validated; those of a validation patient are left out of that fold.
@@ -65,8 +68,7 @@ def stratified_splits(
             {part: [str(key) for key in split[part]] for part in _PARTS}
             for split in generate_crossval_split(keys, seed, n_folds)
         ]
-    carriers = Counter(label for unit in units for label in unit.labels)
-    movable = [unit for unit in units if unit.labels and all(carriers[label] > 1 for label in unit.labels)]
+    movable = _movable(units, n_folds)
     if len(movable) < n_folds:
         raise MutualError(
             f"only {len(movable)} patient(s) can be validated: the others annotate nothing, or are the only ones "
@@ -126,6 +128,10 @@ def describe_splits(
         rows.append(["patients", *("/".join(map(str, numbers)) for numbers in patients)])
     rows += [[name, *map(str, entries)] for name, entries in (more or {}).items()]
     rows += [[label, *(count(fold, label) for fold in splits)] for label in table.labels]
+    used = {key for fold in splits for part in _PARTS for key in fold[part]}
+    for name, cases in _of_groups(table, used).items():
+        numbers = ([sum(key in cases for key in fold[part]) for part in _PARTS] for fold in splits)
+        rows.append([f"with {name}", *("/".join(map(str, pair)) for pair in numbers)])
     notes = [
         f"  {problem.place}: {problem.text}"
         for number, fold in enumerate(splits)
@@ -134,7 +140,8 @@ def describe_splits(
     validated = {key for fold in splits for key in fold["val"]}
     never = sorted({key for fold in splits for key in fold["train"]} - validated)
     if never:
-        notes.append(f"  never validated (they annotate nothing, or are the only ones with a label): {shorten(never)}")
+        only = "a label or a modality group" if _of_groups(table, used) else "a label"
+        notes.append(f"  never validated (they annotate nothing, or are the only ones with {only}): {shorten(never)}")
     return "\n".join(["annotated cases, training/validation", columns(rows), *notes])
 
 
@@ -184,7 +191,40 @@ def fold_problems(
                     WARNING, place, f"no validation case annotates {label}, so this fold gives no score for it (n = 0)"
                 )
             )
+    return problems + _group_problems(table, fold, place)
+
+
+def _group_problems(table: AnnotationTable, fold: Split, place: str) -> list[Problem]:
+    """Names the modality groups whose channels no case of a part of a fold has."""
+    problems = []
+    for name, cases in _of_groups(table, [*fold["train"], *fold["val"]]).items():
+        if table.modality_groups and not cases & set(fold["train"]):
+            text = (
+                f"no annotated training case has the channels of the modality group {name}, so its network cannot "
+                "learn from labels; move a case that has them"
+            )
+            problems.append(Problem(ERROR, place, text))
+        elif table.modality_groups and not cases & set(fold["val"]):
+            text = (
+                f"no validation case has the channels of the modality group {name}, so this fold gives no score for it "
+                "(n = 0)"
+            )
+            problems.append(Problem(WARNING, place, text))
     return problems
+
+
+def _of_groups(table: AnnotationTable, keys: Iterable[str]) -> dict[str, frozenset[str]]:
+    """Returns the annotated cases that have the channels of each modality group which some of them lack.
+
+    Without groups each channel counts as one.
+    """
+    cases = [case for case in map(table.case, keys) if case.annotated]
+    groups = table.modality_groups or {channel: (channel,) for channel in table.channels}
+    found = {
+        name: frozenset(case.key for case in cases if not case.missing & set(channels))
+        for name, channels in groups.items()
+    }
+    return {name: members for name, members in found.items() if len(members) < len(cases)}
 
 
 def by_patient(table: AnnotationTable, keys: Iterable[str]) -> list[tuple[str, ...]]:
@@ -197,11 +237,31 @@ def by_patient(table: AnnotationTable, keys: Iterable[str]) -> list[tuple[str, .
 
 
 def _units(table: AnnotationTable, keys: Sequence[str]) -> list[_Unit]:
+    groups = _of_groups(table, keys)
+
+    def traits(key: str) -> frozenset[_Trait]:
+        labels = {(_LABEL, label) for label in table.case(key).annotated}
+        return frozenset(labels | {(_GROUP, name) for name, members in groups.items() if key in members})
+
     units = []
     for cases in by_patient(table, keys):
-        sets = tuple(table.case(key).annotated for key in cases)
+        sets = tuple(map(traits, cases))
         units.append(_Unit(cases, frozenset().union(*sets), sets))
     return units
+
+
+def _movable(units: Sequence[_Unit], n_folds: int) -> list[_Unit]:
+    """Units that may be validated: all but those that annotate nothing and the only ones with a trait.
+
+    Without the only ones with a modality group there may be too few; then a fold does without the group.
+    """
+    carriers = Counter(trait for unit in units for trait in unit.traits)
+    unique = {trait for trait, number in carriers.items() if number == 1}
+    for kept in (unique, {trait for trait in unique if trait[0] == _LABEL}):
+        movable = [unit for unit in units if unit.traits and not unit.traits & kept]
+        if len(movable) >= n_folds:
+            break
+    return movable
 
 
 def _require_enough(n_cases: int, units: Sequence[_Unit], n_folds: int) -> None:
@@ -215,21 +275,21 @@ def _require_enough(n_cases: int, units: Sequence[_Unit], n_folds: int) -> None:
 
 
 def _spread(units: Sequence[_Unit], n_folds: int, seed: int) -> list[list[_Unit]]:
-    """Assigns units to folds, rarest label first, each to the fold that lacks its label most."""
+    """Assigns units to folds, rarest trait first, each to the fold that lacks its trait most."""
     random = Random(seed)
     pending = sorted(units, key=lambda unit: unit.cases)
     random.shuffle(pending)
     pending.sort(key=lambda unit: (-len(unit.cases), sorted(map(sorted, unit.sets))))
     folds: list[list[_Unit]] = [[] for _ in range(n_folds)]
     sizes = [0] * n_folds
-    has: list[Counter[object]] = [Counter() for _ in range(n_folds)]  # labels and annotated sets of each fold
-    frequency = Counter(label for unit in units for label in unit.labels)
-    for label in sorted(frequency, key=lambda name: (frequency[name], name)):
-        for unit in [unit for unit in pending if label in unit.labels]:
+    has: list[Counter[object]] = [Counter() for _ in range(n_folds)]  # traits and sets of them in each fold
+    frequency = Counter(trait for unit in units for trait in unit.traits)
+    for trait in sorted(frequency, key=lambda name: (frequency[name], name)):
+        for unit in [unit for unit in pending if trait in unit.traits]:
             needs = [
                 (
-                    has[fold][label],
-                    -sum(not has[fold][other] for other in unit.labels),
+                    has[fold][trait],
+                    -sum(not has[fold][other] for other in unit.traits),
                     sum(has[fold][drawn] for drawn in unit.sets),
                     sizes[fold],
                     random.random(),
@@ -239,15 +299,15 @@ def _spread(units: Sequence[_Unit], n_folds: int, seed: int) -> list[list[_Unit]
             chosen = needs.index(min(needs))
             folds[chosen].append(unit)
             sizes[chosen] += len(unit.cases)
-            has[chosen].update([*unit.labels, *unit.sets])
-        pending = [unit for unit in pending if label not in unit.labels]
+            has[chosen].update([*unit.traits, *unit.sets])
+        pending = [unit for unit in pending if trait not in unit.traits]
     return folds
 
 
 def _cost(folds: Sequence[Sequence[_Unit]], units: Sequence[_Unit]) -> tuple[float, ...]:
-    """Orders candidate folds: labels missing in training, then in validation, then uneven sizes, then uneven sets."""
-    labels = {label for unit in units for label in unit.labels}
-    carriers = {label: [sum(label in unit.labels for unit in fold) for fold in folds] for label in labels}
+    """Orders candidate folds: traits missing in training, then in validation, then uneven sizes, then uneven sets."""
+    traits = {trait for unit in units for trait in unit.traits}
+    carriers = {trait: [sum(trait in unit.traits for unit in fold) for fold in folds] for trait in traits}
     untrained = sum(max(counts) == sum(counts) for counts in carriers.values())
     unvalidated = sum(counts.count(0) for counts in carriers.values())
     sizes = [sum(len(unit.cases) for unit in fold) for fold in folds]

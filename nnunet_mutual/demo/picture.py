@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from matplotlib.patches import Patch
 
 from nnunet_mutual.demo.anatomy import LABELS, SHAPE, SPACING
 from nnunet_mutual.demo.phantoms import ENDING, SITES
+from nnunet_mutual.disk.writing import written
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = {
@@ -73,9 +73,8 @@ def draw_comparison(path: Path, *, images: Path, truth: Path, predictions: Mappi
         fontsize=12,
     )
     figure.subplots_adjust(left=0.03, right=0.995, top=0.9, bottom=0.085, wspace=0.03, hspace=0.05)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
-    figure.savefig(temporary, dpi=110)
-    os.replace(temporary, path)
+    with written(path, ending=".png") as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def _annotator(label: str) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_mutual.disk.writing import written
 from nnunet_mutual.errors import MutualError
 
 _LINE = 110  # longest entry that stays on one line, so that a case of the table is one line
@@ -59,18 +59,10 @@ def write_json(path: Path, content: Any) -> None:
     Raises:
         MutualError: the folder cannot be written (full disk, permissions); the old file is then untouched.
     """
-    path = path.resolve()  # a linked dataset.json stays a link
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(_layout(content) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        if path.exists():
-            shutil.copymode(path, temporary)
-        os.replace(temporary, path)
+        with written(path) as temporary:
+            temporary.write_text(_layout(content) + "\n", encoding="utf-8")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise MutualError(
             f"{path} could not be written ({error.strerror or error}) and is unchanged; free space or get write "
             "permission, then repeat"
@@ -83,13 +75,8 @@ def write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as stream:
-            csv.writer(stream).writerows(rows)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows(rows)
 
 
 def keep_backup(path: Path) -> Path:
@@ -101,12 +88,10 @@ def keep_backup(path: Path) -> Path:
     number = 1
     while (backup := path.with_name(f"{path.name}.bak-{number}")).exists():
         number += 1
-    temporary = path.with_name(f".{backup.name}.{os.getpid()}.tmp")
     try:
-        shutil.copy2(path, temporary)
-        os.replace(temporary, backup)
+        with written(backup) as temporary:
+            shutil.copy2(path, temporary)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise MutualError(
             f"{path} could not be copied to {backup} ({error.strerror or error}); nothing was changed"
         ) from None

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import glob
+import functools
+import itertools
 import os
 import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from time import time
 
-_TEMPORARY = re.compile(r"\..+\.([\w\-]+)-(\d+)\.tmp(\.[\w.]+)?")
+_TEMPORARY = re.compile(r"\..+\.([\w\-]+)-(\d+)-\d+\.tmp(\.[\w.]+)?")
+_NUMBERS = itertools.count()  # of the files of this process, whose threads must not meet
+_ABANDONED = 24 * 3600  # seconds; what a process of another machine has not touched for so long is left behind
 
 
 @contextlib.contextmanager
-def written(path: Path, *, ending: str = "") -> Iterator[Path]:
+def written(path: Path, *, ending: str = "", sweeping: bool = True) -> Iterator[Path]:
     """Yields a temporary path in the folder of ``path``; what is written there gets that name at the end.
 
     The content reaches the disk before the rename. After an error ``path`` is as before and nothing is left; what a
@@ -23,16 +27,18 @@ def written(path: Path, *, ending: str = "") -> Iterator[Path]:
     Args:
         path: where the file shall be.
         ending: of the temporary name, for writers that go by it, such as ``.npz``.
+        sweeping: False where many files are written into one folder, which :func:`sweep` looked through once.
 
     Raises:
         OSError: the folder cannot be written.
     """
     path = path.resolve()
-    sweep(path.parent, path.name)
-    temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}.tmp{ending}")
+    if sweeping:
+        sweep(path.parent, path.name)
+    temporary = path.with_name(f".{path.name}.{_place()}-{os.getpid()}-{next(_NUMBERS)}.tmp{ending}")
     try:
         yield temporary
-        with temporary.open("rb+") as stream:
+        with temporary.open("rb" if os.name == "posix" else "rb+") as stream:  # it may be the copy of a read-only file
             os.fsync(stream.fileno())
         if path.exists():
             temporary.chmod(path.stat().st_mode & 0o7777)
@@ -42,19 +48,24 @@ def written(path: Path, *, ending: str = "") -> Iterator[Path]:
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
-    """Removes temporary files of :func:`written` whose process no longer runs on this machine.
+    """Removes temporary files of :func:`written` whose process no longer runs.
+
+    Of a process of another machine (or container) this cannot be asked; its files go when they are a day old.
 
     Args:
         folder: where to look; not below it.
         name: only those of the file that has this name.
     """
-    if not folder.is_dir():
-        return
-    for entry in folder.glob(f".{glob.escape(name)}.*.tmp*" if name else ".*.tmp*"):
-        match = _TEMPORARY.fullmatch(entry.name)
-        if match and match[1] == _host() and not runs(int(match[2])):
+    beginning = "." if name is None else f".{name}."
+    with contextlib.suppress(OSError):  # no such folder, or nothing may be changed in it
+        for entry in os.scandir(folder):
+            match = _TEMPORARY.fullmatch(entry.name) if entry.name.startswith(beginning) else None
+            if match is None:
+                continue
             with contextlib.suppress(OSError):
-                entry.unlink()
+                here = match[1] == _place()
+                if not runs(int(match[2])) if here else time() - entry.stat().st_mtime > _ABANDONED:
+                    os.unlink(entry.path)
 
 
 def runs(process: int) -> bool:
@@ -70,5 +81,11 @@ def runs(process: int) -> bool:
     return True
 
 
-def _host() -> str:
-    return re.sub(r"[^\w\-]", "_", socket.gethostname())
+@functools.cache
+def _place() -> str:
+    """Where numbers of processes mean something: the machine and, on Linux, the container."""
+    try:
+        container = re.sub(r"\D", "", os.readlink("/proc/self/ns/pid"))
+    except OSError:
+        container = ""
+    return re.sub(r"[^\w\-]", "_", socket.gethostname()) + f"-{container}" * bool(container)

@@ -7,11 +7,13 @@ import random
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from time import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from nnunet_mutual.disk.writing import written
 from nnunet_mutual.engine.peers import unwrap
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.settings import deep_merge, differences
@@ -48,20 +50,14 @@ def save_atomically(checkpoint: Mapping[str, Any], filename: str | os.PathLike[s
         MutualError: the disk is full or the folder cannot be written; the previous file of that name is untouched.
     """
     path = Path(filename)
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
+        with written(path) as temporary, temporary.open("wb") as file:
             torch.save(dict(checkpoint), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         raise MutualError(
             f"{path} could not be written ({error}); free disk space or mend the permissions and continue with --c: "
             "what was saved before is untouched"
         ) from error
-    finally:  # gone by now unless something, Ctrl-C included, prevented the renaming
-        temporary.unlink(missing_ok=True)
 
 
 def load_own(filename: str | os.PathLike[str], device: torch.device) -> dict[str, Any]:
@@ -202,3 +198,26 @@ def unpack(trainer: MutualTrainer, checkpoint: Mapping[str, Any], filename: str)
     trainer.epoch_outputs = [{key: np.asarray(value, np.float32) for key, value in step.items()} for step in steps]
     if len(state["random"]) > trainer.local_rank:
         trainer.resumed_random_state = state["random"][trainer.local_rank]
+
+
+class SaveRhythm:
+    """When ``checkpoint_latest`` is due.
+
+    Args:
+        epochs: at least every so many epochs ...
+        minutes: ... or minutes.
+    """
+
+    def __init__(self, epochs: int, minutes: float):
+        self.epochs = epochs
+        self.minutes = minutes
+        self.saved(0)
+
+    def saved(self, epoch: int) -> None:
+        """Notes a checkpoint after so many epochs."""
+        self._time, self._epoch = time(), epoch
+
+    def due(self, trainer: MutualTrainer) -> bool:
+        """Whether it is time; the first process decides, since clocks differ and all take part in a checkpoint."""
+        passed = trainer.epochs_done - self._epoch, (time() - self._time) / 60
+        return trainer.ranks.first(passed[0] >= self.epochs or passed[1] >= self.minutes)

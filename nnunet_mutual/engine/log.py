@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from nnunetv2.utilities.collate_outputs import collate_outputs
 
 from nnunet_mutual.datasets.splits import fold_problems
 from nnunet_mutual.disk.files import write_json
+from nnunet_mutual.disk.writing import written
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.plugin import compat
 
@@ -156,9 +156,8 @@ class TermLog:
         """Removes the lines of epochs that a training is about to do, and lines that a crash cut off."""
         if self.file.exists():
             kept = [line for line in self.file.read_text().splitlines() if _epoch_of(line) < epoch]
-            temporary = self.file.with_suffix(".tmp")
-            temporary.write_text("".join(line + "\n" for line in kept))
-            os.replace(temporary, self.file)
+            with written(self.file) as temporary:
+                temporary.write_text("".join(line + "\n" for line in kept))
 
 
 def say_start(trainer: MutualTrainer) -> None:

@@ -119,6 +119,8 @@ def build_supervision(trainer: MutualTrainer) -> SupervisedObjective:
     """Returns the supervised loss with nnU-Net's deep supervision and batch Dice."""
     levels = trainer._get_deep_supervision_scales()
     batch_dice = trainer.configuration_manager.batch_dice
+    if levels is not None and len(levels) == 1:
+        trainer.loss.weight_factors = (1.0,)  # nnU-Net's is 0 / 0: of several levels the lowest does not count
 
     def full_loss(outputs: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
         loss: Tensor = trainer.loss(outputs, target) if levels is not None else trainer.loss(outputs[0], target[0])

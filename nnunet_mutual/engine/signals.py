@@ -1,37 +1,49 @@
-"""When a training saves and when it stops."""
+"""Trainings that are told to stop: by a cluster (SIGTERM, SIGUSR1) or at the keyboard (SIGINT)."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 import threading
-from time import time
+from collections.abc import Callable, Iterator
+from time import sleep, time
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
+
+from nnunet_mutual.batches.loading import stop_loaders
+from nnunet_mutual.errors import MutualError
 
 if TYPE_CHECKING:
     from nnunet_mutual.trainers.base import MutualTrainer
 
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT") if hasattr(signal, name))
+NOTED = (*STOPPING, *(getattr(signal, name) for name in ("SIGUSR1",) if hasattr(signal, name)))
+_PATIENCE = 2.0  # seconds between the signals of one job's processes, at most
+_ORPHANED = 5.0  # seconds after which a loader's process asks again whether the training still runs
+_DISK = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EFBIG")}
+
 
 class StopSignals:
-    """Notes SIGTERM and SIGUSR1, with which clusters announce the end of a job, instead of dying within a step.
+    """Notes SIGTERM, SIGUSR1 and Ctrl-C instead of dying within a step.
 
-    Use as a context manager around the loop and the start of the loaders; ``received`` holds the last signal. Clusters
-    signal every process of a job: loader processes forked while it is active end at SIGTERM but outlive SIGUSR1, after
-    which the training goes on.
+    Use as a context manager around the loop and the start of the loaders; ``received`` holds the last signal, of which
+    one that stops is not replaced by one that does not. A second Ctrl-C stops at once. Clusters and terminals signal
+    every process of a job: loader processes that are forked while it is active outlive that, so that the training can
+    go on to the next place where it can be saved; they end with the training, or at the second SIGTERM.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
         self._owner = os.getpid()
+        self._told = False
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for name in ("SIGTERM", "SIGUSR1"):
-                if hasattr(signal, name):
-                    number = getattr(signal, name)
-                    self._previous[number] = signal.signal(number, self._note)
+            for number in NOTED:
+                self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -42,48 +54,109 @@ class StopSignals:
         self._previous = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() == self._owner:
+        if os.getpid() != self._owner:
+            self._note_in_loader(number)
+            return
+        if number == signal.SIGINT and self.received == number:
+            raise KeyboardInterrupt
+        if self.received not in STOPPING:
             self.received = number
-        elif number == signal.SIGTERM:
+        if number == signal.SIGINT:  # print() might be interrupted within itself
+            os.write(2, b"\nCtrl-C: saving after this step; once more stops at once and loses it\n")
+
+    def _note_in_loader(self, number: int) -> None:
+        if number != signal.SIGTERM:
+            return
+        if self._told:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+        self._told = True
+        signal.signal(signal.SIGALRM, lambda *_: None if os.getppid() == self._owner else os._exit(1))
+        signal.setitimer(signal.ITIMER_REAL, _ORPHANED, _ORPHANED)
 
     def take(self) -> int | None:
         """Returns the signal received since the last call."""
         number, self.received = self.received, None
         return number
 
+    def come(self) -> bool:
+        """Whether there is a signal, or one arrives within the time that the processes of a job get theirs in."""
+        end = time() + _PATIENCE
+        while self.received is None and time() < end:
+            sleep(0.02)
+        return self.received is not None
+
 
 def obey(trainer: MutualTrainer, signals: StopSignals) -> None:
-    """Saves a training when a signal was received on any process; SIGTERM also stops it."""
-    number = max((n for n in trainer.ranks.gather(signals.take()) if n is not None), default=None)
+    """Saves a training when a signal was received on any process; SIGTERM and Ctrl-C also stop it."""
+    number = _taken(trainer, signals)
     if number is None:
         return
-    trainer.save_checkpoint(os.path.join(trainer.output_folder, "checkpoint_latest.pth"))
-    name, place = signal.Signals(number).name, f"epoch {trainer.current_epoch}, iteration {trainer.iteration}"
-    trainer.print_to_log_file(f"{name} received: saved at {place}; continue with --c")
-    if number == signal.SIGTERM:
-        raise SystemExit(128 + number)
+    place = f"epoch {trainer.current_epoch}, iteration {trainer.iteration}"
+    if trainer.disable_checkpointing:
+        said = f"not saved at {place}, as --disable_checkpointing says"
+    else:
+        trainer.save_checkpoint(os.path.join(trainer.output_folder, "checkpoint_latest.pth"))
+        said = f"saved at {place}; continue with --c"
+    _end(trainer, number, said)
 
 
-class SaveRhythm:
-    """When ``checkpoint_latest`` is due.
+def leave(trainer: MutualTrainer, signals: StopSignals) -> None:
+    """Stops after the end of a training, before its validation, if that was asked for meanwhile."""
+    number = _taken(trainer, signals)
+    if number is not None:
+        _end(trainer, number, "the training is over and saved; validate it with --val")
+
+
+def draw(trainer: MutualTrainer, loader: Callable[[], Any], signals: StopSignals, *, save: bool) -> dict:
+    """Returns the next batch of a loader, also when its processes were killed by what the training has been told.
 
     Args:
-        epochs: at least every so many epochs ...
-        minutes: ... or minutes.
+        trainer: that asks.
+        loader: gives the loader.
+        signals: of the training.
+        save: save and stop at once where that is possible here; otherwise new processes load on to the next such place.
     """
+    try:
+        batch: dict = next(loader())
+    except RuntimeError:  # nnU-Net's loader misses its processes
+        if not signals.come():
+            raise
+        if save and trainer.ranks.size == 1:
+            obey(trainer, signals)
+        batch = next(loader())
+    return batch
 
-    def __init__(self, epochs: int, minutes: float):
-        self.epochs = epochs
-        self.minutes = minutes
-        self.saved(0)
 
-    def saved(self, epoch: int) -> None:
-        """Notes a checkpoint after so many epochs."""
-        self._time, self._epoch = time(), epoch
+@contextlib.contextmanager
+def disk_in_one_sentence(place: str) -> Iterator[None]:
+    """Turns what a full or read-only disk raises into a sentence.
 
-    def due(self, trainer: MutualTrainer) -> bool:
-        """Whether it is time; the first process decides, since clocks differ and all take part in a checkpoint."""
-        passed = trainer.epochs_done - self._epoch, (time() - self._time) / 60
-        return trainer.ranks.first(passed[0] >= self.epochs or passed[1] >= self.minutes)
+    Args:
+        place: that is written to, where the error does not name the file.
+
+    Raises:
+        MutualError: for such an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise MutualError(
+            f"{error.filename or place} cannot be written or read ({error.strerror}); free disk space or mend the "
+            "permissions and repeat the command, with --c if the training had begun: what was saved is untouched"
+        ) from None
+
+
+def _taken(trainer: MutualTrainer, signals: StopSignals) -> int | None:
+    """The signal that counts among those of all processes."""
+    found = trainer.ranks.gather(signals.take())
+    return next((number for number in NOTED if number in found), None)
+
+
+def _end(trainer: MutualTrainer, number: int, said: str) -> None:
+    trainer.print_to_log_file(f"{signal.Signals(number).name} received: {said}")
+    if number in STOPPING:
+        stop_loaders(trainer)  # or they would be missed at the exit of the process, with tracebacks
+        raise SystemExit(128 + number)

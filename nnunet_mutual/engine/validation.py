@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import join, maybe_mkdir_p, save_pickle
 from nnunetv2.configuration import default_num_processes
-from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder, save_summary_json
 from nnunetv2.inference.export_prediction import (
     convert_predicted_logits_to_segmentation_with_correct_shape,
     export_prediction_from_logits,
@@ -32,13 +32,14 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from torch import Tensor
 
-from nnunet_mutual.annotation.restriction import Restriction, restrict, restriction_for
+from nnunet_mutual.annotation.restriction import RegionRestriction, Restriction, restrict, restriction_for
 from nnunet_mutual.engine.networks import collect
 from nnunet_mutual.engine.window import predictor_for
 
 if TYPE_CHECKING:
     from nnunet_mutual.trainers.base import MutualTrainer
 
+METRICS = ("Dice", "IoU", "TP", "FP", "FN", "TN", "n_pred", "n_ref")  # of nnU-Net's summary.json
 BARRIER_EVERY = 20  # cases; NCCL gives up on a rank that is silent for too long
 
 
@@ -50,7 +51,7 @@ def export_case(
     dataset_json: dict,
     folders: tuple[str, str],
     key: str,
-    restriction: Restriction | None,
+    restriction: Restriction | RegionRestriction | None,
     save_probabilities: bool,
 ) -> None:
     """Writes the restricted and the full prediction of one case (runs in a worker process).
@@ -179,7 +180,8 @@ def _predict_case(
         image = torch.from_numpy(data)
     logits = predictor.predict_sliding_window_return_logits(trainer.seen_by(network, image[None])[0]).cpu()
     managers = (trainer.configuration_manager, trainer.plans_manager)
-    restriction = restriction_for(trainer.table, trainer.table.case(key))
+    order = trainer.label_manager.regions_class_order
+    restriction = restriction_for(trainer.table, trainer.table.case(key), order)
     pool.submit(
         export_case, logits, properties, *managers, trainer.dataset_json, folders, key, restriction, save_probabilities
     )
@@ -208,21 +210,12 @@ def _pass_on(trainer: MutualTrainer, pool: ExportPool, key: str, stage: str, log
 
 def _summarise(trainer: MutualTrainer, keys: Sequence[str], folder: str, suffix: str) -> None:
     """Writes nnU-Net's summary.json and logs one line per label with its number of cases."""
-    labels = trainer.label_manager
     of = f"{suffix.removeprefix('_')}: " if suffix else ""
-    asked = labels.foreground_regions if labels.has_regions else labels.foreground_labels
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Mean of empty slice")
-        metrics = compute_metrics_on_folder(
-            join(trainer.preprocessed_dataset_folder_base, "gt_segmentations"),
-            folder,
-            join(folder, "summary.json"),
-            trainer.plans_manager.image_reader_writer_class(),
-            trainer.dataset_json["file_ending"],
-            asked,
-            labels.ignore_label,
-            num_processes=default_num_processes,
-        )
+    if keys:
+        metrics = _score(trainer, folder)
+    else:
+        metrics = _no_scores(trainer, folder)
+        trainer.print_to_log_file(f"{of}no validation case has the channels that this network sees (n = 0)")
     scores = []
     for label in trainer.table.labels:
         values = trainer.table.values[label]
@@ -236,3 +229,34 @@ def _summarise(trainer: MutualTrainer, keys: Sequence[str], folder: str, suffix:
     mean = float(np.nanmean(scores)) if not np.all(np.isnan(scores)) else float("nan")
     trainer.logger.log_summary(f"final_val{suffix}/foreground_dice", mean)
     trainer.print_to_log_file(f"{of}Mean validation Dice over annotated labels: {mean:.4f}")
+
+
+def _score(trainer: MutualTrainer, folder: str) -> dict[str, Any]:
+    """Writes nnU-Net's summary.json of a folder of predictions and returns its content."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mean of empty slice")
+        found: dict[str, Any] = compute_metrics_on_folder(
+            join(trainer.preprocessed_dataset_folder_base, "gt_segmentations"),
+            folder,
+            join(folder, "summary.json"),
+            trainer.plans_manager.image_reader_writer_class(),
+            trainer.dataset_json["file_ending"],
+            _scored(trainer),
+            trainer.label_manager.ignore_label,
+            num_processes=default_num_processes,
+        )
+    return found
+
+
+def _no_scores(trainer: MutualTrainer, folder: str) -> dict[str, Any]:
+    """The same where there is nothing to predict, of which nnU-Net can make no summary."""
+    unknown = dict.fromkeys(METRICS, float("nan"))
+    found = {"metric_per_case": [], "mean": dict.fromkeys(_scored(trainer), unknown), "foreground_mean": unknown}
+    save_summary_json(found, join(folder, "summary.json"))
+    return found
+
+
+def _scored(trainer: MutualTrainer) -> list[Any]:
+    """The labels, or regions, that nnU-Net scores."""
+    labels = trainer.label_manager
+    return list(labels.foreground_regions if labels.has_regions else labels.foreground_labels)

@@ -186,7 +186,9 @@ def _compare(folder: Path, model: _Model, request: _Request, fold: str, number: 
         )
     found = parity.compare(folder, fold, validated, folders, place, channels, number)
     if not found:
-        print(f"{model.group}: not compared with the training, which needs the raw and the preprocessed images")
+        there = folders.raw is not None and folders.preprocessed is not None
+        reason = "no validation case has its channels" if there else "which needs the raw and the preprocessed images"
+        print(f"{model.group}: not compared with the training, {reason}")
         return
     with (folder / CARD).open("a", encoding="utf-8") as stream:
         stream.write(parity.card(found))

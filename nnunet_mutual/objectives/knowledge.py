@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nnunet_mutual.annotation.codes import PseudoCodes
-from nnunet_mutual.annotation.restriction import restriction_for
+from nnunet_mutual.annotation.restriction import Restriction, restriction_for
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.losses.partial import RegionRelations
 
@@ -233,7 +233,7 @@ class Knowledge:
         """The rule by which the files in validation/ are restricted, as a table."""
         heirs = torch.eye(self.num_outputs, dtype=torch.bool)
         restriction = restriction_for(self.table, case)
-        for channel, inheriting in restriction.removed if restriction is not None else ():
+        for channel, inheriting in restriction.removed if isinstance(restriction, Restriction) else ():
             heirs[channel] = False
             heirs[channel, list(inheriting)] = True
         return heirs

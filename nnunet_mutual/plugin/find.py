@@ -24,6 +24,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from nnunet_mutual.disk.writing import written
 from nnunet_mutual.errors import MutualError
 
 VARIABLE = "nnUNet_extTrainer"
@@ -214,12 +215,8 @@ def unregister() -> list[Path]:
 
 def _write(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, then move it in place: nnU-Net may be importing the folder meanwhile."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with written(path) as temporary:
         temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        _remove([temporary])
 
 
 def _remove(paths: Iterable[Path]) -> None:

@@ -21,6 +21,7 @@ from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, unlabelled_cases
 from nnunet_mutual.disk.locate import locate
+from nnunet_mutual.disk.writing import written
 from nnunet_mutual.errors import MutualError, shorten
 
 UNLABELLED = "unlabelled"
@@ -134,9 +135,8 @@ def write_record(path: Path, states: Mapping[str, Mapping[str, Any]]) -> None:
     Raises:
         OSError: the disk is full or not writable.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    _write(temporary, states, "w")
-    os.replace(temporary, path)
+    with written(path) as temporary:
+        _write(temporary, states, "w")
 
 
 def add_to_record(path: Path, key: str, state: Mapping[str, Any]) -> None:

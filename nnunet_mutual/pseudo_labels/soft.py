@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.datasets.raw import read_dataset_json, unlabelled_cases
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.locate import locate
+from nnunet_mutual.disk.writing import sweep, written
 from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.preprocessing.soft_labels import SCALE
 
@@ -67,6 +67,7 @@ def write_soft_labels(
     predictor.initialize_from_trained_model_folder(str(model), (fold if fold == "all" else int(fold),), checkpoint)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     write_json(folder / "dataset.json", without_identities(read_object(model / "dataset.json")))
     reader = predictor.plans_manager.image_reader_writer_class()
     for key, files in tqdm(cases.items(), desc="soft labels", unit="case"):
@@ -75,9 +76,8 @@ def write_soft_labels(
             continue
         image, properties = reader.read_images([str(files.images[number]) for number in numbers])
         _, probabilities = predictor.predict_single_npy_array(image, properties, None, None, True)
-        temporary = folder / f".{key}.{os.getpid()}.npz"
-        np.savez_compressed(temporary, probabilities=(probabilities * SCALE).round().astype(np.uint8))
-        os.replace(temporary, target)
+        with written(target, ending=".npz", sweeping=False) as temporary:
+            np.savez_compressed(temporary, probabilities=(probabilities * SCALE).round().astype(np.uint8))
     print(f"{len(cases)} soft label(s) in {folder}")
     print(f"Next, for the dataset of the other model:  nnunet_mutual preprocess_unlabelled -d DATASET --soft {folder}")
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from nnunet_mutual.batches.locations import read_locations, write_locations
 from nnunet_mutual.disk.files import read_json, write_json
+from nnunet_mutual.disk.writing import sweep, written
 from nnunet_mutual.pseudo_labels.audit import Decision, write_decisions
 
 IDENTITY = "made_by.json"
@@ -41,6 +42,8 @@ class PseudoStore:
         """
         file = self.folder / IDENTITY
         if file.exists() and read_json(file) == json.loads(json.dumps(identity)):
+            for folder in (self.folder, self.folder / "candidates"):
+                sweep(folder)
             return False
         old = self.folder.exists() and any(self.folder.iterdir())
         file.unlink(missing_ok=True)  # first: what is left of an interrupted removal must belong to nobody
@@ -120,11 +123,9 @@ class PseudoStore:
 
 
 def _write_map(file: Path, values: np.ndarray, **chunks: Any) -> None:
-    temporary = file.with_name(f".{file.stem}.tmp{os.getpid()}.b2nd")
-    temporary.unlink(missing_ok=True)
     codec = {"codec": blosc2.Codec.ZSTD, "nthreads": 1}  # others would not survive the fork of the loader's workers
-    blosc2.asarray(np.ascontiguousarray(values), urlpath=str(temporary), cparams=codec, **chunks)
-    os.replace(temporary, file)
+    with written(file, ending=".b2nd", sweeping=False) as temporary:
+        blosc2.asarray(np.ascontiguousarray(values), urlpath=str(temporary), cparams=codec, **chunks)
 
 
 class PseudoDataset:

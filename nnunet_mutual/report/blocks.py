@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from nnunet_mutual.disk.files import write_csv
+from nnunet_mutual.disk.writing import written
 from nnunet_mutual.errors import MutualError
 
 TABLES = ("dice", "curves", "coverage", "findings", "paired", "pseudo_labels", "differences")
@@ -158,24 +158,21 @@ def write(path: Path, page: str, tables: Mapping[str, pd.DataFrame]) -> list[Pat
     Raises:
         MutualError: the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    written = [path]
+    files = [path]
     try:
         for name, table in tables.items():
             file = path.with_name(f"{path.stem}_{name}.csv")
             write_csv(file, [list(table.columns), *([_cell(v) for v in row] for row in table.itertuples(index=False))])
-            written.append(file)
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
+            files.append(file)
+        with written(path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
         for name in set(TABLES) - set(tables):
             path.with_name(f"{path.stem}_{name}.csv").unlink(missing_ok=True)
     except OSError as error:
         raise MutualError(
             f"{path} could not be written ({error.strerror or error}); give another file with -o, or free space"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    return written
+    return files
 
 
 def _cell(value: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_mutual.annotation.restriction import Restriction, restrict, restriction_for
 from nnunet_mutual.annotation.table import AnnotationTable
@@ -140,23 +141,109 @@ def test_shape_and_type_stay(dtype: type) -> None:
     assert found.dtype == dtype and found.shape == probabilities.shape
 
 
-def test_of_regions_the_channel_is_emptied() -> None:
-    table = AnnotationTable.from_dataset_json(
+BRATS = {"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
+
+
+def regions(labels: dict[str, Any], annotated: list[str]) -> AnnotationTable:
+    return AnnotationTable.from_dataset_json(
         {
-            "channel_names": {"0": "CT"},
-            "labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4},
-            "regions_class_order": [1, 2, 3],
+            "channel_names": {"0": "MR"},
+            "labels": {"background": 0, **labels},
             "mutual": {
                 "version": 1,
-                "sources": {"a": {"annotated": ["whole", "enhancing"]}, "b": {"annotated": []}},
-                "cases": {"x": {"source": "a"}, "y": {"source": "b"}, "z": {"source": "b", "annotated": ["core"]}},
+                "sources": {"a": {"annotated": annotated}},
+                "cases": {"x": {"source": "a"}},
             },
         }
     )
-    probabilities = np.random.default_rng(2).random((3, 4, 4))
-    found = restricted(table, probabilities)
-    np.testing.assert_array_equal(found, probabilities * np.array([1, 0, 1])[:, None, None])
-    for key, kept in (("y", [0, 0, 0]), ("z", [0, 1, 0])):
-        restriction = restriction_for(table, table.case(key))
-        assert restriction is not None
-        np.testing.assert_array_equal(restrict(probabilities, restriction), probabilities * np.reshape(kept, (3, 1, 1)))
+
+
+def label_map(table: AnnotationTable, order: list[int], probabilities: np.ndarray) -> np.ndarray:
+    """The label map that stock nnU-Net writes."""
+    labels = {"background": 0, **{name: list(table.values[name]) for name in table.labels}}
+    return np.asarray(LabelManager(labels, order).convert_probabilities_to_segmentation(probabilities))
+
+
+@pytest.mark.parametrize(
+    ("annotated", "painted"),
+    [
+        (["whole"], [0, 1, 1, 1, 1]),
+        (["whole", "core"], [0, 1, 2, 2, 2]),
+        (["whole", "enhancing"], [0, 1, 1, 3, 3]),
+        (["core"], [0, 0, 2, 2, 2]),
+        ([], [0, 0, 0, 0, 0]),
+    ],
+)
+def test_an_unannotated_region_counts_for_the_annotated_ones_around_it(
+    annotated: list[str], painted: list[int]
+) -> None:
+    table = regions(BRATS, annotated)
+    # Nothing; whole; core alone; all three; enhancing alone, which the full map counts as whole and core.
+    columns = np.array([[0.2, 0.3, 0.1], [0.9, 0.3, 0.1], [0.4, 0.7, 0.2], [0.9, 0.8, 0.6], [0.1, 0.2, 0.7]]).T
+    restriction = restriction_for(table, table.case("x"), [1, 2, 3])
+    assert restriction is not None
+    found = restrict(columns, restriction)
+    assert label_map(table, [1, 2, 3], found).tolist() == painted
+    assert (found[[n for n, name in enumerate(BRATS) if name not in annotated]] == 0).all()
+    if annotated == ["whole"]:
+        np.testing.assert_array_equal(found[0], columns.max(0))  # also where nothing is decided, for ensembles
+
+
+def random_family(rng: np.random.Generator) -> tuple[dict[str, Any], list[int]]:
+    """Regions of any relation, and an order in which they are painted: proper ones and improper ones."""
+    highest = int(rng.integers(2, 6))
+    labels: dict[str, Any] = {"r0": sorted(rng.choice(np.arange(1, highest + 1), 2, replace=False).tolist())}
+    for n in range(1, int(rng.integers(2, 5))):
+        size = int(rng.integers(1, highest + 1))
+        labels[f"r{n}"] = sorted(rng.choice(np.arange(1, highest + 1), size, replace=False).tolist())
+    return labels, [int(rng.choice(labels[name])) for name in labels]
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_the_restricted_map_says_of_annotated_regions_what_the_full_one_says(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels, order = random_family(rng)
+    annotated = [name for name in labels if rng.random() < 0.5]
+    table = regions(labels, annotated)
+    restriction = restriction_for(table, table.case("x"), order)
+    probabilities = rng.random((len(labels), 6, 7)).astype(np.float32)
+    probabilities[:, 0, :3] = 0.5  # undecided counts as no
+    full = label_map(table, order, probabilities)
+    if restriction is None:
+        assert len(annotated) == len(labels)
+        return
+    before = probabilities.copy()
+    found = restrict(probabilities, restriction)
+    assert np.array_equal(probabilities, before) and found.dtype == np.float32
+    written = label_map(table, order, found)
+    for name in annotated:
+        np.testing.assert_array_equal(np.isin(written, labels[name]), np.isin(full, labels[name]))
+
+    def said(integer: int) -> set[str]:
+        return {name for name in annotated if integer in labels[name]}
+
+    for voxel in np.ndindex(*full.shape):
+        possible = [other for other in (0, *order) if said(other) == said(full[voxel])]
+        unknown = {i: sum(i in labels[name] for name in labels if name not in annotated) for i in possible}
+        assert unknown[written[voxel]] == min(unknown.values()), "stock tools score no more than they must"
+
+
+def test_ensembles_of_restricted_regions_score_what_ensembles_of_full_ones_score() -> None:
+    """Stock averages the probabilities of several models, then paints."""
+    rng = np.random.default_rng(5)
+    outer, inner = rng.random((2, 2, 1, 4000))
+    models = np.concatenate([np.maximum(outer, inner), inner], 1)  # (models, regions, voxels), nested
+    labels, order = {"whole": [1, 2], "core": 2}, [1, 2]
+    table = regions(labels, ["whole"])
+    restriction = restriction_for(table, table.case("x"), order)
+    assert restriction is not None
+    full = label_map(table, order, models.mean(0))
+    written = label_map(table, order, np.mean([restrict(model, restriction) for model in models], 0))
+    np.testing.assert_array_equal(np.isin(written, [1, 2]), np.isin(full, [1, 2]))
+    assert set(written.tolist()) == {0, 1}
+
+
+def test_regions_need_their_integers() -> None:
+    table = regions(BRATS, ["whole"])
+    with pytest.raises(ValueError, match="3 regions"):
+        restriction_for(table, table.case("x"))

@@ -161,3 +161,61 @@ def test_description() -> None:
     assert ["spleen", "1/1", "1/0"] in rows
     assert "fold 1: no training case annotates liver, so this fold cannot learn it" in text
     assert "fold 0: no validation case annotates liver, so this fold gives no score for it (n = 0)" in text
+
+
+def table_of_modalities(
+    lacks: Mapping[str, Sequence[str]], groups: Mapping[str, Sequence[str]] | None = None
+) -> AnnotationTable:
+    return AnnotationTable.from_dataset_json(
+        {
+            "labels": {"background": 0, "liver": 1},
+            "channel_names": {"0": "T1", "1": "FLAIR"},
+            "mutual": {
+                "version": 1,
+                "sources": {"a": {"annotated": ["liver"]}},
+                "cases": {key: {"source": "a", "missing": list(channels)} for key, channels in lacks.items()},
+                "modality_groups": dict(groups or {}),
+            },
+        }
+    )
+
+
+@pytest.mark.parametrize("groups", [{"T1": ["T1"], "FLAIR": ["FLAIR"], "both": ["T1", "FLAIR"]}, None])
+@pytest.mark.parametrize("seed", range(5))
+def test_every_fold_validates_and_trains_every_modality_group(groups: dict | None, seed: int) -> None:
+    kinds = [["FLAIR"]] * 10 + [["T1"]] * 5 + [[]] * 6
+    table = table_of_modalities({f"c{i:02d}": lack for i, lack in enumerate(kinds)}, groups)
+    for split in stratified_splits(table, list(table.cases), seed=seed):
+        lacking = [[channel in table.case(key).missing for key in split["val"]] for channel in ("FLAIR", "T1")]
+        assert [sum(flags) for flags in lacking] == [2, 1] and len(split["val"]) - 3 in (1, 2)
+        assert not fold_problems(table, split, 0)
+
+
+def test_the_only_case_with_a_modality_group_is_trained_on_where_enough_others_can_be_validated() -> None:
+    groups = {"T1": ["T1"], "FLAIR": ["FLAIR"]}
+    for number, validated in ((6, False), (5, True)):
+        table = table_of_modalities({f"c{i}": ["FLAIR"] if i else [] for i in range(number)}, groups)
+        splits = stratified_splits(table, list(table.cases))
+        assert any("c0" in split["val"] for split in splits) == validated
+        text = describe_splits(splits, table)
+        row = next(line.split() for line in text.splitlines() if "with FLAIR" in line)
+        assert row[2:] == ["0/1" if "c0" in split["val"] else "1/0" for split in splits]
+        assert (
+            "never validated (they annotate nothing, or are the only ones with a label or a modality group): c0" in text
+        ) == (not validated)
+        for split in splits:
+            (problem,) = fold_problems(table, split, 3)
+            if "c0" in split["val"]:
+                assert (
+                    problem.severity == "error"
+                    and "no annotated training case" in problem.text
+                    and "FLAIR" in problem.text
+                )
+            else:
+                assert problem.severity == "warning" and "FLAIR" in problem.text and "(n = 0)" in problem.text
+
+
+def test_channels_that_all_cases_lack_change_no_split() -> None:
+    keys = [f"c{i}" for i in range(12)]
+    table = table_of_modalities(dict.fromkeys(keys, ["FLAIR"]))
+    assert stratified_splits(table, keys) == generate_crossval_split(sorted(keys), seed=12345, n_splits=5)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -58,12 +60,30 @@ def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path: Path) ->
     left = os.listdir(tmp_path)
     assert len(left) == 1 and left[0].startswith(".a[1].json.")
     (tmp_path / ".note.tmp").write_text("the user's own")
-    running = left[0].replace(left[0].split("-")[-1], f"{os.getpid()}.tmp")
+    place = left[0].removesuffix(".tmp").rsplit("-", 2)[0]
+    running, elsewhere, forgotten = f"{place}-{os.getpid()}-0.tmp", ".a[1].json.far-1-0.tmp", ".a[1].json.far-2-0.tmp"
+    for name in (elsewhere, forgotten):
+        (tmp_path / name).write_text("of another machine")
+    os.utime(tmp_path / forgotten, (0, 0))
     (tmp_path / running).write_text("of a process that runs")
     sweep(tmp_path, "b.json")
     assert left[0] in os.listdir(tmp_path)
     sweep(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == sorted([".note.tmp", running])
+    assert sorted(os.listdir(tmp_path)) == sorted([".note.tmp", running, elsewhere])
+
+
+def test_threads_that_write_the_same_file_do_not_meet(tmp_path: Path) -> None:
+    path, both = tmp_path / "a", threading.Barrier(2)
+
+    def write(text: str) -> None:
+        with written(path) as temporary:
+            temporary.write_text(text)
+            both.wait(10)
+            assert temporary.read_text() == text
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, ["one", "two"]))
+    assert path.read_text() in ("one", "two") and os.listdir(tmp_path) == ["a"]
 
 
 @pytest.mark.parametrize("name", ["case_1", "Fälle 2", "a.b", "-x", "..a"])

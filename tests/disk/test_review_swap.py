@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from nnunet_mutual.disk.swap import Swap, swap_all, undo
 from nnunet_mutual.disk import swap
+from nnunet_mutual.disk.swap import Swap, swap_all, undo
 
 NAMES = ("a", "b", "new", "folder")
 

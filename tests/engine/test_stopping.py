@@ -5,7 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -22,6 +24,8 @@ from training import (
     trainer_for,
     weights,
 )
+
+from nnunet_mutual.engine import signals as stopping
 
 
 @pytest.fixture()
@@ -59,6 +63,70 @@ def test_a_run_stopped_by_the_cluster_resumes_bit_for_bit(nnunet_folders: Path, 
     assert resumed._best_ema == whole._best_ema
     assert_same_optimizer(resumed.optimizer, whole.optimizer)
     assert (Path(resumed.output_folder) / "mutual_log.jsonl").read_text() == terms
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_stopped_in_online_validation_keeps_the_epoch(
+    preprocessed: Path, number: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = trainer_for(preprocessed)
+    whole.run_training()
+    (Path(whole.output_folder) / "mutual_log.jsonl").unlink()
+    stopped = trainer_for(preprocessed)
+    original = stopped.validation_step
+
+    def validation_step(batch: dict) -> dict:
+        if stopped.current_epoch == 1:
+            os.kill(os.getpid(), number)
+        return original(batch)
+
+    stopped.validation_step = validation_step
+    with pytest.raises(SystemExit) as stop:
+        stopped.run_training()
+    assert stop.value.code == 128 + number
+    output = capfd.readouterr()
+    assert f"{signal.Signals(number).name} received: saved at epoch 2, iteration 0; continue with --c" in output.out
+    assert ("once more stops at once" in output.err) == (number == signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler, "handlers are put back"
+    resumed = trainer_for(preprocessed, resume="latest")
+    assert (resumed.current_epoch, resumed.iteration) == (2, 0)
+    resumed.run_training()
+    assert largest_difference(weights(resumed), weights(whole)) == 0
+    assert curves(resumed) == curves(whole)
+
+
+def test_a_second_ctrl_c_stops_at_once(preprocessed: Path) -> None:
+    trainer = trainer_for(preprocessed)
+    original = trainer.train_step
+
+    def train_step(batch: dict) -> dict:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(batch)
+
+    trainer.train_step = train_step
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run_training()
+    assert not (Path(trainer.output_folder) / "checkpoint_latest.pth").exists()
+
+
+def test_a_stop_at_the_end_of_a_training_comes_after_its_last_checkpoint(
+    preprocessed: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trainer = trainer_for(preprocessed)
+    original = trainer.save_checkpoint
+
+    def save_checkpoint(name: str) -> None:
+        if name.endswith("final.pth"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(name)
+
+    trainer.save_checkpoint = save_checkpoint
+    with pytest.raises(SystemExit) as stop:
+        trainer.run_training()
+    assert stop.value.code == 143
+    assert "SIGTERM received: the training is over and saved; validate it with --val" in capfd.readouterr().out
+    assert torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=True)["current_epoch"] == 3
 
 
 @pytest.mark.parametrize("checkpoint", ["latest", "best"])
@@ -127,6 +195,75 @@ def test_loader_processes_that_the_signal_ended_too_do_not_prevent_the_save(prep
     assert stop.value.code == 143
     resumed = trainer_for(preprocessed, resume="latest")
     assert (resumed.current_epoch, resumed.iteration) == (1, 1)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.3])
+def test_a_validation_loader_that_the_signal_ended_is_replaced(preprocessed: Path, delay: float) -> None:
+    """The processes of a job get their signals one after the other, the loader's perhaps first."""
+    trainer = trainer_for(preprocessed)
+    original = trainer.get_dataloaders
+
+    class Dying:
+        died = False
+
+        def __init__(self, loader: Any):
+            self.loader = loader
+
+        def __next__(self) -> dict:
+            if not self.died:
+                self.died = True
+                threading.Timer(delay, os.kill, (os.getpid(), signal.SIGTERM)).start()
+                raise RuntimeError("One or more background workers are no longer alive")
+            return next(self.loader)
+
+    trainer.get_dataloaders = lambda: (lambda pair: (pair[0], Dying(pair[1])))(original())
+    with pytest.raises(SystemExit) as stop:
+        trainer.run_training()
+    assert stop.value.code == 143
+    resumed = trainer_for(preprocessed, resume="latest")
+    assert (resumed.current_epoch, resumed.iteration) == (1, 0)
+
+
+def test_a_loader_that_dies_by_itself_ends_the_training(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "_PATIENCE", 0.1)
+    trainer = trainer_for(preprocessed)
+    original = trainer.get_dataloaders
+
+    def dead() -> Any:
+        raise RuntimeError("One or more background workers are no longer alive")
+        yield
+
+    trainer.get_dataloaders = lambda: (original()[0], dead())
+    with pytest.raises(RuntimeError, match="no longer alive"):
+        trainer.run_training()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("phase", ["train_step", "validation_step"])
+def test_loader_processes_outlive_a_stop_until_the_training_is_saved(
+    preprocessed: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: int, phase: str
+) -> None:
+    """Clusters signal all processes of a job, Ctrl-C those of the terminal; nothing that looks like a crash follows."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    trainer = trainer_for(preprocessed)
+    original, signalled = getattr(trainer, phase), []
+
+    def step(batch: dict) -> dict:
+        if not signalled:
+            signalled.extend(multiprocessing.active_children())
+            for pid in [*(process.pid for process in signalled), os.getpid()]:
+                os.kill(pid, number)
+        return original(batch)
+
+    setattr(trainer, phase, step)
+    with pytest.raises(SystemExit) as stop:
+        trainer.run_training()
+    assert stop.value.code == 128 + number
+    output = capfd.readouterr()
+    assert "saved at" in output.out and "Traceback" not in output.out + output.err
+    assert len(signalled) >= 2 and not any(process.is_alive() for process in signalled)
+    resumed = trainer_for(preprocessed, resume="latest")
+    assert (resumed.current_epoch, resumed.iteration) == ((0, 1) if phase == "train_step" else (1, 0))
 
 
 def test_loader_processes_outlive_sigusr1(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,8 +26,8 @@ from reviewing import (
 )
 from training import partial_block, trainer_for
 
-from nnunet_mutual.errors import MutualError
 from nnunet_mutual.disk import swap
+from nnunet_mutual.errors import MutualError
 
 DECISIONS = [
     decided("case_00", "spleen", False),

@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 from modalities import GROUPS, make_preprocessed
+from nnunetv2.evaluation.evaluate_predictions import load_summary_json
 from prepared import prepare
 from training import SHORT, trainer_for
 
@@ -76,6 +77,24 @@ def test_everything_that_nnunet_supports(nnunet_folders: Path, kind: str) -> Non
     for n in range(3):
         assert terms[-1][f"supervised[{n}]"] < terms[0][f"supervised[{n}]"]
         assert terms[0][f"consistency[{n}]"] > 0 and terms[-1][f"relearning[{n}]"] != 0
+
+
+def test_a_group_that_no_validation_case_has_validates_as_empty(
+    nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preprocessed = make_preprocessed(nnunet_folders, settings=FAST, missing={"case_00": "FLAIR"})
+    keys = [f"case_{n:02d}" for n in range(6)]
+    (preprocessed / "splits_final.json").write_text(json.dumps([{"train": keys[1:], "val": keys[:1]}]))
+    trainer = trainer_for(preprocessed, MutualCrossModalTrainer)
+    trainer.initialize()
+    monkeypatch.setattr(MutualCrossModalTrainer, "validated", {"_FLAIR": 1})
+    trainer.perform_actual_validation(save_probabilities=True)
+    summary = load_summary_json(str(Path(trainer.output_folder) / "validation_FLAIR" / "summary.json"))
+    assert summary["metric_per_case"] == [] and np.isnan(summary["foreground_mean"]["Dice"])
+    assert set(summary["mean"]) == {1, 2, 3} and all(np.isnan(entry["Dice"]) for entry in summary["mean"].values())
+    said = Path(trainer.log_file).read_text()
+    assert "FLAIR: no validation case has the channels that this network sees (n = 0)" in said
+    assert "liver: Dice nan (annotated in 0 of 0 validation cases)" in said
 
 
 def test_a_cascade_is_refused(nnunet_folders: Path) -> None:
