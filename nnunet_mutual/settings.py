@@ -20,6 +20,7 @@ from nnunet_mutual.errors import MutualError, meant
 BLOCK = "mutual"
 
 S = TypeVar("S")
+Partners = Literal["any", "unlabelled", "labelled", "off"]  # samples of which boxes are pasted into unlabelled ones
 PLANNED = "planned"  # in a block: what a planner chose for one trainer, which others leave aside
 
 
@@ -97,6 +98,63 @@ class PeersSettings(Settings):
         super().__post_init__()
         if not 0 <= self.ema < 1:
             raise MutualError(f'setting "ema" must be from 0 to below 1, found {self.ema}')
+
+
+@dataclass(frozen=True)
+class TwoStreamSettings(PeersSettings):
+    """Settings of trainers with unlabelled images.
+
+    Attributes:
+        labelled_per_batch: labelled patches in a batch (of one GPU); null: half of the plans' batch.
+        unlabelled_per_batch: unlabelled ones; null: the other half, at least one.
+        ramp: share of the training during which the weights of unlabelled terms rise.
+        unlabelled_foreground: share of the unlabelled patches that are centred on what the network predicts as
+            foreground, which is worth its time where organs are small; 0 for patches from anywhere.
+        unlabelled_foreground_epochs: epochs after which the predictions of all unlabelled images are renewed.
+    """
+
+    labelled_per_batch: int | None = None
+    unlabelled_per_batch: int | None = None
+    ramp: float = 0.2
+    unlabelled_foreground: float = 0.0
+    unlabelled_foreground_epochs: int = 50
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("labelled_per_batch", "unlabelled_per_batch"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise MutualError(f'setting "{name}" must be at least 1, found {getattr(self, name)}')
+        if not 0 <= self.unlabelled_foreground <= 1:
+            raise MutualError(
+                f'setting "unlabelled_foreground" must be a share, from 0 to 1, found {self.unlabelled_foreground}'
+            )
+        if self.unlabelled_foreground_epochs < 1:
+            raise MutualError(
+                f'setting "unlabelled_foreground_epochs" must be at least 1, found {self.unlabelled_foreground_epochs}'
+            )
+        if not 0 < self.ramp <= 1:
+            raise MutualError(f'setting "ramp" must be a share of the training, above 0, found {self.ramp}')
+
+
+@dataclass(frozen=True)
+class TeacherSettings(TwoStreamSettings):
+    """Settings of trainers whose student sees stronger views of unlabelled images than its teacher.
+
+    Attributes:
+        ema: decay of the teacher's moving average, above 0.
+        strong_intensity: whether the student sees unlabelled images with other intensities than the teacher.
+        paste_from: samples of which boxes are pasted into the student's unlabelled images: "any", "unlabelled",
+            "labelled" or "off".
+    """
+
+    ema: float = 0.99
+    strong_intensity: bool = True
+    paste_from: Partners = "any"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ema == 0:
+            raise MutualError('setting "ema" must be above 0: without a moving average there is no teacher')
 
 
 def merged_block(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:

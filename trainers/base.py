@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from time import time
 from typing import Any
@@ -11,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import join
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -19,44 +20,59 @@ from torch import Tensor, nn
 
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.batches.loading import start_loaders
-from nnunet_mutual.datasets.splits import provide_splits
+from nnunet_mutual.batches.fold import Fold
+from nnunet_mutual.batches.loading import LoaderSettings, case_probabilities, stop_loaders
+from nnunet_mutual.batches.streams import Stream
+from nnunet_mutual.datasets.splits import fold_problems, provide_splits
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
-from nnunet_mutual.engine import networks as building
+from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.engine.checkpoints import (
+    STATE_KEY,
     STOCK_TRAINER,
-    SaveRhythm,
     load_own,
-    pack,
+    plain,
+    random_state,
     restore_random_state,
     save_atomically,
-    unpack,
+    verify_author,
 )
-from nnunet_mutual.engine.log import FiniteGuard, Forecast, ProgressPlot, TermLog, log_terms, say_epoch, say_start
-from nnunet_mutual.engine.online import Ranking, log_scores, score_batch
+from nnunet_mutual.engine.foreground import PredictedForeground
+from nnunet_mutual.engine.log import ProgressPlot, RunLog, TermLog, described
+from nnunet_mutual.engine.networks import Networks, seed, settle, share_encoder
+from nnunet_mutual.engine.online import OnlineValidation, mean_dice
 from nnunet_mutual.engine.parallel.ranks import ranks_of_process
-from nnunet_mutual.engine.peers import Peers
-from nnunet_mutual.engine.signals import StopSignals, disk_in_one_sentence, draw, leave, obey
-from nnunet_mutual.engine.validation import validate_fold
-from nnunet_mutual.engine.window import set_deep_supervision
+from nnunet_mutual.engine.peers import Peers, unwrap
+from nnunet_mutual.engine.signals import SaveRhythm, Stopping, StopSignals, disk_in_one_sentence
+from nnunet_mutual.engine.stage import Stage
+from nnunet_mutual.engine.validation import FoldValidation
+from nnunet_mutual.engine.window import Window, set_deep_supervision
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.objectives import Batch, Objective, Output, Progress, Step, ask_all, collect_terms
+from nnunet_mutual.objectives import Batch, Objective, Progress
 from nnunet_mutual.objectives.knowledge import Knowledge
-from nnunet_mutual.objectives.supervised import SupervisedObjective
+from nnunet_mutual.objectives.supervised import SupervisedObjective, like_nnunet
 from nnunet_mutual.planning.needs import Needs, one_network
 from nnunet_mutual.plugin import compat
-from nnunet_mutual.settings import Settings, block_for, merged_block, read_settings
+from nnunet_mutual.settings import PeersSettings, Settings, block_for, merged_block, read_settings
 
 
 class MutualTrainer(nnUNetTrainer):
-    """Trains networks on objectives; a method is a subclass that says which.
+    """Trains networks on objectives and a stream of data; a method is a subclass that says which.
 
-    The base class itself has one network and the supervised objective.
+    The base class itself has one network, the supervised objective and nnU-Net's data.
+
+    Attributes:
+        settings_class: what the ``"mutual"`` block of the plans may hold.
+        checkpoint_trainer: which trainer nnU-Net looks for when it predicts from a checkpoint.
+        by_group: whether the data are preprocessed by modality group.
+        no_cascade: why the method trains no second stage of a cascade; None if it does.
     """
 
     settings_class: type[Settings] = Settings
-    checkpoint_trainer = STOCK_TRAINER  # which trainer nnU-Net looks for when it predicts from a checkpoint
-    by_group = False  # whether the data are preprocessed by modality group
+    checkpoint_trainer = STOCK_TRAINER
+    by_group = False
+    no_cascade: str | None = None
+    batch_size: int
+    oversample_foreground_percent: float
 
     def __init__(
         self,
@@ -88,35 +104,121 @@ class MutualTrainer(nnUNetTrainer):
         self._best_ema: float | None = None
         self.epochs_done = 0
         self.iteration = 0
-        self.stage = 1
-        self.deployed = 0
+        self.stage_number = 1
         self.rhythm = SaveRhythm(self.settings.checkpoint_epochs, self.settings.checkpoint_minutes)
         self.plot = ProgressPlot()
         self._split: tuple[list[str], list[str]] | None = None
         self.epoch_outputs: list[dict] = []
         self.resumed_random_state: dict[str, Any] | None = None
-        self.term_log = TermLog(Path(self.output_folder) / "mutual_log.jsonl")
+        self.foreground = PredictedForeground(Path(self.output_folder) / "unlabelled_foreground")
         if self.autocast_dtype != torch.float16:
             self.grad_scaler = None
 
-    # Building
+    # What the training consists of
 
     @classmethod
     def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
         """Returns what a training with these settings and cases holds in memory, for planners."""
         return one_network(settings, table, cases)
 
+    def plan_stages(self) -> None:
+        """Decides from the data how the training proceeds, before any network is built; nothing by default."""
+
+    def build_stream(self) -> Stream:
+        """Returns which data the stage learns from; the labelled cases, by default."""
+        return Stream()
+
+    def build_knowledge(self) -> Knowledge:
+        """Returns what each case says about each label; unlabelled images annotate nothing."""
+        heads = self.label_manager.num_segmentation_heads
+        return Knowledge(self.table, self._table_keys(), heads, unlabelled=self.stream.further)
+
+    def build_supervision(self) -> SupervisedObjective:
+        """Returns the supervised loss, also used in validation."""
+        levels = self._get_deep_supervision_scales()
+        return like_nnunet(
+            self.knowledge,
+            self.loss,
+            None if levels is None else len(levels),
+            ignore_label=self.label_manager.ignore_label,
+            batch_dice=self.configuration_manager.batch_dice,
+            distributed=self.is_ddp,
+            keep_last=self.is_ddp and not self._do_i_compile(),
+        )
+
+    def build_objectives(self) -> list[Objective]:
+        """Returns what the networks learn; subclasses add theirs."""
+        return [self.supervised]
+
+    def build_peers(self, objectives: Sequence[Objective]) -> Peers:
+        """Returns the networks that learn together; stock's one network by default."""
+        return Peers([self.network], [self.optimizer], [self.lr_scheduler], self.grad_scaler)
+
+    def make_peers(
+        self, objectives: Sequence[Objective], number: int = 1, auxiliary: Sequence[nn.Module] = ()
+    ) -> Peers:
+        """Returns several networks, the first of which is stock's; see :meth:`Networks.peers`."""
+        first: nn.Module = unwrap(self.network)  # type: ignore[has-type] # untyped in nnU-Net
+        self.network = first
+        return self.networks.peers(first, objectives, number, auxiliary)
+
+    @property
+    def networks(self) -> Networks:
+        """What builds networks as nnU-Net does."""
+        chosen = self.settings if isinstance(self.settings, PeersSettings) else PeersSettings(memory="joint")
+        shape = (self.plans_manager, self.configuration_manager, self.num_input_channels)
+        outputs = self.label_manager.num_segmentation_heads
+        return Networks(
+            self.configuration_manager,
+            partial(self.build_network_architecture, *shape, outputs, self.enable_deep_supervision),
+            self._optimise,
+            device=self.device,
+            compiles=self._do_i_compile(),
+            distributed=self.is_ddp,
+            ranks=self.ranks,
+            scaler=self.grad_scaler,
+            memory=chosen.memory,
+            decay=chosen.ema,
+        )
+
+    def _optimise(self, module: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
+        """nnU-Net makes optimiser and schedule for ``self.network``, over all epochs instead of those of a stage."""
+        network, self.network = self.network, module
+        try:
+            optimizer, scheduler = self.configure_optimizers()
+        finally:
+            self.network = network
+        first, end = self.stage_span
+        scheduler.max_steps = end - first
+        return optimizer, scheduler
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """Returns optimiser and schedule of ``self.network`` (nnU-Net's hook)."""
+        if self.settings.optimizer == "sgd":
+            return super().configure_optimizers()
+        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
     def autocast(self) -> AbstractContextManager:
         """Mixed precision as the settings ask for it."""
         return nullcontext() if self.autocast_dtype is None else torch.autocast(self.device.type, self.autocast_dtype)
+
+    # Building
 
     def initialize(self) -> None:
         """Builds networks, optimisers and objectives, unless it would be on a guess (nnU-Net's hook)."""
         difference = raw_and_preprocessed_differ(self.plans_manager.dataset_name)
         if difference:  # before a split is made of a wrong table
             raise MutualError(difference)
-        building.seed(self.settings.seed)
+        if self.is_cascaded and self.no_cascade is not None:
+            raise MutualError(
+                f"{type(self).__name__} does not train cascades, {self.no_cascade}; train 3d_fullres, or the cascade "
+                "with PartialTrainer"
+            )
+        seed(self.settings.seed)
+        self.forced_share = self.oversample_foreground_percent  # before nnU-Net makes it 0 or 1 in a process of DDP
         self.plan_stages()
+        self.stream = self.build_stream()
         super().initialize()
         self.validation_batch_size = self.batch_size  # stock's, whatever a method makes of training batches
         training, _ = self.do_split()
@@ -125,67 +227,107 @@ class MutualTrainer(nnUNetTrainer):
         self.supervised = self.build_supervision()
         self.start_stage()
         if self.is_ddp and self.ranks.rank:  # other samples than the first process, which has the same weights
-            building.seed(self.settings.seed, self.ranks.rank)
+            seed(self.settings.seed, self.ranks.rank)
         self._first_weight = next(self.network.parameters()).detach().clone()
-
-    def build_knowledge(self) -> Knowledge:
-        """Returns what each case says about each label."""
-        return Knowledge(self.table, self._table_keys(), self.label_manager.num_segmentation_heads)
-
-    def plan_stages(self) -> None:
-        """Decides from the data how the training proceeds, before any network is built; nothing by default."""
 
     def start_stage(self) -> None:
         """Builds what is to be learnt and the networks that learn it, at the start and wherever a method changes."""
-        self.objectives = self.build_objectives()
-        self.peers = self.build_peers()
-        names = [name for objective in self.objectives for name in objective.term_names]
-        if len(set(names)) != len(names):
-            raise MutualError(f"two objectives give a term the same name: {names}; rename one")
-        taught = self.network_labels()
-        self.ranking = Ranking(np.array([[x in taught[n] for x in self.table.labels] for n in self.candidates]))
+        size = self.stream.batch_size(self.batch_size)
+        if size is not None:
+            self.batch_size, self.oversample_foreground_percent = size, self.forced_share
+        objectives = self.build_objectives()
+        peers = self.build_peers(objectives)
         first, end = self.stage_span
-        self.forecast = Forecast((end - max(first, self.current_epoch)) * self.num_iterations_per_epoch)
-        number = len(self.peers.networks)
-        self.term_names = names if number == 1 else [f"{name}[{n}]" for n in range(number) for name in names]
-        self.guard = FiniteGuard.of(self)
+        memory_open = isinstance(self.settings, PeersSettings) and self.settings.memory == "auto"
+        graphs = self.settings.cuda_graphs
+        self.stage = Stage(
+            objectives,
+            peers,
+            device=self.device,
+            autocast=self.autocast,
+            settle=partial(settle, autocast=self.autocast, graphs=graphs, memory_open=memory_open, say=self.log.say),
+            steps=(end - max(first, self.current_epoch)) * self.num_iterations_per_epoch,
+        )
+        self.online = OnlineValidation(
+            self.supervised,
+            self.label_manager,
+            self.candidates,
+            self.network_labels(),
+            device=self.device,
+            ranks=self.ranks,
+        )
 
-    def restore_stage(self, stage: int) -> None:
+    def restore_stage(self, number: int) -> None:
         """Builds the stage of the training in which a checkpoint was written; there is only one by default."""
-        self.stage = stage
+        self.stage_number = number
 
-    def build_peers(self) -> Peers:
-        """Returns the networks that learn together; stock's one network by default."""
-        return Peers([self.network], [self.optimizer], [self.lr_scheduler], self.grad_scaler)
+    @property
+    def peers(self) -> Peers:
+        """The networks of the stage."""
+        return self.stage.peers
 
-    def wrap(self, network: nn.Module, *, features: Sequence[int]) -> nn.Module:
-        """Compiles and distributes a network."""
-        return building.wrap(self, network, features)
+    @property
+    def objectives(self) -> list[Objective]:
+        """What they learn."""
+        return self.stage.objectives
 
     @property
     def stage_span(self) -> tuple[int, int]:
         """First epoch of the stage of the training and the epoch after its last one."""
         return 0, self.num_epochs
 
-    def _progress(self) -> Progress:
-        first, end = self.stage_span
-        done = (self.current_epoch - first) * self.num_iterations_per_epoch + self.iteration
-        return Progress(done, (end - first) * self.num_iterations_per_epoch)
+    @property
+    def candidates(self) -> tuple[int, ...]:
+        """The networks that validation compares; the best is deployed."""
+        return (0,)
 
-    def build_supervision(self) -> SupervisedObjective:
-        """Returns the supervised loss, also used in validation."""
-        return building.build_supervision(self)
+    def network_labels(self) -> list[frozenset[str]]:
+        """The labels that each network is taught, and judged by: all, by default."""
+        return [frozenset(self.table.labels)] * len(self.peers.deployable)
 
-    def build_objectives(self) -> list[Objective]:
-        """Returns what the networks learn; subclasses add theirs."""
-        return [self.supervised]
+    @property
+    def most_networks(self) -> int:
+        """How many networks learn together at most, now or in another stage of the training."""
+        return len(self.peers.networks)
 
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
-        """Returns optimiser and schedule of ``self.network`` (nnU-Net's hook)."""
-        if self.settings.optimizer == "sgd":
-            return super().configure_optimizers()
-        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
-        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+    @property
+    def deployed(self) -> int:
+        """The network that validation scores, checkpoints deploy and prediction uses."""
+        return self.online.deployed
+
+    @property
+    def deployed_network(self) -> nn.Module:
+        """The same, as a module."""
+        return self.peers.evaluated[self.deployed]
+
+    @property
+    def validated(self) -> dict[str, int]:
+        """The networks that predict whole validation cases, by what their folders' names end in: the deployed one."""
+        return {"": self.deployed}
+
+    @property
+    def pseudo_labelling(self) -> list[nn.Module]:
+        """The networks that make pseudo labels of whole cases."""
+        return self.peers.evaluated
+
+    @property
+    def window(self) -> Window:
+        """The configuration as it predicts whole cases."""
+        return Window(
+            self.plans_manager,
+            self.configuration_manager,
+            self.dataset_json,
+            self.label_manager,
+            self.device,
+            self.inference_allowed_mirroring_axes,
+            self.enable_deep_supervision,
+        )
+
+    @property
+    def log(self) -> RunLog:
+        """Where the training says what it does."""
+        terms = TermLog(Path(self.output_folder) / "mutual_log.jsonl")
+        return RunLog(self.print_to_log_file, self.logger, terms, self.local_rank == 0)
 
     # Data
 
@@ -206,100 +348,168 @@ class MutualTrainer(nnUNetTrainer):
             self._split = super().do_split()
         return list(self._split[0]), list(self._split[1])
 
-    def training_transforms(self, transforms: Any) -> Any:
-        """Changes nnU-Net's transforms of training patches; not by default."""
-        return transforms
+    @property
+    def fold_cases(self) -> Fold:
+        """The preprocessed cases of the fold."""
+        folders = self.preprocessed_dataset_folder, self.folder_with_segs_from_previous_stage
+        return Fold(self.table, *self.do_split(), self.dataset_class, *folders)
 
-    def training_loader(self, keys: Sequence[str]) -> Callable[..., nnUNetDataLoader]:
-        """Returns what makes the loader of the training cases from nnU-Net's arguments; stock's by default."""
-        return nnUNetDataLoader
-
-    def training_regions(self, regions: Any) -> Any:
-        """Regions into which the loader turns training labels; nnU-Net's by default."""
-        return regions
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """Returns what the loaders read (nnU-Net's hook)."""
+        return self.stream.datasets(*super().get_tr_and_val_datasets())
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Starts nnU-Net's loaders with source-balanced case probabilities (nnU-Net's hook)."""
-        return start_loaders(self)
-
-    def to_batch(self, batch: dict) -> Batch:
-        """Moves a loader's batch to the device and looks up what its cases annotate."""
-        target = batch["target"] if isinstance(batch["target"], list) else [batch["target"]]
-        patterns = self.knowledge.patterns(batch["keys"])
-        return Batch(
-            data=batch["data"].to(self.device, non_blocking=True),
-            target=[level.to(self.device, non_blocking=True) for level in target],
-            keys=[str(key) for key in batch["keys"]],
-            patterns=patterns,
-            pattern_index=torch.tensor(patterns).to(self.device, non_blocking=True),
+        scales, labels = self._get_deep_supervision_scales(), self.label_manager
+        patch_size = self.configuration_manager.patch_size
+        rotation, dummy_2d, initial_size, mirror_axes = (
+            self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        shared: dict[str, Any] = {
+            "is_cascaded": self.is_cascaded,
+            "foreground_labels": labels.foreground_labels,
+            "regions": labels.foreground_regions if labels.has_regions else None,
+            "ignore_label": labels.ignore_label,
+        }
+        transforms = self.get_training_transforms(
+            patch_size,
+            rotation,
+            scales,
+            mirror_axes,
+            dummy_2d,
+            use_mask_for_norm=self.configuration_manager.use_mask_for_norm,
+            **{**shared, "regions": self.stream.regions(shared["regions"])},
+        )
+        training, validation = self.get_tr_and_val_datasets()
+        if not self.ranks.loads:
+            return None, None
+        number = self.settings.seed
+        loaders = LoaderSettings(
+            patch_size,
+            initial_size,
+            labels,
+            (self.batch_size, self.validation_batch_size),
+            self.oversample_foreground_percent,
+            self.probabilistic_oversampling,
+            pin_memory=self.device.type == "cuda",
+            seed=None if number is None else 1000 * (10 * number + self.local_rank),
+        )
+        balanced = case_probabilities(self.table, training.identifiers) if self.settings.balance_sources else None
+        make = self.stream.loader(training.identifiers)
+        return (
+            loaders.start(
+                training, self.stream.transforms(transforms), make=make, probabilities=balanced, training=True
+            ),
+            loaders.start(validation, self.get_validation_transforms(scales, **shared), training=False),
         )
 
-    def seen_by(self, network: int, images: Tensor) -> Tensor:
-        """Returns what a network sees of images (B, M, *spatial); everything, by default."""
-        return images
+    def close_loaders(self) -> None:
+        """Ends the processes of the loaders."""
+        stop_loaders((self.dataloader_train, self.dataloader_val))
 
-    def can_see(self, network: int, key: str) -> bool:
-        """Whether a case has what a network needs to see; yes, by default."""
-        return True
-
-    def training_batch(self, batch: dict) -> Batch:
+    def training_batch(self, raw: dict) -> Batch:
         """Moves a batch of the training loader to the device; a method may draw other views of its images here."""
-        return self.to_batch(batch)
+        return self.stream.batch(raw, self.knowledge.patterns, self.device)
+
+    def validation_batch(self, raw: dict) -> Batch:
+        """Moves a batch of the validation loader to the device."""
+        return self.stream.validation_batch(raw, self.knowledge.patterns, self.device)
 
     # The loop
 
     def on_train_start(self) -> None:
         """Prints the settings and what to know of the split, goes on where a resumed run stopped (nnU-Net's hook)."""
         super().on_train_start()
-        say_start(self)
+        name = type(self).__name__
+        self.log.start(name, self.settings, self.autocast_dtype or "float32")
+        training, validation = self.do_split()
+        split = {"train": training, "val": validation}
+        for problem in [] if self.fold == "all" else fold_problems(self.table, split, self.fold):
+            self.log.warn(f"{problem.place}: {problem.text}")
         if self.local_rank == 0:
-            self.term_log.drop_from(self.current_epoch)
-        fresh = self.current_epoch == self.iteration == 0
-        if fresh and len(self.peers.networks) > 1 and not self._first_weight.equal(next(self.network.parameters())):
-            building.share_encoder(self.peers.networks)
-            self.print_to_log_file("All networks start from the pretrained encoder; only the first from its decoder")
-        if fresh:
-            self.peers.restart_averages()
+            write_json(Path(self.output_folder_base) / "mutual_settings.json", described(name, self.settings))
+            self.log.terms.drop_from(self.current_epoch)
+        if self.current_epoch == self.iteration == 0:
+            self._begin()
         if self.resumed_random_state is not None:
             restore_random_state(self.resumed_random_state, self.device)
             self.resumed_random_state = None
 
+    def _begin(self) -> None:
+        """Gives all networks what pretrained weights gave to the first one, and begins moving averages."""
+        if len(self.peers.networks) > 1 and not self._first_weight.equal(next(self.network.parameters())):
+            share_encoder(self.peers.networks)
+            self.print_to_log_file("All networks start from the pretrained encoder; only the first from its decoder")
+        self.peers.restart_averages()
+
     def run_training(self) -> None:
         """Trains to the end, from wherever a checkpoint left off (nnU-Net's hook)."""
-        with disk_in_one_sentence(self.output_folder), StopSignals() as signals:
+        with disk_in_one_sentence(self.output_folder), self._stopping() as stopping:
             self.on_train_start()
             while self.current_epoch < self.num_epochs:
                 if self.iteration == 0:
-                    self.before_epoch(signals)
-                self._run_epoch(signals)
+                    self.before_epoch(stopping)
+                self._run_epoch(stopping)
             self.on_train_end()
-            leave(self, signals)
+            stopping.leave()
 
-    def before_epoch(self, signals: StopSignals) -> None:
-        """Changes what is learnt, where a method has stages; nothing by default."""
+    @contextmanager
+    def _stopping(self) -> Iterator[Stopping]:
+        with StopSignals() as signals:
+            yield Stopping(signals, self.ranks, self.print_to_log_file, self._save_latest, self.close_loaders)
 
-    def _run_epoch(self, signals: StopSignals) -> None:
+    def _save_latest(self) -> str:
+        place = f"epoch {self.current_epoch}, iteration {self.iteration}"
+        if self.disable_checkpointing:
+            return f"not saved at {place}, as --disable_checkpointing says"
+        self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
+        return f"saved at {place}; continue with --c"
+
+    def before_epoch(self, stopping: Stopping) -> None:
+        """Changes what is learnt, where a method has stages; renews where unlabelled images have foreground."""
+        every = self.stream.foreground_epochs
+        if not every:
+            return
+        if self.current_epoch == 0:
+            self.foreground.forget()
+        elif self.current_epoch % every == 0:
+            self._renew_foreground()
+
+    def _renew_foreground(self) -> None:
+        keys = self.stream.unlabelled_keys  # type: ignore[attr-defined] # what is renewed is of unlabelled images
+        self.print_to_log_file(f"predicting {len(keys)} unlabelled images to draw patches from")
+        dataset, _ = self.get_tr_and_val_datasets()
+        self.stage.collect()
+        self.foreground.renew(self.window, self.deployed_network, dataset, keys, self.ranks)
+
+    def _run_epoch(self, stopping: Stopping) -> None:
         if self.iteration == 0:
             self.on_epoch_start()
             self.on_train_epoch_start()
             self.epoch_outputs = []
         self.peers.set_epoch(self.current_epoch - self.stage_span[0])
         while self.iteration < self.num_iterations_per_epoch:
-            self.epoch_outputs.append(self.train_step(self._next_batch(signals, training=True)))
+            self.epoch_outputs.append(self.train_step(self._next_batch(stopping, training=True)))
             self.iteration += 1
-            said = self.forecast.step(self.device)
+            said = self.stage.forecast.step(self.device)
             if said:
                 self.print_to_log_file(said)
             if not self.is_ddp:
-                self.obey(signals)
+                stopping.obey()
         self.on_train_epoch_end(self.epoch_outputs)
         with torch.no_grad():
             self.on_validation_epoch_start()
             steps = range(self.num_val_iterations_per_epoch)
-            self.on_validation_epoch_end([self.validation_step(self._next_batch(signals)) for _ in steps])
+            self.on_validation_epoch_end([self.validation_step(self._next_batch(stopping)) for _ in steps])
         self.iteration = 0
         self.on_epoch_end()
-        self.obey(signals)
+        stopping.obey()
+
+    def _next_batch(self, stopping: Stopping, *, training: bool = False) -> dict:
+        def loader() -> Any:
+            return self.dataloader_train if training else self.dataloader_val
+
+        return self.ranks.batch(lambda: stopping.draw(loader, save=training), self.device)
 
     def on_train_epoch_start(self) -> None:
         """Puts networks and learning rates to the epoch of their stage (nnU-Net's hook)."""
@@ -309,66 +519,27 @@ class MutualTrainer(nnUNetTrainer):
             self.print_to_log_file(line)
         self.logger.log("lrs", rate, self.current_epoch)
 
+    def progress(self) -> Progress:
+        """Returns where the stage is."""
+        first, end = self.stage_span
+        done = (self.current_epoch - first) * self.num_iterations_per_epoch + self.iteration
+        return Progress(done, (end - first) * self.num_iterations_per_epoch)
+
+    def train_step(self, batch: dict) -> dict:
+        """One step of all networks on all objectives (nnU-Net's hook)."""
+        place = f"epoch {self.current_epoch}, iteration {self.iteration}"
+        return self.stage.step(self.training_batch(batch), self.progress(), self.stream.seen_by, place)
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """Logs the loss and every term by name (nnU-Net's hook)."""
+        self.log.training(self.current_epoch, self.stage.epoch(train_outputs, samples_differ=self.is_ddp))
+        if (said := self.ranks.report()) is not None:
+            self.print_to_log_file(said)
+
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Sets it for all networks (nnU-Net's hook)."""
         for network in {*self.peers.networks, *self.peers.evaluated}:
             set_deep_supervision(network, enabled)
-
-    def _next_batch(self, signals: StopSignals, *, training: bool = False) -> dict:
-        def loader() -> Any:
-            return self.dataloader_train if training else self.dataloader_val
-
-        return self.ranks.batch(lambda: draw(self, loader, signals, save=training), self.device)
-
-    def obey(self, signals: StopSignals) -> None:
-        """Saves when the cluster announces the end of the job, or at Ctrl-C; SIGTERM and Ctrl-C also stop."""
-        obey(self, signals)
-
-    def train_step(self, batch: dict) -> dict:
-        """One forward, one backward, one optimiser step of all networks on all objectives (nnU-Net's hook)."""
-        moved, progress = self.training_batch(batch), self._progress()
-        place = f"epoch {self.current_epoch}, iteration {self.iteration} (cases {', '.join(moved.keys)})"
-        number = len(self.peers.networks)
-        rows = torch.zeros(number, len(self.term_names) // number + 1, device=self.device)  # terms and their sum
-        weights = np.full((number, rows.shape[1] - 1), np.nan, np.float32)  # of networks that are trained elsewhere
-        recorded: list[Output] = []
-        steps: list[Step] = []
-        self.peers.zero_grad()
-        with self.autocast():
-            said = ask_all(self.objectives if self.peers.own else [], moved, progress)
-        seen = [self.seen_by(n, moved.data) for n in range(number)]
-        building.settle(self, seen)
-        for peer, outputs, recorded in self.peers.passes(seen, self.autocast):
-            with self.autocast():
-                if peer == self.peers.own[0]:
-                    steps = [objective.prepare(recorded, moved, progress, said) for objective in self.objectives]
-                terms = collect_terms(self.objectives, peer, outputs, steps).values()
-                weights[peer] = [term.weight for term in terms]
-                weighted = [term.value.float() * term.weight for term in terms]
-                total = torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
-            self.peers.backward(total)
-            rows[peer] = torch.stack([*(term.value.detach().float() for term in terms), total.detach()])
-        rows = self.ranks.total(rows)
-        record = torch.cat([rows[:, :-1].flatten(), self.peers.clip().float(), rows[:, -1].mean(0, keepdim=True)])
-        if self.grad_scaler is None:
-            record = record.cpu()
-            self.guard.check(record.tolist(), place)
-        self.peers.step()
-        with torch.no_grad():
-            for objective, step in zip(self.objectives, steps, strict=False):  # no steps, where no network runs here
-                objective.update(recorded, step)
-        record = record.cpu()  # the step's one transfer to the host
-        if self.grad_scaler is not None:
-            self.guard.check(record.tolist(), place)
-        return {
-            "loss": record[-1].numpy(),
-            "terms": record[: len(self.term_names)].numpy(),
-            "weights": weights.ravel(),
-        }
-
-    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        """Logs the loss and every term by name (nnU-Net's hook)."""
-        log_terms(self, train_outputs)
 
     # Validation
 
@@ -378,49 +549,31 @@ class MutualTrainer(nnUNetTrainer):
 
     def validation_step(self, batch: dict) -> dict:
         """Loss and voxel counts of the networks that may be deployed, of annotated labels only (nnU-Net's hook)."""
-        return score_batch(self, self.to_batch(batch))
-
-    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        """Logs loss and Dice per label, over labels that were sampled; ranks the networks (nnU-Net's hook)."""
-        log_scores(self, val_outputs)
+        return self.online.score(self.validation_batch(batch), self.evaluate, self.autocast)
 
     def evaluate(self, candidate: int, images: Tensor) -> list[Tensor]:
         """Returns the logits of a network that may be deployed, highest resolution first."""
-        return self.peers.ask(candidate, self.seen_by(candidate, images))
+        return self.peers.ask(candidate, self.stream.seen_by(candidate, images))
 
-    def network_labels(self) -> list[frozenset[str]]:
-        """The labels that each network is taught, and judged by: all, by default."""
-        return [frozenset(self.table.labels)] * len(self.peers.deployable)
-
-    @property
-    def candidates(self) -> tuple[int, ...]:
-        """The networks that validation compares; the best is deployed."""
-        return (self.deployed,)
-
-    @property
-    def most_networks(self) -> int:
-        """How many networks learn together at most, now or in another stage of the training."""
-        return len(self.peers.networks)
-
-    @property
-    def deployed_network(self) -> nn.Module:
-        """The network that validation scores, checkpoints deploy and prediction uses."""
-        return self.peers.evaluated[self.deployed]
-
-    @property
-    def validated(self) -> dict[str, int]:
-        """The networks that predict whole validation cases, by what their folders' names end in: the deployed one."""
-        return {"": self.deployed}
-
-    @property
-    def pseudo_labelling(self) -> list[nn.Module]:
-        """The networks that make pseudo labels of whole cases."""
-        return self.peers.evaluated
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """Logs loss and Dice per label, over labels that were sampled; ranks the networks (nnU-Net's hook)."""
+        found = self.online.add(val_outputs, samples_differ=self.is_ddp)
+        mean = mean_dice(found.dice, self.logger.get_value("mean_fg_dice", step=None))
+        self.logger.log("mean_fg_dice", mean, self.current_epoch)
+        self.logger.log("dice_per_class_or_region", found.dice, self.current_epoch)
+        self.logger.log("val_losses", found.loss, self.current_epoch)
+        self.log.validation(self.current_epoch, found.by_source)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predicts the validation cases whole, restricted to what each annotates (nnU-Net's hook)."""
         with disk_in_one_sentence(self.output_folder):
-            validate_fold(self, save_probabilities)
+            self.stage.collect()
+            parts = self.window, self.fold_cases, self.output_folder, self.log, self.ranks
+            validation = FoldValidation(*parts, save_probabilities=save_probabilities)
+            for suffix, network in self.validated.items():
+                keys = sorted(key for key in self.do_split()[1] if self.stream.can_see(network, key))
+                see = partial(self.stream.seen_by, network)
+                validation.run(suffix, self.peers.evaluated[network], keys, see)
 
     # Checkpoints
 
@@ -428,26 +581,78 @@ class MutualTrainer(nnUNetTrainer):
         """Logs, keeps the best and the latest checkpoint, counts the epoch (nnU-Net's hook)."""
         self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
         self.epochs_done = self.current_epoch + 1
-        say_epoch(self)
+        self.log.epoch(self.table.labels)
         value = self.logger.get_value
         if self._best_ema is None or value("ema_fg_dice", -1) > self._best_ema:
             self._best_ema = float(value("ema_fg_dice", -1))
             self.print_to_log_file(f"New best moving average of the pseudo Dice: {self._best_ema:.4f}")
             self.save_checkpoint(join(self.output_folder, "checkpoint_best.pth"))
-        if self.rhythm.due(self) and self.epochs_done < self.num_epochs:
+        # Clocks differ, and all processes take part in a checkpoint: the first one decides.
+        if self.ranks.first(self.rhythm.due(self.epochs_done)) and self.epochs_done < self.num_epochs:
             self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
             self.rhythm.saved(self.epochs_done)
-        self.plot.draw(self)
+        if self.local_rank == 0:
+            self.plot.draw(self.logger, self.output_folder, ended=self.epochs_done == self.num_epochs)
         self.current_epoch += 1
 
     def save_checkpoint(self, filename: str) -> None:
         """Writes what stock nnU-Net predicts from, plus everything that ``--c`` needs (nnU-Net's hook)."""
         if self.disable_checkpointing:
             return
-        checkpoint = pack(self)
-        if checkpoint is not None:
-            save_atomically(checkpoint, filename)
+        states = self.ranks.gather(random_state(self.device))  # each process has random states of its own, or networks
+        stage = self.stage.state_dict()
+        if self.local_rank:
+            return
+        stock = self.predicting_part(self.deployed_network, self._best_ema, self.epochs_done)
+        stock |= {"optimizer_state": stage["peers"]["optimizers"][0], "grad_scaler_state": stage["peers"]["scaler"]}
+        stock[STATE_KEY] |= {
+            **stage,
+            "stage": self.stage_number,
+            "deployed": self.deployed,
+            "ranking": self.online.ranking.state_dict(),
+            "random": states,
+            "iteration": self.iteration,
+            "epoch_outputs": plain(self.epoch_outputs) if self.iteration else [],
+        }
+        save_atomically(stock, filename)
+
+    def predicting_part(self, network: nn.Module, best: float | None, epochs: int) -> dict[str, Any]:
+        """Returns a checkpoint that predicts and can be exported, not one to go on from.
+
+        Args:
+            network: that predicts.
+            best: highest moving average of its Dice.
+            epochs: that it was trained for.
+        """
+        return {
+            "network_weights": unwrap(network).state_dict(),
+            "logging": plain(self.logger.get_checkpoint()),
+            "_best_ema": plain(best),
+            "current_epoch": epochs,
+            "init_args": plain(self.my_init_kwargs),
+            "trainer_name": self.checkpoint_trainer,
+            "inference_allowed_mirroring_axes": plain(self.inference_allowed_mirroring_axes),
+            STATE_KEY: {"trainer": type(self).__name__, "settings": asdict(self.settings)},
+        }
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Restores all networks and the whole state of the training (nnU-Net's hook)."""
-        unpack(self, load_own(filename_or_checkpoint, self.device), filename_or_checkpoint)
+        checkpoint = load_own(filename_or_checkpoint, self.device)
+        state = checkpoint[STATE_KEY]
+        verify_author(state, type(self).__name__, self.settings, filename_or_checkpoint)
+        if not self.was_initialized:
+            self.initialize()
+        self.my_init_kwargs = checkpoint["init_args"]
+        self.current_epoch = self.epochs_done = checkpoint["current_epoch"]
+        self.rhythm.saved(self.current_epoch)
+        self.logger.load_checkpoint(checkpoint["logging"])
+        self._best_ema = checkpoint["_best_ema"]
+        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+        self.restore_stage(state["stage"])
+        self.online.ranking.load_state_dict(state["ranking"])
+        self.stage.load_state_dict(state)
+        self.iteration = state["iteration"]
+        steps = state["epoch_outputs"]
+        self.epoch_outputs = [{key: np.asarray(value, np.float32) for key, value in step.items()} for step in steps]
+        if len(state["random"]) > self.local_rank:
+            self.resumed_random_state = state["random"][self.local_rank]

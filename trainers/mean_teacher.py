@@ -9,13 +9,15 @@ from typing import Any
 from torch import Tensor
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.engine.networks import make_peers
+from nnunet_mutual.batches.streams import TwoStreams
 from nnunet_mutual.engine.peers import Peers
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Objective
 from nnunet_mutual.objectives.mean_teacher import MeanTeacherObjective
 from nnunet_mutual.planning.needs import Needs
-from nnunet_mutual.trainers.two_streams import TeacherSettings, TwoStreamTrainer
+from nnunet_mutual.settings import TeacherSettings
+from nnunet_mutual.trainers.base import MutualTrainer
+from nnunet_mutual.trainers.unlabelled import NO_CASCADE, taught_streams, two_stream_needs
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class MeanTeacherSettings(TeacherSettings):
             raise MutualError(f'setting "temperature" must be above 0, found {self.temperature}')
 
 
-class MeanTeacherTrainer(TwoStreamTrainer):
+class MeanTeacherTrainer(MutualTrainer):
     """One network learns labelled images from their labels and unlabelled ones from its moving average.
 
     The moving average is what is validated and deployed.
@@ -48,19 +50,25 @@ class MeanTeacherTrainer(TwoStreamTrainer):
 
     settings_class = MeanTeacherSettings
     settings: MeanTeacherSettings
+    stream: TwoStreams
+    no_cascade = NO_CASCADE
 
     @classmethod
     def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
         """The teacher is a moving average."""
-        return replace(super().needs(settings, table, cases), terms=("soft targets",))
+        return replace(two_stream_needs(settings, table, cases), terms=("soft targets",))
 
-    def build_peers(self) -> Peers:
+    def build_stream(self) -> TwoStreams:
+        """Returns labelled and unlabelled images."""
+        return taught_streams(self)
+
+    def build_peers(self, objectives: Sequence[Objective]) -> Peers:
         """Returns the student; its moving average is the teacher."""
-        return make_peers(self, 1)
+        return self.make_peers(objectives)
 
     def build_objectives(self) -> list[Objective]:
         """Returns what the student learns."""
-        if not self.unlabelled_per_batch:
+        if not self.stream.unlabelled:
             return [self.supervised]
         chosen = self.settings
         return [

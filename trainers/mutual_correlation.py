@@ -10,15 +10,20 @@ import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.engine.networks import feature_channels, make_peers, new_network, strides
+from nnunet_mutual.batches.streams import TwoStreams
 from nnunet_mutual.engine.peers import Peers
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.modules.attention import Inter, attention_stage, make_auxiliary
 from nnunet_mutual.objectives import Objective
 from nnunet_mutual.objectives.correlation import STRIDE, CorrelationObjective, CorrelationWeights
 from nnunet_mutual.planning.needs import Needs
-from nnunet_mutual.settings import TermWeights, planned_memory
-from nnunet_mutual.trainers.two_streams import TwoStreamSettings, TwoStreamTrainer
+from nnunet_mutual.settings import TermWeights, TwoStreamSettings, planned_memory
+from nnunet_mutual.trainers.base import MutualTrainer
+from nnunet_mutual.trainers.unlabelled import (
+    NO_CASCADE,
+    taught_streams,
+    two_stream_needs,
+)
 
 PUBLISHED_DROPOUT = 0.5
 
@@ -72,7 +77,7 @@ def weights_of(settings: MutualCorrelationSettings) -> CorrelationWeights:
     return CorrelationWeights(settings.loss.consistency, settings.loss.correlation, settings.temperature)
 
 
-class MutualCorrelationTrainer(TwoStreamTrainer):
+class MutualCorrelationTrainer(MutualTrainer):
     """Network V and an auxiliary network A with attention across images learn from each other; V is deployed.
 
     Source: Gao et al., MICCAI 2023, arXiv 2307.06312; what differs is marked [E] where it is done.
@@ -80,6 +85,8 @@ class MutualCorrelationTrainer(TwoStreamTrainer):
 
     settings_class = MutualCorrelationSettings
     settings: MutualCorrelationSettings
+    stream: TwoStreams
+    no_cascade = NO_CASCADE
 
     @classmethod
     def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
@@ -88,49 +95,50 @@ class MutualCorrelationTrainer(TwoStreamTrainer):
         terms = {"consistency" if weights.published else "soft targets": weights.consistency}
         terms["correlation"] = weights.correlation
         return replace(
-            super().needs(settings, table, cases),
+            two_stream_needs(settings, table, cases),
             auxiliary=True,
             memory=planned_memory(settings),
             terms=tuple(name for name, weight in terms.items() if weight > 0),
             features=(STRIDE,) if weights.correlation > 0 else (),
         )
 
-    def plan_stages(self) -> None:
-        """Finds the unlabelled images; the published form knows no partial labels."""
-        super().plan_stages()
-        partial = [k for k in self.labelled_keys if self.table.case(k).annotated != frozenset(self.table.labels)]
+    def build_stream(self) -> TwoStreams:
+        """Returns labelled and unlabelled images; the published form knows no partial labels."""
+        stream = taught_streams(self)
+        partial = [k for k in stream.labelled_keys if self.table.case(k).annotated != frozenset(self.table.labels)]
         if self.settings.published and partial:
             raise MutualError(
                 f"published=true needs cases that annotate every label, but {partial[0]} annotates "
                 f"{', '.join(sorted(self.table.case(partial[0]).annotated))}; leave the setting out"
             )
+        return stream
 
     def build_objectives(self) -> list[Objective]:
         """Returns what the two networks learn, or supervision alone without unlabelled images."""
-        if not self.unlabelled_per_batch:
+        if not self.stream.unlabelled:
             return [self.supervised]
         return [
             CorrelationObjective(
                 self.knowledge,
                 self.supervised,
-                self.labelled_keys,
-                feature_size=feature_channels(self, STRIDE),
+                self.stream.labelled_keys,
+                feature_size=self.networks.feature_channels(STRIDE),
                 weights=weights_of(self.settings),
                 ramp_end=self.settings.ramp,
             )
         ]
 
-    def build_peers(self) -> Peers:
+    def build_peers(self, objectives: Sequence[Objective]) -> Peers:
         """Returns V, and A unless there is nothing to be mutual about."""
-        if not self.unlabelled_per_batch:
-            return make_peers(self, 1)
-        stage = attention_stage(self.configuration_manager.patch_size, strides(self))
+        if not self.stream.unlabelled:
+            return self.make_peers(objectives)
+        stage = attention_stage(self.configuration_manager.patch_size, self.networks.strides)
         channels = self.configuration_manager.network_arch_init_kwargs["features_per_stage"][stage]
         dropout = PUBLISHED_DROPOUT if self.settings.published else self.settings.dropout
         auxiliary = make_auxiliary(
-            new_network(self), stage, int(channels), inter=self.settings.inter, dropout=dropout
+            self.networks.new(), stage, int(channels), inter=self.settings.inter, dropout=dropout
         ).to(self.device)
-        return make_peers(self, 1, [auxiliary])
+        return self.make_peers(objectives, 1, [auxiliary])
 
     def build_supervision(self) -> Any:
         """The published form is supervised by Dice alone."""

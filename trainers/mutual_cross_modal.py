@@ -12,18 +12,25 @@ from torch import Tensor
 
 from nnunet_mutual.annotation.modality_groups import ModalityGroups, require_preprocessed_by_group
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.engine.checkpoints import pack_network, save_atomically
-from nnunet_mutual.engine.networks import make_peers
+from nnunet_mutual.batches.streams import ModalityStreams, TwoStreams
+from nnunet_mutual.engine.checkpoints import save_atomically
 from nnunet_mutual.engine.peers import Peers, unwrap
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.losses.area_similarity import PUBLISHED, ROBUST
 from nnunet_mutual.losses.consistency import probabilities
 from nnunet_mutual.modules.input_columns import clear_unused
-from nnunet_mutual.objectives import Batch, Objective, Sight
+from nnunet_mutual.objectives import Objective
 from nnunet_mutual.objectives.crossmodal import CrossModalObjective, CrossModalWeights
 from nnunet_mutual.planning.needs import Needs
-from nnunet_mutual.settings import TermWeights, planned_memory
-from nnunet_mutual.trainers.two_streams import TwoStreamSettings, TwoStreamTrainer
+from nnunet_mutual.settings import TermWeights, TwoStreamSettings, planned_memory
+from nnunet_mutual.trainers.base import MutualTrainer
+from nnunet_mutual.trainers.unlabelled import (
+    NO_CASCADE,
+    said,
+    sizes_of,
+    two_stream_needs,
+    unlabelled_images,
+)
 
 LEAST_UNLABELLED = 2  # one sample alone has no opposite
 
@@ -85,7 +92,7 @@ class MutualCrossModalSettings(TwoStreamSettings):
             )
 
 
-class MutualCrossModalTrainer(TwoStreamTrainer):
+class MutualCrossModalTrainer(MutualTrainer):
     """One network per modality group; they learn from each other and are exported one by one.
 
     Source: Zhang et al., Med. Image Anal. 83, 102656 (2023); what differs is marked [E] where it is done.
@@ -93,10 +100,11 @@ class MutualCrossModalTrainer(TwoStreamTrainer):
 
     settings_class = MutualCrossModalSettings
     settings: MutualCrossModalSettings
+    stream: TwoStreams
+    no_cascade = NO_CASCADE
     # nnU-Net would feed all stored channels to one network: better it finds no trainer of this name.
     checkpoint_trainer = "Export_first_with_nnunet_mutual_export"
     by_group = True
-    unlabelled_per_batch: int
 
     def __init__(
         self,
@@ -113,7 +121,7 @@ class MutualCrossModalTrainer(TwoStreamTrainer):
     @classmethod
     def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
         """A network and a moving average for each group; contrast needs two unlabelled patches."""
-        number, common = len(ModalityGroups.of(table).names), super().needs(settings, table, cases)
+        number, common = len(ModalityGroups.of(table).names), two_stream_needs(settings, table, cases)
         return replace(
             common,
             networks=number,
@@ -124,12 +132,10 @@ class MutualCrossModalTrainer(TwoStreamTrainer):
             held=True,
         )
 
-    def plan_stages(self) -> None:
-        """Sees to it that a batch holds two unlabelled samples."""
-        super().plan_stages()
-        if 0 < self.unlabelled_per_batch < LEAST_UNLABELLED:
-            self.unlabelled_per_batch = LEAST_UNLABELLED
-            self.print_to_log_file(f"unlabelled patches raised to {LEAST_UNLABELLED}: one alone has no opposite")
+    def build_stream(self) -> TwoStreams:
+        """Returns labelled and unlabelled images by modality; one unlabelled sample alone has no opposite."""
+        parts = self.fold_cases, self.label_manager, unlabelled_images(self), sizes_of(self, least=LEAST_UNLABELLED)
+        return said(self, ModalityStreams(*parts, groups=self.groups, all_take_part=self.is_ddp))
 
     def build_objectives(self) -> list[Objective]:
         """Returns what the networks learn."""
@@ -152,13 +158,13 @@ class MutualCrossModalTrainer(TwoStreamTrainer):
                 networks=len(self.groups.names),
                 weights=weights,
                 teacher=self._soft_label,
-                standing=lambda: self.ranking.by_label.tolist(),
+                standing=lambda: self.online.ranking.by_label.tolist(),
             )
         ]
 
-    def build_peers(self) -> Peers:
+    def build_peers(self, objectives: Sequence[Objective]) -> Peers:
         """Returns a network per group, of the plans' shape; columns of channels that it does not see are zero."""
-        peers = make_peers(self, len(self.groups.names))
+        peers = self.make_peers(objectives, len(self.groups.names))
         self._clear(peers)
         peers.restart_averages()
         return peers
@@ -174,44 +180,9 @@ class MutualCrossModalTrainer(TwoStreamTrainer):
             self._clear(self.peers)
             self.peers.restart_averages()
 
-    # What each network sees
-
-    def seen_by(self, network: int, images: Tensor) -> Tensor:
-        """Puts the stored channels of a group where dataset.json has them, zeros elsewhere."""
-        name = self.groups.names[network]
-        seen = images.new_zeros(len(images), len(self.groups.all_channels), *images.shape[2:])
-        channels = images[:, self.groups.stored[name]].unbind(1)
-        for place, channel in zip(self.groups.channels[name], channels, strict=True):
-            seen[:, place] = channel  # a list of places would be copied to the device, and waited for
-        return seen
-
-    def can_see(self, network: int, key: str) -> bool:
-        """Whether a case has all channels of a group; an image that the table does not list has."""
-        if key not in self.table.cases:
-            return True
-        return self.groups.available(self.table.cases[key])[network]
-
-    def to_batch(self, batch: dict) -> Batch:
-        """Notes who sees what, and takes noise out of channels that are missing."""
-        moved = super().to_batch(batch)
-        host = [[self.can_see(n, key) for n in range(len(self.groups.names))] for key in moved.keys]
-        if all(all(row) for row in host) and not self._gathers_of_some:
-            return moved
-        sight = Sight(host, torch.tensor(host).to(self.device, non_blocking=True))
-        stored = self.groups.stored.values()
-        there = torch.cat([sight.device[:, n : n + 1].expand(-1, s.stop - s.start) for n, s in enumerate(stored)], 1)
-        data = moved.data * there.view(*there.shape, *[1] * (moved.data.ndim - 2))
-        return replace(moved, data=data, sight=sight)
-
-    @property
-    def _gathers_of_some(self) -> bool:
-        """Whether processes of DDP gather Dice statistics, so that all must take one path, and cases lack channels."""
-        complete = all(all(self.groups.available(case)) for case in self.table.cases.values())
-        return self.is_ddp and not complete
-
     def _soft_label(self, network: int, images: Tensor) -> Tensor:
         """Probabilities of a moving average, over an image as it is and mirrored, noised views of it."""
-        seen, regions = self.seen_by(network, images), self.table.is_regions
+        seen, regions = self.stream.seen_by(network, images), self.table.is_regions
         total = probabilities(self._logits(network, seen), regions=regions)
         axes = [2 + axis for axis in self.inference_allowed_mirroring_axes or ()]
         for n in range(1, self.settings.passes):
@@ -239,14 +210,15 @@ class MutualCrossModalTrainer(TwoStreamTrainer):
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """Says how good each group's network is, and keeps the best of each (nnU-Net's hook)."""
         super().on_validation_epoch_end(val_outputs)
-        averages = dict(zip(self.groups.names, self.ranking.averages, strict=True))
+        ranking = self.online.ranking
+        averages = dict(zip(self.groups.names, ranking.averages, strict=True))
         known = {name: value for name, value in averages.items() if value is not None}
         self.print_to_log_file("moving average of the Pseudo dice", {n: round(v, 4) for n, v in known.items()})
-        if self.local_rank == 0:
-            self.term_log.append_validation(self.current_epoch, {f"Dice of {n}": v for n, v in known.items()})
-        if self.ranking.improved and not self.disable_checkpointing:
-            self.peers.collect()
-        if self.local_rank == 0 and not self.disable_checkpointing:
-            for n in self.ranking.improved:
-                file = Path(self.output_folder) / f"checkpoint_best_{self.groups.names[n]}.pth"
-                save_atomically(pack_network(self, n), file)
+        self.log.validation(self.current_epoch, {f"Dice of {n}": v for n, v in known.items()})
+        if self.disable_checkpointing or not ranking.improved:
+            return
+        self.peers.collect()
+        for n in ranking.improved if self.local_rank == 0 else []:
+            file = Path(self.output_folder) / f"checkpoint_best_{self.groups.names[n]}.pth"
+            part = self.predicting_part(self.peers.evaluated[n], ranking.averages[n], self.current_epoch + 1)
+            save_atomically(part, file)

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from batchgenerators.utilities.file_and_folder_operations import join
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from torch import nn
 
 from nnunet_mutual.annotation.codes import PseudoCodes
-from nnunet_mutual.annotation.label_groups import choose_groups, describe_groups, home
+from nnunet_mutual.annotation.label_groups import Group, choose_groups, describe_groups
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.batches.loading import PooledLoader, restart_loaders
-from nnunet_mutual.engine.networks import feature_channels, make_peers
+from nnunet_mutual.batches.pseudo import PseudoStore
+from nnunet_mutual.batches.streams import PooledStream, PseudoStream, Stream
 from nnunet_mutual.engine.peers import Peers, unwrap
 from nnunet_mutual.engine.rectifier import Rectifier
-from nnunet_mutual.engine.signals import StopSignals
+from nnunet_mutual.engine.signals import Stopping
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.objectives import Batch, Objective
+from nnunet_mutual.objectives import Objective
 from nnunet_mutual.objectives.difference import STRIDE, DifferenceObjective
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.similarity import SimilarityObjective
 from nnunet_mutual.planning.needs import Needs
 from nnunet_mutual.pseudo_labels.audit import summarise
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
-from nnunet_mutual.pseudo_labels.generate import make_pseudo_labels
-from nnunet_mutual.pseudo_labels.store import PseudoDataset, PseudoStore
+from nnunet_mutual.pseudo_labels.generate import Experts, make_pseudo_labels
 from nnunet_mutual.settings import PeersSettings, TermWeights, planned_memory
 from nnunet_mutual.trainers.base import MutualTrainer
 
@@ -132,8 +128,7 @@ class MutualPartialTrainer(MutualTrainer):
 
     settings_class = MutualPartialSettings
     settings: MutualPartialSettings
-    batch_size: int
-    oversample_foreground_percent: float
+    no_cascade = "whose second stage would need the first one's pseudo labels"
 
     # Stages
 
@@ -156,12 +151,6 @@ class MutualPartialTrainer(MutualTrainer):
 
     def plan_stages(self) -> None:
         """Finds the groups, from which the lengths of the stages follow."""
-        if self.is_cascaded:
-            raise MutualError(
-                "MutualPartialTrainer does not train cascades, whose second stage would need the first one's pseudo "
-                "labels; train 3d_fullres, or the cascade with PartialTrainer"
-            )
-        self.forced_share = self.oversample_foreground_percent  # before nnU-Net makes it 0 or 1 in a process of DDP
         training, _ = self.do_split()
         self.groups = choose_groups(self.table, training)
         mutual = len(self.groups) > 1
@@ -175,15 +164,25 @@ class MutualPartialTrainer(MutualTrainer):
         self.num_epochs = self.stage1_epochs + max(1, round(rest / max(1, len(self.stage2_groups))))
         self.store = PseudoStore(Path(self.output_folder) / "pseudo_labels")
         if not self.stage1_epochs:
-            self.stage = 2
+            self.stage_number = 2
         self.print_to_log_file(self._describe())
+
+    @property
+    def stage_groups(self) -> list[Group]:
+        """The groups of which each has a network in this stage; none for one network."""
+        return self.stage1_groups if self.stage_number == 1 else self.stage2_groups
+
+    def build_stream(self) -> Stream:
+        """A batch holds cases of different groups, where several networks learn; stage 2 has pseudo labels."""
+        if self.stage_number == 1 or not self.stage1_epochs:
+            return PooledStream(self.table, self.stage_groups)
+        codes = PseudoCodes.from_table(self.table, self.label_manager.ignore_label)
+        return PseudoStream(self.table, self.stage_groups, store=self.store, codes=codes, labels=self.label_manager)
 
     def start_stage(self) -> None:
         """Builds a stage; its batches must have room for two groups where networks of different groups learn."""
-        if self.batch_size < 2 and (self.stage1_groups if self.stage == 1 else self.stage2_groups):
+        if self.stream.batch_size(self.batch_size) is not None:
             self.print_to_log_file(f"The batch size is raised from {self.batch_size} to 2: a case each of two groups")
-            self.batch_size = 2
-            self.oversample_foreground_percent = self.forced_share
         super().start_stage()
 
     def _nothing_to_decide(self, training: list[str]) -> bool:
@@ -209,17 +208,25 @@ class MutualPartialTrainer(MutualTrainer):
     @property
     def stage_span(self) -> tuple[int, int]:
         """First epoch of the stage and the one after its last."""
-        return (0, self.stage1_epochs) if self.stage == 1 else (self.stage1_epochs, self.num_epochs)
+        return (0, self.stage1_epochs) if self.stage_number == 1 else (self.stage1_epochs, self.num_epochs)
 
-    def before_epoch(self, signals: StopSignals) -> None:
+    def before_epoch(self, stopping: Stopping) -> None:
         """Makes the pseudo labels when stage 1 is over, and goes on to stage 2."""
-        if self.stage == 2 or self.current_epoch < self.stage1_epochs:
+        if self.stage_number == 2 or self.current_epoch < self.stage1_epochs:
             return
         self.save_checkpoint(join(self.output_folder, STAGE_1_CHECKPOINT))
         self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
         self.print_to_log_file("Stage 1 is over: making pseudo labels")
-        settings, stop = self.settings.pseudo_labels, lambda: None if self.ranks.size > 1 else self.obey(signals)
-        decisions = make_pseudo_labels(self, self.store, self.pseudo_labelling, self.network_labels(), settings, stop)
+        self.stage.collect()
+        decisions = make_pseudo_labels(
+            self.window,
+            self.fold_cases,
+            self.store,
+            Experts(self.pseudo_labelling, self.network_labels(), self.settings.pseudo_labels),
+            ranks=self.ranks,
+            say=self.print_to_log_file,
+            between_cases=lambda: None if self.ranks.size > 1 else stopping.obey(),
+        )
         self.print_to_log_file(f"{summarise(decisions)}\nEvery decision: {self.store.folder / 'decisions.csv'}")
         best = unwrap(self.deployed_network).state_dict()
         best = {name: value.clone() for name, value in best.items()}
@@ -228,30 +235,36 @@ class MutualPartialTrainer(MutualTrainer):
             unwrap(network).load_state_dict(best)
         self.peers.restart_averages()
         self._best_ema = None
-        restart_loaders(self)
+        self.close_loaders()  # whose processes hold the old dataset
+        self.dataloader_train, self.dataloader_val = self.get_dataloaders()
         self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
 
-    def restore_stage(self, stage: int) -> None:
+    def restore_stage(self, number: int) -> None:
         """Builds the networks and objectives of a stage, with fresh optimisers."""
-        if stage == self.stage:
+        if number == self.stage_number:
             return
-        self.stage, self.deployed = stage, 0
-        codes = PseudoCodes.from_table(self.table, self.label_manager.ignore_label)
-        accepted = self.store.accepted(self._table_keys())
-        heads = self.label_manager.num_segmentation_heads
-        self.knowledge = Knowledge(self.table, self._table_keys(), heads, codes, accepted).to(self.device)
+        self.stage_number = number
+        self.stream = self.build_stream()
+        self.knowledge = self.build_knowledge().to(self.device)
         self.supervised = self.build_supervision()
         self.start_stage()
 
-    def build_peers(self) -> Peers:
+    def build_knowledge(self) -> Knowledge:
+        """Stage 2 knows the accepted pseudo labels, too."""
+        if not isinstance(self.stream, PseudoStream):
+            return super().build_knowledge()
+        keys, heads = self._table_keys(), self.label_manager.num_segmentation_heads
+        return Knowledge(self.table, keys, heads, self.stream.codes, self.store.accepted(keys))
+
+    def build_peers(self, objectives: Sequence[Objective]) -> Peers:
         """Returns a network per group, or one."""
-        peers = make_peers(self, max(1, len(self.stage1_groups if self.stage == 1 else self.stage2_groups)))
+        peers = self.make_peers(objectives, max(1, len(self.stage_groups)))
         if self._rectifies():
             self.rectifier.attach(peers)
         return peers
 
     def _rectifies(self) -> bool:
-        return self.stage == 1 and self.settings.pseudo_labels.rectify
+        return self.stage_number == 1 and self.settings.pseudo_labels.rectify
 
     @property
     def pseudo_labelling(self) -> list[nn.Module]:
@@ -261,14 +274,14 @@ class MutualPartialTrainer(MutualTrainer):
     def build_objectives(self) -> list[Objective]:
         """Returns what the networks of this stage learn."""
         loss, ramp = self.settings.loss, (self.settings.ramp.start, self.settings.ramp.end)
-        common: dict[str, Any] = {"feature_size": feature_channels(self), "ramp_from_to": ramp}
-        if self.stage == 2:
+        common: dict[str, Any] = {"feature_size": self.networks.feature_channels(), "ramp_from_to": ramp}
+        if self.stage_number == 2:
             weights = loss.ps, loss.dfs
             return [SimilarityObjective(self.knowledge, self.supervised, self.stage2_groups, weights=weights, **common)]
         if not self.stage1_groups:
             if not self._rectifies():
                 return [self.supervised]
-            self.rectifier = Rectifier(self, self.settings.ema, 1.0)
+            self.rectifier = Rectifier(self.networks, self.supervised, self.settings.ema, 1.0)
             return [self.supervised, self.rectifier.objective]
         forced = round(self.batch_size * (1 - self.oversample_foreground_percent))
         weights, form = (loss.pd, loss.fd), self.settings.fd_form
@@ -292,32 +305,20 @@ class MutualPartialTrainer(MutualTrainer):
     @property
     def candidates(self) -> tuple[int, ...]:
         """All networks of the stage."""
-        return tuple(range(len(self.peers.networks)))
+        return tuple(range(max(1, len(self.stage_groups))))
 
     def network_labels(self) -> list[frozenset[str]]:
         """Partial-organ networks learn the labels of their group."""
-        return list(self.stage1_groups) if self.stage == 1 and self.stage1_groups else super().network_labels()
+        return list(self.stage1_groups) if self.stage_number == 1 and self.stage1_groups else super().network_labels()
 
     # Data
 
-    def training_loader(self, keys: Sequence[str]) -> Callable[..., nnUNetDataLoader]:
-        """A batch holds cases of different groups, where several networks learn."""
-        groups = self.stage1_groups if self.stage == 1 else self.stage2_groups
-        if not groups:
-            return super().training_loader(keys)
-        pools: dict[int | None, list[str]] = {}
-        for key in keys:
-            pools.setdefault(home(groups, self.table.case(key).annotated), []).append(key)
-        return partial(PooledLoader, pools=list(pools.values()))
-
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
-        """Stage 2 trains with pseudo labels (nnU-Net's hook)."""
+        """Stage 2 goes on with all pseudo labels or not at all (nnU-Net's hook)."""
         training, validation = super().get_tr_and_val_datasets()
-        if self.stage == 1:
-            return training, validation
-        if self.stage1_epochs and self.current_epoch < self.num_epochs:
+        if isinstance(self.stream, PseudoStream) and self.current_epoch < self.num_epochs:
             self._require_pseudo_labels(training.identifiers)
-        return PseudoDataset(training, self.store), validation
+        return training, validation
 
     def _require_pseudo_labels(self, cases: Sequence[str]) -> None:
         """A stage 2 that goes on without what it began with would be another training, and nobody would notice."""
@@ -329,24 +330,3 @@ class MutualPartialTrainer(MutualTrainer):
                 f"{', ...' if len(lost) > 5 else ''}) with which stage 2 began; put them back and continue with --c, "
                 f"or repeat stage 2: copy {STAGE_1_CHECKPOINT} over checkpoint_latest.pth and continue with --c"
             )
-
-    def training_regions(self, regions: Any) -> Any:
-        """With pseudo labels, the regions of true and decided values, and where anything was decided."""
-        if regions is None or self.stage == 1 or self.knowledge.codes is None:
-            return regions
-        codes = self.knowledge.codes
-        coded = list(enumerate(codes.pairs, codes.offset))
-        values = [region if isinstance(region, (list, tuple)) else (region,) for region in regions]
-        truth = [(*region, *(code for code, (_, z) in coded if z in region)) for region in values]
-        return [*truth, tuple(code for code, _ in coded)]
-
-    def to_batch(self, batch: dict) -> Batch:
-        """Splits off where regions were decided."""
-        moved = super().to_batch(batch)
-        regions = len(self.table.labels)
-        expected = regions + (self.label_manager.ignore_label is not None)
-        if not self.label_manager.has_regions or moved.target[0].shape[1] == expected:
-            return moved
-        decided = [level[:, regions : regions + 1].bool() for level in moved.target]
-        target = [torch.cat([level[:, :regions], level[:, regions + 1 :]], 1) for level in moved.target]
-        return replace(moved, target=target, decided=decided)

@@ -11,18 +11,19 @@ import numpy as np
 from torch import Tensor, nn
 
 from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.batches.streams import TwoStreams
 from nnunet_mutual.engine.checkpoints import plain, save_atomically
-from nnunet_mutual.engine.networks import feature_channels, make_peers
-from nnunet_mutual.engine.online import annotated_counts, dice_of, score_batch
+from nnunet_mutual.engine.online import annotated_counts
 from nnunet_mutual.engine.peers import Peers
 from nnunet_mutual.engine.rectifier import Rectifier
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Objective
 from nnunet_mutual.objectives.rectification import STRIDE, RectificationObjective, RectificationWeights
 from nnunet_mutual.planning.needs import Needs
-from nnunet_mutual.settings import TermWeights
+from nnunet_mutual.settings import TeacherSettings, TermWeights
+from nnunet_mutual.trainers.base import MutualTrainer
 from nnunet_mutual.trainers.rectified import RectifiedPredictor
-from nnunet_mutual.trainers.two_streams import TeacherSettings, TwoStreamTrainer
+from nnunet_mutual.trainers.unlabelled import NO_CASCADE, taught_streams, two_stream_needs
 
 RECTIFIED_CHECKPOINT = "checkpoint_rectified.pth"
 
@@ -65,7 +66,7 @@ class MutualPrototypeSettings(TeacherSettings):
             raise MutualError(f'setting "confidence" must be between 0 and 1, found {self.confidence}')
 
 
-class MutualPrototypeTrainer(TwoStreamTrainer):
+class MutualPrototypeTrainer(MutualTrainer):
     """A student learns from its moving average, whose logits prototypes of the labelled images rectify.
 
     The moving average is validated and deployed, alone as stock nnU-Net's ``checkpoint_final.pth`` and together with
@@ -76,6 +77,8 @@ class MutualPrototypeTrainer(TwoStreamTrainer):
 
     settings_class = MutualPrototypeSettings
     settings: MutualPrototypeSettings
+    stream: TwoStreams
+    no_cascade = NO_CASCADE
 
     @classmethod
     def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
@@ -83,38 +86,44 @@ class MutualPrototypeTrainer(TwoStreamTrainer):
         weights = settings.loss
         terms = {"soft targets of all levels": weights.pseudo, "contrast": weights.contrast}
         used = tuple(name for name, weight in terms.items() if weight > 0)
-        return replace(super().needs(settings, table, cases), prototypes=True, terms=used)
+        return replace(two_stream_needs(settings, table, cases), prototypes=True, terms=used)
+
+    def build_stream(self) -> TwoStreams:
+        """Returns labelled and unlabelled images."""
+        return taught_streams(self)
 
     def build_objectives(self) -> list[Objective]:
         """Returns what student and prototypes learn, or supervision alone without unlabelled images."""
-        if not self.unlabelled_per_batch:
+        if not self.stream.unlabelled:
             return [self.supervised]
         chosen, loss = self.settings, self.settings.loss
         weights = RectificationWeights(1.0, loss.pseudo, loss.contrast, chosen.confidence)
         if chosen.published:
             weights = RectificationWeights(0.5, 0.5, 0.5, chosen.confidence, published=True)
-        self.rectifier = Rectifier(self, chosen.ema, 0.5 if chosen.published else loss.prototypes)
+        self.rectifier = Rectifier(
+            self.networks, self.supervised, chosen.ema, 0.5 if chosen.published else loss.prototypes
+        )
         rectification = RectificationObjective(
             self.knowledge,
             self.supervised,
             self.rectifier.objective,
-            feature_size=feature_channels(self, STRIDE),
+            feature_size=self.networks.feature_channels(STRIDE),
             weights=weights,
             ramp_end=chosen.ramp,
         )
         return [self.rectifier.objective, rectification]
 
-    def build_peers(self) -> Peers:
+    def build_peers(self, objectives: Sequence[Objective]) -> Peers:
         """Returns the student; its moving average is the teacher."""
-        peers = make_peers(self, 1)
-        if self.unlabelled_per_batch:
+        peers = self.make_peers(objectives)
+        if self.stream.unlabelled:
             self.rectifier.attach(peers)
         return peers
 
     @property
     def pseudo_labelling(self) -> list[nn.Module]:
         """The rectified teacher."""
-        return [self.rectifier.network] if self.unlabelled_per_batch else super().pseudo_labelling
+        return [self.rectifier.network] if self.stream.unlabelled else super().pseudo_labelling
 
     # Validation: the teacher as it is, the class scores alone, and both
 
@@ -125,7 +134,7 @@ class MutualPrototypeTrainer(TwoStreamTrainer):
 
     def evaluate(self, candidate: int, images: Tensor) -> list[Tensor]:
         """The teacher's logits; keeps the class scores that come with them."""
-        if not self.unlabelled_per_batch:
+        if not self.stream.unlabelled:
             return super().evaluate(candidate, images)
         levels, scores = self.rectifier.ask(images)
         rectified = self.rectifier.network.interaction.rectify(levels[0], scores)
@@ -134,9 +143,9 @@ class MutualPrototypeTrainer(TwoStreamTrainer):
 
     def validation_step(self, batch: dict) -> dict:
         """Counts voxels of the class scores and of the rectified teacher, too (nnU-Net's hook)."""
-        moved = self.to_batch(batch)
-        scored = score_batch(self, moved)
-        if self.unlabelled_per_batch:
+        moved = self.validation_batch(batch)
+        scored = self.online.score(moved, self.evaluate, self.autocast)
+        if self.stream.unlabelled:
             annotated, heirs = self.knowledge.scoring(moved.pattern_index)
             for name, logits in self._opinions.items():
                 counts = annotated_counts(logits, moved.target[0], annotated, heirs, self.label_manager)
@@ -146,14 +155,13 @@ class MutualPrototypeTrainer(TwoStreamTrainer):
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """Says how good class scores and rectified teacher are, next to the teacher's Pseudo dice (nnU-Net's hook)."""
         super().on_validation_epoch_end(val_outputs)
-        if not self.unlabelled_per_batch:
+        if not self.stream.unlabelled:
             return
-        found = {name: dice_of(self, counts) for name, counts in self._counts.items()}
+        found = {name: self.online.dice_of(counts) for name, counts in self._counts.items()}
         for name, dice in found.items():
             self.print_to_log_file(f"Pseudo dice, {name}", {label: round(value, 4) for label, value in dice.items()})
-        if self.local_rank == 0:
-            numbers = {f"Dice of {label}, {name}": v for name, dice in found.items() for label, v in dice.items()}
-            self.term_log.append_validation(self.current_epoch, numbers)
+        numbers = {f"Dice of {label}, {name}": v for name, dice in found.items() for label, v in dice.items()}
+        self.log.validation(self.current_epoch, numbers)
 
     # Checkpoints
 
@@ -161,7 +169,7 @@ class MutualPrototypeTrainer(TwoStreamTrainer):
         """Writes the rectified teacher beside the final checkpoint (nnU-Net's hook)."""
         super().save_checkpoint(filename)
         final = Path(filename).name == "checkpoint_final.pth"
-        if final and self.unlabelled_per_batch and self.local_rank == 0 and not self.disable_checkpointing:
+        if final and self.stream.unlabelled and self.local_rank == 0 and not self.disable_checkpointing:
             checkpoint = {
                 "network_weights": self.rectifier.network.state_dict(),
                 "init_args": plain(self.my_init_kwargs),

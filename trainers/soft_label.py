@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.batches.transforms import SoftChannels
+from nnunet_mutual.batches.streams import SoftStreams, TwoStreams
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.objectives import Batch, Objective
+from nnunet_mutual.objectives import Objective
 from nnunet_mutual.objectives.soft_labels import SoftLabelObjective
 from nnunet_mutual.planning.needs import Needs
 from nnunet_mutual.preprocessing.soft_labels import soft_dataset
-from nnunet_mutual.trainers.two_streams import TwoStreamSettings, TwoStreamTrainer
+from nnunet_mutual.settings import TwoStreamSettings
+from nnunet_mutual.trainers.base import MutualTrainer
+from nnunet_mutual.trainers.unlabelled import (
+    NO_CASCADE,
+    said,
+    sizes_of,
+    two_stream_needs,
+)
 
 KNOWN = 0.5  # the probabilities of a voxel add up to 1 inside of an image and to 0 where there is no soft label
 
@@ -41,7 +48,7 @@ class SoftLabelSettings(TwoStreamSettings):
             raise MutualError(f'setting "relearning_contrast" must be a share, found {self.relearning_contrast}')
 
 
-class SoftLabelTrainer(TwoStreamTrainer):
+class SoftLabelTrainer(MutualTrainer):
     """One network learns labelled images from their labels and unlabelled ones from another model's soft labels.
 
     Source: pseudo-label re-learning (PReL) of Zhang et al., Med. Image Anal. 83, 102656 (2023), for any two models.
@@ -49,17 +56,23 @@ class SoftLabelTrainer(TwoStreamTrainer):
 
     settings_class = SoftLabelSettings
     settings: SoftLabelSettings
-    asks_nobody = False
+    stream: TwoStreams
+    no_cascade = NO_CASCADE
 
     @classmethod
     def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
         """One network."""
-        return replace(super().needs(settings, table, cases), terms=("soft labels",))
+        return replace(two_stream_needs(settings, table, cases), terms=("soft labels",))
 
-    def open_unlabelled(self, validation: Iterable[str]) -> Any:
-        """Opens the images that have soft labels."""
+    def build_stream(self) -> TwoStreams:
+        """Returns labelled images and those that have soft labels."""
         folder = Path(self.preprocessed_dataset_folder_base)
-        return soft_dataset(folder, self.configuration_manager.data_identifier, self.table, validation)
+        validation = () if self.fold == "all" else self.do_split()[1]
+        images = soft_dataset(folder, self.configuration_manager.data_identifier, self.table, validation)
+        parts = self.fold_cases, self.label_manager, images, sizes_of(self)
+        channels = determine_num_input_channels(self.plans_manager, self.configuration_manager, self.dataset_json)
+        outputs = self.label_manager.num_segmentation_heads
+        return said(self, SoftStreams(*parts, channels=channels, outputs=outputs))
 
     def build_objectives(self) -> list[Objective]:
         """Returns what the network learns."""
@@ -68,29 +81,7 @@ class SoftLabelTrainer(TwoStreamTrainer):
             SoftLabelObjective(
                 self.knowledge,
                 self.supervised,
-                self._soft,
                 weight=chosen.relearning,
                 area=chosen.relearning_contrast,
             )
         ]
-
-    def training_transforms(self, transforms: Any) -> Any:
-        """Moves soft labels with their images."""
-        outputs = self.label_manager.num_segmentation_heads
-        return SoftChannels(super().training_transforms(transforms), self.num_input_channels, outputs)
-
-    def training_batch(self, batch: dict) -> Batch:
-        """Takes the soft labels out of the images."""
-        moved = super().training_batch(batch)
-        assert moved.views is not None
-        images = self.num_input_channels
-        self._labels = moved.data[: moved.views.unlabelled, images:]
-        return replace(moved, data=moved.data[:, :images])
-
-    def _soft(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        assert batch.views is not None
-        inside = batch.views.inside[: len(self._labels)]
-        if self.table.is_regions:
-            return self._labels.clamp(0, 1), inside
-        total = self._labels.sum(1, keepdim=True)
-        return self._labels / total.clamp_min(KNOWN), inside & (total > KNOWN)

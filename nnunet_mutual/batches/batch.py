@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
+
+Patterns: TypeAlias = Callable[[Sequence[str]], list[int]]  # of cases: which annotation pattern each has
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,14 @@ class Views:
         inside: (B, 1, *spatial) bool, where the image is: neither padded nor outside of nnU-Net's mask of it.
         weak: (unlabelled, M, *spatial) images as the loader gave them, where ``data`` holds a stronger view of them.
         pasted: which boxes were pasted into ``data``, the same for what is said about these voxels.
+        soft: (unlabelled, C, *spatial) soft labels that came with the images, 0 where there are none.
     """
 
     unlabelled: int
     inside: Tensor
     weak: Tensor | None = None
     pasted: Sequence[Paste] = ()
+    soft: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -78,3 +83,22 @@ def within(values: Tensor, sample: int, paste: Paste) -> Tensor:
     """Returns the part of one sample of (B, C, *spatial) that a box covers, (C, *box), as a view."""
     place: tuple[Any, ...] = (sample, slice(None), *paste.box)
     return values[place]
+
+
+def to_device(raw: dict, patterns: Patterns, device: torch.device) -> Batch:
+    """Moves a batch of nnU-Net's loader to the device and looks up what its cases annotate.
+
+    Args:
+        raw: ``data``, ``target`` and ``keys``.
+        patterns: annotation pattern of each case.
+        device: of the networks.
+    """
+    target = raw["target"] if isinstance(raw["target"], list) else [raw["target"]]
+    found = patterns(raw["keys"])
+    return Batch(
+        data=raw["data"].to(device, non_blocking=True),
+        target=[level.to(device, non_blocking=True) for level in target],
+        keys=[str(key) for key in raw["keys"]],
+        patterns=found,
+        pattern_index=torch.tensor(found).to(device, non_blocking=True),
+    )

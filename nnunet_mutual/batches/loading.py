@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_mutual.annotation.table import AnnotationTable
-
-if TYPE_CHECKING:
-    from nnunet_mutual.trainers.base import MutualTrainer
 
 Augmenter: TypeAlias = SingleThreadedAugmenter | NonDetMultiThreadedAugmenter
 
@@ -99,82 +98,65 @@ def start_loader(loader: nnUNetDataLoader, *, training: bool, pin_memory: bool, 
     return augmenter
 
 
-def start_loaders(trainer: MutualTrainer) -> tuple[Augmenter, Augmenter] | tuple[None, None]:
-    """Starts the training and the validation loader of a trainer, with nnU-Net's patches and transforms.
+@dataclass(frozen=True)
+class LoaderSettings:
+    """What nnU-Net's loaders of a training need to know, beside data and transforms.
 
-    Returns:
-        Both, or neither where another process loads.
+    Attributes:
+        patch_size: of the configuration.
+        initial_patch_size: of training, before rotation.
+        labels: nnU-Net's.
+        batch_sizes: of training and of validation.
+        forced: share of the patches that must hold foreground.
+        probabilistic: whether that is decided patch by patch.
+        pin_memory: for CUDA.
+        seed: of this process's workers; None leaves them unseeded, as nnU-Net.
     """
-    scales = trainer._get_deep_supervision_scales()
-    patch_size = trainer.configuration_manager.patch_size
-    labels = trainer.label_manager
-    rotation, dummy_2d, initial_patch_size, mirror_axes = (
-        trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-    )
-    shared = {
-        "is_cascaded": trainer.is_cascaded,
-        "foreground_labels": labels.foreground_labels,
-        "regions": labels.foreground_regions if labels.has_regions else None,
-        "ignore_label": labels.ignore_label,
-    }
-    mask = trainer.configuration_manager.use_mask_for_norm
-    shared_training = {**shared, "regions": trainer.training_regions(shared["regions"])}
-    transforms = trainer.get_training_transforms(
-        patch_size, rotation, scales, mirror_axes, dummy_2d, use_mask_for_norm=mask, **shared_training
-    )
-    transforms = trainer.training_transforms(transforms)
-    training, validation = trainer.get_tr_and_val_datasets()
-    if not trainer.ranks.loads:
-        return None, None
-    balanced = case_probabilities(trainer.table, training.identifiers) if trainer.settings.balance_sources else None
-    return (
-        _start(trainer, training, initial_patch_size, transforms, balanced, is_training=True),
-        _start(
-            trainer,
-            validation,
-            patch_size,
-            trainer.get_validation_transforms(scales, **shared),
-            None,
-            is_training=False,
-        ),
-    )
+
+    patch_size: Sequence[int]
+    initial_patch_size: Any
+    labels: LabelManager
+    batch_sizes: tuple[int, int]
+    forced: float
+    probabilistic: bool
+    pin_memory: bool
+    seed: int | None
+
+    def start(
+        self,
+        dataset: Any,
+        transforms: Any,
+        *,
+        make: Callable[..., nnUNetDataLoader] = nnUNetDataLoader,
+        probabilities: np.ndarray | None = None,
+        training: bool,
+    ) -> Augmenter:
+        """Starts the loader of training or of validation.
+
+        Args:
+            dataset: what it reads.
+            transforms: nnU-Net's.
+            make: the loader's class.
+            probabilities: of drawing each case.
+            training: which of the two.
+        """
+        loader = make(
+            dataset,
+            self.batch_sizes[0 if training else 1],
+            self.initial_patch_size if training else self.patch_size,
+            self.patch_size,
+            self.labels,
+            oversample_foreground_percent=self.forced,
+            sampling_probabilities=probabilities,
+            transforms=transforms,
+            probabilistic_oversampling=self.probabilistic,
+        )
+        seed = None if self.seed is None else self.seed + 500 * training
+        return start_loader(loader, training=training, pin_memory=self.pin_memory, seed=seed)
 
 
-def stop_loaders(trainer: MutualTrainer) -> None:
-    """Ends the processes of the loaders, if there are any."""
-    for loader in (trainer.dataloader_train, trainer.dataloader_val):
+def stop_loaders(loaders: Iterable[Any]) -> None:
+    """Ends the processes of loaders, if there are any."""
+    for loader in loaders:
         if isinstance(loader, NonDetMultiThreadedAugmenter):
             loader._finish()
-
-
-def restart_loaders(trainer: MutualTrainer) -> None:
-    """Ends the loaders, whose processes hold the old dataset, and starts new ones."""
-    stop_loaders(trainer)
-    trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
-
-
-def _start(
-    trainer: MutualTrainer,
-    dataset: Any,
-    size: Any,
-    transforms: Any,
-    probabilities: np.ndarray | None,
-    *,
-    is_training: bool,
-) -> Augmenter:
-    make = trainer.training_loader(dataset.identifiers) if is_training else nnUNetDataLoader
-    loader = make(
-        dataset,
-        trainer.batch_size if is_training else trainer.validation_batch_size,
-        size,
-        trainer.configuration_manager.patch_size,
-        trainer.label_manager,
-        oversample_foreground_percent=trainer.oversample_foreground_percent,
-        sampling_probabilities=probabilities,
-        transforms=transforms,
-        probabilistic_oversampling=trainer.probabilistic_oversampling,
-    )
-    seed = trainer.settings.seed
-    if seed is not None:
-        seed = 1000 * (10 * seed + trainer.local_rank) + 500 * is_training
-    return start_loader(loader, training=is_training, pin_memory=trainer.device.type == "cuda", seed=seed)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
-from nnunet_mutual.engine.foreground import PredictedForeground
+Locations: TypeAlias = Callable[[str], dict[Any, np.ndarray] | None]
 
 
 class TwoStreamDataset:
@@ -18,14 +18,14 @@ class TwoStreamDataset:
         labelled: nnU-Net's dataset of the training cases.
         unlabelled: of the unlabelled images, if there are any.
         keys: the labelled cases; only these are listed.
-        foreground: where labels were predicted in cases without any.
+        predicted: gives the places of each label in a case without any, None where nothing was predicted yet.
     """
 
-    def __init__(self, labelled: Any, unlabelled: Any, keys: Sequence[str], foreground: PredictedForeground):
+    def __init__(self, labelled: Any, unlabelled: Any, keys: Sequence[str], predicted: Locations):
         self.labelled = labelled
         self.unlabelled = unlabelled
         self.identifiers = list(keys)
-        self.foreground = foreground
+        self.predicted = predicted
         self._listed = frozenset(keys)
         self._elsewhere = frozenset() if unlabelled is None else frozenset(unlabelled.identifiers)
 
@@ -36,7 +36,7 @@ class TwoStreamDataset:
         """Returns data, labels, previous stage and properties of a case."""
         dataset = self.unlabelled if identifier in self._elsewhere else self.labelled
         data, seg, previous, properties = dataset.load_case(identifier)
-        if identifier not in self._listed and (predicted := self.foreground.locations(identifier)) is not None:
+        if identifier not in self._listed and (predicted := self.predicted(identifier)) is not None:
             properties = {**properties, "class_locations": {**properties["class_locations"], **predicted}}
         return data, seg, previous, properties
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_mutual.objectives import Batch, Paste, within
+from nnunet_mutual.batches.batch import Batch, Paste, within
+from nnunet_mutual.settings import Partners
 
-Partners = Literal["any", "unlabelled", "labelled", "off"]
 PROBABILITY = 0.5  # of each transform
 BOX_SHARE = (0.05, 0.4)  # of the voxels of a patch
 

@@ -7,19 +7,14 @@ import random
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from time import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from nnunet_mutual.disk.writing import written
-from nnunet_mutual.engine.peers import unwrap
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.settings import deep_merge, differences
-
-if TYPE_CHECKING:
-    from nnunet_mutual.trainers.base import MutualTrainer
+from nnunet_mutual.settings import Settings, deep_merge, differences
 
 STATE_KEY = "mutual_state"
 STOCK_TRAINER = "nnUNetTrainer"
@@ -106,118 +101,26 @@ def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
-def pack(trainer: MutualTrainer) -> dict[str, Any] | None:
-    """Collects a checkpoint: what stock nnU-Net predicts from, and under ``mutual_state`` all that ``--c`` needs.
+def verify_author(state: Mapping[str, Any], trainer: str, settings: Settings, filename: str) -> None:
+    """Verifies that a training may go on from a checkpoint.
 
-    Returns:
-        The checkpoint on rank 0, None on the others (all ranks must call this: each has random states of its own, or
-        networks).
-    """
-    states = trainer.ranks.gather(random_state(trainer.device))
-    peers = trainer.peers.state_dict()
-    if trainer.local_rank != 0:
-        return None
-    return {
-        "network_weights": unwrap(trainer.deployed_network).state_dict(),
-        "optimizer_state": peers["optimizers"][0],
-        "grad_scaler_state": peers["scaler"],
-        "logging": plain(trainer.logger.get_checkpoint()),
-        "_best_ema": plain(trainer._best_ema),
-        "current_epoch": trainer.epochs_done,
-        "init_args": plain(trainer.my_init_kwargs),
-        "trainer_name": trainer.checkpoint_trainer,
-        "inference_allowed_mirroring_axes": plain(trainer.inference_allowed_mirroring_axes),
-        STATE_KEY: {
-            **_author(trainer),
-            "stage": trainer.stage,
-            "deployed": trainer.deployed,
-            "ranking": trainer.ranking.state_dict(),
-            "peers": peers,
-            "objectives": [plain(objective.state_dict()) for objective in trainer.objectives],
-            "random": states,
-            "iteration": trainer.iteration,
-            "epoch_outputs": plain(trainer.epoch_outputs) if trainer.iteration else [],
-            "skipped_steps": trainer.guard.skipped,
-        },
-    }
-
-
-def pack_network(trainer: MutualTrainer, network: int) -> dict[str, Any]:
-    """Collects what is needed to export one network, not to go on training."""
-    return {
-        "network_weights": unwrap(trainer.peers.evaluated[network]).state_dict(),
-        "logging": plain(trainer.logger.get_checkpoint()),
-        "_best_ema": plain(trainer.ranking.averages[network]),
-        "current_epoch": trainer.current_epoch + 1,
-        "init_args": plain(trainer.my_init_kwargs),
-        "trainer_name": trainer.checkpoint_trainer,
-        "inference_allowed_mirroring_axes": plain(trainer.inference_allowed_mirroring_axes),
-        STATE_KEY: _author(trainer),
-    }
-
-
-def _author(trainer: MutualTrainer) -> dict[str, Any]:
-    return {"trainer": type(trainer).__name__, "settings": asdict(trainer.settings)}
-
-
-def unpack(trainer: MutualTrainer, checkpoint: Mapping[str, Any], filename: str) -> None:
-    """Puts a checkpoint of :func:`pack` back into a trainer.
+    Args:
+        state: its ``mutual_state``.
+        trainer: name of the trainer that goes on.
+        settings: in force now.
+        filename: of the checkpoint, for the sentence.
 
     Raises:
         MutualError: it is of another trainer, or the settings changed since.
     """
-    state = checkpoint[STATE_KEY]
-    name = type(trainer).__name__
-    if state["trainer"] != name:
+    if state["trainer"] != trainer:
         raise MutualError(
-            f"{filename} was written by {state['trainer']}, not {name}; continue with -tr {state['trainer']}"
+            f"{filename} was written by {state['trainer']}, not {trainer}; continue with -tr {state['trainer']}"
         )
-    defaults = asdict(trainer.settings_class())  # of settings that came after this training began
-    changed = differences(deep_merge(defaults, state["settings"]), asdict(trainer.settings))
+    defaults = asdict(type(settings)())  # of settings that came after this training began
+    changed = differences(deep_merge(defaults, state["settings"]), asdict(settings))
     if changed:
         raise MutualError(
             f"the settings in the plans changed since this training started ({'; '.join(changed)}); put them back, or "
             "train the new settings in a configuration of their own (nnunet_mutual plan --name)"
         )
-    if not trainer.was_initialized:
-        trainer.initialize()
-    trainer.my_init_kwargs = checkpoint["init_args"]
-    trainer.current_epoch = trainer.epochs_done = checkpoint["current_epoch"]
-    trainer.rhythm.saved(trainer.current_epoch)
-    trainer.logger.load_checkpoint(checkpoint["logging"])
-    trainer._best_ema = checkpoint["_best_ema"]
-    trainer.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
-    trainer.restore_stage(state["stage"])
-    trainer.deployed = state["deployed"]
-    trainer.ranking.load_state_dict(state["ranking"])
-    trainer.peers.load_state_dict(state["peers"])
-    for objective, values in zip(trainer.objectives, state["objectives"], strict=True):
-        objective.load_state_dict(values)
-    trainer.iteration, trainer.guard.skipped = state["iteration"], state["skipped_steps"]
-    steps = state["epoch_outputs"]
-    trainer.epoch_outputs = [{key: np.asarray(value, np.float32) for key, value in step.items()} for step in steps]
-    if len(state["random"]) > trainer.local_rank:
-        trainer.resumed_random_state = state["random"][trainer.local_rank]
-
-
-class SaveRhythm:
-    """When ``checkpoint_latest`` is due.
-
-    Args:
-        epochs: at least every so many epochs ...
-        minutes: ... or minutes.
-    """
-
-    def __init__(self, epochs: int, minutes: float):
-        self.epochs = epochs
-        self.minutes = minutes
-        self.saved(0)
-
-    def saved(self, epoch: int) -> None:
-        """Notes a checkpoint after so many epochs."""
-        self._time, self._epoch = time(), epoch
-
-    def due(self, trainer: MutualTrainer) -> bool:
-        """Whether it is time; the first process decides, since clocks differ and all take part in a checkpoint."""
-        passed = trainer.epochs_done - self._epoch, (time() - self._time) / 60
-        return trainer.ranks.first(passed[0] >= self.epochs or passed[1] >= self.minutes)

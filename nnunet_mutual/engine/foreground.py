@@ -5,18 +5,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from torch import nn
 
 from nnunet_mutual.batches.locations import read_locations, write_locations
-from nnunet_mutual.engine.networks import collect
-from nnunet_mutual.engine.window import predictor_for
-
-if TYPE_CHECKING:
-    from nnunet_mutual.trainers.base import MutualTrainer
+from nnunet_mutual.engine.parallel.ranks import Ranks
+from nnunet_mutual.engine.window import Window
 
 
 class PredictedForeground:
@@ -39,19 +37,26 @@ class PredictedForeground:
         file = self.folder / f"{key}.npz"
         return read_locations(file) if file.is_file() else None
 
-    def renew(self, trainer: MutualTrainer, dataset: Any, keys: Sequence[str]) -> None:
-        """Predicts all images with the network that would be deployed, without mirroring; processes share them."""
+    def renew(self, window: Window, network: nn.Module, dataset: Any, keys: Sequence[str], ranks: Ranks) -> None:
+        """Predicts images without mirroring; processes share them.
+
+        Args:
+            window: of the configuration.
+            network: the one that would be deployed.
+            dataset: nnU-Net's, of the images.
+            keys: of the images.
+            ranks: of the training.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        labels = trainer.label_manager
+        labels = window.labels
         classes: list[Any] = (
             list(labels.foreground_regions) if labels.has_regions else [int(x) for x in labels.foreground_labels]
         )
-        collect(trainer)
-        with predictor_for(trainer, trainer.deployed_network, mirroring=False) as predictor:
-            for key in trainer.ranks.share(keys):
+        with window.around(network, mirroring=False) as predictor:
+            for key in ranks.share(keys):
                 image = torch.from_numpy(np.asarray(dataset.load_case(key)[0][:])).float()
                 logits = predictor.predict_sliding_window_return_logits(image).cpu().float()
                 found = np.asarray(labels.convert_logits_to_segmentation(logits))
                 places = DefaultPreprocessor._sample_foreground_locations(found[None], classes)
                 write_locations(self.folder / f"{key}.npz", {c: places.get(c, []) for c in classes})
-        trainer.ranks.barrier()
+        ranks.barrier()

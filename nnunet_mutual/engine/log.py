@@ -5,28 +5,21 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING
+from typing import Any
 
-import numpy as np
 import torch
-from nnunetv2.utilities.collate_outputs import collate_outputs
 
-from nnunet_mutual.datasets.splits import fold_problems
-from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.writing import written
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.plugin import compat
-
-if TYPE_CHECKING:
-    from nnunet_mutual.trainers.base import MutualTrainer
+from nnunet_mutual.settings import Settings
 
 VERSIONS = ("nnunet_mutual", "nnunetv2", "torch", "numpy")
-SKIPPED_STEPS_TOLERATED = 10
 PLOT_SECONDS = 30
 
 
@@ -43,14 +36,6 @@ class FiniteGuard:
         self.names = tuple(names)
         self.tolerated = tolerated
         self.skipped = 0
-
-    @classmethod
-    def of(cls, trainer: MutualTrainer) -> FiniteGuard:
-        """Returns the guard of what a training step records."""
-        gradients = [f"gradient of network {n}" for n in range(len(trainer.peers.networks))]
-        heads = [] if trainer.peers.heads is None else ["gradient of the heads"]
-        tolerated = 0 if trainer.grad_scaler is None else SKIPPED_STEPS_TOLERATED
-        return cls([*trainer.term_names, *gradients, *heads, "sum of all terms"], tolerated)
 
     def check(self, values: Sequence[float], where: str) -> None:
         """Verifies one step.
@@ -72,17 +57,41 @@ class FiniteGuard:
             )
 
 
+@dataclass(frozen=True)
+class EpochTerms:
+    """What an epoch of training found, means over its steps and processes.
+
+    Attributes:
+        loss: sum of all weighted terms.
+        terms: each by name.
+        weights: of the terms.
+        diagnostics: numbers that objectives report.
+        warnings: likewise.
+    """
+
+    loss: float
+    terms: dict[str, float]
+    weights: dict[str, float]
+    diagnostics: dict[str, float]
+    warnings: list[str]
+
+
 class ProgressPlot:
     """nnU-Net's progress.png. It takes seconds, an epoch of a small dataset less: twice a minute is enough."""
 
     def __init__(self) -> None:
         self._last = 0.0
 
-    def draw(self, trainer: MutualTrainer) -> None:
-        """Draws it if it is time for it, or the training has ended."""
-        ended = trainer.epochs_done == trainer.num_epochs
-        if trainer.local_rank == 0 and (ended or time() - self._last > PLOT_SECONDS):
-            trainer.logger.plot_progress_png(trainer.output_folder)
+    def draw(self, logger: Any, folder: str, *, ended: bool) -> None:
+        """Draws it if it is time for it, or the training has ended.
+
+        Args:
+            logger: nnU-Net's.
+            folder: of the fold.
+            ended: whether this was the last epoch.
+        """
+        if ended or time() - self._last > PLOT_SECONDS:
+            logger.plot_progress_png(folder)
             self._last = time()
 
 
@@ -160,67 +169,68 @@ class TermLog:
                 temporary.write_text("".join(line + "\n" for line in kept))
 
 
-def say_start(trainer: MutualTrainer) -> None:
-    """Prints the settings in force and what to know of the split, and saves the settings beside plans.json."""
-    untested = compat.warn_untested()
-    if untested:
-        trainer.print_to_log_file(f"WARNING: {untested}")
-    settings = {"trainer": type(trainer).__name__, **asdict(trainer.settings)}
-    precision = trainer.autocast_dtype or "float32"
-    versions = {name: version(name) for name in VERSIONS}
-    trainer.print_to_log_file(f"Settings: {json.dumps(settings)}", f"Precision: {precision}")
-    trainer.print_to_log_file(f"Versions: {json.dumps(versions)}")
-    if trainer.local_rank == 0:
-        write_json(Path(trainer.output_folder_base) / "mutual_settings.json", settings)
-    if trainer.fold != "all":
-        training, validation = trainer.do_split()
-        for problem in fold_problems(trainer.table, {"train": training, "val": validation}, trainer.fold):
-            trainer.print_to_log_file(f"WARNING: {problem.place}: {problem.text}")
+@dataclass(frozen=True)
+class RunLog:
+    """Where a training says what it does.
 
-
-def log_terms(trainer: MutualTrainer, outputs: list[dict]) -> None:
-    """Logs the loss, every term by name and what the objectives report about an epoch, over all processes.
-
-    Args:
-        trainer: whose training steps returned ``outputs``.
-        outputs: of each step, the loss, the values of all terms and, if known, their weights.
+    Attributes:
+        say: prints to nnU-Net's log file and the terminal.
+        logger: nnU-Net's, of curves.
+        terms: file of all terms.
+        writes: whether this process writes; the others only print, which nnU-Net suppresses.
     """
-    collated = collate_outputs(outputs)
-    columns = np.column_stack([np.asarray(collated["loss"]).reshape(-1, 1), collated["terms"]])
-    if trainer.is_ddp:  # each process has samples of its own
-        columns = np.concatenate(trainer.ranks.gather(columns))
-    # A step that the gradient scaler skipped has no loss to speak of.
-    loss, *terms = (float(value) for value in np.nanmean(np.where(np.isfinite(columns), columns, np.nan), 0))
-    trainer.logger.log("train_losses", loss, trainer.current_epoch)
-    named = dict(zip(trainer.term_names, terms, strict=True))
-    for logger in trainer.logger.loggers:
-        for name, value in named.items():
-            logger.log(f"term/{name}", value, trainer.current_epoch)
-    diagnostics = {}
-    for objective in trainer.objectives:
-        numbers, warnings = objective.diagnose()
-        diagnostics.update(numbers)
-        for warning in warnings:
-            trainer.print_to_log_file(f"WARNING: {warning}")
-    if trainer.local_rank == 0:
-        means = np.mean(collated.get("weights", np.empty((1, 0))), 0).tolist()
-        pairs = zip(trainer.term_names, means, strict=False)
-        weights = {name: round(value, 6) for name, value in pairs if not math.isnan(value)}
-        trainer.term_log.append(trainer.current_epoch, loss, named, diagnostics, weights)
-    trainer.print_to_log_file("terms", {name: round(value, 4) for name, value in named.items()})
-    if (said := trainer.ranks.report()) is not None:
-        trainer.print_to_log_file(said)
+
+    say: Callable[..., None]
+    logger: Any
+    terms: TermLog
+    writes: bool
+
+    def warn(self, text: str) -> None:
+        """Prints a warning."""
+        self.say(f"WARNING: {text}")
+
+    def result(self, name: str, value: float) -> None:
+        """Logs a final number."""
+        self.logger.log_summary(name, value)
+
+    def start(self, trainer: str, settings: Settings, precision: object) -> None:
+        """Prints the settings in force, the precision and versions."""
+        if untested := compat.warn_untested():
+            self.warn(untested)
+        self.say(f"Settings: {json.dumps(described(trainer, settings))}", f"Precision: {precision}")
+        self.say(f"Versions: {json.dumps({name: version(name) for name in VERSIONS})}")
+
+    def training(self, epoch: int, found: EpochTerms) -> None:
+        """Logs the loss, every term by name and what objectives report about an epoch."""
+        self.logger.log("train_losses", found.loss, epoch)
+        for logger in self.logger.loggers:
+            for name, value in found.terms.items():
+                logger.log(f"term/{name}", value, epoch)
+        for warning in found.warnings:
+            self.warn(warning)
+        if self.writes:
+            self.terms.append(epoch, found.loss, found.terms, found.diagnostics, found.weights)
+        self.say("terms", {name: round(value, 4) for name, value in found.terms.items()})
+
+    def validation(self, epoch: int, numbers: Mapping[str, float]) -> None:
+        """Keeps what else an epoch's validation found."""
+        if self.writes and numbers:
+            self.terms.append_validation(epoch, numbers)
+
+    def epoch(self, labels: Sequence[str]) -> None:
+        """Prints what nnU-Net prints about an epoch, labels by name."""
+        value = self.logger.get_value
+        losses = round(value("train_losses", -1), 4), round(value("val_losses", -1), 4)
+        self.say("train_loss", losses[0], "val_loss", losses[1])
+        dice = zip(labels, value("dice_per_class_or_region", -1), strict=True)
+        self.say("Pseudo dice", {name: round(d, 4) for name, d in dice})
+        seconds = value("epoch_end_timestamps", -1) - value("epoch_start_timestamps", -1)
+        self.say(f"Epoch time: {seconds:.2f} s")
 
 
-def say_epoch(trainer: MutualTrainer) -> None:
-    """Prints what nnU-Net prints about an epoch, labels by name."""
-    value = trainer.logger.get_value
-    losses = round(value("train_losses", -1), 4), round(value("val_losses", -1), 4)
-    trainer.print_to_log_file("train_loss", losses[0], "val_loss", losses[1])
-    dice = zip(trainer.table.labels, value("dice_per_class_or_region", -1), strict=True)
-    trainer.print_to_log_file("Pseudo dice", {name: round(d, 4) for name, d in dice})
-    seconds = value("epoch_end_timestamps", -1) - value("epoch_start_timestamps", -1)
-    trainer.print_to_log_file(f"Epoch time: {seconds:.2f} s")
+def described(trainer: str, settings: Settings) -> dict[str, Any]:
+    """Returns the settings in force as they are saved beside plans.json."""
+    return {"trainer": trainer, **asdict(settings)}
 
 
 def _epoch_of(line: str) -> float:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from nnunetv2.utilities.ddp_allgather import AllGatherGrad
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_mutual.engine.peers import Memory, Peers, unwrap
+from nnunet_mutual.engine.parallel.ranks import Ranks
+from nnunet_mutual.engine.peers import Autocast, Memory, Peers, unwrap
 from nnunet_mutual.modules.tap import FeatureTap, feature_stage
-from nnunet_mutual.objectives.supervised import SupervisedObjective, deep_supervision_weights
-from nnunet_mutual.settings import PeersSettings
+from nnunet_mutual.objectives import Objective
 
-if TYPE_CHECKING:
-    from nnunet_mutual.trainers.base import MutualTrainer
+Optimised = tuple[torch.optim.Optimizer, Any]
 
 
 def seed(number: int | None, process: int = 0) -> None:
@@ -35,105 +34,152 @@ def seed(number: int | None, process: int = 0) -> None:
         random.seed(number + 1000 * process)
 
 
-def make_peers(trainer: MutualTrainer, number: int, auxiliary: Sequence[nn.Module] = ()) -> Peers:
-    """Returns differently seeded networks of the plans' architecture, the first of which is stock's, and heads.
+@dataclass(frozen=True)
+class Networks:
+    """Builds the networks of a training as nnU-Net does.
 
-    Args:
-        trainer: its objectives say whether features are wanted and which heads are to be trained.
-        number: of networks of the plans' architecture, which may be deployed.
-        auxiliary: further networks, which are never deployed.
+    Attributes:
+        configuration: nnU-Net's.
+        build: one more network of the plans' architecture.
+        optimise: optimiser and schedule of a module, for the length of the stage.
+        device: of the networks.
+        compiles: whether they are compiled.
+        distributed: whether DDP wraps them.
+        ranks: the processes of the training.
+        scaler: gradient scaler that all share, None without.
+        memory: how they share the GPU; "auto" until the first step shows what fits.
+        decay: of their moving averages, 0 for none.
     """
-    trainer.network = unwrap(trainer.network)
-    plain = [trainer.network, *(new_network(trainer) for _ in range(number - 1)), *auxiliary]
-    features = sorted({stride for objective in trainer.objectives for stride in objective.feature_strides})
-    heads = nn.ModuleList([o.heads for o in trainer.objectives if o.heads is not None]).to(trainer.device)
-    trained = [*plain, heads] if len(heads) else plain
-    trainer.ranks.equalise([tensor for module in trained for tensor in module.state_dict().values()])
-    optimizers, schedulers = zip(*(_optimizer_for(trainer, module) for module in trained), strict=True)
-    networks = [trainer.wrap(network, features=features) for network in plain]
-    memory: Memory = "joint"
-    if trainer.device.type == "cuda":  # until the first step shows what fits
-        memory = "sequential"
-        torch.cuda.reset_peak_memory_stats(trainer.device)
-    if isinstance(trainer.settings, PeersSettings) and trainer.settings.memory != "auto":
-        memory = trainer.settings.memory
-    decay = trainer.settings.ema if isinstance(trainer.settings, PeersSettings) else 0.0
-    used = heads if len(heads) else None
-    return Peers(
-        networks,
-        optimizers,
-        schedulers,
-        trainer.grad_scaler,
-        memory=memory,
-        heads=used,
-        decay=decay,
-        compiled=partial(compiled, trainer),
-        auxiliary=len(auxiliary),
-        ranks=trainer.ranks,
-        partner_levels=_partner_levels(trainer),
-    )
+
+    configuration: ConfigurationManager
+    build: Callable[[], nn.Module]
+    optimise: Callable[[nn.Module], Optimised]
+    device: torch.device
+    compiles: bool
+    distributed: bool
+    ranks: Ranks
+    scaler: torch.amp.GradScaler | None
+    memory: Literal["auto", "joint", "sequential"] = "joint"
+    decay: float = 0.0
+
+    def new(self) -> nn.Module:
+        """Returns one more network as nnU-Net builds it from the plans, on the device."""
+        return self.build().to(self.device)
+
+    def peers(
+        self, first: nn.Module, objectives: Sequence[Objective], number: int = 1, auxiliary: Sequence[nn.Module] = ()
+    ) -> Peers:
+        """Returns differently seeded networks of the plans' architecture, and heads.
+
+        Args:
+            first: stock's network, plain.
+            objectives: which say whether features are wanted and which heads are to be trained.
+            number: of networks of the plans' architecture, which may be deployed.
+            auxiliary: further networks, which are never deployed.
+        """
+        plain = [first, *(self.new() for _ in range(number - 1)), *auxiliary]
+        features = sorted({stride for objective in objectives for stride in objective.feature_strides})
+        heads = nn.ModuleList([o.heads for o in objectives if o.heads is not None]).to(self.device)
+        trained = [*plain, heads] if len(heads) else plain
+        self.ranks.equalise([tensor for module in trained for tensor in module.state_dict().values()])
+        optimizers, schedulers = zip(*(self.optimise(module) for module in trained), strict=True)
+        networks = [self.wrap(network, features) for network in plain]
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        return Peers(
+            networks,
+            optimizers,
+            schedulers,
+            self.scaler,
+            memory=self._first_memory(),
+            heads=heads if len(heads) else None,
+            decay=self.decay,
+            compiled=self.compiled,
+            auxiliary=len(auxiliary),
+            ranks=self.ranks,
+            partner_levels=_partner_levels(objectives),
+        )
+
+    def _first_memory(self) -> Memory:
+        if self.memory != "auto":
+            return self.memory
+        return "sequential" if self.device.type == "cuda" else "joint"  # until the first step shows what fits
+
+    def wrap(self, network: nn.Module, features: Sequence[int]) -> nn.Module:
+        """Compiles and distributes a network as nnU-Net does.
+
+        Args:
+            network: a plain network.
+            features: strides of the decoder features that it shall return in training.
+        """
+        if features:
+            network = FeatureTap(network, {stride: feature_stage(self.strides, stride) for stride in features})
+        network = self.compiled(network)
+        if self.distributed:
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            network = DistributedDataParallel(network, [self.ranks.rank] if self.device.type == "cuda" else None)
+        return network
+
+    def compiled(self, network: nn.Module) -> nn.Module:
+        """Returns a network as nnU-Net runs it: compiled, unless it does not compile here."""
+        if self.compiles:
+            network = torch.compile(network)  # type: ignore[assignment] # a module, as nnU-Net relies on
+        return network
+
+    @property
+    def strides(self) -> list[Any]:
+        """Strides of the encoder stages, highest resolution first."""
+        return list(self.configuration.network_arch_init_kwargs["strides"])
+
+    def feature_channels(self, coarsest: int = 4) -> int:
+        """Returns the number of channels of the features that networks give to objectives, of stride ``coarsest``."""
+        sizes = self.configuration.network_arch_init_kwargs["features_per_stage"]
+        return int(sizes[len(sizes) - 2 - feature_stage(self.strides, coarsest)])
 
 
-def collect(trainer: MutualTrainer) -> None:
-    """Brings up to date what other processes train, before networks predict whole cases."""
-    trainer.peers.collect()
-    trainer.ranks.remind(trainer.objectives)
-
-
-def settle(trainer: MutualTrainer, seen: Sequence[Tensor]) -> None:
+def settle(
+    peers: Peers,
+    seen: Sequence[Tensor],
+    autocast: Autocast,
+    *,
+    graphs: Literal["auto", "on", "off"],
+    memory_open: bool,
+    say: Callable[[str], Any],
+) -> None:
     """After the first step of a stage on a GPU: runs networks jointly and as CUDA graphs, where settings and GPU allow.
 
     Args:
-        trainer: which has no graph of autograd at the moment.
+        peers: which have no graph of autograd at the moment.
         seen: what each network is going to see, (B, M, *spatial).
+        autocast: makes the context of a forward pass.
+        graphs: whether CUDA graphs are wanted.
+        memory_open: whether the settings leave the memory mode open.
+        say: writes to the log.
     """
-    peers = trainer.peers
-    if peers.settled or not peers.stepped or trainer.device.type != "cuda":
+    if peers.settled or not peers.stepped or seen[0].device.type != "cuda":
         return
     peers.settled = True
-    _settle_memory(trainer)
-    if trainer.settings.cuda_graphs == "off" or not peers.all_live or trainer.ranks.size > 1:
+    if memory_open:
+        _settle_memory(peers, seen[0].device, say)
+    if graphs == "off" or not peers.all_live or peers.ranks.size > 1:
         return
     if not hasattr(torch.Generator, "clone_state"):  # PyTorch before 2.4
         return
     try:
-        peers.record(seen, trainer.autocast, always=trainer.settings.cuda_graphs == "on")
+        peers.record(seen, autocast, always=graphs == "on")
     except RuntimeError as error:  # memory that does not suffice, or an architecture that waits for the device
-        trainer.print_to_log_file(f"CUDA graphs are not used: {str(error).splitlines()[0]}")
+        say(f"CUDA graphs are not used: {str(error).splitlines()[0]}")
     if peers.recorded:
-        trainer.print_to_log_file("CUDA graphs: the networks' passes are recorded, and launched as one from now on")
+        say("CUDA graphs: the networks' passes are recorded, and launched as one from now on")
 
 
-def _settle_memory(trainer: MutualTrainer) -> None:
-    """Lets the networks run jointly if that fits and the settings leave it open."""
-    peers = trainer.peers
-    most = max(trainer.ranks.gather(len(peers.own)))
-    if most > 1 and isinstance(trainer.settings, PeersSettings) and trainer.settings.memory == "auto":
-        peak, kept = torch.cuda.max_memory_allocated(trainer.device), torch.cuda.memory_allocated(trainer.device)
-        fits = joint_fits(peak, kept, len(peers.own), torch.cuda.get_device_properties(trainer.device).total_memory)
-        peers.memory = "joint" if all(trainer.ranks.gather(fits)) else "sequential"
-        trainer.print_to_log_file(f"Memory: {peers.memory} ({peak / 2**30:.1f} GiB with one graph at a time)")
-
-
-def build_supervision(trainer: MutualTrainer) -> SupervisedObjective:
-    """Returns the supervised loss with nnU-Net's deep supervision and batch Dice."""
-    levels = trainer._get_deep_supervision_scales()
-    batch_dice = trainer.configuration_manager.batch_dice
-    if levels is not None and len(levels) == 1:
-        trainer.loss.weight_factors = (1.0,)  # nnU-Net's is 0 / 0: of several levels the lowest does not count
-
-    def full_loss(outputs: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
-        loss: Tensor = trainer.loss(outputs, target) if levels is not None else trainer.loss(outputs[0], target[0])
-        return loss
-
-    return SupervisedObjective(
-        trainer.knowledge,
-        full_loss,
-        deep_supervision_weights(len(levels or [1]), keep_last=trainer.is_ddp and not trainer._do_i_compile()),
-        ignore_label=trainer.label_manager.ignore_label,
-        batch_dice=batch_dice,
-        gather=(lambda sums: AllGatherGrad.apply(sums).sum(0)) if trainer.is_ddp and batch_dice else None,
-    )
+def _settle_memory(peers: Peers, device: torch.device, say: Callable[[str], Any]) -> None:
+    """Lets the networks run jointly if that fits."""
+    if max(peers.ranks.gather(len(peers.own))) > 1:
+        peak, kept = torch.cuda.max_memory_allocated(device), torch.cuda.memory_allocated(device)
+        fits = joint_fits(peak, kept, len(peers.own), torch.cuda.get_device_properties(device).total_memory)
+        peers.memory = "joint" if all(peers.ranks.gather(fits)) else "sequential"
+        say(f"Memory: {peers.memory} ({peak / 2**30:.1f} GiB with one graph at a time)")
 
 
 def share_encoder(networks: Sequence[nn.Module]) -> None:
@@ -155,66 +201,7 @@ def joint_fits(peak: int, kept: int, networks: int, total: int) -> bool:
     return kept + networks * (peak - kept) <= 0.9 * total
 
 
-def new_network(trainer: MutualTrainer) -> nn.Module:
-    """Returns one more network as nnU-Net builds it from the plans, on the device."""
-    network: nn.Module = trainer.build_network_architecture(
-        trainer.plans_manager,
-        trainer.configuration_manager,
-        trainer.num_input_channels,
-        trainer.label_manager.num_segmentation_heads,
-        trainer.enable_deep_supervision,
-    )
-    return network.to(trainer.device)
-
-
-def wrap(trainer: MutualTrainer, network: nn.Module, features: Sequence[int]) -> nn.Module:
-    """Compiles and distributes a network as nnU-Net does.
-
-    Args:
-        trainer: whose plans, device and process group count.
-        network: a plain network.
-        features: strides of the decoder features that it shall return in training.
-    """
-    if features:
-        network = FeatureTap(network, {stride: feature_stage(strides(trainer), stride) for stride in features})
-    network = compiled(trainer, network)
-    if trainer.is_ddp:
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        network = DistributedDataParallel(network, [trainer.local_rank] if trainer.device.type == "cuda" else None)
-    return network
-
-
-def compiled(trainer: MutualTrainer, network: nn.Module) -> nn.Module:
-    """Returns a network as nnU-Net runs it: compiled, unless it does not compile here."""
-    if trainer._do_i_compile():
-        network = torch.compile(network)  # type: ignore[assignment] # a module, as nnU-Net relies on
-    return network
-
-
-def strides(trainer: MutualTrainer) -> list[Any]:
-    """Returns the strides of the encoder stages, highest resolution first."""
-    return list(trainer.configuration_manager.network_arch_init_kwargs["strides"])
-
-
-def feature_channels(trainer: MutualTrainer, coarsest: int = 4) -> int:
-    """Returns the number of channels of the features that networks give to objectives, of stride ``coarsest``."""
-    sizes = trainer.configuration_manager.network_arch_init_kwargs["features_per_stage"]
-    return int(sizes[len(sizes) - 2 - feature_stage(strides(trainer), coarsest)])
-
-
-def _partner_levels(trainer: MutualTrainer) -> frozenset[int] | None:
+def _partner_levels(objectives: Sequence[Objective]) -> frozenset[int] | None:
     """Levels of other networks' logits that some objective reads; None if one may read any."""
-    asked = [objective.partner_levels for objective in trainer.objectives]
+    asked = [objective.partner_levels for objective in objectives]
     return None if None in asked else frozenset(level for levels in asked for level in levels or ())
-
-
-def _optimizer_for(trainer: MutualTrainer, module: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
-    """nnU-Net makes optimiser and schedule for ``self.network``, over all epochs instead of those of a stage."""
-    network, trainer.network = trainer.network, module
-    try:
-        optimizer, scheduler = trainer.configure_optimizers()
-    finally:
-        trainer.network = network
-    first, end = trainer.stage_span
-    scheduler.max_steps = end - first
-    return optimizer, scheduler

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,86 +14,136 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
 from nnunet_mutual.batches.batch import Batch
-
-if TYPE_CHECKING:
-    from nnunet_mutual.trainers.base import MutualTrainer
+from nnunet_mutual.engine.parallel.ranks import Ranks
+from nnunet_mutual.engine.peers import Autocast
+from nnunet_mutual.objectives.supervised import SupervisedObjective
 
 MOMENTUM = 0.9  # of nnU-Net's moving average of the Dice
 
 
-def score_batch(trainer: MutualTrainer, batch: Batch) -> dict[str, np.ndarray]:
-    """Returns the mean loss and the voxel counts (P, K) of the candidates on a validation batch, and those by source.
+@dataclass(frozen=True)
+class EpochScores:
+    """What an epoch of online validation found, over all processes.
 
-    What another process's networks would add is 0.
+    Attributes:
+        loss: mean supervised loss.
+        dice: of each label, see :meth:`Ranking.add`.
+        by_source: Dice of the deployed network by label and source, of what was sampled; empty with one source.
     """
-    annotated, heirs = trainer.knowledge.scoring(batch.pattern_index)
-    losses = [torch.zeros((), device=trainer.device)]
-    member = _membership(trainer, batch)
-    counts = np.zeros((3, len(trainer.candidates), len(member), len(trainer.table.labels)), np.float32)
-    for i, n in enumerate(trainer.candidates):
-        if not trainer.ranks.runs(n):
-            continue
-        with trainer.autocast():
-            levels = trainer.evaluate(n, batch.data)
-            losses.append(trainer.supervised.labelled(levels, batch, n).detach())
-        scored = annotated if batch.sight is None else annotated & batch.sight.device[:, n : n + 1]
-        found = _sample_counts(levels[0], batch.target[0], scored, heirs, trainer.label_manager)
-        counts[:, i] = (member @ found).cpu().numpy()
-    loss = (torch.stack(losses).sum() / len(trainer.candidates)).cpu().numpy()
-    names = ("tp_hard", "fp_hard", "fn_hard")
-    return {"loss": loss, "by_source": counts, **dict(zip(names, counts.sum(2), strict=True))}
+
+    loss: float
+    dice: list[float]
+    by_source: dict[str, float]
 
 
-def _membership(trainer: MutualTrainer, batch: Batch) -> Tensor:
-    """Which samples of a batch come from which source, (S, B) float."""
-    sources = list(trainer.table.sources)
-    rows = [sources.index(trainer.table.case(key).source) for key in batch.keys]
-    return torch.nn.functional.one_hot(torch.tensor(rows), len(sources)).T.float().to(trainer.device)
-
-
-def log_scores(trainer: MutualTrainer, outputs: list[dict]) -> None:
-    """Logs what :func:`score_batch` returned in an epoch, on all processes, and chooses the network to deploy."""
-    collated = collate_outputs(outputs)
-    counts = np.sum(collated["by_source"], 0, dtype=np.float64)
-    of_processes = trainer.ranks.gather((counts, float(np.mean(collated["loss"]))))
-    counts = np.sum([c for c, _ in of_processes], 0)
-    together = np.mean if trainer.is_ddp else np.sum  # of other samples, or of other networks
-    loss = float(together([value for _, value in of_processes]))
-    dice = trainer.ranking.add(counts.sum(2))
-    trainer.deployed = trainer.candidates[trainer.ranking.best]
-    mean = mean_dice(dice, trainer.logger.get_value("mean_fg_dice", step=None))
-    trainer.logger.log("mean_fg_dice", mean, trainer.current_epoch)
-    trainer.logger.log("dice_per_class_or_region", dice, trainer.current_epoch)
-    trainer.logger.log("val_losses", loss, trainer.current_epoch)
-    if trainer.local_rank == 0 and counts.shape[2] > 1:
-        _log_sources(trainer, counts[:, trainer.ranking.best])
-
-
-def _log_sources(trainer: MutualTrainer, counts: np.ndarray) -> None:
-    """Logs the Dice of the deployed network by label and source, from its voxel counts (3, S, K)."""
-    numbers = {}
-    for source, of_source in zip(trainer.table.sources, counts.transpose(1, 0, 2), strict=True):
-        found = _dice(trainer, of_source)
-        numbers.update({f"Dice of {label}, {source}": value for label, value in found.items()})
-    if numbers:
-        trainer.term_log.append_validation(trainer.current_epoch, numbers)
-
-
-def dice_of(trainer: MutualTrainer, counts: Sequence[np.ndarray]) -> dict[str, float]:
-    """Returns the Dice of each label that was sampled, on all processes.
+class OnlineValidation:
+    """Scores validation batches, and chooses the network to deploy.
 
     Args:
-        trainer: whose labels these are.
-        counts: of each batch, (3, K) as of :func:`annotated_counts`.
+        supervised: loss of what cases annotate.
+        labels: nnU-Net's.
+        candidates: networks that are compared.
+        taught: labels that each network learns, by which it is judged.
+        device: of the networks.
+        ranks: the processes of the training.
+
+    Attributes:
+        ranking: moving averages of the candidates' Dice.
     """
-    return _dice(trainer, np.sum(trainer.ranks.gather(np.sum(counts, 0, dtype=np.float64)), 0))
 
+    def __init__(
+        self,
+        supervised: SupervisedObjective,
+        labels: LabelManager,
+        candidates: Sequence[int],
+        taught: Sequence[frozenset[str]],
+        *,
+        device: torch.device,
+        ranks: Ranks,
+    ):
+        self.supervised = supervised
+        self.knowledge = supervised.knowledge
+        self.table = self.knowledge.table
+        self.labels = labels
+        self.candidates = tuple(candidates)
+        self.device = device
+        self.ranks = ranks
+        self.ranking = Ranking(np.array([[x in taught[n] for x in self.table.labels] for n in self.candidates]))
 
-def _dice(trainer: MutualTrainer, counts: np.ndarray) -> dict[str, float]:
-    tp, fp, fn = counts
-    with np.errstate(invalid="ignore"):
-        dice = 2 * tp / (2 * tp + fp + fn)
-    return {label: float(value) for label, value in zip(trainer.table.labels, dice, strict=True) if value == value}
+    @property
+    def deployed(self) -> int:
+        """The best candidate so far."""
+        return self.candidates[self.ranking.best]
+
+    def score(
+        self, batch: Batch, ask: Callable[[int, Tensor], list[Tensor]], autocast: Autocast
+    ) -> dict[str, np.ndarray]:
+        """Returns the mean loss and the voxel counts (P, K) of the candidates on a batch, and those by source.
+
+        What another process's networks would add is 0.
+
+        Args:
+            batch: of the validation loader.
+            ask: gives the logits of a candidate, highest resolution first.
+            autocast: makes the context of mixed precision.
+        """
+        annotated, heirs = self.knowledge.scoring(batch.pattern_index)
+        losses = [torch.zeros((), device=self.device)]
+        member = self._membership(batch)
+        counts = np.zeros((3, len(self.candidates), len(member), len(self.table.labels)), np.float32)
+        for i, n in enumerate(self.candidates):
+            if not self.ranks.runs(n):
+                continue
+            with autocast():
+                levels = ask(n, batch.data)
+                losses.append(self.supervised.labelled(levels, batch, n).detach())
+            scored = annotated if batch.sight is None else annotated & batch.sight.device[:, n : n + 1]
+            found = _sample_counts(levels[0], batch.target[0], scored, heirs, self.labels)
+            counts[:, i] = (member @ found).cpu().numpy()
+        loss = (torch.stack(losses).sum() / len(self.candidates)).cpu().numpy()
+        names = ("tp_hard", "fp_hard", "fn_hard")
+        return {"loss": loss, "by_source": counts, **dict(zip(names, counts.sum(2), strict=True))}
+
+    def _membership(self, batch: Batch) -> Tensor:
+        """Which samples of a batch come from which source, (S, B) float."""
+        sources = list(self.table.sources)
+        rows = [sources.index(self.table.case(key).source) for key in batch.keys]
+        return torch.nn.functional.one_hot(torch.tensor(rows), len(sources)).T.float().to(self.device)
+
+    def add(self, outputs: list[dict], *, samples_differ: bool) -> EpochScores:
+        """Takes in what :meth:`score` returned in an epoch, on all processes.
+
+        Args:
+            outputs: of each batch.
+            samples_differ: whether each process has samples of its own, else networks of its own.
+        """
+        collated = collate_outputs(outputs)
+        counts = np.sum(collated["by_source"], 0, dtype=np.float64)
+        of_processes = self.ranks.gather((counts, float(np.mean(collated["loss"]))))
+        counts = np.sum([c for c, _ in of_processes], 0)
+        together = np.mean if samples_differ else np.sum
+        loss = float(together([value for _, value in of_processes]))
+        dice = self.ranking.add(counts.sum(2))
+        by_source = {}
+        if counts.shape[2] > 1:
+            of_deployed = counts[:, self.ranking.best].transpose(1, 0, 2)
+            for source, of_source in zip(self.table.sources, of_deployed, strict=True):
+                by_source.update({f"Dice of {x}, {source}": value for x, value in self._dice(of_source).items()})
+        return EpochScores(loss, dice, by_source)
+
+    def dice_of(self, counts: Sequence[np.ndarray]) -> dict[str, float]:
+        """Returns the Dice of each label that was sampled, on all processes.
+
+        Args:
+            counts: of each batch, (3, K) as of :func:`annotated_counts`.
+        """
+        return self._dice(np.sum(self.ranks.gather(np.sum(counts, 0, dtype=np.float64)), 0))
+
+    def _dice(self, counts: np.ndarray) -> dict[str, float]:
+        tp, fp, fn = counts
+        with np.errstate(invalid="ignore"):
+            dice = 2 * tp / (2 * tp + fp + fn)
+        return {label: float(value) for label, value in zip(self.table.labels, dice, strict=True) if value == value}
 
 
 def annotated_counts(

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from nnunet_mutual.engine.cuda_graphs import RecordedCall
-from nnunet_mutual.engine.networks import compiled
+from nnunet_mutual.engine.networks import Networks
 from nnunet_mutual.engine.peers import Peers
 from nnunet_mutual.modules.ema import MovingAverage
 from nnunet_mutual.modules.interaction import DynamicInteraction, RectifiedNetwork, feature_maps
 from nnunet_mutual.objectives.prototypes import PrototypeObjective
-
-if TYPE_CHECKING:
-    from nnunet_mutual.trainers.base import MutualTrainer
+from nnunet_mutual.objectives.supervised import SupervisedObjective
 
 
 class Rectifier:
-    """Builds what rectifies the moving average of a trainer's first network.
+    """Builds what rectifies the moving average of a training's first network.
 
     Args:
-        trainer: with knowledge and supervision.
+        networks: of the training.
+        supervised: loss of what cases annotate.
         decay: of the moving average of the prototypes, that of the network.
         weight: of the loss of the class scores.
 
@@ -30,15 +29,15 @@ class Rectifier:
         network: the rectified teacher, once it is attached.
     """
 
-    def __init__(self, trainer: MutualTrainer, decay: float, weight: float):
-        self.trainer = trainer
-        configuration = trainer.configuration_manager
+    def __init__(self, networks: Networks, supervised: SupervisedObjective, decay: float, weight: float):
+        self.networks = networks
+        configuration, knowledge = networks.configuration, supervised.knowledge
         self.maps = feature_maps(configuration.patch_size, configuration.network_arch_init_kwargs)
-        interaction = DynamicInteraction(self.maps, trainer.label_manager.num_segmentation_heads).to(trainer.device)
+        interaction = DynamicInteraction(self.maps, knowledge.num_outputs).to(networks.device)
         self.average = MovingAverage(interaction, decay)
         self.objective = PrototypeObjective(
-            trainer.knowledge,
-            trainer.supervised,
+            knowledge,
+            supervised,
             interaction,
             self.average,
             [features.stride for features in self.maps],
@@ -51,7 +50,7 @@ class Rectifier:
         self.average.restart(self.objective.interaction)  # whose weights came from the first process meanwhile
         parts: Any = peers.averages[0].network, self.average.network, self.maps
         self.network = RectifiedNetwork(*parts).eval()
-        in_parts = compiled(self.trainer, RectifiedNetwork(*parts, in_parts=True).eval())
+        in_parts = self.networks.compiled(RectifiedNetwork(*parts, in_parts=True).eval())
         self._in_parts = RecordedCall(in_parts, peers.recorded.__len__)
 
     def ask(self, images: Tensor) -> tuple[list[Tensor], Tensor]:

@@ -8,15 +8,13 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from time import sleep, time
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nnunet_mutual.batches.loading import stop_loaders
+from nnunet_mutual.engine.parallel.ranks import Ranks
 from nnunet_mutual.errors import MutualError
-
-if TYPE_CHECKING:
-    from nnunet_mutual.trainers.base import MutualTrainer
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT") if hasattr(signal, name))
 NOTED = (*STOPPING, *(getattr(signal, name) for name in ("SIGUSR1",) if hasattr(signal, name)))
@@ -87,45 +85,64 @@ class StopSignals:
         return self.received is not None
 
 
-def obey(trainer: MutualTrainer, signals: StopSignals) -> None:
-    """Saves a training when a signal was received on any process; SIGTERM and Ctrl-C also stop it."""
-    number = _taken(trainer, signals)
-    if number is None:
-        return
-    place = f"epoch {trainer.current_epoch}, iteration {trainer.iteration}"
-    if trainer.disable_checkpointing:
-        said = f"not saved at {place}, as --disable_checkpointing says"
-    else:
-        trainer.save_checkpoint(os.path.join(trainer.output_folder, "checkpoint_latest.pth"))
-        said = f"saved at {place}; continue with --c"
-    _end(trainer, number, said)
+@dataclass(frozen=True)
+class Stopping:
+    """Obeys the signals that a training gets.
 
-
-def leave(trainer: MutualTrainer, signals: StopSignals) -> None:
-    """Stops after the end of a training, before its validation, if that was asked for meanwhile."""
-    number = _taken(trainer, signals)
-    if number is not None:
-        _end(trainer, number, "the training is over and saved; validate it with --val")
-
-
-def draw(trainer: MutualTrainer, loader: Callable[[], Any], signals: StopSignals, *, save: bool) -> dict:
-    """Returns the next batch of a loader, also when its processes were killed by what the training has been told.
-
-    Args:
-        trainer: that asks.
-        loader: gives the loader.
-        signals: of the training.
-        save: save and stop at once where that is possible here; otherwise new processes load on to the next such place.
+    Attributes:
+        signals: that were noted.
+        ranks: the processes of the training; what one of them got counts for all.
+        say: prints to the log.
+        save: writes the latest checkpoint and says where.
+        close: ends the processes of the loaders, or they would be missed at the exit of the process, with tracebacks.
     """
-    try:
-        batch: dict = next(loader())
-    except RuntimeError:  # nnU-Net's loader misses its processes
-        if not signals.come():
-            raise
-        if save and trainer.ranks.size == 1:
-            obey(trainer, signals)
-        batch = next(loader())
-    return batch
+
+    signals: StopSignals
+    ranks: Ranks
+    say: Callable[[str], None]
+    save: Callable[[], str]
+    close: Callable[[], None]
+
+    def obey(self) -> None:
+        """Saves a training when a signal was received on any process; SIGTERM and Ctrl-C also stop it."""
+        number = self._taken()
+        if number is not None:
+            self._end(number, self.save())
+
+    def leave(self) -> None:
+        """Stops after the end of a training, before its validation, if that was asked for meanwhile."""
+        number = self._taken()
+        if number is not None:
+            self._end(number, "the training is over and saved; validate it with --val")
+
+    def draw(self, loader: Callable[[], Any], *, save: bool) -> dict:
+        """Returns the next batch of a loader, also when its processes were killed by what the training has been told.
+
+        Args:
+            loader: gives the loader.
+            save: save and stop at once where that is possible here; otherwise new processes load on to the next such
+                place.
+        """
+        try:
+            batch: dict = next(loader())
+        except RuntimeError:  # nnU-Net's loader misses its processes
+            if not self.signals.come():
+                raise
+            if save and self.ranks.size == 1:
+                self.obey()
+            batch = next(loader())
+        return batch
+
+    def _taken(self) -> int | None:
+        """The signal that counts among those of all processes."""
+        found = self.ranks.gather(self.signals.take())
+        return next((number for number in NOTED if number in found), None)
+
+    def _end(self, number: int, said: str) -> None:
+        self.say(f"{signal.Signals(number).name} received: {said}")
+        if number in STOPPING:
+            self.close()
+            raise SystemExit(128 + number)
 
 
 @contextlib.contextmanager
@@ -149,14 +166,24 @@ def disk_in_one_sentence(place: str) -> Iterator[None]:
         ) from None
 
 
-def _taken(trainer: MutualTrainer, signals: StopSignals) -> int | None:
-    """The signal that counts among those of all processes."""
-    found = trainer.ranks.gather(signals.take())
-    return next((number for number in NOTED if number in found), None)
+class SaveRhythm:
+    """When ``checkpoint_latest`` is due.
 
+    Args:
+        epochs: at least every so many epochs ...
+        minutes: ... or minutes.
+    """
 
-def _end(trainer: MutualTrainer, number: int, said: str) -> None:
-    trainer.print_to_log_file(f"{signal.Signals(number).name} received: {said}")
-    if number in STOPPING:
-        stop_loaders(trainer)  # or they would be missed at the exit of the process, with tracebacks
-        raise SystemExit(128 + number)
+    def __init__(self, epochs: int, minutes: float):
+        self.epochs = epochs
+        self.minutes = minutes
+        self.saved(0)
+
+    def saved(self, epoch: int) -> None:
+        """Notes a checkpoint after so many epochs."""
+        self._time, self._epoch = time(), epoch
+
+    def due(self, epochs_done: int) -> bool:
+        """Whether it is time after so many epochs."""
+        passed = epochs_done - self._epoch, (time() - self._time) / 60
+        return passed[0] >= self.epochs or passed[1] >= self.minutes

@@ -14,7 +14,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,14 +31,13 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnunet_mutual.annotation.restriction import RegionRestriction, Restriction, restrict, restriction_for
-from nnunet_mutual.engine.networks import collect
-from nnunet_mutual.engine.window import predictor_for
-
-if TYPE_CHECKING:
-    from nnunet_mutual.trainers.base import MutualTrainer
+from nnunet_mutual.batches.fold import Fold
+from nnunet_mutual.engine.log import RunLog
+from nnunet_mutual.engine.parallel.ranks import Ranks
+from nnunet_mutual.engine.window import Window
 
 METRICS = ("Dice", "IoU", "TP", "FP", "FN", "TN", "n_pred", "n_ref")  # of nnU-Net's summary.json
 BARRIER_EVERY = 20  # cases; NCCL gives up on a rank that is silent for too long
@@ -114,149 +114,151 @@ class ExportPool:
                 job.result()
 
 
-def validate_fold(trainer: MutualTrainer, save_probabilities: bool) -> None:
-    """Predicts the validation cases of a fold and writes restricted and full predictions.
-
-    In ``validation/`` and ``validation_full/``, or in folders with further words where several networks are deployed.
-
-    Args:
-        trainer: an initialised trainer; its ``validation/summary.json`` is nnU-Net's, of the restricted predictions.
-        save_probabilities: also write the npz files that ensembling needs.
-    """
-    collect(trainer)
-    for suffix, network in trainer.validated.items():
-        keys = sorted(key for key in trainer.do_split()[1] if trainer.can_see(network, key))
-        folders = validation_folders(trainer.output_folder, suffix)
-        for folder in folders:
-            maybe_mkdir_p(folder)
-        with (
-            ExportPool(default_num_processes) as pool,
-            predictor_for(trainer, trainer.peers.evaluated[network], mirroring=True) as predictor,
-        ):
-            for key in _mine(trainer, keys, suffix):
-                _predict_case(trainer, predictor, network, pool, key, folders, save_probabilities)
-        trainer.ranks.barrier()
-        if trainer.local_rank == 0:
-            _summarise(trainer, keys, folders[0], suffix)
-
-
 def validation_folders(fold: str, suffix: str) -> tuple[str, str]:
     """Returns the folders of restricted and of full predictions."""
     return join(fold, f"validation{suffix}"), join(fold, f"validation_full{suffix}")
 
 
-def _mine(trainer: MutualTrainer, keys: Sequence[str], suffix: str) -> Iterator[str]:
-    """Yields the cases that this process predicts, and waits for the others from time to time."""
-    mine = trainer.ranks.share(keys)
-    by = f" by network {suffix.removeprefix('_')}" if suffix else ""
-    for i, key in enumerate(mine):
-        trainer.print_to_log_file(f"predicting {key}{by} ({i + 1} of {len(mine)})")
-        yield key
-        if (i + 1) % BARRIER_EVERY == 0 and i + 1 < len(keys) // trainer.ranks.size:
-            trainer.ranks.barrier()
+@dataclass(frozen=True)
+class FoldValidation:
+    """Predicts the validation cases of a fold and writes restricted and full predictions.
 
+    In ``validation/`` and ``validation_full/``, or in folders with further words where several networks are deployed;
+    ``validation/summary.json`` is nnU-Net's, of the restricted predictions.
 
-def _predict_case(
-    trainer: MutualTrainer,
-    predictor: nnUNetPredictor,
-    network: int,
-    pool: ExportPool,
-    key: str,
-    folders: tuple[str, str],
-    save_probabilities: bool,
-) -> None:
-    dataset = trainer.dataset_class(
-        trainer.preprocessed_dataset_folder, [key], trainer.folder_with_segs_from_previous_stage
-    )
-    data, _, previous, properties = dataset.load_case(key)
-    data = data[:]
-    if trainer.is_cascaded:
-        one_hot = convert_labelmap_to_one_hot(
-            previous[:], trainer.label_manager.foreground_labels, output_dtype=data.dtype
-        )
-        data = np.vstack((data, one_hot))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        image = torch.from_numpy(data)
-    logits = predictor.predict_sliding_window_return_logits(trainer.seen_by(network, image[None])[0]).cpu()
-    managers = (trainer.configuration_manager, trainer.plans_manager)
-    order = trainer.label_manager.regions_class_order
-    restriction = restriction_for(trainer.table, trainer.table.case(key), order)
-    pool.submit(
-        export_case, logits, properties, *managers, trainer.dataset_json, folders, key, restriction, save_probabilities
-    )
-    for stage in trainer.configuration_manager.next_stage_names or []:
-        _pass_on(trainer, pool, key, stage, logits, properties)
+    Attributes:
+        window: of the configuration.
+        fold: whose validation cases are predicted.
+        folder: output folder of the fold.
+        log: of the training.
+        ranks: which share the work.
+        save_probabilities: also write the npz files that ensembling needs.
+    """
 
+    window: Window
+    fold: Fold
+    folder: str
+    log: RunLog
+    ranks: Ranks
+    save_probabilities: bool
 
-def _pass_on(trainer: MutualTrainer, pool: ExportPool, key: str, stage: str, logits: Tensor, properties: dict) -> None:
-    """Writes the unrestricted prediction for the next stage of a cascade."""
-    plans = trainer.plans_manager
-    configuration = plans.get_configuration(stage)
-    preprocessed = join(nnUNet_preprocessed, plans.dataset_name, configuration.data_identifier)
-    folder = join(trainer.output_folder_base, "predicted_next_stage", stage)
-    maybe_mkdir_p(folder)
-    try:
-        dataset_class = infer_dataset_class(preprocessed)
-        shape = dataset_class(preprocessed, [key]).load_case(key)[0].shape[1:]
-    except FileNotFoundError:
-        trainer.print_to_log_file(
-            f"{key} is not preprocessed for {stage}: run nnUNetv2_preprocess for that configuration first"
-        )
-        return
-    arguments = (logits, shape, join(folder, key), plans, configuration, properties, trainer.dataset_json)
-    pool.submit(resample_and_save, *arguments, default_num_processes, dataset_class)
+    def run(self, suffix: str, network: nn.Module, keys: Sequence[str], see: Callable[[Tensor], Tensor]) -> None:
+        """Validates one network.
 
+        Args:
+            suffix: what the names of its folders end in.
+            network: that is deployed.
+            keys: cases that it can see.
+            see: what it sees of images (B, M, *spatial).
+        """
+        folders = validation_folders(self.folder, suffix)
+        for folder in folders:
+            maybe_mkdir_p(folder)
+        with (
+            ExportPool(default_num_processes) as pool,
+            self.window.around(network, mirroring=True) as predictor,
+        ):
+            for key in self._mine(keys, suffix):
+                self._predict_case(predictor, see, pool, key, folders)
+        self.ranks.barrier()
+        if self.ranks.rank == 0:
+            self._summarise(keys, folders[0], suffix)
 
-def _summarise(trainer: MutualTrainer, keys: Sequence[str], folder: str, suffix: str) -> None:
-    """Writes nnU-Net's summary.json and logs one line per label with its number of cases."""
-    of = f"{suffix.removeprefix('_')}: " if suffix else ""
-    if keys:
-        metrics = _score(trainer, folder)
-    else:
-        metrics = _no_scores(trainer, folder)
-        trainer.print_to_log_file(f"{of}no validation case has the channels that this network sees (n = 0)")
-    scores = []
-    for label in trainer.table.labels:
-        values = trainer.table.values[label]
-        entry = metrics["mean"][tuple(values) if tuple(values) in metrics["mean"] else values[0]]
-        n = sum(label in trainer.table.case(key).annotated for key in keys)
-        trainer.logger.log_summary(f"final_val{suffix}/{label}_dice", entry["Dice"])
-        trainer.print_to_log_file(
-            f"{of}{label}: Dice {entry['Dice']:.4f} (annotated in {n} of {len(keys)} validation cases)"
-        )
-        scores.append(entry["Dice"])
-    mean = float(np.nanmean(scores)) if not np.all(np.isnan(scores)) else float("nan")
-    trainer.logger.log_summary(f"final_val{suffix}/foreground_dice", mean)
-    trainer.print_to_log_file(f"{of}Mean validation Dice over annotated labels: {mean:.4f}")
+    def _mine(self, keys: Sequence[str], suffix: str) -> Iterator[str]:
+        """Yields the cases that this process predicts, and waits for the others from time to time."""
+        mine = self.ranks.share(keys)
+        by = f" by network {suffix.removeprefix('_')}" if suffix else ""
+        for i, key in enumerate(mine):
+            self.log.say(f"predicting {key}{by} ({i + 1} of {len(mine)})")
+            yield key
+            if (i + 1) % BARRIER_EVERY == 0 and i + 1 < len(keys) // self.ranks.size:
+                self.ranks.barrier()
 
+    def _predict_case(
+        self,
+        predictor: nnUNetPredictor,
+        see: Callable[[Tensor], Tensor],
+        pool: ExportPool,
+        key: str,
+        folders: tuple[str, str],
+    ) -> None:
+        window, table = self.window, self.fold.table
+        data, _, previous, properties = self.fold.open([key]).load_case(key)
+        data = data[:]
+        if self.fold.previous_stage is not None:
+            one_hot = convert_labelmap_to_one_hot(previous[:], window.labels.foreground_labels, output_dtype=data.dtype)
+            data = np.vstack((data, one_hot))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            image = torch.from_numpy(data)
+        logits = predictor.predict_sliding_window_return_logits(see(image[None])[0]).cpu()
+        managers = (window.configuration, window.plans, window.dataset_json)
+        restriction = restriction_for(table, table.case(key), window.labels.regions_class_order)
+        pool.submit(export_case, logits, properties, *managers, folders, key, restriction, self.save_probabilities)
+        for stage in window.configuration.next_stage_names or []:
+            self._pass_on(pool, key, stage, logits, properties)
 
-def _score(trainer: MutualTrainer, folder: str) -> dict[str, Any]:
-    """Writes nnU-Net's summary.json of a folder of predictions and returns its content."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Mean of empty slice")
-        found: dict[str, Any] = compute_metrics_on_folder(
-            join(trainer.preprocessed_dataset_folder_base, "gt_segmentations"),
-            folder,
-            join(folder, "summary.json"),
-            trainer.plans_manager.image_reader_writer_class(),
-            trainer.dataset_json["file_ending"],
-            _scored(trainer),
-            trainer.label_manager.ignore_label,
-            num_processes=default_num_processes,
-        )
-    return found
+    def _pass_on(self, pool: ExportPool, key: str, stage: str, logits: Tensor, properties: dict) -> None:
+        """Writes the unrestricted prediction for the next stage of a cascade."""
+        plans = self.window.plans
+        configuration = plans.get_configuration(stage)
+        preprocessed = join(nnUNet_preprocessed, plans.dataset_name, configuration.data_identifier)
+        folder = join(os.path.dirname(self.folder), "predicted_next_stage", stage)
+        maybe_mkdir_p(folder)
+        try:
+            dataset_class = infer_dataset_class(preprocessed)
+            shape = dataset_class(preprocessed, [key]).load_case(key)[0].shape[1:]
+        except FileNotFoundError:
+            self.log.say(f"{key} is not preprocessed for {stage}: run nnUNetv2_preprocess for that configuration first")
+            return
+        arguments = (logits, shape, join(folder, key), plans, configuration, properties, self.window.dataset_json)
+        pool.submit(resample_and_save, *arguments, default_num_processes, dataset_class)
 
+    def _summarise(self, keys: Sequence[str], folder: str, suffix: str) -> None:
+        """Writes nnU-Net's summary.json and logs one line per label with its number of cases."""
+        table = self.fold.table
+        of = f"{suffix.removeprefix('_')}: " if suffix else ""
+        if keys:
+            metrics = self._score(folder)
+        else:
+            metrics = self._no_scores(folder)
+            self.log.say(f"{of}no validation case has the channels that this network sees (n = 0)")
+        scores = []
+        for label in table.labels:
+            values = table.values[label]
+            entry = metrics["mean"][tuple(values) if tuple(values) in metrics["mean"] else values[0]]
+            n = sum(label in table.case(key).annotated for key in keys)
+            self.log.result(f"final_val{suffix}/{label}_dice", entry["Dice"])
+            self.log.say(f"{of}{label}: Dice {entry['Dice']:.4f} (annotated in {n} of {len(keys)} validation cases)")
+            scores.append(entry["Dice"])
+        mean = float(np.nanmean(scores)) if not np.all(np.isnan(scores)) else float("nan")
+        self.log.result(f"final_val{suffix}/foreground_dice", mean)
+        self.log.say(f"{of}Mean validation Dice over annotated labels: {mean:.4f}")
 
-def _no_scores(trainer: MutualTrainer, folder: str) -> dict[str, Any]:
-    """The same where there is nothing to predict, of which nnU-Net can make no summary."""
-    unknown = dict.fromkeys(METRICS, float("nan"))
-    found = {"metric_per_case": [], "mean": dict.fromkeys(_scored(trainer), unknown), "foreground_mean": unknown}
-    save_summary_json(found, join(folder, "summary.json"))
-    return found
+    def _score(self, folder: str) -> dict[str, Any]:
+        """Writes nnU-Net's summary.json of a folder of predictions and returns its content."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Mean of empty slice")
+            found: dict[str, Any] = compute_metrics_on_folder(
+                str(self.fold.references),
+                folder,
+                join(folder, "summary.json"),
+                self.window.plans.image_reader_writer_class(),
+                self.window.dataset_json["file_ending"],
+                self._scored(),
+                self.window.labels.ignore_label,
+                num_processes=default_num_processes,
+            )
+        return found
 
+    def _no_scores(self, folder: str) -> dict[str, Any]:
+        """The same where there is nothing to predict, of which nnU-Net can make no summary."""
+        unknown = dict.fromkeys(METRICS, float("nan"))
+        found = {"metric_per_case": [], "mean": dict.fromkeys(self._scored(), unknown), "foreground_mean": unknown}
+        save_summary_json(found, join(folder, "summary.json"))
+        return found
 
-def _scored(trainer: MutualTrainer) -> list[Any]:
-    """The labels, or regions, that nnU-Net scores."""
-    labels = trainer.label_manager
-    return list(labels.foreground_regions if labels.has_regions else labels.foreground_labels)
+    def _scored(self) -> list[Any]:
+        """The labels, or regions, that nnU-Net scores."""
+        labels = self.window.labels
+        return list(labels.foreground_regions if labels.has_regions else labels.foreground_labels)

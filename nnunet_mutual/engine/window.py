@@ -2,44 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
-from torch import nn
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import device, nn
 
 from nnunet_mutual.engine.peers import unwrap
 
-if TYPE_CHECKING:
-    from nnunet_mutual.trainers.base import MutualTrainer
+
+@dataclass(frozen=True)
+class Window:
+    """A configuration as it predicts whole cases.
+
+    Attributes:
+        plans: nnU-Net's.
+        configuration: nnU-Net's.
+        dataset_json: content of dataset.json.
+        labels: nnU-Net's.
+        device: of the networks.
+        mirror_axes: that prediction may mirror; None or empty for none.
+        deep_supervision: whether the networks return all levels while they are trained.
+    """
+
+    plans: PlansManager
+    configuration: ConfigurationManager
+    dataset_json: dict[str, Any]
+    labels: LabelManager
+    device: device
+    mirror_axes: Sequence[int] | None
+    deep_supervision: bool
+
+    @contextmanager
+    def around(
+        self, network: nn.Module, *, mirroring: bool, kind: type[nnUNetPredictor] = nnUNetPredictor
+    ) -> Iterator[nnUNetPredictor]:
+        """nnU-Net's sliding window around a network that is being trained.
+
+        Args:
+            network: is put into evaluation mode.
+            mirroring: whether to average over mirrored images.
+            kind: of predictor.
+        """
+        set_deep_supervision(network, False)
+        network.eval()
+        predictor = kind(use_mirroring=mirroring, device=self.device, allow_tqdm=False)
+        predictor.manual_initialization(
+            network, self.plans, self.configuration, None, self.dataset_json, "nnUNetTrainer", self.mirror_axes
+        )
+        try:
+            yield predictor
+        finally:
+            set_deep_supervision(network, self.deep_supervision)
+            compute_gaussian.cache_clear()
 
 
 def set_deep_supervision(network: nn.Module, enabled: bool) -> None:
     """Whether a network returns all levels or only the highest resolution."""
     unwrap(network).decoder.deep_supervision = enabled  # type: ignore[union-attr] # nnU-Net's own attribute
-
-
-@contextmanager
-def predictor_for(
-    trainer: MutualTrainer, network: nn.Module, *, mirroring: bool, kind: type[nnUNetPredictor] = nnUNetPredictor
-) -> Iterator[nnUNetPredictor]:
-    """nnU-Net's sliding window around a network that is being trained, as it predicts the trainer's configuration."""
-    set_deep_supervision(network, False)
-    network.eval()
-    predictor = kind(use_mirroring=mirroring, device=trainer.device, allow_tqdm=False)
-    predictor.manual_initialization(
-        network,
-        trainer.plans_manager,
-        trainer.configuration_manager,
-        None,
-        trainer.dataset_json,
-        type(trainer).__name__,
-        trainer.inference_allowed_mirroring_axes,
-    )
-    try:
-        yield predictor
-    finally:
-        set_deep_supervision(network, trainer.enable_deep_supervision)
-        compute_gaussian.cache_clear()

@@ -15,6 +15,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_mutual.annotation.identities import without_case_names, without_identities
 from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.batches.decisions import read_decisions
+from nnunet_mutual.batches.pseudo import CSV as DECISIONS
 from nnunet_mutual.datasets.raw import training_cases
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.locate import DatasetFolders, locate
@@ -26,8 +28,6 @@ from nnunet_mutual.export.container.write import require_container, tag, write_c
 from nnunet_mutual.export.groups import group_dataset, group_plan, group_weights, groups_of_training
 from nnunet_mutual.export.model_card import TrainedFold
 from nnunet_mutual.preprocessing.unlabelled import UNLABELLED, read_record, record_of
-from nnunet_mutual.pseudo_labels.audit import read_decisions
-from nnunet_mutual.pseudo_labels.store import CSV as DECISIONS
 
 CARD = "model_card.md"
 

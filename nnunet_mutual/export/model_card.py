@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.pseudo_labels.audit import Decision
+from nnunet_mutual.batches.decisions import Decision
 
 NNUNET_PAPER = (
     "Isensee et al.: nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation. Nature "

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nnunet_mutual.annotation.codes import PseudoCodes
+from nnunet_mutual.annotation.possible import output_channels
 from nnunet_mutual.annotation.restriction import Restriction, restriction_for
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.losses.partial import RegionRelations
@@ -77,11 +78,7 @@ class Knowledge:
         self.table = table
         self.num_outputs = num_outputs
         self.codes = codes
-        self.channel = (
-            {label: i for i, label in enumerate(table.labels)}
-            if table.is_regions
-            else {label: table.values[label][0] for label in table.labels}
-        )
+        self.channel = output_channels(table)
         self.device = torch.device("cpu")
         self._pattern_of: dict[str, int] = {}
         self.cases: list[Case] = []

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from torch import Tensor
 
 from nnunet_mutual.batches.batch import Batch
@@ -189,3 +190,41 @@ def deep_supervision_weights(levels: int, *, keep_last: bool) -> list[float]:
     if levels > 1:
         weights[-1] = 1e-6 if keep_last else 0.0
     return [weight / sum(weights) for weight in weights]
+
+
+def like_nnunet(
+    knowledge: Knowledge,
+    loss: Any,
+    levels: int | None,
+    *,
+    ignore_label: int | None,
+    batch_dice: bool,
+    distributed: bool,
+    keep_last: bool,
+) -> SupervisedObjective:
+    """Returns the supervised objective of an nnU-Net training, with its deep supervision and batch Dice.
+
+    Args:
+        knowledge: what each case says about each label.
+        loss: nnU-Net's, inside of its deep supervision if there is any.
+        levels: outputs of the network; None without deep supervision.
+        ignore_label: nnU-Net's, if there is one.
+        batch_dice: as the plans say.
+        distributed: whether processes have samples of their own, whose Dice statistics are gathered.
+        keep_last: see :func:`deep_supervision_weights`.
+    """
+    if levels == 1:
+        loss.weight_factors = (1.0,)  # nnU-Net's is 0 / 0: of several levels the lowest does not count
+
+    def full_loss(outputs: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
+        value: Tensor = loss(outputs, target) if levels is not None else loss(outputs[0], target[0])
+        return value
+
+    return SupervisedObjective(
+        knowledge,
+        full_loss,
+        deep_supervision_weights(levels or 1, keep_last=keep_last),
+        ignore_label=ignore_label,
+        batch_dice=batch_dice,
+        gather=(lambda sums: AllGatherGrad.apply(sums).sum(0)) if distributed and batch_dice else None,
+    )

@@ -13,13 +13,15 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
+from nnunet_mutual.batches.fold import Fold
+from nnunet_mutual.batches.pseudo import CSV, PseudoStore
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.locate import locate
+from nnunet_mutual.engine.window import Window
 from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.pseudo_labels.audit import summarise
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
-from nnunet_mutual.pseudo_labels.generate import make_pseudo_labels
-from nnunet_mutual.pseudo_labels.store import CSV, PseudoStore
+from nnunet_mutual.pseudo_labels.generate import Experts, make_pseudo_labels
 from nnunet_mutual.settings import parse_settings, read_settings
 
 
@@ -58,11 +60,13 @@ def pseudo_label(
     if output is not None and Path(output).exists() and any(Path(output).iterdir()):
         raise MutualError(f"{output} is not empty; give -o a new folder, so that no label map is overwritten")
     store = PseudoStore(Path(made.output_folder) / f"pseudo_labels_{Path(checkpoint).stem.removeprefix('checkpoint_')}")
-    decisions = make_pseudo_labels(made, store, made.pseudo_labelling, made.network_labels(), chosen)
+    made.stage.collect()
+    experts = Experts(made.pseudo_labelling, made.network_labels(), chosen)
+    decisions = make_pseudo_labels(made.window, made.fold_cases, store, experts, say=made.print_to_log_file)
     print(summarise(decisions))
     print(f"Every decision: {store.folder / CSV}")
     if output is not None:
-        _write_label_maps(made, store, Path(output))
+        _write_label_maps(made.window, made.fold_cases, store, Path(output))
         print(f"Label maps: {output}; what was drawn is in them as it was drawn")
     place = f"{folders.number} {configuration} {fold} -p {plans} -tr"
     print("Next, to show the doubtful ones to a reader, or to train with pseudo labels:")
@@ -102,24 +106,21 @@ def _load(dataset: str, configuration: str, fold: str, name: str, plans: str, ch
     return made
 
 
-def _write_label_maps(trainer: Any, store: PseudoStore, folder: Path) -> None:
+def _write_label_maps(window: Window, fold: Fold, store: PseudoStore, folder: Path) -> None:
     """Writes drawn and accepted pseudo labels in the geometry of the images."""
     folder.mkdir(parents=True, exist_ok=True)
-    reader = trainer.plans_manager.image_reader_writer_class()
-    ending = trainer.dataset_json["file_ending"]
-    codes = PseudoCodes.from_table(trainer.table, trainer.label_manager.ignore_label)
-    training, _ = trainer.do_split()
-    cases = [key for key in sorted(training) if store.has(key)]
+    reader = window.plans.image_reader_writer_class()
+    ending = window.dataset_json["file_ending"]
+    codes = PseudoCodes.from_table(fold.table, window.labels.ignore_label)
+    cases = [key for key in sorted(fold.training) if store.has(key)]
     accepted = store.accepted(cases)
-    dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, list(cases))
+    dataset = fold.open(cases)
     for key in cases:
         properties = dataset.load_case(key)[3]
         decided = codes.decided_values(np.asarray(store.codes(key)[:])[0])
-        values = [v for label in accepted.get(key, ()) for v in trainer.table.values[label]]
-        found = in_image_space(
-            trainer.plans_manager, np.where(np.isin(decided, values), decided, UNDECIDED), properties
-        )
-        reference = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations" / f"{key}{ending}"
+        values = [v for label in accepted.get(key, ()) for v in fold.table.values[label]]
+        found = in_image_space(window.plans, np.where(np.isin(decided, values), decided, UNDECIDED), properties)
+        reference = fold.references / f"{key}{ending}"
         drawn, described = reader.read_seg(str(reference))
         drawn = drawn[0].astype(np.int16)
         open_pairs = set(codes.pairs)

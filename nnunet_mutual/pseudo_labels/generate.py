@@ -6,20 +6,25 @@ import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 
 from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
+from nnunet_mutual.annotation.possible import output_channels
 from nnunet_mutual.annotation.table import AnnotationTable, Case, table_fingerprint
-from nnunet_mutual.engine.networks import collect
+from nnunet_mutual.batches.decisions import Decision
+from nnunet_mutual.batches.fold import Fold
+from nnunet_mutual.batches.pseudo import PseudoStore
+from nnunet_mutual.engine.parallel.ranks import Ranks
 from nnunet_mutual.engine.peers import unwrap
 from nnunet_mutual.engine.validation import BARRIER_EVERY
-from nnunet_mutual.pseudo_labels.audit import Decision
+from nnunet_mutual.engine.window import Window
 from nnunet_mutual.pseudo_labels.filter import (
     FilterSettings,
     agreement,
@@ -29,10 +34,6 @@ from nnunet_mutual.pseudo_labels.filter import (
     keep_main_component,
 )
 from nnunet_mutual.pseudo_labels.opinions import asked_twice
-from nnunet_mutual.pseudo_labels.store import PseudoStore
-
-if TYPE_CHECKING:
-    from nnunet_mutual.trainers.base import MutualTrainer
 
 Volumes = dict[str, list[float]]
 SLAB = 32  # planes
@@ -55,11 +56,28 @@ class Prediction:
     conflict: np.ndarray | None
 
 
+@dataclass(frozen=True)
+class Experts:
+    """Networks that make pseudo labels.
+
+    Attributes:
+        networks: to ask.
+        learnt: labels that each was trained on.
+        settings: of the filter of what they say.
+    """
+
+    networks: Sequence[nn.Module]
+    learnt: Sequence[frozenset[str]]
+    settings: FilterSettings
+
+
 class PseudoLabeller:
     """Makes the pseudo labels of single cases.
 
     Args:
-        trainer: an initialised trainer.
+        table: who drew what.
+        labels: nnU-Net's.
+        mirror_axes: that the predictors mirror.
         predictors: one per network, as :class:`~nnunet_mutual.pseudo_labels.opinions.TwoOpinions`.
         learnt: labels that each network was trained on.
         settings: of the filter.
@@ -67,19 +85,21 @@ class PseudoLabeller:
 
     def __init__(
         self,
-        trainer: MutualTrainer,
+        table: AnnotationTable,
+        labels: LabelManager,
+        mirror_axes: Sequence[int] | None,
         predictors: Sequence[nnUNetPredictor],
         learnt: Sequence[frozenset[str]],
         settings: FilterSettings,
     ):
-        self.table: AnnotationTable = trainer.table
-        self.labels = trainer.label_manager
+        self.table = table
+        self.labels = labels
         self.settings = settings
         self.learnt = list(learnt)
         self.codes = PseudoCodes.from_table(self.table, self.labels.ignore_label)
-        self.mirror_axes = trainer.inference_allowed_mirroring_axes or ()
+        self.mirror_axes = mirror_axes or ()
         self.predictors = list(predictors)
-        self.channel = trainer.knowledge.channel
+        self.channel = output_channels(table)
         self.true_volumes: Volumes = {}
 
     def open_labels(self, case: Case) -> list[str]:
@@ -249,58 +269,50 @@ class PseudoLabeller:
 
 
 def make_pseudo_labels(
-    trainer: MutualTrainer,
+    window: Window,
+    fold: Fold,
     store: PseudoStore,
-    networks: Sequence[nn.Module],
-    learnt: Sequence[frozenset[str]],
-    settings: FilterSettings,
+    experts: Experts,
+    *,
+    ranks: Ranks | None = None,
+    say: Callable[..., Any] = print,
     between_cases: Callable[[], None] = lambda: None,
 ) -> list[Decision]:
     """Makes the pseudo labels of a fold's training cases; cases that are there are kept, processes share the work.
 
     Args:
-        trainer: an initialised trainer.
+        window: of the configuration.
+        fold: whose training cases are labelled.
         store: where they go.
-        networks: the networks to ask.
-        learnt: labels that each was trained on.
-        settings: of the filter.
+        experts: the networks to ask, and the filter.
+        ranks: the processes of the training.
+        say: prints to the log.
         between_cases: called after each case, to stop on a signal.
 
     Returns:
         All decisions.
     """
-    collect(trainer)
-    with asked_twice(trainer, networks) as predictors:
-        labeller = PseudoLabeller(trainer, predictors, learnt, settings)
-        made_by = identity(networks, learnt, settings, trainer.dataset_json)
-        return _label_all(labeller, trainer, store, made_by, between_cases)
-
-
-def _label_all(
-    labeller: PseudoLabeller,
-    trainer: MutualTrainer,
-    store: PseudoStore,
-    made_by: dict[str, Any],
-    between_cases: Callable[[], None],
-) -> list[Decision]:
-    training, _ = trainer.do_split()
-    dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, sorted(training))
-    wanted = [key for key in sorted(training) if labeller.open_labels(trainer.table.case(key))]
-    if trainer.local_rank == 0 and store.claim(made_by):
-        trainer.print_to_log_file(f"{store.folder} held pseudo labels of other networks or settings: made anew")
-    trainer.ranks.barrier()
-    mine = trainer.ranks.share(wanted)
-    if not all(store.has(key) for key in mine):
-        labeller.true_volumes = true_volumes(trainer.table, dataset)
-    for i, key in enumerate(mine):
-        if not store.has(key):
-            trainer.print_to_log_file(f"pseudo labels of {key} ({i + 1} of {len(mine)})")
-            _label_case(labeller, trainer, dataset, store, key)
-            between_cases()
-        if (i + 1) % BARRIER_EVERY == 0 and i + 1 < len(wanted) // trainer.ranks.size:
-            trainer.ranks.barrier()
-    trainer.ranks.barrier()
-    return store.summarise(wanted) if trainer.local_rank == 0 else store.decisions(wanted)
+    ranks = ranks or Ranks()
+    networks, learnt, settings = experts.networks, experts.learnt, experts.settings
+    with asked_twice(window, networks) as predictors:
+        labeller = PseudoLabeller(fold.table, window.labels, window.mirror_axes, predictors, learnt, settings)
+        dataset = fold.open(sorted(fold.training))
+        wanted = [key for key in sorted(fold.training) if labeller.open_labels(fold.table.case(key))]
+        if ranks.rank == 0 and store.claim(identity(networks, learnt, settings, window.dataset_json)):
+            say(f"{store.folder} held pseudo labels of other networks or settings: made anew")
+        ranks.barrier()
+        mine = ranks.share(wanted)
+        if not all(store.has(key) for key in mine):
+            labeller.true_volumes = true_volumes(fold.table, dataset)
+        for i, key in enumerate(mine):
+            if not store.has(key):
+                say(f"pseudo labels of {key} ({i + 1} of {len(mine)})")
+                _label_case(labeller, dataset, store, key)
+                between_cases()
+            if (i + 1) % BARRIER_EVERY == 0 and i + 1 < len(wanted) // ranks.size:
+                ranks.barrier()
+    ranks.barrier()
+    return store.summarise(wanted) if ranks.rank == 0 else store.decisions(wanted)
 
 
 def _mean_of(halves: Sequence[Tensor], number: int) -> Tensor:
@@ -353,15 +365,15 @@ def voxel_volume(properties: dict[str, Any], shape: Sequence[int]) -> float:
     return float(cubic_millimetres) / 1000
 
 
-def _label_case(labeller: PseudoLabeller, trainer: MutualTrainer, dataset: Any, store: PseudoStore, key: str) -> None:
+def _label_case(labeller: PseudoLabeller, dataset: Any, store: PseudoStore, key: str) -> None:
     data, seg, _, properties = dataset.load_case(key)
-    case, drawn = trainer.table.case(key), np.asarray(seg[0])
+    case, drawn = labeller.table.case(key), np.asarray(seg[0])
     image = torch.from_numpy(np.array(data[:], copy=True))
     codes, candidates, decisions = labeller.label(case, image, drawn, voxel_volume(properties, drawn.shape))
     accepted = case.annotated | {decision.label for decision in decisions if decision.accepted}
     decided = labeller.codes.decided_values(codes)
     merged = np.where(decided == UNDECIDED, drawn, decided)
-    table, manager = labeller.table, trainer.label_manager
+    table, manager = labeller.table, labeller.labels
     classes: list[Any] = [tuple(table.values[n]) if table.is_regions else table.values[n][0] for n in table.labels]
     known = [c for c, name in zip(classes, table.labels, strict=True) if name in accepted]
     asked = [*known, (-1, *map(int, manager.all_labels))] if manager.has_ignore_label else known

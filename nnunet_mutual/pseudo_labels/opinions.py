@@ -6,16 +6,13 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor, nn
 
-from nnunet_mutual.engine.window import predictor_for
-
-if TYPE_CHECKING:
-    from nnunet_mutual.trainers.base import MutualTrainer
+from nnunet_mutual.engine.window import Window
 
 
 class TwoOpinions(nnUNetPredictor):
@@ -45,8 +42,8 @@ class TwoOpinions(nnUNetPredictor):
 
 
 @contextmanager
-def asked_twice(trainer: MutualTrainer, networks: Sequence[nn.Module]) -> Iterator[list[nnUNetPredictor]]:
+def asked_twice(window: Window, networks: Sequence[nn.Module]) -> Iterator[list[nnUNetPredictor]]:
     """A window of two opinions around each of some networks that are being trained."""
     with ExitStack() as stack:
-        opened = [predictor_for(trainer, network, mirroring=True, kind=TwoOpinions) for network in networks]
+        opened = [window.around(network, mirroring=True, kind=TwoOpinions) for network in networks]
         yield [stack.enter_context(context) for context in opened]

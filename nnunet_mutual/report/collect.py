@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.pseudo_labels.audit import Decision
 from nnunet_mutual.report.data import coverage_table, decisions_of
 from nnunet_mutual.report.findings import Finding, findings
 from nnunet_mutual.report.identities import Identities

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from nnunet_mutual.annotation.table import Case
+from nnunet_mutual.batches.decisions import Decision, read_decisions
+from nnunet_mutual.batches.pseudo import CSV
 from nnunet_mutual.datasets.coverage import coverage
-from nnunet_mutual.pseudo_labels.audit import Decision, read_decisions
-from nnunet_mutual.pseudo_labels.store import CSV
 from nnunet_mutual.report import plots
 from nnunet_mutual.report.blocks import Block, Figure, Missing, Section, Table, Text
 from nnunet_mutual.report.training import Training

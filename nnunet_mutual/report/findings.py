@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from nnunet_mutual.pseudo_labels.audit import Decision
+from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.report.blocks import Finding
 from nnunet_mutual.report.identities import Identities
 from nnunet_mutual.report.logs import Alarm

@@ -19,11 +19,11 @@ from training import SHORT, partial_block
 
 from nnunet_mutual.annotation.codes import PseudoCodes
 from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.batches.decisions import Decision
+from nnunet_mutual.batches.pseudo import PseudoStore
 from nnunet_mutual.cli.parser import main
-from nnunet_mutual.pseudo_labels.audit import Decision
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.generate import identity
-from nnunet_mutual.pseudo_labels.store import PseudoStore
 
 TRAINING = "MutualPartialTrainer__nnUNetPlans__3d_fullres"
 REVIEW = ["review", "901", "3d_fullres", "0", "-tr", "MutualPartialTrainer"]

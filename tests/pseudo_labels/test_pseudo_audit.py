@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nnunet_mutual.batches.decisions import Decision, read_decisions, write_decisions
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.pseudo_labels.audit import Decision, read_decisions, summarise, write_decisions
+from nnunet_mutual.pseudo_labels.audit import summarise
 
 ACCEPTED = Decision("a_1", "siteA", "liver", True, "plausible: 12 ml", 1523.4567, 0.98765, -0.012344, 0.875, "0+2")
 REJECTED = Decision("b_2", "siteB", "spleen", False, 'missing: "none", they say', 0.0, None, None, None, "1")

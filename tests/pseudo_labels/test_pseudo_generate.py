@@ -18,13 +18,13 @@ from training import SHORT, partial_block, trainer_for
 
 from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
 from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.batches.decisions import Decision
+from nnunet_mutual.batches.pseudo import PseudoDataset, PseudoStore
 from nnunet_mutual.engine.window import predictor_for
 from nnunet_mutual.objectives.knowledge import Knowledge
-from nnunet_mutual.pseudo_labels.audit import Decision
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.generate import PseudoLabeller, make_pseudo_labels, true_volumes, voxel_volume
 from nnunet_mutual.pseudo_labels.opinions import TwoOpinions
-from nnunet_mutual.pseudo_labels.store import PseudoDataset, PseudoStore
 from nnunet_mutual.trainers import PartialTrainer
 
 LABELS = {"liver": 1, "spleen": 2, "kidney": 3}
@@ -247,7 +247,7 @@ def test_a_case_is_there_when_all_of_it_is(tmp_path: Path, monkeypatch: pytest.M
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("nnunet_mutual.pseudo_labels.store.write_json", broken)
+        patch.setattr("nnunet_mutual.batches.pseudo.write_json", broken)
         with pytest.raises(OSError, match="disk full"):
             store.write("case", codes, {1: np.zeros((1, 4), int), (1, 2): []}, [decision])
     assert not store.has("case")

@@ -13,8 +13,8 @@ import SimpleITK as sitk
 import tiny
 from reviewing import REVIEW, TRAINING, decided, fabricate, raw_label, run, truth, voxels
 
+from nnunet_mutual.batches.pseudo import PseudoStore
 from nnunet_mutual.pseudo_labels.review.orientation import frame_of
-from nnunet_mutual.pseudo_labels.store import PseudoStore
 
 DECISIONS = [
     decided("case_00", "spleen", z=2.9),

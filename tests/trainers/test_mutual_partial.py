@@ -15,11 +15,11 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from training import GROUPS, KEYS, SHORT, largest_difference, lines_of, partial_block, trainer_for, weights
 
 from nnunet_mutual.annotation.codes import PseudoCodes
+from nnunet_mutual.batches.decisions import read_decisions
 from nnunet_mutual.batches.loading import PooledLoader
+from nnunet_mutual.batches.pseudo import PseudoStore
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives.knowledge import Knowledge
-from nnunet_mutual.pseudo_labels.audit import read_decisions
-from nnunet_mutual.pseudo_labels.store import PseudoStore
 from nnunet_mutual.trainers import MutualPartialTrainer, PartialTrainer
 
 SETTINGS: dict[str, Any] = {

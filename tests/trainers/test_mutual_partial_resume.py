@@ -25,7 +25,7 @@ from training import (
     trainer_for,
 )
 
-from nnunet_mutual.pseudo_labels.store import PseudoStore
+from nnunet_mutual.batches.pseudo import PseudoStore
 from nnunet_mutual.trainers import MutualPartialTrainer
 
 # Stage 1: 4 epochs, stage 2: 6, halved for two networks; the loose filter accepts what such a short training says.

@@ -14,10 +14,10 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from training import GROUPS, KEYS, SHORT, partial_block, trainer_for
 
+from nnunet_mutual.batches.decisions import read_decisions
 from nnunet_mutual.cli.parser import main
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.export.command import export
-from nnunet_mutual.pseudo_labels.audit import read_decisions
 from nnunet_mutual.trainers import MutualPartialTrainer
 
 SETTINGS = {**SHORT, **GROUPS, "num_epochs": 10, "num_iterations_per_epoch": 2}

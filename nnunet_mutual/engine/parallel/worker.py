@@ -15,7 +15,6 @@ from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoi
 from torch.backends import cudnn
 from torch.distributed.rendezvous import rendezvous
 
-from nnunet_mutual.batches.loading import stop_loaders
 from nnunet_mutual.engine import networks as building
 from nnunet_mutual.engine.parallel.peer_ranks import TIMEOUT, Exchange, PeerRanks
 from nnunet_mutual.errors import MutualError
@@ -67,7 +66,7 @@ def work(
         made.run_training()
         made.perform_actual_validation()
     finally:
-        stop_loaders(made)
+        made.close_loaders()
 
 
 def share_networks(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nnunet_mutual.pseudo_labels.audit import Decision
+from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 
 NEAR = 2 / 3  # of the way from what is usual to a threshold

@@ -13,10 +13,10 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunet_mutual import __version__
+from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.disk.files import write_csv, write_json
 from nnunet_mutual.disk.folders import finish, not_written, temporary_folder
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.pseudo_labels.audit import Decision
 from nnunet_mutual.pseudo_labels.review.doubt import Doubt, by_doubt
 from nnunet_mutual.pseudo_labels.review.figures import CANDIDATE, DRAWN, Scene, draw
 from nnunet_mutual.pseudo_labels.review.orientation import frame_of

@@ -14,17 +14,17 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.batches.decisions import Decision, read_decisions
+from nnunet_mutual.batches.pseudo import CSV, IDENTITY, PseudoStore
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.pseudo_labels.audit import Decision, read_decisions
 from nnunet_mutual.pseudo_labels.command import in_image_space
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.review.rules import rules_for
 from nnunet_mutual.pseudo_labels.review.training import Training
-from nnunet_mutual.pseudo_labels.store import CSV, IDENTITY, PseudoStore
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import Any
 import blosc2
 import numpy as np
 
+from nnunet_mutual.batches.decisions import Decision, write_decisions
 from nnunet_mutual.batches.locations import read_locations, write_locations
 from nnunet_mutual.disk.files import read_json, write_json
 from nnunet_mutual.disk.writing import sweep, written
-from nnunet_mutual.pseudo_labels.audit import Decision, write_decisions
 
 IDENTITY = "made_by.json"
 CSV = "decisions.csv"

@@ -1,0 +1,375 @@
+"""Which data a training sees: its cases, their loader, and what a loader's batch becomes on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from math import ceil
+from typing import Any
+
+import torch
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from torch import Tensor
+
+from nnunet_mutual.annotation.codes import PseudoCodes
+from nnunet_mutual.annotation.label_groups import Group, home
+from nnunet_mutual.annotation.modality_groups import ModalityGroups
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.batches.batch import Batch, Patterns, Sight, Views, to_device
+from nnunet_mutual.batches.fold import Fold
+from nnunet_mutual.batches.loading import PooledLoader
+from nnunet_mutual.batches.pseudo import PseudoDataset, PseudoStore
+from nnunet_mutual.batches.transforms import SoftChannels, marking, split_mark
+from nnunet_mutual.batches.two_streams import Locations, TwoStreamDataset, TwoStreamLoader
+from nnunet_mutual.batches.views import strengthen
+from nnunet_mutual.settings import Partners
+
+
+class Stream:
+    """The labelled cases of a fold, as nnU-Net loads them; other streams change what differs.
+
+    Attributes:
+        further: identifiers of cases that are no training cases of nnU-Net.
+        foreground_epochs: epochs after which it shall be predicted anew where unlabelled images have foreground; 0 for
+            never.
+    """
+
+    further: Sequence[str] = ()
+    foreground_epochs: int = 0
+
+    def batch_size(self, planned: int) -> int | None:
+        """Returns the number of labelled patches in a batch of this process, None for nnU-Net's.
+
+        Args:
+            planned: nnU-Net's.
+        """
+        return None
+
+    def datasets(self, training: Any, validation: Any) -> tuple[Any, Any]:
+        """Returns what the loaders read, from nnU-Net's datasets."""
+        return training, validation
+
+    def loader(self, keys: Sequence[str]) -> Callable[..., nnUNetDataLoader]:
+        """Returns what makes the loader of the training cases from nnU-Net's arguments."""
+        return nnUNetDataLoader
+
+    def transforms(self, transforms: Any) -> Any:
+        """Changes nnU-Net's transforms of training patches."""
+        return transforms
+
+    def regions(self, regions: Any) -> Any:
+        """Returns the regions into which the loader turns training labels, from nnU-Net's (None for plain labels)."""
+        return regions
+
+    def batch(self, raw: dict, patterns: Patterns, device: torch.device) -> Batch:
+        """Moves a batch of the training loader to the device."""
+        return self.validation_batch(raw, patterns, device)
+
+    def validation_batch(self, raw: dict, patterns: Patterns, device: torch.device) -> Batch:
+        """Moves a batch of the validation loader to the device: never a strong view."""
+        return to_device(raw, patterns, device)
+
+    def seen_by(self, network: int, images: Tensor) -> Tensor:
+        """Returns what a network sees of images (B, M, *spatial)."""
+        return images
+
+    def can_see(self, network: int, key: str) -> bool:
+        """Whether a case has what a network needs to see."""
+        return True
+
+
+class PooledStream(Stream):
+    """Batches hold cases of different groups, where a network of each group learns.
+
+    Args:
+        table: who drew what.
+        groups: labels of each network; none for one network.
+    """
+
+    def __init__(self, table: AnnotationTable, groups: Sequence[Group]):
+        self.table = table
+        self.groups = list(groups)
+
+    def batch_size(self, planned: int) -> int | None:
+        """A batch needs room for two groups."""
+        return 2 if self.groups and planned < 2 else None
+
+    def loader(self, keys: Sequence[str]) -> Callable[..., nnUNetDataLoader]:
+        """See :meth:`Stream.loader`."""
+        if not self.groups:
+            return super().loader(keys)
+        pools: dict[int | None, list[str]] = {}
+        for key in keys:
+            pools.setdefault(home(self.groups, self.table.case(key).annotated), []).append(key)
+        return partial(PooledLoader, pools=list(pools.values()))
+
+
+class PseudoStream(PooledStream):
+    """Training cases with true and pseudo labels.
+
+    Args:
+        table: who drew what.
+        groups: see :class:`PooledStream`.
+        store: the pseudo labels.
+        codes: drawn and decided values in one map.
+        labels: nnU-Net's.
+    """
+
+    def __init__(
+        self,
+        table: AnnotationTable,
+        groups: Sequence[Group],
+        *,
+        store: PseudoStore,
+        codes: PseudoCodes,
+        labels: LabelManager,
+    ):
+        super().__init__(table, groups)
+        self.store = store
+        self.codes = codes
+        self.labels = labels
+
+    def datasets(self, training: Any, validation: Any) -> tuple[Any, Any]:
+        """See :meth:`Stream.datasets`."""
+        return PseudoDataset(training, self.store), validation
+
+    def regions(self, regions: Any) -> Any:
+        """The regions of true and decided values, and where anything was decided."""
+        if regions is None:
+            return None
+        coded = list(enumerate(self.codes.pairs, self.codes.offset))
+        values = [region if isinstance(region, (list, tuple)) else (region,) for region in regions]
+        truth = [(*region, *(code for code, (_, z) in coded if z in region)) for region in values]
+        return [*truth, tuple(code for code, _ in coded)]
+
+    def batch(self, raw: dict, patterns: Patterns, device: torch.device) -> Batch:
+        """Splits off where regions were decided."""
+        moved = super().batch(raw, patterns, device)
+        if not self.labels.has_regions:
+            return moved
+        regions = len(self.table.labels)
+        decided = [level[:, regions : regions + 1].bool() for level in moved.target]
+        target = [torch.cat([level[:, :regions], level[:, regions + 1 :]], 1) for level in moved.target]
+        return replace(moved, target=target, decided=decided)
+
+
+@dataclass(frozen=True)
+class StreamSizes:
+    """Patches of each kind in a batch of one process, and the share of unlabelled ones that hold foreground."""
+
+    labelled: int
+    unlabelled: int
+    forced: float = 0.0
+    foreground_epochs: int = 0
+
+    @classmethod
+    def of(
+        cls, planned: int, labelled: int | None, unlabelled: int | None, *, least: int = 1, **more: Any
+    ) -> StreamSizes:
+        """Divides a batch, half and half where nothing else is said.
+
+        Args:
+            planned: the plans' batch of this process; counts as two at least.
+            labelled: as the settings say, if they do.
+            unlabelled: likewise.
+            least: of unlabelled patches.
+            more: attributes.
+        """
+        whole = max(2, planned)
+        number = unlabelled or max(1, whole - (labelled or ceil(whole / 2)))
+        return cls(labelled or max(1, whole - number), max(least, number), **more)
+
+
+class TwoStreams(Stream):
+    """Batches hold unlabelled patches, then labelled ones.
+
+    Unlabelled are the images of imagesUn, except those of validation patients, and training cases that annotate
+    nothing. Without any, everything is as in :class:`Stream`.
+
+    Args:
+        fold: its training cases.
+        labels: nnU-Net's.
+        images: dataset of the unlabelled images, None without any.
+        sizes: of a batch.
+        undrawn: whether training cases that annotate nothing are of use, without anything but the image.
+        predicted: places of predicted labels in unlabelled images.
+
+    Attributes:
+        labelled_keys: training cases with labels.
+        unlabelled_keys: the unlabelled stream.
+        unlabelled: number of unlabelled patches in a batch, 0 without any images.
+    """
+
+    def __init__(
+        self,
+        fold: Fold,
+        labels: LabelManager,
+        images: Any,
+        sizes: StreamSizes,
+        *,
+        undrawn: bool = True,
+        predicted: Locations = lambda key: None,
+    ):
+        self.table = fold.table
+        self.labels = labels
+        self.images = images
+        self.sizes = sizes
+        self.predicted = predicted
+        self.labelled_keys = [key for key in fold.training if fold.table.case(key).annotated]
+        self.further = () if images is None else list(images.identifiers)
+        without = sorted({*fold.training} - {*self.labelled_keys}) if undrawn else []
+        self.unlabelled_keys = [*without, *self.further]
+        self.unlabelled = sizes.unlabelled if self.unlabelled_keys else 0
+        self.foreground_epochs = sizes.foreground_epochs if self.unlabelled and sizes.forced else 0
+
+    def describe(self, planned: int) -> str:
+        """Says for the log what is in a batch.
+
+        Args:
+            planned: the plans' batch size.
+        """
+        if not self.unlabelled:
+            return (
+                "There are no unlabelled images (imagesUn, or cases that annotate nothing), so there is nothing to be "
+                "mutual about; trained as by PartialTrainer"
+            )
+        return (
+            f"{len(self.labelled_keys)} cases with labels, {len(self.unlabelled_keys)} unlabelled images; a batch "
+            f"holds {self.sizes.labelled} and {self.unlabelled} of them (the plans' batch size is {planned})"
+        )
+
+    def batch_size(self, planned: int) -> int | None:
+        """See :meth:`Stream.batch_size`."""
+        return self.sizes.labelled if self.unlabelled else None
+
+    @property
+    def _mark(self) -> int:
+        """Value of the background inside of images, in the training loader."""
+        return int(max(self.labels.all_labels)) + 2  # one more may be the ignore label
+
+    def datasets(self, training: Any, validation: Any) -> tuple[Any, Any]:
+        """See :meth:`Stream.datasets`."""
+        if not self.unlabelled:
+            return training, validation
+        return TwoStreamDataset(training, self.images, self.labelled_keys, self.predicted), validation
+
+    def loader(self, keys: Sequence[str]) -> Callable[..., nnUNetDataLoader]:
+        """Adds the unlabelled stream."""
+        if not self.unlabelled:
+            return super().loader(keys)
+        return partial(
+            TwoStreamLoader, unlabelled=self.unlabelled_keys, number=self.unlabelled, forced=self.sizes.forced
+        )
+
+    def transforms(self, transforms: Any) -> Any:
+        """Marks where the images are."""
+        return marking(self._mark, transforms) if self.unlabelled else transforms
+
+    def regions(self, regions: Any) -> Any:
+        """One more region: the image."""
+        if regions is None or not self.unlabelled:
+            return regions
+        return [*regions, tuple(range(1, self._mark + 1))]
+
+    def batch(self, raw: dict, patterns: Patterns, device: torch.device) -> Batch:
+        """Reads the mark."""
+        moved = super().batch(raw, patterns, device)
+        if not self.unlabelled:
+            return moved
+        regions = len(self.table.labels) if self.labels.has_regions else None
+        target, inside = split_mark(moved.target, self._mark, regions)
+        return replace(moved, target=target, views=Views(self.unlabelled, inside))
+
+
+class TaughtStreams(TwoStreams):
+    """The student's view of the unlabelled images is a stronger one than its teacher's.
+
+    Args:
+        arguments: of :class:`TwoStreams`.
+        intensity: whether with other intensities.
+        partners: samples of which boxes are pasted into it.
+        named: of :class:`TwoStreams`.
+    """
+
+    def __init__(self, *arguments: Any, intensity: bool, partners: Partners, **named: Any):
+        super().__init__(*arguments, **named)
+        self.intensity = intensity
+        self.partners: Partners = partners
+
+    def batch(self, raw: dict, patterns: Patterns, device: torch.device) -> Batch:
+        """See :meth:`Stream.batch`."""
+        moved = super().batch(raw, patterns, device)
+        return strengthen(moved, intensity=self.intensity, partners=self.partners) if self.unlabelled else moved
+
+
+class SoftStreams(TwoStreams):
+    """Unlabelled images come with soft labels, in further channels.
+
+    Args:
+        arguments: of :class:`TwoStreams`.
+        channels: of the images.
+        outputs: soft labels.
+    """
+
+    def __init__(self, *arguments: Any, channels: int, outputs: int):
+        super().__init__(*arguments, undrawn=False)
+        self.channels = channels
+        self.outputs = outputs
+
+    def transforms(self, transforms: Any) -> Any:
+        """Moves soft labels with their images."""
+        return SoftChannels(super().transforms(transforms), self.channels, self.outputs)
+
+    def batch(self, raw: dict, patterns: Patterns, device: torch.device) -> Batch:
+        """Takes the soft labels out of the images."""
+        moved = super().batch(raw, patterns, device)
+        data = moved.data[:, : self.channels]
+        if moved.views is None:
+            return replace(moved, data=data)
+        soft = moved.data[: moved.views.unlabelled, self.channels :]
+        return replace(moved, data=data, views=replace(moved.views, soft=soft))
+
+
+class ModalityStreams(TwoStreams):
+    """Each network sees the channels of its modality group, of cases that have them.
+
+    Args:
+        arguments: of :class:`TwoStreams`.
+        groups: a network for each.
+        all_take_part: whether processes gather Dice statistics, so that all must take one path.
+    """
+
+    def __init__(self, *arguments: Any, groups: ModalityGroups, all_take_part: bool):
+        super().__init__(*arguments)
+        self.groups = groups
+        complete = all(all(groups.available(case)) for case in self.table.cases.values())
+        self._gathers_of_some = all_take_part and not complete
+
+    def seen_by(self, network: int, images: Tensor) -> Tensor:
+        """Puts the stored channels of a group where dataset.json has them, zeros elsewhere."""
+        name = self.groups.names[network]
+        seen = images.new_zeros(len(images), len(self.groups.all_channels), *images.shape[2:])
+        channels = images[:, self.groups.stored[name]].unbind(1)
+        for place, channel in zip(self.groups.channels[name], channels, strict=True):
+            seen[:, place] = channel  # a list of places would be copied to the device, and waited for
+        return seen
+
+    def can_see(self, network: int, key: str) -> bool:
+        """Whether a case has all channels of a group; an image that the table does not list has."""
+        if key not in self.table.cases:
+            return True
+        return self.groups.available(self.table.cases[key])[network]
+
+    def validation_batch(self, raw: dict, patterns: Patterns, device: torch.device) -> Batch:
+        """Notes who sees what, and takes noise out of channels that are missing."""
+        moved = super().validation_batch(raw, patterns, device)
+        host = [[self.can_see(n, key) for n in range(len(self.groups.names))] for key in moved.keys]
+        if all(all(row) for row in host) and not self._gathers_of_some:
+            return moved
+        sight = Sight(host, torch.tensor(host).to(device, non_blocking=True))
+        stored = self.groups.stored.values()
+        there = torch.cat([sight.device[:, n : n + 1].expand(-1, s.stop - s.start) for n, s in enumerate(stored)], 1)
+        data = moved.data * there.view(*there.shape, *[1] * (moved.data.ndim - 2))
+        return replace(moved, data=data, sight=sight)

@@ -1,0 +1,69 @@
+"""What trainers with unlabelled images share: which images, and how a batch is divided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.batches.streams import StreamSizes, TaughtStreams, TwoStreams
+from nnunet_mutual.planning.needs import Needs, one_network
+from nnunet_mutual.preprocessing.unlabelled import unlabelled_dataset
+from nnunet_mutual.settings import TeacherSettings, TwoStreamSettings
+from nnunet_mutual.trainers.base import MutualTrainer
+
+NO_CASCADE = "whose second stage would need the first one's prediction of every unlabelled image"
+
+T = TypeVar("T", bound=TwoStreams)
+
+
+def two_stream_needs(settings: TwoStreamSettings, table: AnnotationTable, cases: Sequence[str]) -> Needs:
+    """A batch has a patch of each stream at least, or as many as the settings say."""
+    labelled, unlabelled = settings.labelled_per_batch or 1, settings.unlabelled_per_batch or 1
+    return replace(one_network(settings, table, cases), labelled=labelled, unlabelled=unlabelled)
+
+
+def sizes_of(trainer: MutualTrainer, *, least: int = 1) -> StreamSizes:
+    """Divides the batch of a process as the settings say.
+
+    Args:
+        trainer: with settings of two streams.
+        least: of unlabelled patches.
+    """
+    chosen: Any = trainer.settings
+    planned = ceil(trainer.configuration_manager.batch_size / (trainer.ranks.size if trainer.is_ddp else 1))
+    return StreamSizes.of(
+        planned,
+        chosen.labelled_per_batch,
+        chosen.unlabelled_per_batch,
+        least=least,
+        forced=chosen.unlabelled_foreground,
+        foreground_epochs=chosen.unlabelled_foreground_epochs,
+    )
+
+
+def unlabelled_images(trainer: MutualTrainer) -> Any:
+    """Opens the images of imagesUn, except those of the patients of validation cases; None without any."""
+    folder = Path(trainer.preprocessed_dataset_folder_base)
+    validation = () if trainer.fold == "all" else trainer.do_split()[1]
+    return unlabelled_dataset(folder, trainer.plans_manager, trainer.configuration_manager, trainer.table, validation)
+
+
+def said(trainer: MutualTrainer, stream: T) -> T:
+    """Tells the log what is in a batch, and returns the stream."""
+    trainer.print_to_log_file(stream.describe(trainer.configuration_manager.batch_size))
+    return stream
+
+
+def taught_streams(trainer: MutualTrainer) -> TwoStreams:
+    """Returns labelled and unlabelled images, of which a student sees stronger views where there is a teacher."""
+    parts = trainer.fold_cases, trainer.label_manager, unlabelled_images(trainer), sizes_of(trainer)
+    predicted = trainer.foreground.locations
+    chosen = trainer.settings
+    if not isinstance(chosen, TeacherSettings):
+        return said(trainer, TwoStreams(*parts, predicted=predicted))
+    views: dict[str, Any] = {"intensity": chosen.strong_intensity, "partners": chosen.paste_from}
+    return said(trainer, TaughtStreams(*parts, **views, predicted=predicted))
