@@ -24,4 +24,3 @@ __all__ = [
     "RectifiedPredictor",
     "SoftLabelTrainer",
 ]
-TRAINING = tuple(name for name in __all__ if name != "RectifiedPredictor")  # which only predicts

@@ -11,6 +11,7 @@ from typing import Any
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.locate import locate, plans_file
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.plugin.find import resolve, training_names
 from nnunet_mutual.settings import BLOCK, block_for, merged_block, parse_settings, read_settings
 
 
@@ -55,10 +56,8 @@ def plan(dataset: str, *, configuration: str, plans: str, name: str, settings: S
 
 def _trainers_that_accept(block: dict[str, Any]) -> list[str]:
     """Names the trainers for which the settings are valid."""
-    import nnunet_mutual.trainers as trainers
-
     # From few settings to many: the first one suits if several do, the last one knows most if none does.
-    classes = {name: getattr(trainers, name) for name in trainers.TRAINING}
+    classes = {name: resolve("trainers", name) for name in training_names()}
     accepting, reason = [], None
     for name in sorted(classes, key=lambda name: (len(fields(classes[name].settings_class)), name)):
         try:

@@ -11,7 +11,7 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.raw import training_cases, unlabelled_cases
 from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.planning.needs import Needs
-from nnunet_mutual.plugin.find import public_names, resolve
+from nnunet_mutual.plugin.find import resolve, training_names
 from nnunet_mutual.preprocessing.fingerprint import counts_ignored
 from nnunet_mutual.settings import read_settings
 
@@ -76,7 +76,7 @@ def method_for(
     why = "as asked for"
     if trainer is None:
         trainer, why = chosen_trainer(table, cases, unlabelled)
-    known = [name for name in public_names("trainers") if name.endswith("Trainer")]  # the others only predict
+    known = training_names()
     if trainer not in known:
         raise MutualError(f"no trainer is called {trainer!r}{meant(trainer, known)}; known are: {', '.join(known)}")
     trainer_class = resolve("trainers", trainer)

@@ -78,6 +78,16 @@ def resolve(kind: str, name: str) -> Any:
     return getattr(importlib.import_module(f"nnunet_mutual.{kind}"), name)
 
 
+def training_names() -> tuple[str, ...]:
+    """Return the names of the trainers of this package that train; the others only predict."""
+    return tuple(name for name in public_names("trainers") if name.endswith("Trainer"))
+
+
+def is_ours(trainer: object) -> bool:
+    """Tell whether a trainer, somebody's own one included, is built on those of this package."""
+    return any(cls.__module__.startswith("nnunet_mutual.trainers.") for cls in type(trainer).__mro__)
+
+
 def trainers_variable(current: str | None) -> str:
     """Return the value for ``nnUNet_extTrainer``: what it already holds, then our folder, nothing twice.
 

@@ -19,6 +19,7 @@ from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.engine.window import Window
 from nnunet_mutual.errors import MutualError, meant
+from nnunet_mutual.plugin.find import resolve, training_names
 from nnunet_mutual.pseudo_labels.audit import summarise
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.generate import Experts, make_pseudo_labels
@@ -76,11 +77,9 @@ def pseudo_label(
 
 def _load(dataset: str, configuration: str, fold: str, name: str, plans: str, checkpoint: str, device: str) -> Any:
     """Returns the trainer with the networks of the checkpoint."""
-    import nnunet_mutual.trainers as trainers
-
-    if name not in trainers.TRAINING:
-        known = ", ".join(trainers.TRAINING)
-        raise MutualError(f"{name} is no trainer of this package{meant(name, trainers.TRAINING)}; it has {known}")
+    known = training_names()
+    if name not in known:
+        raise MutualError(f"{name} is no trainer of this package{meant(name, known)}; it has {', '.join(known)}")
     if not nnUNet_results.is_set():
         raise MutualError('nnUNet_results is not set; set it as for nnU-Net: export nnUNet_results="/path/to/it"')
     folder = Path(nnUNet_results) / dataset / f"{name}__{plans}__{configuration}"
@@ -94,12 +93,12 @@ def _load(dataset: str, configuration: str, fold: str, name: str, plans: str, ch
         raise MutualError("this machine has no CUDA device; add -device cpu")
     plan, dataset_json = read_object(folder / "plans.json"), read_object(folder / "dataset.json")
     number = fold if fold == "all" else int(fold)
-    if getattr(trainers, name).by_group:
+    if resolve("trainers", name).by_group:
         raise MutualError(
             f"{name} has a network for each modality group; use --soft with an exported one (-tr nnUNetTrainer and -p "
             "as nnunet_mutual export prints it)"
         )
-    made = getattr(trainers, name)(
+    made = resolve("trainers", name)(
         {**plan, "continue_training": True}, configuration, number, dataset_json, torch.device(device)
     )
     made.load_checkpoint(str(file))

@@ -16,6 +16,7 @@ from nnunet_mutual.disk.files import natural, read_json, read_object
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.trainings import training_folder
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.plugin.find import resolve, training_names
 from nnunet_mutual.preprocessing.unlabelled import UNLABELLED, unlabelled_keys
 from nnunet_mutual.settings import differences
 
@@ -88,13 +89,11 @@ class Training:
     @property
     def changed_settings(self) -> list[str]:
         """Settings that differ from the trainer's defaults, as ``name: default -> value``."""
-        import nnunet_mutual.trainers as trainers
-
         if self.settings is None:
             return []
         now = {name: value for name, value in self.settings.items() if name != "trainer"}
-        known = self.trainer in trainers.TRAINING
-        default = asdict(getattr(trainers, self.trainer).settings_class()) if known else {}
+        known = self.trainer in training_names()
+        default = asdict(resolve("trainers", self.trainer).settings_class()) if known else {}
         return differences(default, now)
 
     @property

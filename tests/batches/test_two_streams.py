@@ -73,7 +73,7 @@ def test_a_batch_of_one_is_raised_to_one_of_each(nnunet_folders: Path) -> None:
     _set_batch_size(preprocessed, 1)
     trainer = trainer_for(preprocessed, MeanTeacherTrainer)
     trainer.initialize()
-    assert (trainer.batch_size, trainer.unlabelled_per_batch) == (1, 1)
+    assert (trainer.batch_size, trainer.stream.unlabelled) == (1, 1)
     log = next(Path(trainer.output_folder).glob("training_log*")).read_text()
     assert "a batch holds 1 and 1 of them (the plans' batch size is 1)" in log
 
@@ -157,7 +157,7 @@ def test_images_of_validation_patients_are_left_out(nnunet_folders: Path) -> Non
     for fold, expected in ((0, {"un_0", "un_2"}), ("all", set(UNLABELLED))):
         trainer = trainer_for(preprocessed, MeanTeacherTrainer, fold=fold)
         trainer.initialize()
-        assert set(trainer.unlabelled_keys) == expected
+        assert set(trainer.stream.unlabelled_keys) == expected
 
 
 def _without(block: dict[str, Any], key: str) -> dict[str, Any]:
@@ -251,7 +251,9 @@ def test_patches_are_drawn_where_foreground_is_predicted(nnunet_folders: Path, k
         trainer.before_epoch(None)
     places = _located(dataset, "un_0")
     assert len(places) > 10 and (np.asarray(places)[:, 1:] < 4).all()
-    assert _located(dataset, KEYS[5 if "case_05" in trainer.labelled_keys else 4]), "labelled cases keep their own"
+    assert _located(dataset, KEYS[5 if "case_05" in trainer.stream.labelled_keys else 4]), (
+        "labelled cases keep their own"
+    )
     loader = loader.data_loader
     for _ in range(20):
         lower, _ = loader.get_bbox((16, 20, 18), True, dataset.load_case("un_0")[3]["class_locations"])

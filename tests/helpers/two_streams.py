@@ -36,5 +36,5 @@ def terms_on_one_batch(trainer: Any, steps: int = 12) -> tuple[dict[str, float],
     trainer.peers.set_epoch(0)
     batch = next(trainer.dataloader_train)
     found = [trainer.train_step(batch)["terms"].tolist() for _ in range(steps)]
-    first, last = (dict(zip(trainer.term_names, terms, strict=True)) for terms in (found[0], found[-1]))
+    first, last = (dict(zip(trainer.stage.term_names, terms, strict=True)) for terms in (found[0], found[-1]))
     return first, last

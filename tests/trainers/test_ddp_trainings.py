@@ -82,7 +82,7 @@ def trained(rank: int, name: str, preprocessed: Path) -> dict[str, Any]:
     state = trainer.peers.state_dict()
     return {
         "state": leaves([state, *(o.state_dict() for o in trainer.objectives)], COUNTS),
-        "decisions": [trainer.deployed, trainer._best_ema, trainer.ranking.state_dict(), trainer.stage],
+        "decisions": [trainer.deployed, trainer._best_ema, trainer.online.ranking.state_dict(), trainer.stage_number],
         "batch": (trainer.batch_size, trainer.oversample_foreground_percent, seen),
         "moved": not torch.equal(trainer._first_weight, next(trainer.network.parameters())),
     }

@@ -174,9 +174,9 @@ def test_validation_asks_the_weights_of_now(
             trainer.train_step(next(trainer.dataloader_train))
         trainer.on_validation_epoch_start()
         with torch.no_grad(), trainer.autocast():
-            images = trainer.to_batch(batch).data
+            images = trainer.validation_batch(batch).data
             found = [level.clone() for level in trainer.evaluate(0, images)]
-            expected = trainer.peers.evaluated[0](trainer.seen_by(0, images))
+            expected = trainer.peers.evaluated[0](trainer.stream.seen_by(0, images))
         for mine, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-2, atol=1e-2)
 

@@ -60,7 +60,7 @@ def test_the_sum_holds_all_three_terms_of_both_networks(nnunet_folders: Path) ->
     backward = trainer.peers.backward
     trainer.peers.backward = lambda total: (seen.append(total.item()), backward(total))
     found = trainer.train_step(next(loader))
-    terms = dict(zip(trainer.term_names, found["terms"].tolist(), strict=True))
+    terms = dict(zip(trainer.stage.term_names, found["terms"].tolist(), strict=True))
     assert list(terms) == [f"{name}[{n}]" for n in (0, 1) for name in ("supervised", "consistency", "correlation")]
     assert found["weights"].tolist() == pytest.approx(2 * [1, 0.5, 0.05]), "the ramp is over"
     assert all(terms[f"correlation[{n}]"] > 0 and terms[f"consistency[{n}]"] not in (0, -1) for n in (0, 1))

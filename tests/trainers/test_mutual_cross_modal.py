@@ -107,7 +107,7 @@ def test_a_cascade_is_refused(nnunet_folders: Path) -> None:
 def test_each_network_sees_its_channels(nnunet_folders: Path) -> None:
     trainer = started(nnunet_folders)
     images = torch.randn(2, 4, 8, 8, 8)
-    seen = [trainer.seen_by(n, images) for n in range(3)]
+    seen = [trainer.stream.seen_by(n, images) for n in range(3)]
     assert all(part.shape == (2, 2, 8, 8, 8) for part in seen)
     assert torch.equal(seen[0][:, 0], images[:, 0]) and not seen[0][:, 1].any()
     assert torch.equal(seen[1][:, 1], images[:, 1]) and not seen[1][:, 0].any()
@@ -173,9 +173,9 @@ def test_both_memory_modes_give_the_same_gradients(nnunet_folders: Path, phase: 
     for memory in ("joint", "sequential"):
         trainer.peers.memory = memory
         torch.manual_seed(5)
-        moved, progress = trainer.training_batch(batch), trainer._progress()
+        moved, progress = trainer.training_batch(batch), trainer.progress()
         trainer.peers.zero_grad()
-        seen = [trainer.seen_by(n, moved.data) for n in range(3)]
+        seen = [trainer.stream.seen_by(n, moved.data) for n in range(3)]
         objective = trainer.objectives[0]
         for peer, outputs, recorded in trainer.peers.passes(seen, trainer.autocast):
             if peer == 0:
@@ -195,7 +195,7 @@ def test_the_split_gradient_is_the_joint_one(nnunet_folders: Path) -> None:
     trainer = started(nnunet_folders)
     objective = trainer.objectives[0]
     moved = trainer.training_batch(next(trainer.dataloader_train))
-    progress = trainer._progress()
+    progress = trainer.progress()
     levels = [
         torch.randn(3, 4, 16, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(n)).requires_grad_()
         for n in range(3)
@@ -266,14 +266,14 @@ def test_a_resumed_training_is_the_same(nnunet_folders: Path, monkeypatch: pytes
 
 def test_two_unlabelled_samples_at_least(nnunet_folders: Path) -> None:
     trainer = started(nnunet_folders)
-    assert trainer.unlabelled_per_batch == 2 and len(next(trainer.dataloader_train)["keys"]) == 3
+    assert trainer.stream.unlabelled == 2 and len(next(trainer.dataloader_train)["keys"]) == 3
     assert "raised to 2" in Path(trainer.log_file).read_text()
 
 
 def test_without_unlabelled_images_each_group_is_supervised(nnunet_folders: Path) -> None:
     trainer = started(nnunet_folders, unlabelled=0)
     said = trainer.train_step(next(trainer.dataloader_train))
-    by_name = dict(zip(trainer.term_names, said["terms"], strict=True))
+    by_name = dict(zip(trainer.stage.term_names, said["terms"], strict=True))
     assert all(by_name[f"supervised[{n}]"] != 0 and by_name[f"contrast[{n}]"] == 0 for n in range(3))
 
 
@@ -287,7 +287,7 @@ def test_an_inactive_contrast_is_said(nnunet_folders: Path) -> None:
     from nnunet_mutual.objectives import Output
 
     outputs = [Output([empty])] * 3
-    step = prepare(objective, outputs, moved, trainer._progress())
+    step = prepare(objective, outputs, moved, trainer.progress())
     objective._contrast(0, objective._probabilities(outputs[0], moved), step)
     numbers, warnings = objective.diagnose()
     assert list(numbers.values()) == [0] and "ASC inactive" in warnings[0]

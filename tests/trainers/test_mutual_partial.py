@@ -135,7 +135,7 @@ def test_cascades_are_refused_before_anything_is_made(nnunet_folders: Path) -> N
 @pytest.mark.parametrize("block", [None, block_of(EVERYTHING)], ids=["no table", "one source"])
 def test_nothing_to_be_mutual_about_is_partial_training(nnunet_folders: Path, block: dict[str, Any] | None) -> None:
     trainer = trained(nnunet_folders, block)
-    assert trainer.num_epochs == 5 and trainer.stage == 2
+    assert trainer.num_epochs == 5 and trainer.stage_number == 2
     assert not (Path(trainer.output_folder) / "pseudo_labels").exists()
     log = next(Path(trainer.output_folder).glob("training_log*")).read_text()
     assert "nothing to be mutual about" in log
@@ -212,7 +212,7 @@ def test_all_networks_of_stage_2_start_from_the_best_of_stage_1(nnunet_folders: 
     original = trainer.start_stage
 
     def start_stage() -> None:
-        if trainer.stage == 2:
+        if trainer.stage_number == 2:
             seen.append((before["deployed"], [copy.deepcopy(n.state_dict()) for n in before["networks"]]))
         original()
 
@@ -229,7 +229,7 @@ def test_all_networks_of_stage_2_start_from_the_best_of_stage_1(nnunet_folders: 
     starts: list[Any] = []
 
     def train_step(batch: dict) -> dict:
-        if trainer.stage == 2 and not starts:
+        if trainer.stage_number == 2 and not starts:
             starts.extend(copy.deepcopy(n.network.state_dict()) for n in trainer.peers.networks)
         return step(batch)
 

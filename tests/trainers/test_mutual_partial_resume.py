@@ -108,7 +108,7 @@ def killed_before_stage_2_is_saved(trainer: Any) -> None:
     original = trainer.save_checkpoint
 
     def save(name: str) -> None:
-        if trainer.stage == 2:
+        if trainer.stage_number == 2:
             raise Killed
         original(name)
 
@@ -189,7 +189,7 @@ def test_a_cut_off_checkpoint_is_no_checkpoint(
         interrupt(stopped, killed_while_saving, Killed)
     assert not (Path(stopped.output_folder) / "checkpoint_final.pth").exists()
     resumed = trainer_for(preprocessed, MutualPartialTrainer, resume="latest")
-    assert resumed.stage == 2
+    assert resumed.stage_number == 2
     resumed.run_training()
     assert_same_training(resumed, whole[1])
 

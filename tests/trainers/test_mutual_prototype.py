@@ -75,7 +75,7 @@ def test_the_sum_holds_every_term(nnunet_folders: Path) -> None:
     backward = trainer.peers.backward
     trainer.peers.backward = lambda total: (seen.append(total.item()), backward(total))
     found = trainer.train_step(next(trainer.dataloader_train))
-    terms = dict(zip(trainer.term_names, found["terms"].tolist(), strict=True))
+    terms = dict(zip(trainer.stage.term_names, found["terms"].tolist(), strict=True))
     assert list(terms) == ["prototypes", "trust", "supervised", "pseudo", "contrast"]
     assert terms["contrast"] > 0 and terms["pseudo"] != 0
     assert seen[0] == pytest.approx(sum(terms.values()) - 0.9 * terms["contrast"], rel=1e-5)
@@ -249,7 +249,7 @@ def test_without_unlabelled_images_it_is_partial_training(nnunet_folders: Path) 
     trainer = trainer_for(preprocessed, MutualPrototypeTrainer)
     trainer.run_training()
     assert json.loads((preprocessed / "dataset.json").read_text())["labels"]
-    assert trainer.term_names == ["supervised"]
+    assert trainer.stage.term_names == ["supervised"]
     assert not (Path(trainer.output_folder) / "checkpoint_rectified.pth").exists()
 
 

@@ -32,7 +32,7 @@ def test_without_weights_and_unlabelled_samples_it_is_stock(nnunet_folders: Path
     stock.network.load_state_dict(ours.network.state_dict())
     before = weights(ours)
     loader, _ = stock.get_dataloaders()
-    ours.training_batch = ours.to_batch
+    ours.training_batch = ours.validation_batch
     ours.peers.set_epoch(0)
     stock.network.train()
     for _ in range(20):

@@ -1,4 +1,7 @@
-"""A training whose networks run in processes of their own: what each process does from beginning to end."""
+"""A training whose networks run in processes of their own: what each process does from beginning to end.
+
+The one place of the library that holds a whole trainer: it drives one, as nnU-Net's own command does.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 from nnunet_mutual.engine import networks as building
 from nnunet_mutual.engine.parallel.peer_ranks import TIMEOUT, Exchange, PeerRanks
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.trainers.base import MutualTrainer
+from nnunet_mutual.plugin.find import is_ours
 
 
 def work(
@@ -53,7 +56,7 @@ def work(
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the first process speaks for all, errors go to stderr
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // _here(size)) if device == "cpu" else 1)
     made = get_trainer_from_args(dataset, configuration, fold, trainer, plans, resume, torch.device(device))
-    if not isinstance(made, MutualTrainer):
+    if not is_ours(made):
         raise MutualError(f"{trainer} is no trainer of nnunet_mutual; train it with nnUNetv2_train")
     share_networks(made, store, rank, size, exchange=exchange)
     maybe_load_checkpoint(made, resume, False)
@@ -102,7 +105,7 @@ def share_networks(
     )  # the same weights everywhere, unless the settings say which
 
 
-def _require_networks(trainer: MutualTrainer) -> None:
+def _require_networks(trainer: Any) -> None:
     number, size = trainer.most_networks, trainer.ranks.size
     if number > 1 and size <= number:
         return
@@ -117,7 +120,7 @@ def _require_networks(trainer: MutualTrainer) -> None:
     raise MutualError(f"{name} trains {number} networks here, for {size} processes; give --processes {number}")
 
 
-def _describe(trainer: MutualTrainer) -> str:
+def _describe(trainer: Any) -> str:
     ranks = trainer.ranks
     places = ranks.gather(f"{platform.node()} {trainer.device}")
     lines = [f"network {n}: process {n % ranks.size} ({places[n % ranks.size]})" for n in range(trainer.most_networks)]
