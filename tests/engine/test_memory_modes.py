@@ -10,7 +10,8 @@ import pytest
 import tiny
 import torch
 from dynamic_network_architectures.building_blocks.regularization import DropPath
-from test_peers import gradients, learn, unet
+from small_unet import unet
+from test_peers import gradients, learn
 from torch import Tensor, nn
 from training import GROUPS, SHORT, assert_same_optimizer, largest_difference, partial_block, trainer_for
 from two_streams import two_stream_dataset

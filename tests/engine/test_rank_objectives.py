@@ -20,7 +20,8 @@ import torch
 from partial_oracle import dataset
 from prepared import prepare_all
 from processes import in_processes, joined, leaves
-from test_peers import GROUPS, HALFWAY, unet
+from small_unet import unet
+from test_peers import GROUPS, HALFWAY
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_peers import unet
+from small_unet import unet
 
 from nnunet_mutual.modules.interaction import (
     DynamicInteraction,

@@ -43,9 +43,22 @@ assert importlib.util.find_spec("trainers") is None and importlib.util.find_spec
 """
 
 
-def test_wheel(source, tmp_path):
-    run([*PIP, "wheel", *OFFLINE, "-w", str(tmp_path), str(source)], tmp_path, environment())
-    (wheel,) = tmp_path.glob("*.whl")
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    run([*PIP, "wheel", *OFFLINE, "-w", str(folder), str(source)], folder, environment())
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+@pytest.fixture()
+def site(wheel, tmp_path) -> Path:
+    """What an installation of the wheel holds."""
+    run([*PIP, "install", *OFFLINE, "--target", str(tmp_path / "site"), str(wheel)], tmp_path, environment())
+    return tmp_path / "site"
+
+
+def test_wheel(source, wheel, site, tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {
         f"{target}/{path.relative_to(source / folder).as_posix()}"
@@ -55,12 +68,24 @@ def test_wheel(source, tmp_path):
     }
     assert {name for name in names if ".dist-info/" not in name} == expected
 
-    site = tmp_path / "site"
-    run([*PIP, "install", *OFFLINE, "--target", str(site), str(wheel)], tmp_path, environment())
     found = run_code(WHERE, tmp_path, environment(site)).splitlines()
     assert all(Path(path).is_relative_to(site / "nnunet_mutual") for path in found)
     said = run(["-m", "nnunet_mutual.cli.parser", "trainers"], tmp_path, environment(site))
     assert said.strip() == str(site / "nnunet_mutual" / "plugin" / "shim")
+
+
+def test_an_upward_import_breaks_the_contract(site, tmp_path):
+    """Of trainers and in annotations, too; what is checked is the installed package, where trainers are mapped in."""
+    pytest.importorskip("importlinter")
+    code = "import sys; from importlinter.cli import lint_imports_command as command; command(sys.argv[1:])"
+    line = ["-c", code, "--no-cache", "--config", str(ROOT / "pyproject.toml")]
+    assert "1 kept, 0 broken" in run(line, tmp_path, environment(site))
+    module = site / "nnunet_mutual" / "engine" / "window.py"
+    planted = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from nnunet_mutual.trainers import base\n"
+    module.write_text(f"{module.read_text()}\n{planted}")
+    assert "nnunet_mutual.engine is not allowed to import nnunet_mutual.trainers" in run(
+        line, tmp_path, environment(site), status=1
+    )
 
 
 def test_editable(source, tmp_path):
