@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nnunet_mutual.annotation.possible import left_open
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.errors import MutualError
 
@@ -146,8 +147,8 @@ class PseudoCodes:
 
 
 def _within(table: AnnotationTable, label: str) -> list[int]:
-    """Values that a voxel of a label may also have: what it contains in any source, and its overlap partners."""
-    names = set(table.overlap_partners(label))
+    """Values that a voxel of a label may also have, in a case of any source."""
+    value, names = table.values[label][0], frozenset[str]()
     for source in table.sources:
-        names |= table.contained(Case("", source, frozenset())).get(label, frozenset())
+        names |= left_open(table, Case("", source, frozenset({label})))[value]
     return sorted(table.values[name][0] for name in names)

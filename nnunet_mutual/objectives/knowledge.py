@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nnunet_mutual.annotation.codes import PseudoCodes
-from nnunet_mutual.annotation.possible import output_channels
+from nnunet_mutual.annotation.possible import left_open, output_channels
 from nnunet_mutual.annotation.restriction import Restriction, restriction_for
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.losses.partial import RegionRelations
@@ -204,14 +204,9 @@ class Knowledge:
 
     def _possible(self, case: Case) -> Tensor:
         """S(v): classes that a voxel may have, given the value drawn there."""
-        contained = self.table.contained(case)
-        unannotated = set(self.table.labels) - case.annotated
-        excluded = {inner for outer in case.annotated for inner in contained.get(outer, ())}
         possible = torch.eye(self.num_outputs, dtype=torch.bool)
-        possible[0, [self.channel[a] for a in unannotated - excluded]] = True
-        for b in case.annotated:
-            partners = (contained.get(b, frozenset()) | self.table.overlap_partners(b)) & unannotated
-            possible[self.channel[b], [self.channel[a] for a in partners]] = True
+        for drawn, labels in left_open(self.table, case).items():
+            possible[drawn, [self.channel[a] for a in labels]] = True
         return possible
 
     def _possible_to(self, case: Case, labels: frozenset[str]) -> Tensor:

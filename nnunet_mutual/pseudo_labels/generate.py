@@ -16,7 +16,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 
 from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
-from nnunet_mutual.annotation.possible import output_channels
+from nnunet_mutual.annotation.possible import hypotheses, left_open, output_channels
 from nnunet_mutual.annotation.table import AnnotationTable, Case, table_fingerprint
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.batches.fold import Fold
@@ -226,26 +226,19 @@ class PseudoLabeller:
 
     def _open_values(self, case: Case, names: Sequence[str]) -> dict[int, tuple[int, ...]]:
         """Per drawn value, the unannotated values that it leaves open."""
-        contained = self.table.contained(case)
-        excluded = {inner for outer in case.annotated for inner in contained.get(outer, ())}
         values = {name: self.table.values[name][0] for name in names}
-        found = {0: tuple(value for name, value in values.items() if name not in excluded)}
-        for b in case.annotated:
-            inside = contained.get(b, frozenset()) | self.table.overlap_partners(b)
-            found[self.table.values[b][0]] = tuple(value for name, value in values.items() if name in inside)
-        return found
+        return {
+            drawn: tuple(value for name, value in values.items() if name in labels)
+            for drawn, labels in left_open(self.table, case).items()
+        }
 
     def _hypotheses(self, case: Case) -> tuple[dict[int, tuple[int, ...]], np.ndarray]:
         """Per drawn integer, those that agree with it on every annotated region; and which regions each is in."""
-        values = sorted({0}.union(*self.table.values.values()))
-        membership = np.zeros((max(values) + 1, len(self.table.labels)), bool)
+        same = hypotheses(self.table, case)
+        membership = np.zeros((max(same) + 1, len(self.table.labels)), bool)
         for label in self.table.labels:
             membership[list(self.table.values[label]), self.channel[label]] = True
-        annotated = [self.channel[label] for label in sorted(case.annotated)]
-        same = {
-            y: tuple(z for z in values if (membership[z, annotated] == membership[y, annotated]).all()) for y in values
-        }
-        return same, membership
+        return {y: tuple(sorted(integers)) for y, integers in sorted(same.items())}, membership
 
     def _is_certain(self, case: Case, name: str, drawn: np.ndarray) -> np.ndarray:
         """Where other drawn regions leave no doubt that a region is there, as a drawn core for the whole around it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
@@ -10,17 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from partial_oracle import annotated_names, dataset, left_open, may_hide_in, possible_names, region_state
+from random_tables import LABELS, NAMES, PAIRS, REGIONS, SUBSETS, plain_datasets, region_datasets
 from torch import Tensor
 
 from nnunet_mutual.annotation.codes import PseudoCodes
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.objectives.knowledge import Knowledge, Tables
 
-LABELS = {"liver": 1, "tumour": 2, "cyst": 3, "spleen": 4, "kidney": 5}
-NAMES = ["background", *LABELS]
-PAIRS = list(itertools.combinations(LABELS, 2))
-SUBSETS = st.lists(st.sampled_from(list(LABELS)), unique=True)
-REGIONS = {"whole": [1, 2, 3], "core": [2, 3], "enhancing": [3], "other": [4], "both": [3, 4]}
 BY_HAND = dataset(
     LABELS,
     {
@@ -30,27 +25,6 @@ BY_HAND = dataset(
     },
     may_overlap=[["kidney", "spleen"]],
 )
-
-
-@st.composite
-def plain_datasets(draw: st.DrawFn) -> dict[str, Any]:
-    """Up to three sources, each with its own nesting; nothing contains itself."""
-    sources = {}
-    for name in "abc"[: draw(st.integers(1, 3))]:
-        contains: dict[str, list[str]] = {}
-        turned = draw(st.booleans())
-        for pair in draw(st.lists(st.sampled_from(PAIRS), unique=True, max_size=4)):
-            outer, inner = reversed(pair) if turned else pair
-            contains.setdefault(outer, []).append(inner)
-        sources[name] = {"annotated": draw(SUBSETS), "contains": contains}
-    return dataset(LABELS, sources, may_overlap=[list(p) for p in draw(st.lists(st.sampled_from(PAIRS), max_size=2))])
-
-
-def region_datasets() -> st.SearchStrategy[dict[str, Any]]:
-    annotated = st.lists(st.sampled_from(list(REGIONS)), unique=True)
-    return st.tuples(annotated, annotated).map(
-        lambda sets: dataset(REGIONS, {name: {"annotated": own} for name, own in zip("ab", sets, strict=True)})
-    )
 
 
 def knowledge(content: dict[str, Any], accepted: dict[str, set[str]] | None = None) -> Knowledge:

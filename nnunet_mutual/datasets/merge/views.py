@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from nnunet_mutual.annotation.possible import agreeing_integers, unseen_labels
 from nnunet_mutual.datasets.merge.sources import BACKGROUND, IGNORE
 
 Word = str | int  # a label name, or for regions the integer itself
@@ -36,11 +37,7 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class PlainView:
-    """Labels that exclude each other.
-
-    A drawn label b may also be one that b contains or overlaps and nobody looked for; at background there may be
-    every label that nobody looked for, unless it would have been drawn as part of another one.
-    """
+    """Labels that exclude each other."""
 
     annotated: frozenset[str]
     contained: Mapping[str, frozenset[str]]  # at any depth
@@ -61,13 +58,9 @@ class PlainView:
         return str(word)
 
     def possible(self, word: Word) -> frozenset[Word]:
-        """See the class."""
-        labels = frozenset(self.values) - {BACKGROUND, IGNORE} - self.annotated
-        if word == BACKGROUND:
-            hidden = frozenset[str]().union(*(self.contained.get(label, frozenset()) for label in self.annotated))
-            return frozenset[Word]({BACKGROUND}) | (labels - hidden)
-        beside = self.contained.get(str(word), frozenset()) | self.overlaps.get(str(word), frozenset())
-        return frozenset[Word]({word}) | (labels & beside)
+        """See :func:`~nnunet_mutual.annotation.possible.unseen_labels`."""
+        drawn, labels = None if word == BACKGROUND else str(word), self.values.keys() - {BACKGROUND, IGNORE}
+        return frozenset[Word]({word}) | unseen_labels(drawn, labels, self.annotated, self.contained, self.overlaps)
 
     def open(self, labels: frozenset[str], allowed: frozenset[Word], chosen: Word) -> bool:
         """Whether one of the labels is still possible."""
@@ -99,9 +92,7 @@ class RegionView:
 
     def possible(self, word: Word) -> frozenset[Word]:
         """All integers that agree about every annotated region."""
-        integers = frozenset({0}).union(*self.regions.values())
-        drawn = [self.regions[name] for name in self.annotated]
-        return frozenset[Word](i for i in integers if all((i in region) == (word in region) for region in drawn))
+        return frozenset[Word](agreeing_integers(int(word), self.regions, self.annotated))
 
     def open(self, labels: frozenset[str], allowed: frozenset[Word], chosen: Word) -> bool:
         """Whether the allowed integers disagree about one of the regions."""

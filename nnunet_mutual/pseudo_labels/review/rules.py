@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nnunet_mutual.annotation.possible import hypotheses, left_open
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 
 
@@ -65,7 +66,7 @@ def put_in(drawn: np.ndarray, mask: np.ndarray, rules: Mapping[int, Rule]) -> tu
 
 def _plain_rules(table: AnnotationTable, case: Case, label: str) -> dict[int, Rule]:
     value = table.values[label][0]
-    contained = table.contained(case)
+    contained, possible = table.contained(case), left_open(table, case)
     rules = {0: Rule(value, 0), value: Rule(value, 0)}
     for other in table.labels:
         y = table.values[other][0]
@@ -73,7 +74,7 @@ def _plain_rules(table: AnnotationTable, case: Case, label: str) -> dict[int, Ru
             continue
         if other not in case.annotated or label in contained.get(other, ()):
             rules[y] = Rule(value, y)
-        elif table.ever_contains(label, other) or other in table.overlap_partners(label):
+        elif label in possible[y] or table.ever_contains(label, other):
             rules[y] = Rule(y, y)
         else:
             rules[y] = Rule(None, y)
@@ -81,13 +82,12 @@ def _plain_rules(table: AnnotationTable, case: Case, label: str) -> dict[int, Ru
 
 
 def _region_rules(table: AnnotationTable, case: Case, label: str) -> dict[int, Rule]:
-    integers = sorted({0}.union(*table.values.values()))
-    regions = {z: {name for name, values in table.values.items() if z in values} for z in integers}
+    same_as = hypotheses(table, case)
+    regions = {z: {name for name, values in table.values.items() if z in values} for z in same_as}
     rules = {}
-    for y in integers:
-        others = [z for z in integers if z != y and regions[z] & case.annotated == regions[y] & case.annotated]
+    for y, integers in same_as.items():
         # The drawn integer if it fits, else the one that says least about regions that nobody drew.
-        same = [y, *sorted(others, key=lambda z: (len(regions[z]), z))]
+        same = [y, *sorted(integers - {y}, key=lambda z: (len(regions[z]), z))]
         inside = next((z for z in same if label in regions[z]), None)
         rules[y] = Rule(inside, next((z for z in same if label not in regions[z]), y))
     return rules
