@@ -36,7 +36,7 @@ from nnunet_mutual.engine.log import FiniteGuard, Forecast, ProgressPlot, TermLo
 from nnunet_mutual.engine.online import Ranking, log_scores, score_batch
 from nnunet_mutual.engine.parallel.ranks import ranks_of_process
 from nnunet_mutual.engine.peers import Peers
-from nnunet_mutual.engine.signals import StopSignals, disk_in_one_sentence, draw, leave, obey
+from nnunet_mutual.engine.signals import StopSignals, disk_in_one_sentence, draw, leave, obey, require_space
 from nnunet_mutual.engine.validation import validate_fold
 from nnunet_mutual.engine.window import set_deep_supervision
 from nnunet_mutual.errors import MutualError
@@ -76,8 +76,9 @@ class MutualTrainer(nnUNetTrainer):
         self.settings = read_settings(self.settings_class, block_for(type(self), merged_block(plans, configuration)))
         self.autocast_dtype = compat.autocast_dtype(self.settings.amp, device)
         plans.setdefault("continue_training", False)
-        with disk_in_one_sentence("nnUNet_results"):
+        with disk_in_one_sentence("nnUNet_results", beginning=True):
             super().__init__(plans, configuration, fold, dataset_json, device)
+            require_space(self.output_folder)
         self.num_epochs = self.settings.num_epochs
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch

@@ -57,7 +57,7 @@ def save_atomically(checkpoint: Mapping[str, Any], filename: str | os.PathLike[s
         raise MutualError(
             f"{path} could not be written ({error}); free disk space or mend the permissions and continue with --c: "
             "what was saved before is untouched"
-        ) from error
+        ) from None
 
 
 def load_own(filename: str | os.PathLike[str], device: torch.device) -> dict[str, Any]:

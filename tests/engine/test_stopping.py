@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 import tiny
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from training import (
     SHORT,
     assert_same_optimizer,
@@ -25,7 +27,9 @@ from training import (
     weights,
 )
 
+from nnunet_mutual.disk.writing import written
 from nnunet_mutual.engine import signals as stopping
+from nnunet_mutual.errors import MutualError
 
 
 @pytest.fixture()
@@ -264,6 +268,62 @@ def test_loader_processes_outlive_a_stop_until_the_training_is_saved(
     assert len(signalled) >= 2 and not any(process.is_alive() for process in signalled)
     resumed = trainer_for(preprocessed, resume="latest")
     assert (resumed.current_epoch, resumed.iteration) == ((0, 1) if phase == "train_step" else (1, 0))
+
+
+@pytest.mark.parametrize("where", ["start", "log", "checkpoint", "validation"])
+def test_a_full_disk_is_one_sentence(preprocessed: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    def full(path: Any, *_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    trainer = trainer_for(preprocessed)
+    if where == "start":
+        monkeypatch.setattr(nnUNetTrainer, "on_train_start", full)
+    elif where == "log":
+        monkeypatch.setattr(type(trainer.term_log), "_write", lambda log, line: full(log.file))
+    elif where == "checkpoint":
+        monkeypatch.setattr("torch.save", full)
+    else:
+        monkeypatch.setattr("nnunet_mutual.trainers.base.validate_fold", full)
+    with pytest.raises(MutualError, match="No space left on device.*free disk space.*--c") as caught:
+        trainer.run_training()
+        trainer.perform_actual_validation()
+    assert caught.value.__suppress_context__, "one exception, not a chain of them"
+    assert not [name for name in os.listdir(trainer.output_folder) if "tmp" in name]
+
+
+def test_results_that_cannot_be_written_are_named(preprocessed: Path, nnunet_folders: Path) -> None:
+    results = nnunet_folders / "nnUNet_results"
+    results.rmdir()
+    results.write_text("a file")
+    with pytest.raises(MutualError, match=f"{results}.* cannot be written .*set nnUNet_results"):
+        trainer_for(preprocessed)
+
+
+def test_a_disk_that_is_full_before_the_training_and_what_a_kill_left(
+    preprocessed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(trainer_for(preprocessed).output_folder)
+    with written(folder / "checkpoint_stage1.pth") as temporary:
+        (folder / temporary.name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-")).touch()  # no process has this number
+        temporary.touch()
+    assert len(list(folder.glob(".checkpoint_stage1*"))) == 1
+    trainer_for(preprocessed)
+    assert not list(folder.glob(".checkpoint_stage1*"))
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: Full())
+    with pytest.raises(MutualError, match=f"{folder} cannot be written .No space left on device"):
+        trainer_for(preprocessed)
+
+
+class Full:
+    """A file on a full disk."""
+
+    def __enter__(self) -> Full:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def write(self, _: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_loader_processes_outlive_sigusr1(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
