@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from torch import Tensor
 
 from nnunet_mutual.annotation.restriction import RegionRestriction, Restriction, restrict, restriction_for
+from nnunet_mutual.disk.writing import written
 from nnunet_mutual.engine.networks import collect
 from nnunet_mutual.engine.window import predictor_for
 
@@ -233,12 +235,12 @@ def _summarise(trainer: MutualTrainer, keys: Sequence[str], folder: str, suffix:
 
 def _score(trainer: MutualTrainer, folder: str) -> dict[str, Any]:
     """Writes nnU-Net's summary.json of a folder of predictions and returns its content."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), written(Path(folder) / "summary.json", ending=".json") as summary:
         warnings.filterwarnings("ignore", "Mean of empty slice")
         found: dict[str, Any] = compute_metrics_on_folder(
             join(trainer.preprocessed_dataset_folder_base, "gt_segmentations"),
             folder,
-            join(folder, "summary.json"),
+            str(summary),
             trainer.plans_manager.image_reader_writer_class(),
             trainer.dataset_json["file_ending"],
             _scored(trainer),
@@ -252,7 +254,8 @@ def _no_scores(trainer: MutualTrainer, folder: str) -> dict[str, Any]:
     """The same where there is nothing to predict, of which nnU-Net can make no summary."""
     unknown = dict.fromkeys(METRICS, float("nan"))
     found = {"metric_per_case": [], "mean": dict.fromkeys(_scored(trainer), unknown), "foreground_mean": unknown}
-    save_summary_json(found, join(folder, "summary.json"))
+    with written(Path(folder) / "summary.json", ending=".json") as summary:
+        save_summary_json(found, str(summary))
     return found
 
 
