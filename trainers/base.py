@@ -22,6 +22,7 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.loading import start_loaders
 from nnunet_mutual.datasets.splits import provide_splits
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
+from nnunet_mutual.disk.writing import require_space, sweep
 from nnunet_mutual.engine import networks as building
 from nnunet_mutual.engine.checkpoints import (
     STOCK_TRAINER,
@@ -36,7 +37,7 @@ from nnunet_mutual.engine.log import FiniteGuard, Forecast, ProgressPlot, TermLo
 from nnunet_mutual.engine.online import Ranking, log_scores, score_batch
 from nnunet_mutual.engine.parallel.ranks import ranks_of_process
 from nnunet_mutual.engine.peers import Peers
-from nnunet_mutual.engine.signals import StopSignals, disk_in_one_sentence, draw, leave, obey, require_space
+from nnunet_mutual.engine.signals import StopSignals, disk_in_one_sentence, draw, leave, obey
 from nnunet_mutual.engine.validation import validate_fold
 from nnunet_mutual.engine.window import set_deep_supervision
 from nnunet_mutual.errors import MutualError
@@ -78,7 +79,8 @@ class MutualTrainer(nnUNetTrainer):
         plans.setdefault("continue_training", False)
         with disk_in_one_sentence("nnUNet_results", beginning=True):
             super().__init__(plans, configuration, fold, dataset_json, device)
-            require_space(self.output_folder)
+            require_space(self.output_folder)  # nnU-Net's log would wait for it, line by line
+        sweep(Path(self.output_folder))
         self.num_epochs = self.settings.num_epochs
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch

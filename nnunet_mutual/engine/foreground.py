@@ -12,6 +12,7 @@ import torch
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
 from nnunet_mutual.batches.locations import read_locations, write_locations
+from nnunet_mutual.disk.writing import sweep
 from nnunet_mutual.engine.networks import collect
 from nnunet_mutual.engine.window import predictor_for
 
@@ -42,6 +43,7 @@ class PredictedForeground:
     def renew(self, trainer: MutualTrainer, dataset: Any, keys: Sequence[str]) -> None:
         """Predicts all images with the network that would be deployed, without mirroring; processes share them."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        sweep(self.folder)
         labels = trainer.label_manager
         classes: list[Any] = (
             list(labels.foreground_regions) if labels.has_regions else [int(x) for x in labels.foreground_labels]

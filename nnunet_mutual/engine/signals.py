@@ -6,16 +6,13 @@ import contextlib
 import errno
 import os
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from time import sleep, time
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from nnunet_mutual.batches.loading import stop_loaders
-from nnunet_mutual.disk.writing import sweep
 from nnunet_mutual.errors import MutualError
 
 if TYPE_CHECKING:
@@ -23,7 +20,6 @@ if TYPE_CHECKING:
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT") if hasattr(signal, name))
 NOTED = (*STOPPING, *(getattr(signal, name) for name in ("SIGUSR1",) if hasattr(signal, name)))
-_LITTLE = 2**16  # bytes, those of a few lines of the log
 _PATIENCE = 2.0  # seconds between the signals of one job's processes, at most
 _ORPHANED = 5.0  # seconds after which a loader's process asks again whether the training still runs
 _DISK = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EFBIG")}
@@ -157,20 +153,6 @@ def disk_in_one_sentence(place: str, *, beginning: bool = False) -> Iterator[Non
             f"{error.filename or place} cannot be written or read ({error.strerror}); free disk space or mend the "
             "permissions and repeat the command, with --c if the training had begun: what was saved is untouched"
         ) from None
-
-
-def require_space(folder: str) -> None:
-    """Tries to write a little, since nnU-Net's log does not fail on a full disk, but waits; sweeps what a kill left.
-
-    Raises:
-        OSError: nothing can be written.
-    """
-    sweep(Path(folder))
-    try:
-        with tempfile.TemporaryFile(dir=folder) as stream:
-            stream.write(bytes(_LITTLE))
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, folder) from None
 
 
 def _taken(trainer: MutualTrainer, signals: StopSignals) -> int | None:

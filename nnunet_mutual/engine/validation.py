@@ -34,7 +34,7 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from torch import Tensor
 
 from nnunet_mutual.annotation.restriction import RegionRestriction, Restriction, restrict, restriction_for
-from nnunet_mutual.disk.writing import written
+from nnunet_mutual.disk.writing import require_space, written
 from nnunet_mutual.engine.networks import collect
 from nnunet_mutual.engine.window import predictor_for
 
@@ -75,6 +75,7 @@ def export_case(
     if restriction is None:
         export_prediction_from_logits(logits, properties, *managers, dataset_json, restricted, save_probabilities)
         shutil.copyfile(restricted + ending, full + ending)
+        require_space(folders[0])  # or the label map may be half a one: SimpleITK says nothing of a full disk
         return
     labels = plans_manager.get_label_manager(dataset_json)
     segmentation, probabilities = convert_predicted_logits_to_segmentation_with_correct_shape(
@@ -88,6 +89,7 @@ def export_case(
     if save_probabilities:
         np.savez_compressed(restricted + ".npz", probabilities=probabilities)
         save_pickle(properties, restricted + ".pkl")
+    require_space(folders[0])
 
 
 class ExportPool:

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -29,7 +30,9 @@ from training import (
 
 from nnunet_mutual.disk.writing import written
 from nnunet_mutual.engine import signals as stopping
+from nnunet_mutual.engine.validation import export_case
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.pseudo_labels import store
 
 
 @pytest.fixture()
@@ -312,6 +315,26 @@ def test_a_disk_that_is_full_before_the_training_and_what_a_kill_left(
     monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: Full())
     with pytest.raises(MutualError, match=f"{folder} cannot be written .No space left on device"):
         trainer_for(preprocessed)
+
+
+def test_a_full_disk_under_pseudo_labels_and_label_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blosc2 raises something else there, SimpleITK nothing."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Error while creating the NDArray")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("blosc2.asarray", full)
+        with pytest.raises(MutualError, match=r"case\.b2nd cannot be written"), stopping.disk_in_one_sentence("here"):
+            store._write_map(tmp_path / "case.b2nd", np.zeros((1, 2, 2, 2), np.int16))
+    assert not os.listdir(tmp_path)
+    (tmp_path / "case.nii.gz").touch()
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: Full())
+    monkeypatch.setattr("nnunet_mutual.engine.validation.export_prediction_from_logits", lambda *_: None)
+    folders = (str(tmp_path), str(tmp_path))
+    monkeypatch.setattr("shutil.copyfile", lambda *_: None)
+    with pytest.raises(OSError, match="No space left on device"):
+        export_case(torch.zeros(1), {}, None, None, {"file_ending": ".nii.gz"}, folders, "case", None, False)
 
 
 class Full:
