@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT") if hasattr(signal, name))
 NOTED = (*STOPPING, *(getattr(signal, name) for name in ("SIGUSR1",) if hasattr(signal, name)))
 _PATIENCE = 2.0  # seconds between the signals of one job's processes, at most
+_SAME = 1.0  # seconds within which a second Ctrl-C is the first one, passed on by a launcher
 _ORPHANED = 5.0  # seconds after which a loader's process asks again whether the training still runs
 _DISK = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EFBIG")}
 
@@ -39,6 +40,7 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
         self._owner = os.getpid()
         self._told = False
+        self._since = 0.0
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
@@ -57,8 +59,9 @@ class StopSignals:
         if os.getpid() != self._owner:
             self._note_in_loader(number)
             return
-        if number == signal.SIGINT and self.received == number:
+        if number == signal.SIGINT and self.received == number and time() - self._since > _SAME:
             raise KeyboardInterrupt
+        self._since = time()
         if self.received not in STOPPING:
             self.received = number
         if number == signal.SIGINT:  # print() might be interrupted within itself

@@ -102,7 +102,14 @@ def test_a_run_stopped_in_online_validation_keeps_the_epoch(
     assert curves(resumed) == curves(whole)
 
 
-def test_a_second_ctrl_c_stops_at_once(preprocessed: Path) -> None:
+def test_a_second_ctrl_c_stops_at_once(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it comes at once: launchers pass on to their processes what the terminal has told these, too."""
+    signals = stopping.StopSignals()
+    with signals:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signals.take() == signal.SIGINT
+    monkeypatch.setattr(stopping, "_SAME", -1.0)
     trainer = trainer_for(preprocessed)
     original = trainer.train_step
 
