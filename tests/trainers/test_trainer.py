@@ -231,7 +231,11 @@ def test_validation_of_regions(nnunet_folders: Path) -> None:
     }
     assert set(np.unique(read["validation", "case_00"])) <= {0, 1}, "only the outer region is annotated there"
     assert set(np.unique(read["validation_full", "case_00"])) - {0, 1}, "or there was nothing to restrict"
+    assert np.array_equal(read["validation", "case_00"] > 0, read["validation_full", "case_00"] > 0), "it keeps all"
     assert np.array_equal(read["validation", "case_01"], read["validation_full", "case_01"])
+    summary = json.loads((Path(trainer.output_folder) / "validation" / "summary.json").read_text())
+    scored = {name: not np.isnan(m["Dice"]) for name, m in summary["metric_per_case"][0]["metrics"].items()}
+    assert [name for name, there in scored.items() if there] == ["(1, 2, 3)"], "only where somebody drew it"
 
 
 def test_small_sources_are_drawn_more_often(nnunet_folders: Path) -> None:
