@@ -55,8 +55,8 @@ def save_atomically(checkpoint: Mapping[str, Any], filename: str | os.PathLike[s
             torch.save(dict(checkpoint), file)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         raise MutualError(
-            f"{path} could not be written ({_reason(error)}); free disk space or mend the permissions and continue with --c: "
-            "what was saved before is untouched"
+            f"{path} could not be written ({_reason(error)}); free disk space or mend the permissions and continue "
+            "with --c: what was saved before is untouched"
         ) from None
 
 
