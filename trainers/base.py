@@ -26,6 +26,7 @@ from nnunet_mutual.batches.streams import Stream
 from nnunet_mutual.datasets.splits import fold_problems, provide_splits
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.disk.files import write_json
+from nnunet_mutual.disk.writing import require_space, sweep
 from nnunet_mutual.engine.checkpoints import (
     STATE_KEY,
     STOCK_TRAINER,
@@ -92,8 +93,10 @@ class MutualTrainer(nnUNetTrainer):
         self.settings = read_settings(self.settings_class, block_for(type(self), merged_block(plans, configuration)))
         self.autocast_dtype = compat.autocast_dtype(self.settings.amp, device)
         plans.setdefault("continue_training", False)
-        with disk_in_one_sentence("nnUNet_results"):
+        with disk_in_one_sentence("nnUNet_results", beginning=True):
             super().__init__(plans, configuration, fold, dataset_json, device)
+            require_space(self.output_folder)  # nnU-Net's log would wait for it, line by line
+        sweep(Path(self.output_folder))
         self.num_epochs = self.settings.num_epochs
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -125,7 +126,10 @@ class PseudoStore:
 def _write_map(file: Path, values: np.ndarray, **chunks: Any) -> None:
     codec = {"codec": blosc2.Codec.ZSTD, "nthreads": 1}  # others would not survive the fork of the loader's workers
     with written(file, ending=".b2nd", sweeping=False) as temporary:
-        blosc2.asarray(np.ascontiguousarray(values), urlpath=str(temporary), cparams=codec, **chunks)
+        try:
+            blosc2.asarray(np.ascontiguousarray(values), urlpath=str(temporary), cparams=codec, **chunks)
+        except RuntimeError as error:  # so it reports a full disk
+            raise OSError(errno.EIO, str(error), str(file)) from error
 
 
 class PseudoDataset:

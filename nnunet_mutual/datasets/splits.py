@@ -200,10 +200,10 @@ def _group_problems(table: AnnotationTable, fold: Split, place: str) -> list[Pro
     for name, cases in _of_groups(table, [*fold["train"], *fold["val"]]).items():
         if table.modality_groups and not cases & set(fold["train"]):
             text = (
-                f"no annotated training case has the channels of the modality group {name}, so its network cannot "
-                "learn from labels; move a case that has them"
+                f"no annotated training case has the channels of the modality group {name}, so its network learns from "
+                "the others alone; move a case that has them"
             )
-            problems.append(Problem(ERROR, place, text))
+            problems.append(Problem(WARNING, place, text))
         elif table.modality_groups and not cases & set(fold["val"]):
             text = (
                 f"no validation case has the channels of the modality group {name}, so this fold gives no score for it "

@@ -8,12 +8,14 @@ import itertools
 import os
 import re
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from time import time
 
 _TEMPORARY = re.compile(r"\..+\.([\w\-]+)-(\d+)-\d+\.tmp(\.[\w.]+)?")
 _NUMBERS = itertools.count()  # of the files of this process, whose threads must not meet
+_LITTLE = 2**16  # bytes
 _ABANDONED = 24 * 3600  # seconds; what a process of another machine has not touched for so long is left behind
 
 
@@ -66,6 +68,19 @@ def sweep(folder: Path, name: str | None = None) -> None:
                 here = match[1] == _place()
                 if not runs(int(match[2])) if here else time() - entry.stat().st_mtime > _ABANDONED:
                     os.unlink(entry.path)
+
+
+def require_space(folder: str | os.PathLike[str]) -> None:
+    """Writes a little, to see whether a disk is full where nobody says so: nnU-Net's log, SimpleITK.
+
+    Raises:
+        OSError: it cannot be written; names the folder.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            stream.write(bytes(_LITTLE))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
 def runs(process: int) -> bool:

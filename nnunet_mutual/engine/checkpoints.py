@@ -50,9 +50,17 @@ def save_atomically(checkpoint: Mapping[str, Any], filename: str | os.PathLike[s
             torch.save(dict(checkpoint), file)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         raise MutualError(
-            f"{path} could not be written ({error}); free disk space or mend the permissions and continue with --c: "
-            "what was saved before is untouched"
-        ) from error
+            f"{path} could not be written ({_reason(error)}); free disk space or mend the permissions and continue "
+            "with --c: what was saved before is untouched"
+        ) from None
+
+
+def _reason(error: BaseException) -> str:
+    """What the operating system said, which torch reports in words of its own."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    return getattr(cause, "strerror", None) or str(error)
 
 
 def load_own(filename: str | os.PathLike[str], device: torch.device) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from torch import nn
 
 from nnunet_mutual.batches.locations import read_locations, write_locations
+from nnunet_mutual.disk.writing import sweep
 from nnunet_mutual.engine.parallel.ranks import Ranks
 from nnunet_mutual.engine.window import Window
 
@@ -48,6 +49,7 @@ class PredictedForeground:
             ranks: of the training.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        sweep(self.folder)
         labels = window.labels
         classes: list[Any] = (
             list(labels.foreground_regions) if labels.has_regions else [int(x) for x in labels.foreground_labels]

@@ -19,6 +19,7 @@ from nnunet_mutual.errors import MutualError
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT") if hasattr(signal, name))
 NOTED = (*STOPPING, *(getattr(signal, name) for name in ("SIGUSR1",) if hasattr(signal, name)))
 _PATIENCE = 2.0  # seconds between the signals of one job's processes, at most
+_SAME = 1.0  # seconds within which a second Ctrl-C is the first one, passed on by a launcher
 _ORPHANED = 5.0  # seconds after which a loader's process asks again whether the training still runs
 _DISK = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EFBIG")}
 
@@ -37,6 +38,7 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
         self._owner = os.getpid()
         self._told = False
+        self._since = 0.0
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
@@ -55,12 +57,13 @@ class StopSignals:
         if os.getpid() != self._owner:
             self._note_in_loader(number)
             return
-        if number == signal.SIGINT and self.received == number:
+        if number == signal.SIGINT and self.received == number and time() - self._since > _SAME:
             raise KeyboardInterrupt
+        self._since = time()
         if self.received not in STOPPING:
             self.received = number
         if number == signal.SIGINT:  # print() might be interrupted within itself
-            os.write(2, b"\nCtrl-C: saving after this step; once more stops at once and loses it\n")
+            os.write(2, b"\nCtrl-C: stopping as soon as the training is saved; once more stops at once, unsaved\n")
 
     def _note_in_loader(self, number: int) -> None:
         if number != signal.SIGTERM:
@@ -146,11 +149,12 @@ class Stopping:
 
 
 @contextlib.contextmanager
-def disk_in_one_sentence(place: str) -> Iterator[None]:
+def disk_in_one_sentence(place: str, *, beginning: bool = False) -> Iterator[None]:
     """Turns what a full or read-only disk raises into a sentence.
 
     Args:
         place: that is written to, where the error does not name the file.
+        beginning: nothing but making the folder of the results is done here.
 
     Raises:
         MutualError: for such an OSError.
@@ -158,6 +162,11 @@ def disk_in_one_sentence(place: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if beginning:
+            raise MutualError(
+                f"{error.filename or place} cannot be written ({error.strerror or error}); set nnUNet_results to a "
+                "folder on a disk with free space in which you may write"
+            ) from None
         if error.errno not in _DISK:
             raise
         raise MutualError(

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from torch import Tensor, nn
 
 from nnunet_mutual.annotation.restriction import RegionRestriction, Restriction, restrict, restriction_for
 from nnunet_mutual.batches.fold import Fold
+from nnunet_mutual.disk.writing import require_space, written
 from nnunet_mutual.engine.log import RunLog
 from nnunet_mutual.engine.parallel.ranks import Ranks
 from nnunet_mutual.engine.window import Window
@@ -73,6 +75,7 @@ def export_case(
     if restriction is None:
         export_prediction_from_logits(logits, properties, *managers, dataset_json, restricted, save_probabilities)
         shutil.copyfile(restricted + ending, full + ending)
+        require_space(folders[0])  # or the label map may be half a one: SimpleITK says nothing of a full disk
         return
     labels = plans_manager.get_label_manager(dataset_json)
     segmentation, probabilities = convert_predicted_logits_to_segmentation_with_correct_shape(
@@ -86,6 +89,7 @@ def export_case(
     if save_probabilities:
         np.savez_compressed(restricted + ".npz", probabilities=probabilities)
         save_pickle(properties, restricted + ".pkl")
+    require_space(folders[0])
 
 
 class ExportPool:
@@ -237,12 +241,12 @@ class FoldValidation:
 
     def _score(self, folder: str) -> dict[str, Any]:
         """Writes nnU-Net's summary.json of a folder of predictions and returns its content."""
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), written(Path(folder) / "summary.json", ending=".json") as summary:
             warnings.filterwarnings("ignore", "Mean of empty slice")
             found: dict[str, Any] = compute_metrics_on_folder(
                 str(self.fold.references),
                 folder,
-                join(folder, "summary.json"),
+                str(summary),
                 self.window.plans.image_reader_writer_class(),
                 self.window.dataset_json["file_ending"],
                 self._scored(),
@@ -255,7 +259,8 @@ class FoldValidation:
         """The same where there is nothing to predict, of which nnU-Net can make no summary."""
         unknown = dict.fromkeys(METRICS, float("nan"))
         found = {"metric_per_case": [], "mean": dict.fromkeys(self._scored(), unknown), "foreground_mean": unknown}
-        save_summary_json(found, join(folder, "summary.json"))
+        with written(Path(folder) / "summary.json", ending=".json") as summary:
+            save_summary_json(found, str(summary))
         return found
 
     def _scored(self) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -9,10 +10,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from training import (
     SHORT,
     assert_same_optimizer,
@@ -25,7 +28,11 @@ from training import (
     weights,
 )
 
+from nnunet_mutual.disk.writing import written
 from nnunet_mutual.engine import signals as stopping
+from nnunet_mutual.engine.validation import export_case
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.pseudo_labels import store
 
 
 @pytest.fixture()
@@ -95,7 +102,14 @@ def test_a_run_stopped_in_online_validation_keeps_the_epoch(
     assert curves(resumed) == curves(whole)
 
 
-def test_a_second_ctrl_c_stops_at_once(preprocessed: Path) -> None:
+def test_a_second_ctrl_c_stops_at_once(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it comes at once: launchers pass on to their processes what the terminal has told these, too."""
+    signals = stopping.StopSignals()
+    with signals:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signals.take() == signal.SIGINT
+    monkeypatch.setattr(stopping, "_SAME", -1.0)
     trainer = trainer_for(preprocessed)
     original = trainer.train_step
 
@@ -264,6 +278,82 @@ def test_loader_processes_outlive_a_stop_until_the_training_is_saved(
     assert len(signalled) >= 2 and not any(process.is_alive() for process in signalled)
     resumed = trainer_for(preprocessed, resume="latest")
     assert (resumed.current_epoch, resumed.iteration) == ((0, 1) if phase == "train_step" else (1, 0))
+
+
+@pytest.mark.parametrize("where", ["start", "log", "checkpoint", "validation"])
+def test_a_full_disk_is_one_sentence(preprocessed: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    def full(path: Any, *_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    trainer = trainer_for(preprocessed)
+    if where == "start":
+        monkeypatch.setattr(nnUNetTrainer, "on_train_start", full)
+    elif where == "log":
+        monkeypatch.setattr(type(trainer.term_log), "_write", lambda log, line: full(log.file))
+    elif where == "checkpoint":
+        monkeypatch.setattr("torch.save", full)
+    else:
+        monkeypatch.setattr("nnunet_mutual.trainers.base.validate_fold", full)
+    with pytest.raises(MutualError, match="No space left on device.*free disk space.*--c") as caught:
+        trainer.run_training()
+        trainer.perform_actual_validation()
+    assert caught.value.__suppress_context__, "one exception, not a chain of them"
+    assert not [name for name in os.listdir(trainer.output_folder) if "tmp" in name]
+
+
+def test_results_that_cannot_be_written_are_named(preprocessed: Path, nnunet_folders: Path) -> None:
+    results = nnunet_folders / "nnUNet_results"
+    results.rmdir()
+    results.write_text("a file")
+    with pytest.raises(MutualError, match=f"{results}.* cannot be written .*set nnUNet_results"):
+        trainer_for(preprocessed)
+
+
+def test_a_disk_that_is_full_before_the_training_and_what_a_kill_left(
+    preprocessed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(trainer_for(preprocessed).output_folder)
+    with written(folder / "checkpoint_stage1.pth") as temporary:
+        (folder / temporary.name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-")).touch()  # no process has this number
+        temporary.touch()
+    assert len(list(folder.glob(".checkpoint_stage1*"))) == 1
+    trainer_for(preprocessed)
+    assert not list(folder.glob(".checkpoint_stage1*"))
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: Full())
+    with pytest.raises(MutualError, match=f"{folder} cannot be written .No space left on device"):
+        trainer_for(preprocessed)
+
+
+def test_a_full_disk_under_pseudo_labels_and_label_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blosc2 raises something else there, SimpleITK nothing."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Error while creating the NDArray")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("blosc2.asarray", full)
+        with pytest.raises(MutualError, match=r"case\.b2nd cannot be written"), stopping.disk_in_one_sentence("here"):
+            store._write_map(tmp_path / "case.b2nd", np.zeros((1, 2, 2, 2), np.int16))
+    assert not os.listdir(tmp_path)
+    (tmp_path / "case.nii.gz").touch()
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: Full())
+    monkeypatch.setattr("nnunet_mutual.engine.validation.export_prediction_from_logits", lambda *_: None)
+    folders = (str(tmp_path), str(tmp_path))
+    monkeypatch.setattr("shutil.copyfile", lambda *_: None)
+    with pytest.raises(OSError, match="No space left on device"):
+        export_case(torch.zeros(1), {}, None, None, {"file_ending": ".nii.gz"}, folders, "case", None, False)
+
+
+class Full:
+    """A file on a full disk."""
+
+    def __enter__(self) -> Full:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def write(self, _: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_loader_processes_outlive_sigusr1(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

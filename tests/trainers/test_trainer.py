@@ -26,6 +26,7 @@ from training import (
 
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.plugin import compat
+from nnunet_mutual.trainers import MutualPartialTrainer, PartialTrainer
 
 ONE_EPOCH = {**SHORT, "num_epochs": 1}
 
@@ -85,6 +86,25 @@ def test_without_deep_supervision_and_on_all_cases(nnunet_folders: Path) -> None
     trainer.run_training()
     assert math.isfinite(lines_of(trainer)[0]["loss"])
     assert [sorted(part) for part in trainer.do_split()] == [KEYS, KEYS]
+
+
+@pytest.mark.parametrize("trainer_class", [PartialTrainer, MutualPartialTrainer])
+def test_networks_of_two_stages_have_a_loss(nnunet_folders: Path, trainer_class: type) -> None:
+    """Their only output has the weight 0 / 0 in nnU-Net, which meets batches of fully annotated cases."""
+    preprocessed = tiny.make_dataset(nnunet_folders, settings=ONE_EPOCH)
+    file = preprocessed / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    network = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    network["n_stages"] = 2
+    for key in ("features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage", "n_conv_per_stage_decoder"):
+        network[key] = network[key][:-1]
+    file.write_text(json.dumps(plans))
+    trainer = trainer_for(preprocessed, trainer_class)
+    trainer.initialize()
+    before = weights(trainer)
+    trainer.run_training()
+    assert largest_difference(before, weights(trainer)) > 0
+    assert math.isfinite(lines_of(trainer)[-1]["loss"])
 
 
 def test_an_existing_split_is_honoured(nnunet_folders: Path) -> None:
@@ -211,7 +231,11 @@ def test_validation_of_regions(nnunet_folders: Path) -> None:
     }
     assert set(np.unique(read["validation", "case_00"])) <= {0, 1}, "only the outer region is annotated there"
     assert set(np.unique(read["validation_full", "case_00"])) - {0, 1}, "or there was nothing to restrict"
+    assert np.array_equal(read["validation", "case_00"] > 0, read["validation_full", "case_00"] > 0), "it keeps all"
     assert np.array_equal(read["validation", "case_01"], read["validation_full", "case_01"])
+    summary = json.loads((Path(trainer.output_folder) / "validation" / "summary.json").read_text())
+    scored = {name: not np.isnan(m["Dice"]) for name, m in summary["metric_per_case"][0]["metrics"].items()}
+    assert [name for name, there in scored.items() if there] == ["(1, 2, 3)"], "only where somebody drew it"
 
 
 def test_small_sources_are_drawn_more_often(nnunet_folders: Path) -> None:
