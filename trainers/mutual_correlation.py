@@ -15,9 +15,9 @@ from nnunet_mutual.engine.peers import Peers
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.modules.attention import Inter, attention_stage, make_auxiliary
 from nnunet_mutual.objectives import Objective
-from nnunet_mutual.objectives.correlation import STRIDE, CorrelationObjective, CorrelationWeights
+from nnunet_mutual.objectives.correlation import PUBLISHED_TEMPERATURE, STRIDE, CorrelationLoss, CorrelationObjective
 from nnunet_mutual.planning.needs import Needs
-from nnunet_mutual.settings import TermWeights, TwoStreamSettings, planned_memory
+from nnunet_mutual.settings import TwoStreamSettings, planned_memory
 from nnunet_mutual.trainers.base import MutualTrainer
 from nnunet_mutual.trainers.unlabelled import (
     NO_CASCADE,
@@ -26,19 +26,6 @@ from nnunet_mutual.trainers.unlabelled import (
 )
 
 PUBLISHED_DROPOUT = 0.5
-
-
-@dataclass(frozen=True)
-class CorrelationLoss(TermWeights):
-    """Weights of the terms of mutual learning, next to the supervised loss of weight 1.
-
-    Attributes:
-        consistency: mutual consistency of the predictions of unlabelled images.
-        correlation: omni-correlation consistency (OCC).
-    """
-
-    consistency: float = 0.5
-    correlation: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -70,11 +57,9 @@ class MutualCorrelationSettings(TwoStreamSettings):
             raise MutualError(f'setting "dropout" must be from 0 to below 1, found {self.dropout}')
 
 
-def weights_of(settings: MutualCorrelationSettings) -> CorrelationWeights:
-    """Returns the weights and the form of the terms; those of the paper where it is asked for."""
-    if settings.published:
-        return CorrelationWeights(consistency=1.0, correlation=0.05, temperature=0.1, published=True)
-    return CorrelationWeights(settings.loss.consistency, settings.loss.correlation, settings.temperature)
+def loss_of(settings: MutualCorrelationSettings) -> CorrelationLoss:
+    """Returns the weights of the terms; those of the paper where it is asked for."""
+    return CorrelationLoss(consistency=1.0, correlation=0.05) if settings.published else settings.loss
 
 
 class MutualCorrelationTrainer(MutualTrainer):
@@ -91,15 +76,15 @@ class MutualCorrelationTrainer(MutualTrainer):
     @classmethod
     def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
         """V and, beside it, A."""
-        weights = weights_of(settings)
-        terms = {"consistency" if weights.published else "soft targets": weights.consistency}
-        terms["correlation"] = weights.correlation
+        loss = loss_of(settings)
+        terms = {"consistency" if settings.published else "soft targets": loss.consistency}
+        terms["correlation"] = loss.correlation
         return replace(
             two_stream_needs(settings, table, cases),
             auxiliary=True,
             memory=planned_memory(settings),
             terms=tuple(name for name, weight in terms.items() if weight > 0),
-            features=(STRIDE,) if weights.correlation > 0 else (),
+            features=(STRIDE,) if loss.correlation > 0 else (),
         )
 
     def build_stream(self) -> TwoStreams:
@@ -123,7 +108,9 @@ class MutualCorrelationTrainer(MutualTrainer):
                 self.supervised,
                 self.stream.labelled_keys,
                 feature_size=self.networks.feature_channels(STRIDE),
-                weights=weights_of(self.settings),
+                loss=loss_of(self.settings),
+                temperature=PUBLISHED_TEMPERATURE if self.settings.published else self.settings.temperature,
+                published=self.settings.published,
                 ramp_end=self.settings.ramp,
             )
         ]

@@ -20,9 +20,9 @@ from nnunet_mutual.losses.area_similarity import PUBLISHED, ROBUST
 from nnunet_mutual.losses.consistency import probabilities
 from nnunet_mutual.modules.input_columns import clear_unused
 from nnunet_mutual.objectives import Objective
-from nnunet_mutual.objectives.crossmodal import CrossModalObjective, CrossModalWeights
+from nnunet_mutual.objectives.crossmodal import CrossModalCourse, CrossModalLoss, CrossModalObjective
 from nnunet_mutual.planning.needs import Needs
-from nnunet_mutual.settings import TermWeights, TwoStreamSettings, planned_memory
+from nnunet_mutual.settings import TwoStreamSettings, planned_memory
 from nnunet_mutual.trainers.base import MutualTrainer
 from nnunet_mutual.trainers.unlabelled import (
     NO_CASCADE,
@@ -33,21 +33,6 @@ from nnunet_mutual.trainers.unlabelled import (
 )
 
 LEAST_UNLABELLED = 2  # one sample alone has no opposite
-
-
-@dataclass(frozen=True)
-class CrossModalLoss(TermWeights):
-    """Weights of the terms, next to the supervised loss of weight 1.
-
-    Attributes:
-        contrast: area-similarity contrast (ASC).
-        consistency: squared difference of the predictions.
-        relearning: re-learning from soft labels (PReL).
-    """
-
-    contrast: float = 0.4
-    consistency: float = 0.2
-    relearning: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -140,10 +125,7 @@ class MutualCrossModalTrainer(MutualTrainer):
     def build_objectives(self) -> list[Objective]:
         """Returns what the networks learn."""
         chosen = self.settings
-        weights = CrossModalWeights(
-            chosen.loss.contrast,
-            chosen.loss.consistency,
-            chosen.loss.relearning,
+        course = CrossModalCourse(
             area=chosen.relearning_contrast,
             ramp_end=chosen.ramp,
             relearn_from=chosen.relearn_from,
@@ -156,7 +138,8 @@ class MutualCrossModalTrainer(MutualTrainer):
                 self.knowledge,
                 self.supervised,
                 networks=len(self.groups.names),
-                weights=weights,
+                loss=chosen.loss,
+                course=course,
                 teacher=self._soft_label,
                 standing=lambda: self.online.ranking.by_label.tolist(),
             )

@@ -20,34 +20,17 @@ from nnunet_mutual.engine.rectifier import Rectifier
 from nnunet_mutual.engine.signals import Stopping
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Objective
-from nnunet_mutual.objectives.difference import STRIDE, DifferenceObjective
+from nnunet_mutual.objectives.difference import STRIDE, DifferenceObjective, PartialLoss
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.similarity import SimilarityObjective
 from nnunet_mutual.planning.needs import Needs
 from nnunet_mutual.pseudo_labels.audit import summarise
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.generate import Experts, make_pseudo_labels
-from nnunet_mutual.settings import PeersSettings, TermWeights, planned_memory
+from nnunet_mutual.settings import PeersSettings, planned_memory
 from nnunet_mutual.trainers.base import MutualTrainer
 
 STAGE_1_CHECKPOINT = "checkpoint_stage1.pth"
-
-
-@dataclass(frozen=True)
-class LossWeights(TermWeights):
-    """Weights of the terms of mutual learning, next to the supervised loss of weight 1.
-
-    Attributes:
-        pd: prediction difference, stage 1.
-        fd: feature difference, stage 1.
-        ps: prediction similarity, stage 2.
-        dfs: dynamic feature similarity, stage 2.
-    """
-
-    pd: float = 1.0
-    fd: float = 0.1
-    ps: float = 1.0
-    dfs: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -95,7 +78,7 @@ class MutualPartialSettings(PeersSettings):
         pseudo_labels: how they are made, and the filter.
     """
 
-    loss: LossWeights = field(default_factory=LossWeights)
+    loss: PartialLoss = field(default_factory=PartialLoss)
     ramp: Ramp = field(default_factory=Ramp)
     fd_form: Literal["projected", "own"] = "projected"
     stage1_share: float = 0.4
@@ -276,22 +259,20 @@ class MutualPartialTrainer(MutualTrainer):
         loss, ramp = self.settings.loss, (self.settings.ramp.start, self.settings.ramp.end)
         common: dict[str, Any] = {"feature_size": self.networks.feature_channels(), "ramp_from_to": ramp}
         if self.stage_number == 2:
-            weights = loss.ps, loss.dfs
-            return [SimilarityObjective(self.knowledge, self.supervised, self.stage2_groups, weights=weights, **common)]
+            return [SimilarityObjective(self.knowledge, self.supervised, self.stage2_groups, loss=loss, **common)]
         if not self.stage1_groups:
             if not self._rectifies():
                 return [self.supervised]
             self.rectifier = Rectifier(self.networks, self.supervised, self.settings.ema, 1.0)
             return [self.supervised, self.rectifier.objective]
         forced = round(self.batch_size * (1 - self.oversample_foreground_percent))
-        weights, form = (loss.pd, loss.fd), self.settings.fd_form
         return [
             DifferenceObjective(
                 self.knowledge,
                 self.supervised,
                 self.stage1_groups,
-                weights=weights,
-                form=form,
+                loss=loss,
+                form=self.settings.fd_form,
                 foreground_from=forced,
                 **common,
             )

@@ -18,29 +18,15 @@ from nnunet_mutual.engine.peers import Peers
 from nnunet_mutual.engine.rectifier import Rectifier
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Objective
-from nnunet_mutual.objectives.rectification import STRIDE, RectificationObjective, RectificationWeights
+from nnunet_mutual.objectives.prototypes import PrototypeLoss
+from nnunet_mutual.objectives.rectification import STRIDE, RectificationObjective
 from nnunet_mutual.planning.needs import Needs
-from nnunet_mutual.settings import TeacherSettings, TermWeights
+from nnunet_mutual.settings import TeacherSettings
 from nnunet_mutual.trainers.base import MutualTrainer
 from nnunet_mutual.trainers.rectified import RectifiedPredictor
 from nnunet_mutual.trainers.unlabelled import NO_CASCADE, taught_streams, two_stream_needs
 
 RECTIFIED_CHECKPOINT = "checkpoint_rectified.pth"
-
-
-@dataclass(frozen=True)
-class PrototypeLoss(TermWeights):
-    """Weights of the terms, next to the supervised loss of weight 1.
-
-    Attributes:
-        prototypes: of the class scores M, on labelled images.
-        pseudo: of rectified pseudo labels.
-        contrast: of uncertain voxels with their class.
-    """
-
-    prototypes: float = 1.0
-    pseudo: float = 1.0
-    contrast: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -97,19 +83,19 @@ class MutualPrototypeTrainer(MutualTrainer):
         if not self.stream.unlabelled:
             return [self.supervised]
         chosen, loss = self.settings, self.settings.loss
-        weights = RectificationWeights(1.0, loss.pseudo, loss.contrast, chosen.confidence)
         if chosen.published:
-            weights = RectificationWeights(0.5, 0.5, 0.5, chosen.confidence, published=True)
-        self.rectifier = Rectifier(
-            self.networks, self.supervised, chosen.ema, 0.5 if chosen.published else loss.prototypes
-        )
+            loss = PrototypeLoss(prototypes=0.5, pseudo=0.5, contrast=0.5)
+        self.rectifier = Rectifier(self.networks, self.supervised, chosen.ema, loss.prototypes)
         rectification = RectificationObjective(
             self.knowledge,
             self.supervised,
             self.rectifier.objective,
             feature_size=self.networks.feature_channels(STRIDE),
-            weights=weights,
+            loss=loss,
+            supervised_weight=0.5 if chosen.published else 1.0,
+            confidence=chosen.confidence,
             ramp_end=chosen.ramp,
+            published=chosen.published,
         )
         return [self.rectifier.objective, rectification]
 

@@ -26,6 +26,7 @@ from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import ramp, truth_of
 from nnunet_mutual.objectives.sampling import at_voxels, gathered, spread
 from nnunet_mutual.objectives.supervised import SupervisedObjective
+from nnunet_mutual.settings import TermWeights
 
 STRIDE = 1  # of the features: full resolution
 SIZE = 32  # D, of an embedding
@@ -33,25 +34,21 @@ SLOTS = 64  # of the bank, per case and class
 QUERY_SHARE, MOST_QUERIES = 1 / 256, 12800
 MOST_MEMORY, MEMORY_PER_CLASS = 2048, 256
 CORRELATION_TEMPERATURE = 0.1
+PUBLISHED_TEMPERATURE = 0.1
 SATURATED, DEAD = 0.05, 0.98  # shares of the highest row entropy
 
 
 @dataclass(frozen=True)
-class CorrelationWeights:
-    """Weights after the ramp, and the form of the terms.
+class CorrelationLoss(TermWeights):
+    """Weights of the terms of mutual learning, next to the supervised loss of weight 1.
 
     Attributes:
-        consistency: of mutual consistency.
-        correlation: of omni-correlation consistency.
-        temperature: of sharpened targets.
-        published: squared differences of all samples as consistency, dot products instead of cosines, gradients through
-            targets, correlation in one direction.
+        consistency: mutual consistency of the predictions of unlabelled images.
+        correlation: omni-correlation consistency (OCC).
     """
 
-    consistency: float
-    correlation: float
-    temperature: float
-    published: bool = False
+    consistency: float = 0.5
+    correlation: float = 0.05
 
 
 class _Heads(nn.Module):
@@ -107,7 +104,10 @@ class CorrelationObjective(Objective[CorrelationStep]):
         supervised: of labelled samples.
         keys: the labelled cases, for which the bank has room.
         feature_size: channels of the features.
-        weights: of the terms.
+        loss: weights of the terms after the ramp.
+        temperature: of sharpened targets.
+        published: squared differences of all samples as consistency, dot products instead of cosines, gradients through
+            targets, correlation in one direction.
         ramp_end: share of the training during which they rise.
 
     Source: Gao et al., MICCAI 2023, arXiv 2307.06312. Cross-entropy and Dice as consistency, cosines of standardised
@@ -124,17 +124,21 @@ class CorrelationObjective(Objective[CorrelationStep]):
         keys: Sequence[str],
         *,
         feature_size: int,
-        weights: CorrelationWeights,
+        loss: CorrelationLoss,
+        temperature: float,
         ramp_end: float,
+        published: bool = False,
     ):
         self.knowledge = knowledge
         self.supervised = supervised
-        self.weights = weights
+        self.loss = loss
+        self.temperature = temperature
+        self.published = published
         self.ramp_end = ramp_end
         self.row = {key: i for i, key in enumerate(sorted(keys))}
         self.regions = knowledge.table.is_regions
         self.classes = len(knowledge.table.labels) + 1
-        self.feature_strides = (STRIDE,) if weights.correlation > 0 else ()
+        self.feature_strides = (STRIDE,) if loss.correlation > 0 else ()
         if self.feature_strides:
             self.heads = nn.ModuleList(_Heads(feature_size) for _ in range(2)).to(knowledge.device)
         self.bank = FeatureBank(self.classes, len(self.row), SLOTS, SIZE, knowledge.device)
@@ -159,7 +163,7 @@ class CorrelationObjective(Objective[CorrelationStep]):
         # Nothing is known before the first labelled voxels are in the bank: a row needs at least one column.
         columns = usable | ~usable.any()
         scales: list[tuple[Tensor, Tensor]] = []
-        if not self.weights.published:
+        if not self.published:
             heads: Any = self.heads
             with without_autocast(memory.device):  # of the memory in the space of each network's queries
                 scales = [scale_of(head.predict(memory), columns) for head in heads]
@@ -199,7 +203,7 @@ class CorrelationObjective(Objective[CorrelationStep]):
         sample, voxel = compared.places
         memory, usable = compared.memory
         queries = self.heads[peer](at_voxels(output.features[STRIDE], sample, voxel))
-        if self.weights.published:
+        if self.published:
             return correlation(queries, memory, usable, temperature=CORRELATION_TEMPERATURE, cosine=False)
         mean, deviation = compared.scales[peer]
         return correlation((queries - mean) / deviation, memory, usable, temperature=CORRELATION_TEMPERATURE)
@@ -212,13 +216,13 @@ class CorrelationObjective(Objective[CorrelationStep]):
         rise = ramp(step.progress, 0.0, self.ramp_end)
         nothing = own.levels[0].flatten()[0] * 0
         mutual = batch.views is not None and len(outputs) > 1
-        weights = self.weights
+        loss = self.loss
         found = {
-            "supervised": Term(self.supervised.labelled(own.levels, batch), 0.5 if weights.published else 1.0),
-            "consistency": Term(nothing, weights.consistency * rise),
-            "correlation": Term(nothing, weights.correlation * rise),
+            "supervised": Term(self.supervised.labelled(own.levels, batch), 0.5 if self.published else 1.0),
+            "consistency": Term(nothing, loss.consistency * rise),
+            "correlation": Term(nothing, loss.correlation * rise),
         }
-        if mutual and weights.consistency > 0:
+        if mutual and loss.consistency > 0:
             found["consistency"] = Term(self._consistency(peer, outputs, batch), found["consistency"].weight)
         if step.compared is not None:
             agreement = self._agreement(peer, own, step.compared, step.said[1 - peer])
@@ -229,7 +233,7 @@ class CorrelationObjective(Objective[CorrelationStep]):
         assert batch.views is not None
         mine, other = outputs[peer].levels[0], outputs[1 - peer].levels[0].detach()
         inside = batch.views.inside
-        if self.weights.published:
+        if self.published:
             return self._squared(mine, other, inside)
         number = batch.views.unlabelled
         target = self._sharp(other[:number])
@@ -243,11 +247,11 @@ class CorrelationObjective(Objective[CorrelationStep]):
         )
 
     def _sharp(self, logits: Tensor) -> Tensor:
-        return probabilities(logits, regions=self.regions, temperature=self.weights.temperature)
+        return probabilities(logits, regions=self.regions, temperature=self.temperature)
 
     def _agreement(self, peer: int, own: Output, compared: Compared, other: Tensor) -> Tensor:
         mine = self._correlation(peer, own, compared)
-        if self.weights.published and peer == 1:  # the target is A's correlation, through which the gradient goes
+        if self.published and peer == 1:  # the target is A's correlation, through which the gradient goes
             return correlation_cross_entropy(other, mine, compared.counted)
         return correlation_cross_entropy(mine, other, compared.counted)
 

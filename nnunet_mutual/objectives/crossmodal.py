@@ -21,19 +21,32 @@ from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import ramp
 from nnunet_mutual.objectives.sampling import gathered
 from nnunet_mutual.objectives.supervised import SupervisedObjective
+from nnunet_mutual.settings import TermWeights
 
 POOL = 4  # voxels along each axis that the contrasted maps average
 AS_GOOD = 0.01  # Dice; networks that differ by less teach each other
 
 
 @dataclass(frozen=True)
-class CrossModalWeights:
-    """Weights of the terms and the course of the training.
+class CrossModalLoss(TermWeights):
+    """Weights of the terms, next to the supervised loss of weight 1.
 
     Attributes:
-        contrast: of the area-similarity contrast.
-        consistency: of the squared difference of predictions, after the ramp.
-        relearning: of re-learning from soft labels.
+        contrast: area-similarity contrast (ASC).
+        consistency: squared difference of the predictions.
+        relearning: re-learning from soft labels (PReL).
+    """
+
+    contrast: float = 0.4
+    consistency: float = 0.2
+    relearning: float = 1.0
+
+
+@dataclass(frozen=True)
+class CrossModalCourse:
+    """How the training proceeds, and the form of the contrast.
+
+    Attributes:
         area: share of the contrast in re-learning.
         ramp_end: share of the training during which the consistency rises.
         relearn_from: share of the training after which worse networks re-learn from better ones.
@@ -42,9 +55,6 @@ class CrossModalWeights:
         queue: maps that are kept as opposites, 0 for none.
     """
 
-    contrast: float
-    consistency: float
-    relearning: float
     area: float
     ramp_end: float
     relearn_from: float
@@ -78,7 +88,8 @@ class CrossModalObjective(Objective[CrossModalStep]):
         knowledge: what each case annotates.
         supervised: of labelled samples.
         networks: how many.
-        weights: of the terms.
+        loss: weights of the terms.
+        course: of the training.
         teacher: gives probabilities (B, C, *spatial) of one network's moving average for images (B, M, *spatial).
         standing: (P, K) Dice of each network and label so far, NaN where nothing is known; on the host.
 
@@ -95,13 +106,15 @@ class CrossModalObjective(Objective[CrossModalStep]):
         supervised: SupervisedObjective,
         *,
         networks: int,
-        weights: CrossModalWeights,
+        loss: CrossModalLoss,
+        course: CrossModalCourse,
         teacher: Callable[[int, Tensor], Tensor],
         standing: Callable[[], Sequence[Sequence[float]]],
     ):
         self.knowledge = knowledge
         self.supervised = supervised
-        self.weights = weights
+        self.loss = loss
+        self.course = course
         self.teacher = teacher
         self.standing = standing
         self.networks = networks
@@ -118,7 +131,7 @@ class CrossModalObjective(Objective[CrossModalStep]):
     def ask(self, batch: Batch, progress: Progress) -> dict[int, tuple[Tensor, Tensor]]:
         """Asks teachers for soft labels of unlabelled samples, of each student that re-learns now."""
         phase = self._phase(progress)
-        if batch.views is None or not phase or self.weights.relearning == 0:
+        if batch.views is None or not phase or self.loss.relearning == 0:
             return {}
         return self._ask_teachers(batch, everybody=phase > 1)
 
@@ -126,16 +139,16 @@ class CrossModalObjective(Objective[CrossModalStep]):
     def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress, said: Said) -> CrossModalStep:
         """Notes what all networks say of unlabelled samples."""
         found = [] if batch.views is None else [self._probabilities(output, batch) for output in outputs]
-        if found and self.queue is None and self.weights.queue:
+        if found and self.queue is None and self.course.queue:
             voxels = self._maps(found[0], batch).shape[2]
-            self.queue = MapQueue(self.classes, self.weights.queue, voxels, self.knowledge.device)
+            self.queue = MapQueue(self.classes, self.course.queue, voxels, self.knowledge.device)
             if self._waiting is not None:
                 self.queue.load_state_dict(self._waiting)
         return CrossModalStep(batch, progress, self._phase(progress), found, said[self])
 
     def _phase(self, progress: Progress) -> int:
         done = progress.fraction
-        return int(done >= self.weights.relearn_from) + int(done >= self.weights.all_from)
+        return int(done >= self.course.relearn_from) + int(done >= self.course.all_from)
 
     def _ask_teachers(self, batch: Batch, *, everybody: bool) -> dict[int, tuple[Tensor, Tensor]]:
         assert batch.views is not None
@@ -179,7 +192,7 @@ class CrossModalObjective(Objective[CrossModalStep]):
 
     def terms(self, peer: int, outputs: Sequence[Output], step: CrossModalStep) -> dict[str, Term]:
         """See :meth:`Objective.terms`."""
-        levels, weights, batch = outputs[peer].levels, self.weights, step.batch
+        levels, weights, batch = outputs[peer].levels, self.loss, step.batch
         nothing = Term(levels[0].flatten()[0] * 0, 0.0)
         found = dict.fromkeys(self.term_names, nothing)
         found["supervised"] = Term(self.supervised.labelled(levels, batch, peer))
@@ -189,7 +202,7 @@ class CrossModalObjective(Objective[CrossModalStep]):
         if not step.phase and weights.contrast > 0:
             found["contrast"] = Term(self._contrast(peer, mine, step), weights.contrast)
         if not step.phase and weights.consistency > 0:
-            rise = ramp(step.progress, 0.0, weights.ramp_end)
+            rise = ramp(step.progress, 0.0, self.course.ramp_end)
             found["consistency"] = Term(self._consistency(peer, mine, step), weights.consistency * rise)
         if peer in step.soft:
             relearning = self._relearning(levels[0], mine, batch, *step.soft[peer])
@@ -208,9 +221,9 @@ class CrossModalObjective(Objective[CrossModalStep]):
 
     def _similarity(self, mine: Tensor, theirs: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         if self.queue is None:
-            return area_similarity_contrast(mine, theirs, present, form=self.weights.form)
+            return area_similarity_contrast(mine, theirs, present, form=self.course.form)
         maps, filled = self.queue.maps.float(), self.queue.filled
-        return area_similarity_contrast(mine, theirs, present, maps, filled, form=self.weights.form)
+        return area_similarity_contrast(mine, theirs, present, maps, filled, form=self.course.form)
 
     def _consistency(self, peer: int, mine: Tensor, step: CrossModalStep) -> Tensor:
         batch = step.batch
@@ -227,11 +240,11 @@ class CrossModalObjective(Objective[CrossModalStep]):
 
     def _relearning(self, logits: Tensor, mine: Tensor, batch: Batch, target: Tensor, counted: Tensor) -> Tensor:
         loss = soft_label_loss(logits[: len(target)], target, counted, regions=self.regions, squared=True)
-        if self.weights.area == 0:
+        if self.course.area == 0:
             return loss
         taught = self._maps(target, batch)
         contrast, _ = self._similarity(self._maps(mine, batch), taught, counted.flatten(1).any(1))
-        return self.weights.area * contrast + (1 - self.weights.area) * loss
+        return self.course.area * contrast + (1 - self.course.area) * loss
 
     def update(self, outputs: Sequence[Output], step: CrossModalStep) -> None:
         """Remembers what the networks agreed on."""
@@ -242,7 +255,7 @@ class CrossModalObjective(Objective[CrossModalStep]):
         number = batch.views.unlabelled
         see = maps.new_ones(number, self.networks) if batch.sight is None else batch.sight.device[:number].float()
         consensus = torch.einsum("pbkv,bp->bkv", maps, see) / see.sum(1).clamp_min(1)[:, None, None]
-        usable = consensus.mean(2) >= self.weights.form.least_mass
+        usable = consensus.mean(2) >= self.course.form.least_mass
         self.queue.put(gathered(consensus), gathered(usable))
 
     # The log and checkpoints

@@ -23,11 +23,29 @@ from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import organ_masks, ramp
 from nnunet_mutual.objectives.sampling import summed
 from nnunet_mutual.objectives.supervised import SupervisedObjective
+from nnunet_mutual.settings import TermWeights
 
 STRIDE = 4  # of the features
 PROJECTED_SIZE = 64
 BANK_MOMENTUM = 0.99
 LEAST_VOXELS = 8
+
+
+@dataclass(frozen=True)
+class PartialLoss(TermWeights):
+    """Weights of the terms of mutual learning, next to the supervised loss of weight 1.
+
+    Attributes:
+        pd: prediction difference, stage 1.
+        fd: feature difference, stage 1.
+        ps: prediction similarity, stage 2.
+        dfs: dynamic feature similarity, stage 2.
+    """
+
+    pd: float = 1.0
+    fd: float = 0.1
+    ps: float = 1.0
+    dfs: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -55,7 +73,7 @@ class DifferenceObjective(Objective[DifferenceStep]):
         knowledge: what each case annotates.
         supervised: computes the tri-state loss.
         groups: labels of each network.
-        weights: of pd and fd.
+        loss: weights of pd and fd, after the ramp.
         form: of fd.
         feature_size: channels of the features.
         ramp_from_to: shares of the stage between which the weights of pd and fd rise.
@@ -73,7 +91,7 @@ class DifferenceObjective(Objective[DifferenceStep]):
         supervised: SupervisedObjective,
         groups: Sequence[Group],
         *,
-        weights: tuple[float, float],
+        loss: PartialLoss,
         form: Literal["projected", "own"],
         feature_size: int,
         ramp_from_to: tuple[float, float],
@@ -81,10 +99,10 @@ class DifferenceObjective(Objective[DifferenceStep]):
     ):
         self.knowledge = knowledge
         self.supervised = supervised
-        self.weights = weights
+        self.loss = loss
         self.form = form
         self.ramp_from_to = ramp_from_to
-        self.feature_strides = (STRIDE,) if weights[1] > 0 else ()
+        self.feature_strides = (STRIDE,) if loss.fd > 0 else ()
         self.tables = [knowledge.limited(group) for group in groups]
         self.rivals = [knowledge.rivals(group) for group in groups]
         cases = knowledge.cases
@@ -120,17 +138,16 @@ class DifferenceObjective(Objective[DifferenceStep]):
         teaching = [i for i, pattern in enumerate(batch.patterns) if self.teaches[peer][pattern]]
         seg = self.supervised.loss(own.levels, batch, self.tables[peer], teaching)
         fd = own.levels[0].flatten()[0] * 0 if step.masks is None else self._feature_difference(peer, own, step)
-        pd_weight, fd_weight = (weight * rise for weight in self.weights)
         return {
             "seg": Term(seg),
-            "pd": Term(self._prediction_difference(peer, own.levels[0], batch), self.alarm.capped(pd_weight)),
-            "fd": Term(fd, fd_weight),
+            "pd": Term(self._prediction_difference(peer, own.levels[0], batch), self.alarm.capped(self.loss.pd * rise)),
+            "fd": Term(fd, self.loss.fd * rise),
         }
 
     def update(self, outputs: Sequence[Output], step: DifferenceStep) -> None:
         """Moves the running means of organ features and counts predicted volumes."""
         homes = [self.home[pattern] for pattern in step.batch.patterns]
-        self.alarm.count(outputs, step.batch, homes, self.weights[0] * ramp(step.progress, *self.ramp_from_to))
+        self.alarm.count(outputs, step.batch, homes, self.loss.pd * ramp(step.progress, *self.ramp_from_to))
         if not self.feature_strides or self.form != "own":
             return
         for n, (vectors, valid) in enumerate(step.vectors):
@@ -161,7 +178,7 @@ class DifferenceObjective(Objective[DifferenceStep]):
 
     def _prediction_difference(self, peer: int, logits: Tensor, batch: Batch) -> Tensor:
         samples = [i for i, pattern in enumerate(batch.patterns) if self.opposes[peer][pattern]]
-        if not samples or self.weights[0] == 0:
+        if not samples or self.loss.pd == 0:
             return logits.flatten()[0] * 0
         rivals = self.rivals[peer][batch.pattern_index]
         if self.knowledge.table.is_regions:

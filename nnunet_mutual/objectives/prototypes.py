@@ -16,8 +16,24 @@ from nnunet_mutual.modules.interaction import DynamicInteraction
 from nnunet_mutual.objectives.base import Objective, Output, Progress, Said, Step, Term
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.supervised import SupervisedObjective
+from nnunet_mutual.settings import TermWeights
 
 Teacher = Callable[[Tensor], tuple[list[Tensor], Tensor]]
+
+
+@dataclass(frozen=True)
+class PrototypeLoss(TermWeights):
+    """Weights of the terms, next to the supervised loss of weight 1.
+
+    Attributes:
+        prototypes: of the class scores M, on labelled images.
+        pseudo: of rectified pseudo labels.
+        contrast: of uncertain voxels with their class.
+    """
+
+    prototypes: float = 1.0
+    pseudo: float = 1.0
+    contrast: float = 0.1
 
 
 @dataclass(frozen=True)

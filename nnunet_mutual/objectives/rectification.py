@@ -20,7 +20,7 @@ from nnunet_mutual.modules.interaction import prototypes_per_class
 from nnunet_mutual.objectives.base import Objective, Output, Progress, Said, Step, Term
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import pasted_targets, ramp, truth_of
-from nnunet_mutual.objectives.prototypes import PrototypeObjective
+from nnunet_mutual.objectives.prototypes import PrototypeLoss, PrototypeObjective
 from nnunet_mutual.objectives.sampling import any_of, at_voxels, gathered, spread
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 
@@ -30,25 +30,6 @@ ANCHORS, NEGATIVES, TEMPERATURE = 256, 512, 0.5
 UNCERTAIN, VALID = 0.97, 0.7
 MOMENTUM = 0.95  # of the centroids
 PUBLISHED_CONFIDENCE, PUBLISHED_PLAIN = 0.97, 0.02
-
-
-@dataclass(frozen=True)
-class RectificationWeights:
-    """Weights after the ramp, and the form of the terms.
-
-    Attributes:
-        supervised: of the labelled samples.
-        pseudo: of the pseudo labels.
-        contrast: of uncertain voxels.
-        confidence: probability from which a pseudo label counts.
-        published: cross-entropy alone, weighted by the share of confident voxels; the plain teacher at first.
-    """
-
-    supervised: float
-    pseudo: float
-    contrast: float
-    confidence: float
-    published: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,7 +76,10 @@ class RectificationObjective(Objective[RectificationStep]):
         supervised: of labelled samples.
         prototypes: what learns the prototypes and asks the teacher, before this one.
         feature_size: channels of the features of the last decoder stage.
-        weights: of the terms.
+        loss: weights of the terms.
+        supervised_weight: of the labelled samples.
+        confidence: probability from which a pseudo label counts.
+        published: cross-entropy alone, weighted by the share of confident voxels; the plain teacher at first.
         ramp_end: share of the training during which those of unlabelled images rise.
 
     Source: arXiv 2502.11456. Cross-entropy and Dice on confident voxels, weighted by the confident share of each class,
@@ -111,18 +95,24 @@ class RectificationObjective(Objective[RectificationStep]):
         prototypes: PrototypeObjective,
         *,
         feature_size: int,
-        weights: RectificationWeights,
+        loss: PrototypeLoss,
+        supervised_weight: float,
+        confidence: float,
         ramp_end: float,
+        published: bool = False,
     ):
         self.knowledge = knowledge
         self.supervised = supervised
         self.prototypes = prototypes
-        self.weights = weights
+        self.loss = loss
+        self.supervised_weight = supervised_weight
+        self.confidence = confidence
+        self.published = published
         self.ramp_end = ramp_end
         self.regions = knowledge.table.is_regions
         outputs = knowledge.num_outputs
         self.classes = outputs + self.regions  # "no region" is a class of voxels, too
-        if weights.contrast > 0:
+        if loss.contrast > 0:
             self.feature_strides = (STRIDE,)
             self.heads = nn.Sequential(nn.Linear(feature_size, SIZE), nn.ReLU(), nn.Linear(SIZE, SIZE)).to(
                 knowledge.device
@@ -139,7 +129,7 @@ class RectificationObjective(Objective[RectificationStep]):
         """Rectifies what the teacher of the prototypes said, and draws the voxels to be contrasted."""
         if batch.views is None:
             return RectificationStep(batch, progress, None, None)
-        plain = self.weights.published and progress.fraction < PUBLISHED_PLAIN
+        plain = self.published and progress.fraction < PUBLISHED_PLAIN
         corrected = self._correct(batch, *said[self.prototypes], plain=plain)
         drawn = self._draw(outputs[0], batch, corrected) if self.feature_strides else None
         return RectificationStep(batch, progress, corrected, drawn)
@@ -155,7 +145,7 @@ class RectificationObjective(Objective[RectificationStep]):
         else:
             certainty, winner = said.max(1, keepdim=True)  # on CPUs much faster than argmax
             target = torch.zeros_like(said).scatter_(1, winner, 1)
-        share = self._confident_share(target, certainty >= self.weights.confidence, inside)
+        share = self._confident_share(target, certainty >= self.confidence, inside)
         ignore = self.supervised.ignore_label
         return Corrected(*pasted_targets(target, certainty * inside, batch, self.knowledge, ignore), share)
 
@@ -232,7 +222,7 @@ class RectificationObjective(Objective[RectificationStep]):
 
     def terms(self, peer: int, outputs: Sequence[Output], step: RectificationStep) -> dict[str, Term]:
         """See :meth:`Objective.terms`."""
-        own, weights = outputs[peer], self.weights
+        own, weights = outputs[peer], self.loss
         pseudo = contrast = own.levels[0].flatten()[0] * 0
         rise = ramp(step.progress, 0.0, self.ramp_end)
         if step.corrected is not None and weights.pseudo > 0:
@@ -241,21 +231,21 @@ class RectificationObjective(Objective[RectificationStep]):
             anchors = self._embed(own.features[STRIDE], step.drawn.anchors)
             contrast = info_nce(anchors, **step.drawn.compared, temperature=TEMPERATURE)
         return {
-            "supervised": Term(self.supervised.labelled(own.levels, step.batch), weights.supervised),
+            "supervised": Term(self.supervised.labelled(own.levels, step.batch), self.supervised_weight),
             "pseudo": Term(pseudo, weights.pseudo * rise),
             "contrast": Term(contrast, weights.contrast * rise),
         }
 
     def _pseudo(self, levels: Sequence[Tensor], corrected: Corrected) -> Tensor:
         number = len(corrected.target)
-        if self.weights.published:
+        if self.published:
             return self._published(levels[0][:number], corrected)
         parts = []
         for logits, weight in zip(levels, self.supervised.level_weights, strict=True):
             if weight > 0:
                 size = logits.shape[2:]
                 target, certainty = (_at(x, size) for x in (corrected.target, corrected.certainty))
-                counted = certainty >= self.weights.confidence
+                counted = certainty >= self.confidence
                 parts.append(weight * soft_label_loss(logits[:number], target, counted, regions=self.regions))
         return torch.stack(parts).sum() * corrected.share
 

@@ -18,6 +18,7 @@ from nnunet_mutual.losses.similarity import (
     teaching_weights,
 )
 from nnunet_mutual.objectives.base import Objective, Output, Progress, Said, Step, Term
+from nnunet_mutual.objectives.difference import PartialLoss
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import organ_masks, ramp
 from nnunet_mutual.objectives.sampling import summed
@@ -63,7 +64,7 @@ class SimilarityObjective(Objective[SimilarityStep]):
         knowledge: what each case annotates, and which pseudo labels were accepted.
         supervised: computes the tri-state loss.
         groups: of which each network is the home of one; a single network is the home of all.
-        weights: of ps and dfs.
+        loss: weights of ps, and of dfs after the ramp.
         feature_size: channels of the features.
         ramp_from_to: shares of the stage between which the weight of dfs rises.
 
@@ -79,16 +80,16 @@ class SimilarityObjective(Objective[SimilarityStep]):
         supervised: SupervisedObjective,
         groups: Sequence[Group],
         *,
-        weights: tuple[float, float],
+        loss: PartialLoss,
         feature_size: int,
         ramp_from_to: tuple[float, float],
     ):
         self.knowledge = knowledge
         self.supervised = supervised
-        self.weights = weights
+        self.loss = loss
         self.ramp_from_to = ramp_from_to
         self.alone = len(groups) < 2
-        self.feature_strides = (STRIDE,) if weights[1] > 0 and not self.alone else ()
+        self.feature_strides = (STRIDE,) if loss.dfs > 0 and not self.alone else ()
         self.home = [home(groups, case.annotated) for case in knowledge.cases]
         number = max(1, len(groups))
         classes = knowledge.tables.annotated.shape[1]
@@ -121,13 +122,13 @@ class SimilarityObjective(Objective[SimilarityStep]):
         mine = [i for i, group in enumerate(homes) if group is None or group == peer]
         others = [i for i, group in enumerate(homes) if group is not None and group != peer]
         nothing = own.levels[0].flatten()[0] * 0
-        taught = self.weights[0] > 0 and not self.alone
+        taught = self.loss.ps > 0 and not self.alone
         return {
             "seg": Term(self.supervised.loss(own.levels, batch, self.knowledge.pseudo_tables, mine)),
-            "ps": Term(self.supervised.loss(own.levels, batch, None, others) if taught else nothing, self.weights[0]),
+            "ps": Term(self.supervised.loss(own.levels, batch, None, others) if taught else nothing, self.loss.ps),
             "dfs": Term(
                 nothing if step.lesson is None else self._feature_similarity(peer, own, step.lesson),
-                self.weights[1] * ramp(step.progress, *self.ramp_from_to),
+                self.loss.dfs * ramp(step.progress, *self.ramp_from_to),
             ),
         }
 

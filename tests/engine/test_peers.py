@@ -23,7 +23,7 @@ from nnunet_mutual.engine.peers import Memory, Peers, unwrap
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.modules.tap import FeatureTap, feature_stage
 from nnunet_mutual.objectives import Batch, Objective, Progress, collect_terms
-from nnunet_mutual.objectives.difference import DifferenceObjective
+from nnunet_mutual.objectives.difference import DifferenceObjective, PartialLoss
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.similarity import SimilarityObjective
 from nnunet_mutual.objectives.supervised import SupervisedObjective, deep_supervision_weights
@@ -50,12 +50,14 @@ def objective(name: str, known: Knowledge, groups: Sequence[frozenset[str]]) -> 
     if name == "supervised":
         return supervised
     if name == "similarity":
-        made = SimilarityObjective(known, supervised, groups, weights=(1.0, 0.5), **common)
+        made = SimilarityObjective(known, supervised, groups, loss=PartialLoss(ps=1.0, dfs=0.5), **common)
         classes = made.scores.shape[2]
         made.scores[:] = torch.tensor([0.9, 0.4])[None, :, None].expand(2, 2, classes)  # network 0 teaches network 1
         return made
     form: Any = name.removeprefix("difference ")
-    made = DifferenceObjective(known, supervised, groups, weights=(1.0, 0.5), form=form, foreground_from=1, **common)
+    made = DifferenceObjective(
+        known, supervised, groups, loss=PartialLoss(pd=1.0, fd=0.5), form=form, foreground_from=1, **common
+    )
     made.bank[:] = torch.randn(made.bank.shape)
     made.filled[:] = True
     return made

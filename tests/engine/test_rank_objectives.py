@@ -33,13 +33,13 @@ from nnunet_mutual.modules.ema import MovingAverage
 from nnunet_mutual.modules.interaction import DynamicInteraction, FeatureMap, RectifiedNetwork
 from nnunet_mutual.modules.tap import FeatureTap
 from nnunet_mutual.objectives import Batch, Objective, Views, collect_terms
-from nnunet_mutual.objectives.correlation import CorrelationObjective, CorrelationWeights
-from nnunet_mutual.objectives.crossmodal import CrossModalObjective, CrossModalWeights
-from nnunet_mutual.objectives.difference import DifferenceObjective
+from nnunet_mutual.objectives.correlation import CorrelationLoss, CorrelationObjective
+from nnunet_mutual.objectives.crossmodal import CrossModalCourse, CrossModalLoss, CrossModalObjective
+from nnunet_mutual.objectives.difference import DifferenceObjective, PartialLoss
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.mean_teacher import MeanTeacherObjective
-from nnunet_mutual.objectives.prototypes import PrototypeObjective
-from nnunet_mutual.objectives.rectification import RectificationObjective, RectificationWeights
+from nnunet_mutual.objectives.prototypes import PrototypeLoss, PrototypeObjective
+from nnunet_mutual.objectives.rectification import RectificationObjective
 from nnunet_mutual.objectives.similarity import SimilarityObjective
 from nnunet_mutual.objectives.soft_labels import SoftLabelObjective
 from nnunet_mutual.objectives.supervised import SupervisedObjective, deep_supervision_weights
@@ -81,7 +81,7 @@ def difference(form: Any) -> Make:
             known,
             supervised,
             GROUPS,
-            weights=(1.0, 0.5),
+            loss=PartialLoss(pd=1.0, fd=0.5),
             form=form,
             feature_size=6,
             ramp_from_to=(0.05, 0.25),
@@ -96,7 +96,7 @@ def difference(form: Any) -> Make:
 
 def similarity(known: Knowledge, supervised: SupervisedObjective) -> Sequence[Objective]:
     objective = SimilarityObjective(
-        known, supervised, GROUPS, weights=(1.0, 0.5), feature_size=6, ramp_from_to=(0.05, 0.25)
+        known, supervised, GROUPS, loss=PartialLoss(ps=1.0, dfs=0.5), feature_size=6, ramp_from_to=(0.05, 0.25)
     )
     objective.scores[:] = torch.tensor([0.9, 0.4])[None, :, None].expand(2, 2, 3)
     return [objective]
@@ -107,11 +107,12 @@ def mean_teacher(known: Knowledge, supervised: SupervisedObjective) -> Sequence[
     return [MeanTeacherObjective(known, supervised, lambda x: teacher(x)[0], weight=0.5, ramp_end=0.2, temperature=0.5)]
 
 
-OURS, SQUARED = CorrelationWeights(1.0, 0.5, 0.5), CorrelationWeights(1.0, 0.0, 0.1, published=True)
+OURS: dict[str, Any] = {"loss": CorrelationLoss(1.0, 0.5), "temperature": 0.5}
+SQUARED: dict[str, Any] = {"loss": CorrelationLoss(1.0, 0.0), "temperature": 0.1, "published": True}
 
 
-def correlation(known: Knowledge, supervised: SupervisedObjective, weights: CorrelationWeights) -> Sequence[Objective]:
-    objective = CorrelationObjective(known, supervised, PARTIAL, feature_size=4, weights=weights, ramp_end=0.2)
+def correlation(known: Knowledge, supervised: SupervisedObjective, options: dict[str, Any]) -> Sequence[Objective]:
+    objective = CorrelationObjective(known, supervised, PARTIAL, feature_size=4, ramp_end=0.2, **options)
     objective.bank.vectors[:] = torch.randn(objective.bank.vectors.shape)
     objective.bank.filled[:] = True
     return [objective]
@@ -122,15 +123,15 @@ def crossmodal(fraction: float, **changed: float) -> Make:
 
     def make(known: Knowledge, supervised: SupervisedObjective) -> Sequence[Objective]:
         teacher = frozen()
-        weights: dict[str, Any] = {"contrast": 1.0, "consistency": 1.0, "relearning": 1.0, "area": 0.1, **changed}
+        options = {"contrast": 1.0, "consistency": 1.0, "relearning": 1.0, "area": 0.1, **changed}
+        area = options.pop("area")
         return [
             CrossModalObjective(
                 known,
                 supervised,
                 networks=2,
-                weights=CrossModalWeights(
-                    **weights, ramp_end=0.4, relearn_from=fraction, all_from=0.9, form=ROBUST, queue=4
-                ),
+                loss=CrossModalLoss(**options),
+                course=CrossModalCourse(area, 0.4, relearn_from=fraction, all_from=0.9, form=ROBUST, queue=4),
                 teacher=lambda n, x: teacher(x)[0].softmax(1),
                 standing=lambda: [[0.9, 0.9], [0.1, 0.1]],
             )
@@ -146,19 +147,12 @@ def prototypes(known: Knowledge, supervised: SupervisedObjective) -> Sequence[Ob
     average = MovingAverage(interaction, 0.9)
     teacher = RectifiedNetwork(frozen(), average.network, MAPS, in_parts=True).eval()
     learnt = PrototypeObjective(known, supervised, interaction, average, (4, 2), teacher, weight=1.0)
-    weights = RectificationWeights(1.0, 1.0, 0.5, 0.4)
-    return [learnt, RectificationObjective(known, supervised, learnt, feature_size=4, weights=weights, ramp_end=0.2)]
+    options: dict[str, Any] = {"loss": PrototypeLoss(contrast=0.5), "supervised_weight": 1.0, "confidence": 0.4}
+    return [learnt, RectificationObjective(known, supervised, learnt, feature_size=4, ramp_end=0.2, **options)]
 
 
 def soft_labels(known: Knowledge, supervised: SupervisedObjective) -> Sequence[Objective]:
-    teacher = frozen()
-
-    def soft(batch: Batch) -> tuple[Tensor, Tensor]:
-        assert batch.views is not None
-        number = batch.views.unlabelled
-        return teacher(batch.data[:number])[0].softmax(1), batch.views.inside[:number]
-
-    return [SoftLabelObjective(known, supervised, soft, weight=1.0, area=0.1)]
+    return [SoftLabelObjective(known, supervised, weight=1.0, area=0.1)]
 
 
 # Cases of the batch, what makes the objectives, whether the terms are those of the whole batch, and batch Dice.
@@ -203,7 +197,9 @@ def batch_of(known: Knowledge, keys: list[str], samples: Sequence[int]) -> Batch
     views = None
     if UNLABELLED in keys:
         inside = torch.ones(len(chosen), 1, SIZE, SIZE, SIZE, dtype=torch.bool)
-        views = Views(chosen.count(UNLABELLED), inside)
+        number = chosen.count(UNLABELLED)
+        soft = frozen()(torch.stack(images[:number]))[0].softmax(1)
+        views = Views(number, inside, soft=soft)
     levels = [target, target[:, :, ::2, ::2, ::2]]
     return Batch(torch.stack(images), levels, chosen, patterns, torch.tensor(patterns), views=views)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.objectives import Batch, Output, Progress
 from nnunet_mutual.objectives.collapse import LEAST_SAMPLES, CollapseAlarm
-from nnunet_mutual.objectives.difference import BANK_MOMENTUM, DifferenceObjective
+from nnunet_mutual.objectives.difference import BANK_MOMENTUM, DifferenceObjective, PartialLoss
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import organ_masks, ramp
 from nnunet_mutual.objectives.similarity import MOMENTUM, SimilarityObjective, SimilarityStep
@@ -62,7 +62,7 @@ def test_organs_at_the_resolution_of_features(known: Knowledge) -> None:
 
 def test_means_of_organ_features(known: Knowledge) -> None:
     made = DifferenceObjective(
-        known, supervised(known), GROUPS, weights=(1.0, 1.0), form="own", foreground_from=0, **OPTIONS
+        known, supervised(known), GROUPS, loss=PartialLoss(1.0, 1.0, 1.0, 1.0), form="own", foreground_from=0, **OPTIONS
     )
     batch = batch_of(known)
     logits = says(torch.zeros(2, 8, 8, 8, dtype=torch.long))
@@ -80,14 +80,14 @@ def test_means_of_organ_features(known: Knowledge) -> None:
     step(float("inf"))
     assert torch.isfinite(made.bank).all(), "a step that overflowed leaves no trace"
     other = DifferenceObjective(
-        known, supervised(known), GROUPS, weights=(1.0, 1.0), form="own", foreground_from=0, **OPTIONS
+        known, supervised(known), GROUPS, loss=PartialLoss(1.0, 1.0, 1.0, 1.0), form="own", foreground_from=0, **OPTIONS
     )
     other.load_state_dict(made.state_dict())
     assert torch.equal(other.bank, made.bank) and torch.equal(other.filled, made.filled)
 
 
 def test_running_scores_choose_the_teacher(known: Knowledge) -> None:
-    made = SimilarityObjective(known, supervised(known), GROUPS, weights=(1.0, 1.0), **OPTIONS)
+    made = SimilarityObjective(known, supervised(known), GROUPS, loss=PartialLoss(1.0, 1.0, 1.0, 1.0), **OPTIONS)
     batch = batch_of(known)
     truth = batch.target[0][:, 0]
     good, bad = says(truth), says(torch.zeros_like(truth))

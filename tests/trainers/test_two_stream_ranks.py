@@ -17,10 +17,11 @@ from torch import Tensor
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.losses.area_similarity import ROBUST
 from nnunet_mutual.objectives import Batch, Output, Progress, Views
-from nnunet_mutual.objectives.correlation import CorrelationObjective, CorrelationStep, CorrelationWeights
-from nnunet_mutual.objectives.crossmodal import CrossModalObjective, CrossModalWeights
+from nnunet_mutual.objectives.correlation import CorrelationLoss, CorrelationObjective, CorrelationStep
+from nnunet_mutual.objectives.crossmodal import CrossModalCourse, CrossModalLoss, CrossModalObjective
 from nnunet_mutual.objectives.knowledge import Knowledge
-from nnunet_mutual.objectives.rectification import RectificationObjective, RectificationStep, RectificationWeights
+from nnunet_mutual.objectives.prototypes import PrototypeLoss
+from nnunet_mutual.objectives.rectification import RectificationObjective, RectificationStep
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 
 CASES = {"full": ["a", "b"], "partial": ["a", "c"]}  # the labelled case of each process
@@ -60,17 +61,18 @@ def supervised(known: Knowledge, gather: Any) -> SupervisedObjective:
 
 
 def correlation(known: Knowledge) -> CorrelationObjective:
-    weights = CorrelationWeights(1.0, 0.05, 0.1)
     torch.manual_seed(0)
     loss = supervised(known, None)
-    return CorrelationObjective(known, loss, ["a", "b", "c"], feature_size=4, weights=weights, ramp_end=0.2)
+    return CorrelationObjective(
+        known, loss, ["a", "b", "c"], feature_size=4, loss=CorrelationLoss(1.0, 0.05), temperature=0.1, ramp_end=0.2
+    )
 
 
 def rectification(known: Knowledge) -> RectificationObjective:
     torch.manual_seed(0)
-    weights = RectificationWeights(1.0, 1.0, 0.1, 0.8)
+    options: dict[str, Any] = {"loss": PrototypeLoss(), "supervised_weight": 1.0, "confidence": 0.8}
     loss = supervised(known, None)
-    return RectificationObjective(known, loss, None, feature_size=4, weights=weights, ramp_end=0.2)  # type: ignore
+    return RectificationObjective(known, loss, None, feature_size=4, ramp_end=0.2, **options)  # type: ignore
 
 
 def centroids(objective: RectificationObjective, keys: list[str]) -> dict[str, Tensor]:
@@ -84,11 +86,16 @@ def centroids(objective: RectificationObjective, keys: list[str]) -> dict[str, T
 
 def queued(known: Knowledge, keys: list[str]) -> dict[str, Tensor]:
     """The queue after one step of two networks that see other modalities."""
-    weights = CrossModalWeights(
-        1.0, 1.0, 1.0, area=0.1, ramp_end=0.4, relearn_from=0.6, all_from=0.9, form=ROBUST, queue=4
-    )
+    course = CrossModalCourse(area=0.1, ramp_end=0.4, relearn_from=0.6, all_from=0.9, form=ROBUST, queue=4)
+    terms = CrossModalLoss(1.0, 1.0, 1.0)
     objective = CrossModalObjective(
-        known, supervised(known, None), networks=2, weights=weights, teacher=lambda n, x: x, standing=lambda: [[0], [0]]
+        known,
+        supervised(known, None),
+        networks=2,
+        loss=terms,
+        course=course,
+        teacher=lambda n, x: x,
+        standing=lambda: [[0], [0]],
     )
     batch, output = batch_of(known, keys)
     outputs = [output.detach(), Output([output.levels[0].detach() + 1.0 * ("b" in keys)])]
