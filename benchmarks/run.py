@@ -22,6 +22,7 @@ from pathlib import Path
 
 import calibration
 import gate
+import pooling
 import table
 from settings import HERE, BenchmarkError, Schedule, Setting, locked, names, read_json
 
@@ -48,8 +49,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     work = Path(arguments.work).resolve() if arguments.work else None
     data = Path(arguments.data).resolve() if arguments.data else None
-    setting = Setting(arguments.benchmark, data, work)
     try:
+        if arguments.command == "pool":
+            settings = [Setting(name, data, work) for name in arguments.benchmarks]
+            print(pooling.render(arguments.first, arguments.second, settings))
+            return 0
+        setting = Setting(arguments.benchmark, data, work)
         if arguments.command == "table":
             table.write(setting)
             table.put("gate", gate.render())
@@ -69,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{prepare,calibrate,run,table}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{prepare,calibrate,run,table,pool}")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("benchmark", choices=names())
     common.add_argument("--data", default=os.environ.get("NNUNET_MUTUAL_DATA"), help="folder of the public datasets")
@@ -88,6 +93,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     one.add_argument("--updates", type=int, help="of each network, for a benchmark that has no calibration")
     one.add_argument("--rate", type=float, help="learning rate of the first epoch, likewise")
     commands.add_parser("table", parents=[common], help="write the results into README.md")
+    both = commands.add_parser("pool", help="compare two arms over several benchmarks, in shares of their gaps")
+    both.add_argument("first", help="arm of every protocol")
+    both.add_argument("second", help="arm it is compared with")
+    both.add_argument("benchmarks", nargs="+", choices=names(), metavar="benchmark")
+    both.set_defaults(data=None, work=None)
     job = commands.add_parser("job", parents=[common])
     for name, kind in (("arm", str), ("seed", int), ("updates", int), ("rate", float), ("cases", str), ("out", Path)):
         job.add_argument(name, type=kind)
@@ -252,7 +262,7 @@ class Scheduler:
     def start(self, job: Job) -> subprocess.Popen[bytes]:
         logs = self.setting.work / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        log = logs / f"{job.cases}_{job.arm}_seed{job.seed}_{job.schedule}.log"
+        log = logs / f"{self.setting.name}_{job.cases}_{job.arm}_seed{job.seed}_{job.schedule}.log"
         print(f"start {job.title}; log: {log}", flush=True)
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // self.jobs))
         # Nothing but the training process: batches are drawn in it, which makes a run repeatable.

@@ -301,6 +301,32 @@ def test_pairs_of_draws_have_both_intervals_and_a_verdict_when_there_are_enough(
     assert few[3:] == ["2 / 0", "5", "open (6 draws decide)"]
 
 
+def test_pooled_in_shares_of_the_gaps(bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pooling = importlib.import_module("pooling")
+    settings = [bench.settings.Setting(f"hippocampus_few_{n}", None, tmp_path) for n in (1, 2)]
+    scores = {"mean_teacher": 0.70, "all_average": 0.80, "average": 0.75}
+
+    def rows(setting: Any) -> dict[str, dict[int, Any]]:
+        return {
+            arm: {s: evidence(arm, s, value + s / 1000 if arm == "average" else value) for s in range(12)}
+            for arm, value in scores.items()
+        }
+
+    monkeypatch.setattr(bench.table, "rows", rows)
+    monkeypatch.setattr(bench.settings.Setting, "patients", {"a": "a", "b": "b"})
+    monkeypatch.setattr(bench.calibration, "chosen", lambda setting: None)
+    lines = pooling.render("average", "mean_teacher", settings).splitlines()
+    assert lines[2].startswith("| `hippocampus_few_1` | 0.1000 | +0.0555 |") and lines[2].endswith("| 12 | better |")
+    assert lines[4].startswith("| pooled, in shares of the gap | 1 | +0.5550 |") and lines[4].endswith(
+        "| 24 | better |"
+    )
+    with pytest.raises(bench.settings.BenchmarkError, match="no arm other"):
+        pooling.render("other", "mean_teacher", settings)
+    monkeypatch.setattr(bench.table, "rows", lambda setting: {**rows(setting), "average": {0: evidence("", 0, 0.7)}})
+    with pytest.raises(bench.settings.BenchmarkError, match="has 1 draws of average and mean_teacher, 12 decide"):
+        pooling.render("average", "mean_teacher", settings)
+
+
 def test_the_tables_are_those_of_the_evidence(bench: SimpleNamespace) -> None:
     text = (BENCHMARKS / "README.md").read_text()
     cost, real_channels = (importlib.import_module(name) for name in ("cost.table", "real_channels"))
