@@ -7,6 +7,10 @@ as many network updates (1 unless the protocol says otherwise), so that networks
 
 Where the protocol names a ``reference`` arm, (2) is: the shortest length at which the means of the two arms differ by
 at least ``gap`` times the larger range of their seeds, so that there is a gap in which methods can be told apart.
+
+Where it names ``room``, the benchmark has to pass a gate, and (2) is: the shortest length at which (a) the arm is on a
+plateau, training twice as long adds at most ``gain`` to its mean, and (b) there is room, the reference arm has at least
+``room`` more. What that says is in ``gate``, length by length, with the t interval over the draws.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import gate
 import table
 from settings import BenchmarkError, Schedule, Setting, read_json, write_json
 
@@ -35,12 +40,13 @@ def collect(setting: Setting) -> dict[str, Any]:
     state = {
         "benchmark": setting.name,
         "rule": " ".join(" ".join((__doc__ or "").split("\n\n")[1:]).split()),
-        **{k: rule[k] for k in ("arm", "reference", "seeds", "range", "gain", "gap") if k in rule},
+        **{k: rule[k] for k in ("arm", "reference", "seeds", "range", "gain", "gap", "room") if k in rule},
         "factor": rule.get("factor", 1),
         "scored_on": "calibration cases: neither trained on nor among the held-out test cases",
         "training": setting["training"],
         "learning_rates": rates,
         "lengths": lengths,
+        **({"gate": gate.judge(lengths, rule)} if "room" in rule else {}),
         "chosen": None if updates is None or rate is None else asdict(Schedule(updates * rule.get("factor", 1), rate)),
         "reason": reason,
         "source": setting["source"],
@@ -67,6 +73,8 @@ def _of_arm(setting: Setting, schedule: Schedule, arm: str) -> dict[str, Any]:
 
 def decide(lengths: list[dict[str, Any]], rule: dict[str, Any]) -> tuple[int | None, str]:
     """Returns the chosen number of updates, or None, and the reason."""
+    if "room" in rule:
+        return gate.decide(gate.judge(lengths, rule))
     by_updates = {entry["updates"]: entry for entry in lengths}
     for entry in lengths:
         if "reference" in rule:
@@ -89,18 +97,28 @@ def decide(lengths: list[dict[str, Any]], rule: dict[str, Any]) -> tuple[int | N
 
 def missing(setting: Setting, state: dict[str, Any]) -> list[tuple[str, Schedule, int]]:
     """Returns the runs to do next: the learning rates, then length by length until the rule decides."""
-    rule = setting["calibration"]
-    for entries in (state["learning_rates"], *([entry] for entry in state["lengths"])):
+    for arm, entries in _steps(setting["calibration"], state):
         wanted = [
-            (arm, Schedule(e["updates"], e["rate"]), s)
+            (arm, Schedule(e["updates"], e["rate"]), seed)
             for e in entries
-            for arm, scores in ((rule["arm"], e), (rule.get("reference"), e.get("reference")))
-            for s in rule["seeds"]
-            if scores is not None and str(s) not in scores["mean_dice_by_seed"]
+            for seed in setting["calibration"]["seeds"]
+            if str(seed) not in (e if arm == setting["calibration"]["arm"] else e["reference"])["mean_dice_by_seed"]
         ]
         if wanted:
             return wanted
     return []
+
+
+def _steps(rule: dict[str, Any], state: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Returns arms and entries in the order in which their runs are needed."""
+    lengths = [[entry] for entry in state["lengths"]]
+    if "room" in rule:  # the doubled length says whether there is a plateau at which room is worth a look
+        steps = [(rule["arm"], entries) for entries in (state["learning_rates"], *lengths[:1])]
+        for shorter, longer in zip(lengths, lengths[1:], strict=False):
+            steps += [(rule["arm"], longer), (rule["reference"], shorter)]
+        return steps
+    arms = [rule[key] for key in ("arm", "reference") if key in rule]
+    return [(arm, entries) for entries in (state["learning_rates"], *lengths) for arm in arms]
 
 
 def chosen(setting: Setting) -> Schedule:

@@ -6,6 +6,7 @@ them (``plan_on``), the others get the same plans: every arm has the same spacin
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from pathlib import Path
@@ -19,16 +20,39 @@ PLANS = "nnUNetPlans"
 
 def prepare(setting: Setting) -> None:
     """Makes and preprocesses what is not there yet; needs the nnUNet_* variables to be set."""
+    verify_patients(setting)
+    if "crop" in setting.protocol:
+        from crops import write_crops
+
+        write_crops(setting)
     if "second_modality" in setting.protocol:
         simulate(setting)
-    datasets = [setting["plan_on"], *(d for d in setting["datasets"] if d != setting["plan_on"])]
-    for dataset in datasets:
-        done = setting.work / "nnUNet_preprocessed" / setting.dataset_name(dataset) / "prepared.json"
+    drawn = [dataset for dataset in setting["datasets"] if setting.is_drawn(dataset)]
+    whole = [setting["plan_on"], *(d for d in setting["datasets"] if d not in (setting["plan_on"], *drawn))]
+    for dataset, seed in [(dataset, 0) for dataset in whole] + [(d, seed) for d in drawn for seed in setting.seeds]:
+        done = setting.work / "nnUNet_preprocessed" / setting.dataset_name(dataset, seed) / "prepared.json"
         if done.is_file():
             continue
-        write_raw(setting, dataset)
-        plan_and_preprocess(setting, dataset)
+        if setting.is_drawn(dataset):
+            from draws import link_draw
+
+            link_draw(setting, dataset, seed)
+        else:
+            write_raw(setting, dataset)
+            plan_and_preprocess(setting, dataset)
         write_json(done, {"protocol": setting["datasets"][dataset]})
+
+
+def verify_patients(setting: Setting) -> None:
+    """Compares the protocol's patients with those of the public data, where that names them (``cases.json``)."""
+    file = setting.public_folder(setting["folder"]) / "cases.json"
+    known = read_json(file) if file.is_file() else {}
+    for case, patient in setting.patients.items():
+        if case in known and known[case]["patient"] != patient:
+            raise BenchmarkError(
+                f"{case} is of patient {known[case]['patient']} in {file}, of {patient} in the protocol of "
+                f"{setting.name}; correct the protocol, a patient's cases must stay together"
+            )
 
 
 def simulate(setting: Setting) -> None:
@@ -58,7 +82,7 @@ def simulate(setting: Setting) -> None:
 def write_raw(setting: Setting, dataset: str) -> None:
     """Writes one raw dataset: images as they are, labels reduced to what the protocol says was annotated."""
     entry = setting["datasets"][dataset]
-    target = setting.work / "nnUNet_raw" / setting.dataset_name(dataset)
+    target = setting.work / "nnUNet_raw" / setting.dataset_name(dataset, 0)
     shutil.rmtree(target, ignore_errors=True)
     for folder in ("imagesTr", "labelsTr", "imagesUn"):
         (target / folder).mkdir(parents=True)
@@ -143,14 +167,14 @@ def plan_and_preprocess(setting: Setting, dataset: str) -> None:
 
     number = setting["datasets"][dataset]["id"]
     preprocessed = setting.work / "nnUNet_preprocessed"
-    folder = preprocessed / setting.dataset_name(dataset)
+    folder = preprocessed / setting.dataset_name(dataset, 0)
     if dataset == setting["plan_on"]:
         extract_fingerprint_dataset(number, num_processes=2, show_progress_bar=False)
         plan_experiment_dataset(number)
         plans = read_json(folder / f"{PLANS}.json")
         plans["configurations"][CONFIGURATION] = small_configuration(setting["network"])
     else:
-        planned = preprocessed / setting.dataset_name(setting["plan_on"])
+        planned = preprocessed / setting.dataset_name(setting["plan_on"], 0)
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(planned / "dataset_fingerprint.json", folder / "dataset_fingerprint.json")
         raw = setting.work / "nnUNet_raw" / folder.name
@@ -173,13 +197,24 @@ def plan_and_preprocess(setting: Setting, dataset: str) -> None:
 
 
 def small_configuration(network: dict[str, Any]) -> dict[str, Any]:
-    """Returns nnU-Net's plain U-Net with the protocol's patch, batch and features, as a configuration of the plans."""
+    """Returns nnU-Net's plain U-Net as the protocol wants it, as a configuration of the plans.
+
+    Args:
+        network: ``patch_size``, ``batch_size``, ``features_per_stage`` and, of each stage, ``kernel_sizes`` (3 on every
+            axis if absent) and ``strides`` (2 on every axis, 1 in the first stage).
+    """
     features = network["features_per_stage"]
     stages = len(features)
-    if any(size % 2 ** (stages - 1) for size in network["patch_size"]):
+    kernels = network.get("kernel_sizes", [[3, 3, 3]] * stages)
+    strides = network.get("strides", [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1))
+    if len(kernels) != stages or len(strides) != stages:
         raise BenchmarkError(
-            f"patch {network['patch_size']} must be divisible by {2 ** (stages - 1)} on every axis; change the protocol"
+            f"the network has {stages} stages, {len(kernels)} kernels and {len(strides)} strides; give one of each "
+            "for every stage"
         )
+    steps = [math.prod(axis) for axis in zip(*strides, strict=True)]
+    if any(size % step for size, step in zip(network["patch_size"], steps, strict=True)):
+        raise BenchmarkError(f"patch {network['patch_size']} must be divisible by {steps}; change the protocol")
     return {
         "inherits_from": "3d_fullres",
         "patch_size": network["patch_size"],
@@ -190,8 +225,8 @@ def small_configuration(network: dict[str, Any]) -> dict[str, Any]:
                 "n_stages": stages,
                 "features_per_stage": features,
                 "conv_op": "torch.nn.modules.conv.Conv3d",
-                "kernel_sizes": [[3, 3, 3]] * stages,
-                "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
+                "kernel_sizes": kernels,
+                "strides": strides,
                 "n_conv_per_stage": [2] * stages,
                 "n_conv_per_stage_decoder": [2] * (stages - 1),
                 "conv_bias": True,

@@ -21,8 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import calibration
+import gate
+import pooling
 import table
-from settings import HERE, NAMES, BenchmarkError, Schedule, Setting, read_json
+from settings import HERE, BenchmarkError, Schedule, Setting, locked, names, read_json
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,15 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     work = Path(arguments.work).resolve() if arguments.work else None
     data = Path(arguments.data).resolve() if arguments.data else None
-    setting = Setting(arguments.benchmark, data, work)
     try:
+        if arguments.command == "pool":
+            settings = [Setting(name, data, work) for name in arguments.benchmarks]
+            print(pooling.render(arguments.first, arguments.second, settings))
+            return 0
+        setting = Setting(arguments.benchmark, data, work)
         if arguments.command == "table":
             table.write(setting)
+            table.put("gate", gate.render())
         elif arguments.command == "job":
             run_job(setting, arguments)
         elif arguments.command == "prepare":
@@ -67,9 +74,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{prepare,calibrate,run,table}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{prepare,calibrate,run,table,pool}")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("benchmark", choices=NAMES)
+    common.add_argument("benchmark", choices=names())
     common.add_argument("--data", default=os.environ.get("NNUNET_MUTUAL_DATA"), help="folder of the public datasets")
     common.add_argument("--work", help="folder for datasets, networks and logs (default: in the temporary folder)")
     timed = argparse.ArgumentParser(add_help=False)
@@ -81,10 +88,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     commands.add_parser("calibrate", parents=[common, timed], help="find the schedule for all arms")
     one = commands.add_parser("run", parents=[common, timed], help="train and score arms")
     one.add_argument("--arms", nargs="+", help="default: all, in the protocol's order")
-    one.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    one.add_argument("--seeds", nargs="+", type=int, help="default: all of the protocol")
+    one.add_argument("--on", choices=("test", "calibration"), default="test", help="the patients that are scored")
     one.add_argument("--updates", type=int, help="of each network, for a benchmark that has no calibration")
     one.add_argument("--rate", type=float, help="learning rate of the first epoch, likewise")
     commands.add_parser("table", parents=[common], help="write the results into README.md")
+    both = commands.add_parser("pool", help="compare two arms over several benchmarks, in shares of their gaps")
+    both.add_argument("first", help="arm of every protocol")
+    both.add_argument("second", help="arm it is compared with")
+    both.add_argument("benchmarks", nargs="+", choices=names(), metavar="benchmark")
+    both.set_defaults(data=None, work=None)
     job = commands.add_parser("job", parents=[common])
     for name, kind in (("arm", str), ("seed", int), ("updates", int), ("rate", float), ("cases", str), ("out", Path)):
         job.add_argument(name, type=kind)
@@ -103,7 +116,8 @@ def prepare(setting: Setting) -> None:
     setting.export_paths(os.environ)
     import preparation
 
-    preparation.prepare(setting)
+    with locked(setting.work / "prepared"):
+        preparation.prepare(setting)
 
 
 def calibrate(setting: Setting, arguments: argparse.Namespace) -> None:
@@ -135,24 +149,39 @@ def run(setting: Setting, arguments: argparse.Namespace) -> None:
             raise BenchmarkError(
                 f"the protocol of {setting.name} has no arm {arm}; it has {', '.join(setting['arms'])}"
             )
-    if "calibration" in setting.protocol:
-        if arguments.updates is not None or arguments.rate is not None:
+    if strangers := {*(arguments.seeds or ())} - {*setting.seeds}:
+        raise BenchmarkError(f"the protocol of {setting.name} has no seed {min(strangers)}; it has {setting.seeds}")
+    schedule = schedule_of(setting, arguments)
+    prepare(setting)
+    on_test = arguments.on == "test"
+    jobs = [
+        job(setting, arm, seed, schedule, arguments.on, evidence_file(setting, arm, seed, schedule, on_test))
+        for seed in arguments.seeds or setting.seeds
+        for arm in arms
+    ]
+    Scheduler(setting, arguments.jobs, arguments.budget).run(jobs)
+    if on_test:
+        table.write(setting)
+
+
+def schedule_of(setting: Setting, arguments: argparse.Namespace) -> Schedule:
+    """Returns the calibrated schedule; on calibration patients, or without a calibration, the given one."""
+    given = (arguments.updates, arguments.rate)
+    if "calibration" in setting.protocol and (arguments.on == "test" or given == (None, None)):
+        if given != (None, None):
             raise BenchmarkError(
                 "the schedule of this benchmark comes from its calibration; leave --updates and --rate out"
             )
-        schedule = calibration.chosen(setting)
-    elif arguments.updates is None or arguments.rate is None:
-        raise BenchmarkError(f"the protocol of {setting.name} has no calibration; give --updates and --rate")
-    else:
-        schedule = Schedule(arguments.updates, arguments.rate)
-    prepare(setting)
-    jobs = [
-        job(setting, arm, seed, schedule, "test", setting.evidence_file(arm, seed))
-        for arm in arms
-        for seed in arguments.seeds
-    ]
-    Scheduler(setting, arguments.jobs, arguments.budget).run(jobs)
-    table.write(setting)
+        return calibration.chosen(setting)
+    if None in given:
+        why = "is scored on calibration patients" if "calibration" in setting.protocol else "has no calibration"
+        raise BenchmarkError(f"{setting.name} {why}; give both --updates and --rate")
+    return Schedule(*given)
+
+
+def evidence_file(setting: Setting, arm: str, seed: int, schedule: Schedule, on_test: bool) -> Path:
+    """Returns where the result of a run goes."""
+    return setting.evidence_file(arm, seed) if on_test else calibration.run_file(setting, schedule, seed, arm)
 
 
 def job(setting: Setting, arm: str, seed: int, schedule: Schedule, cases: str, out: Path) -> Job:
@@ -233,9 +262,9 @@ class Scheduler:
     def start(self, job: Job) -> subprocess.Popen[bytes]:
         logs = self.setting.work / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        log = logs / f"{job.cases}_{job.arm}_seed{job.seed}_{job.schedule}.log"
+        log = logs / f"{self.setting.name}_{job.cases}_{job.arm}_seed{job.seed}_{job.schedule}.log"
         print(f"start {job.title}; log: {log}", flush=True)
-        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
+        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // self.jobs))
         # Nothing but the training process: batches are drawn in it, which makes a run repeatable.
         environment = {**os.environ, "nnUNet_n_proc_DA": "0", "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         command = [sys.executable, str(HERE / "run.py"), "job", self.setting.name]

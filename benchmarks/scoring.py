@@ -99,7 +99,8 @@ def merge(
 
 def make_predictor(setting: Setting, model: Model) -> nnUNetPredictor:
     """Returns nnU-Net's predictor around the network of the plans; strict loading shows that it is one."""
-    folder = setting.work / "nnUNet_preprocessed" / setting.dataset_name(model.network.dataset)
+    name = setting.dataset_name(setting.planned(model.network.dataset), 0)
+    folder = setting.work / "nnUNet_preprocessed" / name
     dataset_json, plan = read_json(folder / "dataset.json"), read_json(folder / "nnUNetPlans.json")
     if model.network.deployed.startswith("group:"):
         from nnunet_mutual.export.groups import group_dataset, group_plan

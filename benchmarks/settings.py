@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-NAMES = tuple(sorted(p.stem for p in (HERE / "protocol").glob("*.json")))
 CONFIGURATION = "3d_small"
+
+
+def names() -> dict[str, tuple[str, int | None]]:
+    """Returns benchmark -> protocol file and number of labelled patients; one that draws them is one per number."""
+    found: dict[str, tuple[str, int | None]] = {}
+    for file in sorted((HERE / "protocol").glob("*.json")):
+        draws = read_json(file).get("draws")
+        numbers = draws["patients"] if draws else {}
+        found |= {f"{file.stem}_{n}": (file.stem, int(n)) for n in numbers} or {file.stem: (file.stem, None)}
+    return found
 
 
 class BenchmarkError(Exception):
@@ -39,7 +50,7 @@ class Network:
         dataset: key of the protocol's ``datasets``.
         trainer: "stock" or a trainer of the package.
         settings: of the trainer, beside those of the protocol's ``training``.
-        share: of the arm's updates; separate networks share them.
+        share: of the arm's updates; separate networks share them, a control may have more.
         deployed: what is scored: "final", "rectified" or "stage1" (all its networks), of these checkpoints, or
             "group:NAME", the network of a modality group.
     """
@@ -53,30 +64,38 @@ class Network:
     @property
     def variant(self) -> str:
         """What tells this training from others with the same dataset and trainer, as part of a file name."""
-        if not self.settings and self.share == 1:
+        if not self.settings:
             return ""
-        text = json.dumps([self.settings, self.share], sort_keys=True)
-        return "_" + hashlib.sha256(text.encode()).hexdigest()[:8]
+        return "_" + hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
+
+    def schedule(self, arm: Schedule) -> Schedule:
+        """Returns its own share of the arm's schedule."""
+        updates = float(arm.updates * self.share)
+        if not updates.is_integer():
+            raise BenchmarkError(f"{self.share:g} of {arm.updates} updates is no whole number; choose another length")
+        return Schedule(int(updates), arm.rate)
 
 
 class Setting:
     """One benchmark: its protocol, the folder of the public data, and the work folder.
 
     Args:
-        name: a file of ``protocol/``, without ``.json``.
+        name: of :func:`names`: a file of ``protocol/``, without ``.json`` and, where labelled patients are drawn, with
+            their number.
         data: folder that holds the public datasets; None where only evidence is read.
         work: folder for datasets, trained networks and logs.
     """
 
     def __init__(self, name: str, data: Path | None, work: Path | None = None) -> None:
         self.name = name
-        self.text = (HERE / "protocol" / f"{name}.json").read_text()
-        self.protocol: dict[str, Any] = json.loads(self.text)
+        self.file, self.labelled = names()[name]
+        text = (HERE / "protocol" / f"{self.file}.json").read_text()
+        self.protocol: dict[str, Any] = json.loads(text.replace("{labelled}", str(self.labelled)))
         self.data = data
         base = work or Path(tempfile.gettempdir()) / "nnunet_mutual_benchmarks"
         # A changed protocol gets its own folder, so that nothing of an older one can be mistaken for a finished part.
-        simulated = ("second_modality",) if "second_modality" in self.protocol else ()
-        self.work = base / f"{name}-{self._digest('network', 'plan_on', 'datasets', 'cases', *simulated)}"
+        further = [key for key in ("second_modality", "draws", "crop") if key in self.protocol]
+        self.work = base / f"{self.file}-{self._digest('network', 'plan_on', 'datasets', 'cases', *further)}"
 
     def __getitem__(self, key: str) -> Any:
         return self.protocol[key]
@@ -104,19 +123,63 @@ class Setting:
     def networks(self, arm: str) -> list[Network]:
         return [Network(**n) for n in self["arms"][arm]["networks"]]
 
-    def dataset_name(self, dataset: str) -> str:
-        words = "".join(w.capitalize() for w in (self.name, *dataset.split("_")))
-        return f"Dataset{self['datasets'][dataset]['id']:03d}_{words}"
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of an arm; where labelled patients are drawn, seed k has draw k."""
+        return list(range(len(self.draws))) if self.labelled else list(self.protocol.get("seeds", range(3)))
+
+    @property
+    def draws(self) -> list[list[str]]:
+        """Labelled patients of each seed."""
+        return list(self["draws"]["patients"][str(self.labelled)])
+
+    def cases_of(self, patients: Iterable[str]) -> list[str]:
+        """Returns all cases of patients; where the protocol knows no patients, a case is one."""
+        return [case for patient in patients for case in self.protocol.get("patients", {}).get(patient, [patient])]
+
+    @property
+    def patients(self) -> dict[str, str]:
+        """Case -> patient."""
+        every = {case: case for cases in self["cases"].values() for case in cases}
+        return every | {c: patient for patient, cases in self.protocol.get("patients", {}).items() for c in cases}
+
+    def is_drawn(self, dataset: str) -> bool:
+        """Whether each seed has a dataset of its own, linked from others."""
+        return "labelled_from" in self["datasets"][dataset]
+
+    def planned(self, dataset: str) -> str:
+        """Returns the dataset whose plans a dataset has: itself, or where it is linked from."""
+        return str(self["datasets"][dataset].get("labelled_from", dataset))
+
+    def dataset_name(self, dataset: str, seed: int) -> str:
+        words = "".join(w.capitalize() for w in (self.file, *dataset.split("_")))
+        draw = f"{self.labelled}Draw{seed}" if self.is_drawn(dataset) else ""
+        return f"Dataset{self['datasets'][dataset]['id']:03d}_{words}{draw}"
 
     def weights_file(self, network: Network, schedule: Schedule, seed: int) -> Path:
+        """Returns where a trained network is kept.
+
+        Args:
+            network: of an arm.
+            schedule: of the arm.
+            seed: of the arm.
+        """
         arithmetic = () if self.amp == "off" else ("amp",)
+        dataset = f"{network.dataset}{self.labelled}" if self.is_drawn(network.dataset) else network.dataset
         return (
             self.work
             / f"networks-{self._digest('training', 'mirroring', *arithmetic)}"
-            / f"{network.dataset}_{network.trainer}{network.variant}_{schedule}_s{seed}.pth"
+            / f"{dataset}_{network.trainer}{network.variant}_{network.schedule(schedule)}_s{seed}.pth"
         )
 
     def data_folder(self, folder: str) -> Path:
+        """Returns the folder of a public dataset, or of its crops in the work folder."""
+        if "crop" in self.protocol:
+            return self.work / "crops" / folder
+        return self.public_folder(folder)
+
+    def public_folder(self, folder: str) -> Path:
+        """Returns the folder of a public dataset."""
         if self.data is None:
             raise BenchmarkError("no data folder was given; add --data FOLDER or set NNUNET_MUTUAL_DATA")
         found = self.data / folder
@@ -145,6 +208,15 @@ class Setting:
             folder = self.work / f"nnUNet_{kind}"
             folder.mkdir(parents=True, exist_ok=True)
             environment[f"nnUNet_{kind}"] = str(folder)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Waits until no other process makes the same file; a killed process gives its lock back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

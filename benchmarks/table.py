@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from settings import HERE, BenchmarkError, Setting, read_json
 
-SEEDS = (0, 1, 2)
+from nnunet_mutual.evaluation.differences import Interval, Scores, compare_draws
 
 
 def label_means(evidence: dict[str, Any]) -> dict[str, float]:
@@ -34,14 +33,16 @@ def precision_means(evidence: dict[str, Any]) -> float:
 
 def rows(setting: Setting) -> dict[str, dict[int, dict[str, Any]]]:
     """Returns the evidence that there is, by arm and seed."""
-    files = {arm: {s: setting.evidence_file(arm, s) for s in SEEDS} for arm in setting["arms"]}
+    files = {arm: {s: setting.evidence_file(arm, s) for s in setting.seeds} for arm in setting["arms"]}
     return {arm: {s: read_json(f) for s, f in of_arm.items() if f.is_file()} for arm, of_arm in files.items()}
 
 
 def render(setting: Setting) -> str:
     """Returns the table and, where the protocol compares two arms, one sentence with the outcome."""
+    if setting.labelled and not any(rows(setting).values()):
+        return f"### {setting['title']}\n\nNot run: nothing has been scored on test patients."
     labels = setting["labels"]
-    seeds = [f"seed {s}" for s in SEEDS]
+    seeds = ["draws", "SD over draws"] if setting.labelled else [f"seed {s}" for s in setting.seeds]
     head = [
         "arm",
         *labels,
@@ -67,7 +68,7 @@ def render(setting: Setting) -> str:
         if setting.protocol.get("precision"):
             precise = [precision_means(e) for e in evidence.values()]
             cells.append(f"{statistics.fmean(precise):.3f}" if precise else "not run")
-        cells += [f"{means[arm][s]:.3f}" if s in evidence else "not run" for s in SEEDS]
+        cells += of_seeds(setting, means.get(arm, {}))
         first = next(iter(evidence.values()), None)
         keys = ("updates_of_each_network", "total_updates", "networks_deployed")
         cells += [str(first[k]) if first else "not run" for k in keys]
@@ -78,39 +79,51 @@ def render(setting: Setting) -> str:
     return text + comparison(setting, means) + paired(setting)
 
 
+def of_seeds(setting: Setting, means: dict[int, float]) -> list[str]:
+    """Returns the cells of an arm's seeds: each, or of draws their number and standard deviation."""
+    if not setting.labelled:
+        return [f"{means[s]:.3f}" if s in means else "not run" for s in setting.seeds]
+    spread = f"{statistics.stdev(means.values()):.3f}" if len(means) > 1 else "not run"
+    return [str(len(means)), spread]
+
+
 def paired(setting: Setting) -> str:
-    """Returns the protocol's pairs of arms: differences per case (mean of labels and common seeds) with an interval."""
+    """Returns the protocol's pairs of arms: differences with both intervals and, of enough draws, the verdict."""
     if "pairs" not in setting.protocol:
         return ""
     found = rows(setting)
-    head = ["first - second", "difference", "95 % interval", "cases better / worse", "seeds"]
+    unit = "draws" if setting.labelled else "seeds"
+    head = ["first - second", "difference", f"95 % over {unit} (t)", "95 % over patients (bootstrap)"]
+    head += ["patients better / worse", unit, *(["verdict"] if setting.labelled else [])]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for first, second in setting["pairs"]:
-        both = sorted(set(found[first]) & set(found[second]))
-        if not both:
-            lines.append(f"| `{first}` - `{second}` |" + " not run |" * 4)
-            continue
-        cases = sorted(found[first][both[0]]["dice"])
-        difference = np.array(
-            [[case_mean(found[first][s], c) - case_mean(found[second][s], c) for c in cases] for s in both]
-        ).mean(0)
-        low, high = bootstrap(difference)
-        better = f"{int((difference > 0).sum())} / {int((difference < 0).sum())}"
-        numbers = f"{difference.mean():+.4f} | {low:+.4f} to {high:+.4f} | {better}"
-        lines.append(f"| `{first}` - `{second}` | {numbers} | {', '.join(map(str, both))} |")
+        both = sorted({*found[first]} & {*found[second]})
+        cells = pair(setting, *({s: found[arm][s]["dice"] for s in both} for arm in (first, second))) if both else []
+        lines.append(f"| `{first}` - `{second}` | " + " | ".join(cells or ["not run"] * (len(head) - 1)) + " |")
     return "\n\n" + "\n".join(lines)
 
 
-def case_mean(evidence: dict[str, Any], case: str) -> float:
-    """Returns the mean Dice over the labels that a case has."""
-    return statistics.fmean(v for v in evidence["dice"][case].values() if v is not None)
+def pair(setting: Setting, first: dict[int, Scores], second: dict[int, Scores]) -> list[str]:
+    """Returns the cells of a comparison of two arms with the same seeds."""
+    found = compare_draws(first, second, setting.patients)
+    better = sum(value > 0 for value in found.by_patient.values())
+    worse = sum(value < 0 for value in found.by_patient.values())
+    cells = [f"{found.over_draws.mean:+.4f}", words(found.over_draws), words(found.over_patients)]
+    draws = list(found.by_draw)
+    if not setting.labelled:
+        return [*cells, f"{better} / {worse}", ", ".join(map(str, draws))]
+    enough = len(draws) >= setting["draws"]["needed"]
+    return [
+        *cells,
+        f"{better} / {worse}",
+        str(len(draws)),
+        found.verdict if enough else f"open ({setting['draws']['needed']} draws decide)",
+    ]
 
 
-def bootstrap(values: NDArray[Any], draws: int = 10_000) -> tuple[float, float]:
-    """Returns the percentile interval of the mean over resampled cases (seeded)."""
-    index = np.random.default_rng(2407).integers(0, len(values), (draws, len(values)))
-    low, high = np.percentile(values[index].mean(1), [2.5, 97.5])
-    return float(low), float(high)
+def words(interval: Interval) -> str:
+    """Returns both ends."""
+    return "not known" if math.isnan(interval.low) else f"{interval.low:+.4f} to {interval.high:+.4f}"
 
 
 def comparison(setting: Setting, means: dict[str, dict[int, float]]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import staged
 import torch
 from scoring import Model, score
-from settings import CONFIGURATION, BenchmarkError, Network, Schedule, Setting, read_json, write_json
+from settings import CONFIGURATION, BenchmarkError, Network, Schedule, Setting, locked, read_json, write_json
 from stock import StockSchedule
 
 
@@ -43,6 +43,7 @@ def run_arm(setting: Setting, arm: str, seed: int, schedule: Schedule, cases: st
             "arm": arm,
             "words": setting["arms"][arm]["words"],
             "seed": seed,
+            **({"labelled": setting.draws[seed]} if setting.labelled else {}),
             "scored_on": cases,
             "updates_of_each_network": updates[0] // trained[0]["networks"],
             "networks_trained": sum(t["networks"] for t in trained),
@@ -85,22 +86,27 @@ def train_network(setting: Setting, network: Network, schedule: Schedule, seed: 
         MutualPrototypeTrainer ``rectified``: the weights of network and prototypes.
     """
     file = setting.weights_file(network, schedule, seed)
-    if not file.is_file():
-        shutil.rmtree(results_folder(setting, network, schedule, seed), ignore_errors=True)  # of a run that was killed
-        trainer = build_trainer(setting, network, schedule, seed)
-        if not setting["mirroring"]:
-            leave_out_mirroring(trainer)
-        use_channels_last(trainer)
-        trainer.initialize()
-        trainer.logger.plot_progress_png = lambda *_, **__: None
-        result = staged.train(setting, network, schedule, seed, trainer)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}")
-        torch.save(result, temporary)
-        os.replace(temporary, file)
-        shutil.rmtree(results_folder(setting, network, schedule, seed), ignore_errors=True)
+    with locked(file):
+        if not file.is_file():
+            _train(setting, network, schedule, seed, file)
     found = torch.load(file, weights_only=True)
-    return {"updates": schedule.updates, "networks": 1, **found}
+    return {"updates": network.schedule(schedule).updates, "networks": 1, **found}
+
+
+def _train(setting: Setting, network: Network, schedule: Schedule, seed: int, file: Path) -> None:
+    """Trains a network and keeps it in a file."""
+    shutil.rmtree(results_folder(setting, network, schedule, seed), ignore_errors=True)  # of a run that was killed
+    trainer = build_trainer(setting, network, schedule, seed)
+    if not setting["mirroring"]:
+        leave_out_mirroring(trainer)
+    use_channels_last(trainer)
+    trainer.initialize()
+    trainer.logger.plot_progress_png = lambda *_, **__: None
+    result = staged.train(setting, network, schedule, seed, trainer)
+    temporary = file.with_suffix(f".{os.getpid()}")
+    torch.save(result, temporary)
+    os.replace(temporary, file)
+    shutil.rmtree(results_folder(setting, network, schedule, seed), ignore_errors=True)
 
 
 def use_channels_last(trainer: Any) -> None:
@@ -116,14 +122,11 @@ def use_channels_last(trainer: Any) -> None:
 
 def build_trainer(setting: Setting, network: Network, schedule: Schedule, seed: int) -> Any:
     """Returns the trainer of one network; the schedule stands in a configuration of its own."""
-    folder = setting.work / "nnUNet_preprocessed" / setting.dataset_name(network.dataset)
+    folder = setting.work / "nnUNet_preprocessed" / setting.dataset_name(network.dataset, seed)
     plans = read_json(folder / "nnUNetPlans.json")
-    epochs = setting["training"]["num_epochs"]
-    updates = schedule.updates * network.share
+    epochs, updates = setting["training"]["num_epochs"], network.schedule(schedule).updates
     if updates % epochs:
-        raise BenchmarkError(
-            f"{updates:g} updates cannot be divided into {epochs} epochs; choose a multiple of {epochs}"
-        )
+        raise BenchmarkError(f"{updates} updates cannot be divided into {epochs} epochs; choose a multiple of {epochs}")
     name = configuration_name(network, schedule, seed)
     plans["configurations"][name] = {
         "inherits_from": CONFIGURATION,
@@ -131,7 +134,7 @@ def build_trainer(setting: Setting, network: Network, schedule: Schedule, seed: 
             **setting["training"],
             **network.settings,
             "initial_lr": schedule.rate,
-            "num_iterations_per_epoch": int(updates) // epochs,
+            "num_iterations_per_epoch": updates // epochs,
             "amp": setting.amp,
             "seed": seed,
         },
@@ -153,13 +156,13 @@ def leave_out_mirroring(trainer: Any) -> None:
 
 
 def configuration_name(network: Network, schedule: Schedule, seed: int) -> str:
-    return f"{CONFIGURATION}{network.variant}_{schedule}_s{seed}".replace(".", "p")
+    return f"{CONFIGURATION}{network.variant}_{network.schedule(schedule)}_s{seed}".replace(".", "p")
 
 
 def results_folder(setting: Setting, network: Network, schedule: Schedule, seed: int) -> Path:
     """Returns the folder that nnU-Net gives to this trainer and configuration."""
     name = f"{trainer_class(network.trainer).__name__}__nnUNetPlans__{configuration_name(network, schedule, seed)}"
-    return setting.work / "nnUNet_results" / setting.dataset_name(network.dataset) / name
+    return setting.work / "nnUNet_results" / setting.dataset_name(network.dataset, seed) / name
 
 
 def trainer_class(name: str) -> Any:

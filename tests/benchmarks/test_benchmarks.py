@@ -18,7 +18,7 @@ RULE = {"range": 0.01, "gain": 0.01}
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    names = ("settings", "table", "calibration", "preparation", "run")
+    names = ("settings", "table", "calibration", "preparation", "run", "draws", "crops", "gate")
     return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
@@ -61,6 +61,99 @@ def test_no_case_serves_two_purposes() -> None:
         assert len(everything) == len(set(everything)), file
 
 
+def test_a_patient_is_in_one_pool_and_labelled_patients_are_drawn_from_theirs(bench: SimpleNamespace) -> None:
+    drawn = [bench.settings.Setting(name, None) for name in bench.settings.names()]
+    for setting in (found for found in drawn if found.labelled):
+        pools = {pool: {setting.patients[case] for case in cases} for pool, cases in setting["cases"].items()}
+        assert sum(map(len, pools.values())) == len(set().union(*pools.values())), setting.name
+        for pool, cases in setting["cases"].items():
+            assert sorted(setting.cases_of(pools[pool])) == cases, setting.name  # all of a patient's cases
+        assert len(setting.draws) >= setting["draws"]["needed"] and len(set(map(tuple, setting.draws))) > 1
+        for draw in setting.draws:
+            assert len({*draw}) == setting.labelled and {*draw} <= pools["training"], setting.name
+    heart = {pool: len(cases) for pool, cases in bench.settings.Setting("acdc_unlabelled_3", None)["cases"].items()}
+    assert heart == {"training": 96, "calibration": 20, "test": 40}  # ED and ES
+
+
+def test_names_of_draws(bench: SimpleNamespace, tmp_path: Path) -> None:
+    one, two = (bench.settings.Setting(f"hippocampus_few_{n}", None, tmp_path) for n in (1, 2))
+    assert one["title"].startswith("Hippocampus, 1 labelled") and two["title"].startswith("Hippocampus, 2 labelled")
+    assert one.evidence.name == "hippocampus_few_1" and one.seeds == list(range(12))
+    assert one.work == two.work  # what all labels need is trained once
+    schedule = bench.settings.Schedule(480, 0.01)
+    few, everything = (one.networks(arm)[0] for arm in ("mean_teacher", "all_average"))
+    assert one.weights_file(everything, schedule, 3) == two.weights_file(everything, schedule, 3)
+    assert one.weights_file(few, schedule, 3) != two.weights_file(few, schedule, 3)
+    assert one.dataset_name("few", 3) != one.dataset_name("few", 4) != two.dataset_name("few", 4)
+    double, longer = one.networks("mean_teacher_double")[0], bench.settings.Schedule(960, 0.01)
+    assert one.weights_file(double, schedule, 3) == one.weights_file(few, longer, 3)  # one training, two places
+
+
+def test_a_draw_links_its_own_patients_and_never_a_label_of_another(bench: SimpleNamespace, tmp_path: Path) -> None:
+    setting = bench.settings.Setting("acdc_unlabelled_1", None, tmp_path)
+    unlabelled = importlib.import_module("nnunet_mutual.preprocessing.unlabelled")
+    pool, labelled = setting["cases"]["training"], setting.cases_of(setting.draws[2])
+    data = setting.work / "nnUNet_preprocessed"
+    for dataset, place in (("all", "."), ("unlabelled", unlabelled.UNLABELLED)):
+        folder = data / setting.dataset_name(dataset, 0) / place / bench.draws.DATA
+        folder.mkdir(parents=True)
+        for name in (f"{case}{ending}" for case in pool for ending in unlabelled.ENDINGS):
+            (folder / name).write_text(f"{dataset} {name}")
+        unlabelled.write_record(unlabelled.record_of(folder), {case: {"plans": case} for case in pool})
+    content = {"numTraining": len(pool), "mutual": {"sources": {}, "cases": {case: {"source": "A"} for case in pool}}}
+    for name, text in (("dataset.json", content), ("nnUNetPlans.json", {}), ("dataset_fingerprint.json", {})):
+        bench.settings.write_json(data / setting.dataset_name("all", 0) / name, text)
+
+    bench.draws.link_draw(setting, "few", 2)
+    target = data / setting.dataset_name("few", 2)
+    seen = {path.name: path.read_text() for path in (target / bench.draws.DATA).iterdir()}
+    assert seen == {f"{c}{e}": f"all {c}{e}" for c in labelled for e in unlabelled.ENDINGS}
+    hidden = {path.name: path.read_text() for path in (target / unlabelled.UNLABELLED / bench.draws.DATA).iterdir()}
+    others = {*pool} - {*labelled}
+    assert hidden == {f"{c}{e}": f"unlabelled {c}{e}" for c in others for e in unlabelled.ENDINGS}
+    record = unlabelled.read_record(unlabelled.record_of(target / unlabelled.UNLABELLED / bench.draws.DATA))
+    assert set(record) == others
+    made = bench.settings.read_json(target / "dataset.json")
+    assert made["numTraining"] == 2 and list(made["mutual"]["cases"]) == labelled
+    assert bench.settings.read_json(target / "nnUNetPlans.json") == {"dataset_name": target.name}
+
+    setting.protocol["draws"]["patients"]["1"][2] = ["patient003"]  # of the calibration patients
+    with pytest.raises(bench.settings.BenchmarkError, match="patient003_frame01, which is not in its pool"):
+        bench.draws.link_draw(setting, "few", 2)
+
+
+def test_patients_must_be_those_of_the_data(bench: SimpleNamespace, tmp_path: Path) -> None:
+    (tmp_path / "acdc" / "imagesTr").mkdir(parents=True)
+    setting = bench.settings.Setting("acdc_unlabelled_1", tmp_path, tmp_path / "work")
+    cases = {case: {"patient": patient} for case, patient in setting.patients.items()}
+    bench.settings.write_json(tmp_path / "acdc" / "cases.json", cases)
+    bench.preparation.verify_patients(setting)
+    cases["patient001_frame12"]["patient"] = "patient002"
+    bench.settings.write_json(tmp_path / "acdc" / "cases.json", cases)
+    with pytest.raises(bench.settings.BenchmarkError, match="patient001_frame12 is of patient patient002"):
+        bench.preparation.verify_patients(setting)
+
+
+def test_kernels_and_strides_of_the_protocol(bench: SimpleNamespace) -> None:
+    network = bench.settings.Setting("acdc_unlabelled_1", None)["network"]
+    made = bench.preparation.small_configuration(network)["architecture"]["arch_kwargs"]
+    assert made["strides"][1] == [1, 2, 2] and made["kernel_sizes"] == network["kernel_sizes"]
+    plain = {"patch_size": [40, 56, 40], "batch_size": 2, "features_per_stage": [8, 16, 32, 64]}
+    made = bench.preparation.small_configuration(plain)["architecture"]["arch_kwargs"]
+    assert made["strides"] == [[1, 1, 1]] + [[2, 2, 2]] * 3 and made["kernel_sizes"] == [[3, 3, 3]] * 4
+    for wrong, words in (({"patch_size": [8, 90, 96]}, "divisible by"), ({"strides": [[1, 1, 1]]}, "4 stages")):
+        with pytest.raises(bench.settings.BenchmarkError, match=words):
+            bench.preparation.small_configuration({**network, **wrong})
+
+
+def test_a_crop_is_around_the_foreground_and_inside_the_image(bench: SimpleNamespace) -> None:
+    labels = np.zeros((3, 10, 12), np.uint8)
+    labels[1, 4:7, 0:3] = 1
+    assert bench.crops.box_around(labels, [None, 5, 6]) == (slice(0, 3), slice(3, 8), slice(0, 6))
+    assert bench.crops.box_around(labels, [None, 5, 20]) == (slice(0, 3), slice(3, 8), slice(0, 12))
+    assert bench.crops.box_around(np.zeros_like(labels), [1, 5, 6]) == (slice(1, 2), slice(2, 7), slice(3, 9))
+
+
 def test_the_shortest_length_that_is_stable_and_converged_is_chosen(bench: SimpleNamespace) -> None:
     lengths = [length(250, 0.70, 0.001), length(500, 0.80, 0.02), length(1000, 0.805, 0.005), length(2000, 0.812, 0.02)]
     assert bench.calibration.decide(lengths, RULE)[0] == 1000
@@ -89,6 +182,71 @@ def test_the_shortest_length_at_which_two_arms_differ_is_chosen(bench: SimpleNam
     assert bench.calibration.decide(lengths[:1], rule)[0] is None
     unfinished = {**length(500, 0.83, 0.01), "reference": length(500, None, None)}
     assert bench.calibration.decide([unfinished], rule)[0] is None
+
+
+GATE = {"arm": "mean_teacher", "reference": "all_average", "seeds": [0, 1], "gain": 0.005, "room": 0.04}
+
+
+def both(updates: int, *scores: float | None, reference: float | None = None) -> dict[str, Any]:
+    """What two draws of the arm have at a length, and what all labels have."""
+
+    def entry(values: tuple[float | None, ...]) -> dict[str, Any]:
+        known = {str(n): v for n, v in enumerate(values) if v is not None}
+        return {
+            "updates": updates,
+            "mean_dice_by_seed": known,
+            "mean": sum(known.values()) / 2 if len(known) == 2 else None,
+        }
+
+    return {**entry(scores), "reference": entry((reference, reference))}
+
+
+@pytest.mark.parametrize(
+    ("lengths", "chosen"),
+    [
+        ([both(480, 0.70, 0.72, reference=0.8), both(960, 0.704, 0.725)], 480),  # +0.0045, 0.09 of room
+        ([both(480, 0.70, 0.72, reference=0.8), both(960, 0.706, 0.725)], None),  # +0.0055: no plateau
+        ([both(480, 0.70, 0.72, reference=0.749), both(960, 0.70, 0.72)], None),  # 0.039 of room
+        ([both(480, 0.70, 0.72), both(960, 0.70, 0.72)], None),  # room not known
+        ([both(480, 0.70, 0.72, reference=0.8), both(960, 0.70, None)], None),  # a draw is missing
+        ([both(480, 0.6, 0.6, reference=0.8), both(960, 0.70, 0.72, reference=0.8), both(1920, 0.69, 0.72)], 960),
+    ],
+)
+def test_a_benchmark_needs_a_plateau_and_room(
+    bench: SimpleNamespace, lengths: list[dict[str, Any]], chosen: int | None
+) -> None:
+    assert bench.calibration.decide(lengths, GATE)[0] == chosen
+
+
+def test_the_gate_says_what_it_knows(bench: SimpleNamespace) -> None:
+    first, second = bench.gate.judge([both(480, 0.70, 0.72, reference=0.8), both(960, 0.704, 0.725)], GATE)
+    assert first["doubling"]["mean"] == 0.0045 and first["doubling"]["passed"] and first["doubling"]["draws"] == 2
+    assert first["room"]["mean"] == 0.09 and first["room"]["passed"]
+    low, high = first["doubling"]["t_interval"]
+    half = 12.7062 * 0.0005  # t of one degree of freedom; the draws differ by 0.001
+    assert (low, high) == pytest.approx((0.0045 - half, 0.0045 + half), abs=1e-5)
+    assert second == {"updates": 960, "doubling": None, "room": None}
+
+
+def test_the_gate_asks_for_the_doubled_length_before_all_labels(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "protocol").mkdir()
+    protocol = (BENCHMARKS / "protocol" / "hippocampus_few.json").read_text()
+    (tmp_path / "protocol" / "hippocampus_few.json").write_text(protocol)
+    monkeypatch.setattr(bench.settings, "HERE", tmp_path)  # the evidence is made up
+    setting = bench.settings.Setting("hippocampus_few_1", None, tmp_path / "work")
+    asked = []
+    for dice in (0.70, 0.704, 0.78):
+        wanted = bench.calibration.missing(setting, bench.calibration.collect(setting))
+        asked.append({(arm, schedule.updates) for arm, schedule, _ in wanted})
+        for arm, schedule, seed in wanted:
+            made = evidence(arm, seed, dice, schedule.updates)
+            bench.settings.write_json(bench.calibration.run_file(setting, schedule, seed, arm), made)
+    assert asked == [{("mean_teacher", 480)}, {("mean_teacher", 960)}, {("all_average", 480)}]
+    state = bench.calibration.collect(setting)
+    assert state["chosen"] == {"updates": 480, "rate": 0.01}
+    assert "adds +0.0040, all labels have 0.0800 more" in state["reason"]
 
 
 def test_run_before_calibrate_says_what_to_do(bench: SimpleNamespace, setting: Any) -> None:
@@ -127,11 +285,58 @@ def test_the_table_says_not_run_and_compares_only_seeds_that_both_arms_have(
     assert "within 0.02 of `full`: yes, difference of the means -0.0100 (seeds 0)" in text
 
 
+def test_pairs_of_draws_have_both_intervals_and_a_verdict_when_there_are_enough(
+    bench: SimpleNamespace, tmp_path: Path
+) -> None:
+    setting = bench.settings.Setting("acdc_unlabelled_1", None, tmp_path)
+    cases = list(setting.patients)[:4]
+
+    def one(draw: int, dice: float) -> dict[str, Any]:
+        return {**evidence("", draw, dice), "dice": {c: {"LV": dice + 0.01 * n} for n, c in enumerate(cases)}}
+
+    first, second = ({s: one(s, dice + s / 1000 * dice)["dice"] for s in range(6)} for dice in (0.80, 0.70))
+    cells = bench.table.pair(setting, first, second)
+    assert cells[0] == "+0.1003" and cells[3:] == ["2 / 0", "6", "better"]  # two hearts, four cases
+    few = bench.table.pair(setting, *({s: found[s] for s in range(5)} for found in (first, second)))
+    assert few[3:] == ["2 / 0", "5", "open (6 draws decide)"]
+
+
+def test_pooled_in_shares_of_the_gaps(bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pooling = importlib.import_module("pooling")
+    settings = [bench.settings.Setting(f"hippocampus_few_{n}", None, tmp_path) for n in (1, 2)]
+    scores = {"mean_teacher": 0.70, "all_average": 0.80, "average": 0.75}
+
+    def rows(setting: Any) -> dict[str, dict[int, Any]]:
+        return {
+            arm: {s: evidence(arm, s, value + s / 1000 if arm == "average" else value) for s in range(12)}
+            for arm, value in scores.items()
+        }
+
+    monkeypatch.setattr(bench.table, "rows", rows)
+    monkeypatch.setattr(bench.settings.Setting, "patients", {"a": "a", "b": "b"})
+    monkeypatch.setattr(bench.calibration, "chosen", lambda setting: None)
+    lines = pooling.render("average", "mean_teacher", settings).splitlines()
+    assert lines[2].startswith("| `hippocampus_few_1` | 0.1000 | +0.0555 |") and lines[2].endswith("| 12 | better |")
+    assert lines[4].startswith("| pooled, in shares of the gap | 1 | +0.5550 |") and lines[4].endswith(
+        "| 24 | better |"
+    )
+    with pytest.raises(bench.settings.BenchmarkError, match="no arm other"):
+        pooling.render("other", "mean_teacher", settings)
+    monkeypatch.setattr(bench.table, "rows", lambda setting: {**rows(setting), "average": {0: evidence("", 0, 0.7)}})
+    with pytest.raises(bench.settings.BenchmarkError, match="has 1 draws of average and mean_teacher, 12 decide"):
+        pooling.render("average", "mean_teacher", settings)
+
+
 def test_the_tables_are_those_of_the_evidence(bench: SimpleNamespace) -> None:
     text = (BENCHMARKS / "README.md").read_text()
     cost, real_channels = (importlib.import_module(name) for name in ("cost.table", "real_channels"))
-    tables = {name: bench.table.render(bench.settings.Setting(name, None)) for name in bench.settings.NAMES}
-    for name, table in {**tables, "step": cost.render(), "real_channels": real_channels.render()}.items():
+    tables = {name: bench.table.render(bench.settings.Setting(name, None)) for name in bench.settings.names()}
+    for name, table in {
+        **tables,
+        "step": cost.render(),
+        "real_channels": real_channels.render(),
+        "gate": bench.gate.render(),
+    }.items():
         found = text.split(f"<!-- table:{name} -->\n")[1].split(f"\n<!-- /table:{name} -->")[0]
         assert found == table, f"write it anew: benchmarks/run.py table {name} (step.py, real_channels.py: --table)"
 

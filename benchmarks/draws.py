@@ -1,0 +1,68 @@
+"""The dataset of a draw: labelled patients and, of the others, the images; linked from preprocessed datasets.
+
+Patients are drawn in the protocol, anew for each seed, and preprocessed once: with their labels in one dataset
+(``labelled_from``), without in another one (``unlabelled_from``).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from settings import BenchmarkError, Setting, read_json, write_json
+
+from nnunet_mutual.preprocessing.unlabelled import ENDINGS, UNLABELLED, read_record, record_of, write_record
+
+PLANS = "nnUNetPlans"
+DATA = f"{PLANS}_3d_fullres"
+
+
+def link_draw(setting: Setting, dataset: str, seed: int) -> None:
+    """Makes the preprocessed dataset of one seed.
+
+    Args:
+        setting: the benchmark, its datasets but those of draws prepared.
+        dataset: of the protocol, one that names ``labelled_from``.
+        seed: number of the draw.
+    """
+    entry, preprocessed = setting["datasets"][dataset], setting.work / "nnUNet_preprocessed"
+    labelled = setting.cases_of(setting.draws[seed])
+    pool = setting["cases"][setting["draws"]["pool"]]
+    strangers = sorted({*labelled} - {*pool})
+    if strangers:
+        raise BenchmarkError(f"draw {seed} of {setting.name} has {strangers[0]}, which is not in its pool")
+    source = preprocessed / setting.dataset_name(entry["labelled_from"], seed)
+    target = preprocessed / setting.dataset_name(dataset, seed)
+    shutil.rmtree(target, ignore_errors=True)
+    _link(source / DATA, labelled, target / DATA)
+    if "unlabelled_from" in entry:
+        others = [case for case in pool if case not in {*labelled}]
+        _link_unlabelled(preprocessed / setting.dataset_name(entry["unlabelled_from"], seed), others, target)
+    shutil.copyfile(source / "dataset_fingerprint.json", target / "dataset_fingerprint.json")
+    write_json(target / f"{PLANS}.json", {**read_json(source / f"{PLANS}.json"), "dataset_name": target.name})
+    write_json(target / "dataset.json", dataset_json(read_json(source / "dataset.json"), labelled))
+
+
+def dataset_json(whole: dict[str, Any], labelled: list[str]) -> dict[str, Any]:
+    """Returns the dataset.json of the labelled cases alone."""
+    block = whole["mutual"]
+    cases = {case: block["cases"][case] for case in labelled}
+    return {**whole, "numTraining": len(cases), "mutual": {**block, "cases": cases}}
+
+
+def _link(source: Path, cases: list[str], target: Path) -> None:
+    """Links the files of preprocessed cases."""
+    target.mkdir(parents=True)
+    for case in cases:
+        for ending in ENDINGS:
+            os.symlink(source / f"{case}{ending}", target / f"{case}{ending}")
+
+
+def _link_unlabelled(source: Path, cases: list[str], target: Path) -> None:
+    """Links preprocessed images, and copies what their record says of them."""
+    folders = [dataset / UNLABELLED / DATA for dataset in (source, target)]
+    _link(folders[0], cases, folders[1])
+    record = read_record(record_of(folders[0]))
+    write_record(record_of(folders[1]), {case: record[case] for case in cases})
