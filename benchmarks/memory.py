@@ -124,7 +124,7 @@ def predicted(trainer: Any) -> int:
         table.is_regions,
     )
     needs = type(trainer).needs(trainer.settings, table, trainer.do_split()[0])
-    found = footprint(design, needs, trainer.batch_size, getattr(trainer, "unlabelled_per_batch", 0))
+    found = footprint(design, needs, trainer.batch_size, trainer.stream.unlabelled)
     return found.total if trainer.device.type == "cpu" else round(found.fixed_mixed + found.changing_mixed)
 
 
@@ -158,7 +158,7 @@ def rows(work: Path, labels: int, recipes: list[str], chosen: list[str], device:
             trainer = start(what, work, torch.device(device), mixed=device == "cuda", compiled=False)
             title = recipe.replace("2 networks", f"{len(trainer.peers.networks)} networks")
             row = {"method": title, "network": network, "labels": labels, "patches": trainer.batch_size}
-            row["patches"] += getattr(trainer, "unlabelled_per_batch", 0)
+            row["patches"] += trainer.stream.unlabelled
             row |= {"predicted": predicted(trainer), "measured": measured(trainer)}
             row["ratio"] = round(row["predicted"] / row["measured"], 4)
             found.append(row)

@@ -119,8 +119,13 @@ class MutualCrossModalTrainer(MutualTrainer):
 
     def build_stream(self) -> TwoStreams:
         """Returns labelled and unlabelled images by modality; one unlabelled sample alone has no opposite."""
-        parts = self.fold_cases, self.label_manager, unlabelled_images(self), sizes_of(self, least=LEAST_UNLABELLED)
-        return said(self, ModalityStreams(*parts, groups=self.groups, all_take_part=self.is_ddp))
+        sizes = sizes_of(self)
+        enough = replace(sizes, unlabelled=max(LEAST_UNLABELLED, sizes.unlabelled))
+        parts = self.fold_cases, self.label_manager, unlabelled_images(self), enough
+        stream = said(self, ModalityStreams(*parts, groups=self.groups, all_take_part=self.is_ddp))
+        if stream.unlabelled > sizes.unlabelled:
+            self.print_to_log_file(f"unlabelled patches raised to {LEAST_UNLABELLED}: one alone has no opposite")
+        return stream
 
     def build_objectives(self) -> list[Objective]:
         """Returns what the networks learn."""

@@ -26,20 +26,14 @@ def two_stream_needs(settings: TwoStreamSettings, table: AnnotationTable, cases:
     return replace(one_network(settings, table, cases), labelled=labelled, unlabelled=unlabelled)
 
 
-def sizes_of(trainer: MutualTrainer, *, least: int = 1) -> StreamSizes:
-    """Divides the batch of a process as the settings say.
-
-    Args:
-        trainer: with settings of two streams.
-        least: of unlabelled patches.
-    """
+def sizes_of(trainer: MutualTrainer) -> StreamSizes:
+    """Divides the batch of a process as the settings, of two streams, say."""
     chosen: Any = trainer.settings
     planned = ceil(trainer.configuration_manager.batch_size / (trainer.ranks.size if trainer.is_ddp else 1))
     return StreamSizes.of(
         planned,
         chosen.labelled_per_batch,
         chosen.unlabelled_per_batch,
-        least=least,
         forced=chosen.unlabelled_foreground,
         foreground_epochs=chosen.unlabelled_foreground_epochs,
     )

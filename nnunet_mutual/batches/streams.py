@@ -31,11 +31,13 @@ class Stream:
     """The labelled cases of a fold, as nnU-Net loads them; other streams change what differs.
 
     Attributes:
+        unlabelled: number of unlabelled patches in a batch.
         further: identifiers of cases that are no training cases of nnU-Net.
         foreground_epochs: epochs after which it shall be predicted anew where unlabelled images have foreground; 0 for
             never.
     """
 
+    unlabelled: int = 0
     further: Sequence[str] = ()
     foreground_epochs: int = 0
 
@@ -165,21 +167,18 @@ class StreamSizes:
     foreground_epochs: int = 0
 
     @classmethod
-    def of(
-        cls, planned: int, labelled: int | None, unlabelled: int | None, *, least: int = 1, **more: Any
-    ) -> StreamSizes:
+    def of(cls, planned: int, labelled: int | None, unlabelled: int | None, **more: Any) -> StreamSizes:
         """Divides a batch, half and half where nothing else is said.
 
         Args:
             planned: the plans' batch of this process; counts as two at least.
             labelled: as the settings say, if they do.
             unlabelled: likewise.
-            least: of unlabelled patches.
             more: attributes.
         """
         whole = max(2, planned)
         number = unlabelled or max(1, whole - (labelled or ceil(whole / 2)))
-        return cls(labelled or max(1, whole - number), max(least, number), **more)
+        return cls(labelled or max(1, whole - number), number, **more)
 
 
 class TwoStreams(Stream):

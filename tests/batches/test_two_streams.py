@@ -113,7 +113,7 @@ def test_the_mask_is_where_the_image_is(nnunet_folders: Path, kind: str) -> None
     trainer = trainer_for(preprocessed, MeanTeacherTrainer, configuration)
     trainer.initialize()
     loader, _ = trainer.get_dataloaders()
-    mark = trainer._mark
+    mark = trainer.stream._mark
     for _ in range(5):
         raw = next(loader)
         batch = trainer.training_batch(raw)

@@ -46,7 +46,7 @@ def test_another_arm_starts_from_the_first_stage(nnunet_folders: Path, train: An
 
     second, steps = trainer_for(preprocessed, MutualPartialTrainer), []
     original = second.train_step
-    second.train_step = lambda batch: (steps.append(second.stage), original(batch))[1]
+    second.train_step = lambda batch: (steps.append(second.stage_number), original(batch))[1]
     again = train(second)
     assert set(steps) == {2}, "the first stage is not trained again"
     assert all(torch.equal(value, found["network_weights"][name]) for name, value in again["network_weights"].items())

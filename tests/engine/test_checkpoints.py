@@ -30,7 +30,6 @@ from training import (
 )
 
 from nnunet_mutual.engine.checkpoints import STATE_KEY
-from nnunet_mutual.engine.networks import make_peers
 from nnunet_mutual.engine.peers import Peers
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Objective, Term
@@ -43,9 +42,10 @@ BUILTINS = (dict, list, tuple, str, int, float, bool, type(None), torch.Tensor)
 class TwoPeersTrainer(MutualTrainer):
     """Two networks; the second one is deployed."""
 
-    def build_peers(self) -> Peers:
-        self.deployed = 1
-        return make_peers(self, 2)
+    candidates = (1,)
+
+    def build_peers(self, objectives: Sequence[Objective]) -> Peers:
+        return self.make_peers(objectives, 2)
 
 
 @pytest.fixture()

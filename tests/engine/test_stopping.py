@@ -28,11 +28,11 @@ from training import (
     weights,
 )
 
+from nnunet_mutual.batches import pseudo as store
 from nnunet_mutual.disk.writing import written
 from nnunet_mutual.engine import signals as stopping
 from nnunet_mutual.engine.validation import export_case
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.pseudo_labels import store
 
 
 @pytest.fixture()
@@ -289,11 +289,11 @@ def test_a_full_disk_is_one_sentence(preprocessed: Path, monkeypatch: pytest.Mon
     if where == "start":
         monkeypatch.setattr(nnUNetTrainer, "on_train_start", full)
     elif where == "log":
-        monkeypatch.setattr(type(trainer.term_log), "_write", lambda log, line: full(log.file))
+        monkeypatch.setattr(type(trainer.log.terms), "_write", lambda log, line: full(log.file))
     elif where == "checkpoint":
         monkeypatch.setattr("torch.save", full)
     else:
-        monkeypatch.setattr("nnunet_mutual.trainers.base.validate_fold", full)
+        monkeypatch.setattr("nnunet_mutual.trainers.base.FoldValidation.run", full)
     with pytest.raises(MutualError, match="No space left on device.*free disk space.*--c") as caught:
         trainer.run_training()
         trainer.perform_actual_validation()

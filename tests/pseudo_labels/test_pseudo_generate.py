@@ -20,10 +20,8 @@ from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.batches.pseudo import PseudoDataset, PseudoStore
-from nnunet_mutual.engine.window import predictor_for
-from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
-from nnunet_mutual.pseudo_labels.generate import PseudoLabeller, make_pseudo_labels, true_volumes, voxel_volume
+from nnunet_mutual.pseudo_labels.generate import Experts, PseudoLabeller, make_pseudo_labels, true_volumes, voxel_volume
 from nnunet_mutual.pseudo_labels.opinions import TwoOpinions
 from nnunet_mutual.trainers import PartialTrainer
 
@@ -56,15 +54,15 @@ class Says:
 
 def labeller(content: dict[str, Any], predictors: list[Any], learnt: list[set[str]], **options: Any) -> PseudoLabeller:
     table = AnnotationTable.from_dataset_json(content)
-    outputs = len(table.labels) + (not table.is_regions)
-    trainer: Any = SimpleNamespace(
-        table=table,
-        label_manager=SimpleNamespace(ignore_label=None),
-        inference_allowed_mirroring_axes=options.pop("mirror", None),
-        knowledge=Knowledge(table, list(content["mutual"]["cases"]), outputs),
-    )
+    labels: Any = SimpleNamespace(ignore_label=None)
+    mirror = options.pop("mirror", None)
     settings = FilterSettings(**{"label": False, **options})
-    return PseudoLabeller(trainer, predictors, [frozenset(own) for own in learnt], settings)
+    return PseudoLabeller(table, labels, mirror, predictors, [frozenset(own) for own in learnt], settings)
+
+
+def labeller_of(trainer: Any, predictor: Any) -> PseudoLabeller:
+    window, learnt = trainer.window, [frozenset(["liver"])]
+    return PseudoLabeller(trainer.table, window.labels, window.mirror_axes, [predictor], learnt, FilterSettings())
 
 
 def flat(*probabilities: list[float]) -> Tensor:
@@ -170,11 +168,11 @@ def test_the_halves_are_nnunets_mirroring(nnunet_folders: Path, configuration: s
     trainer.inference_allowed_mirroring_axes = tuple(range(len(patch)))
     image = torch.randn(1, *(16,) * 3, generator=torch.Generator().manual_seed(0))
     with (
-        predictor_for(trainer, trainer.network, mirroring=True, kind=TwoOpinions) as both,
-        predictor_for(trainer, trainer.network, mirroring=False) as alone,
-        predictor_for(trainer, trainer.network, mirroring=True) as stock,
+        trainer.window.around(trainer.network, mirroring=True, kind=TwoOpinions) as both,
+        trainer.window.around(trainer.network, mirroring=False) as alone,
+        trainer.window.around(trainer.network, mirroring=True) as stock,
     ):
-        own = PseudoLabeller(trainer, [both], [frozenset(["liver"])], FilterSettings())
+        own = labeller_of(trainer, both)
         halves = [half.float() for half in own._halves(0, image)]
         number = 2 ** len(patch)
         mean = (halves[0] + (number - 1) * halves[1]) / number
@@ -193,10 +191,10 @@ def test_without_axes_to_mirror_there_is_one_opinion(nnunet_folders: Path) -> No
     trainer.inference_allowed_mirroring_axes = None
     image = torch.randn(1, *(16,) * 3, generator=torch.Generator().manual_seed(0))
     with (
-        predictor_for(trainer, trainer.network, mirroring=True, kind=TwoOpinions) as own,
-        predictor_for(trainer, trainer.network, mirroring=True) as stock,
+        trainer.window.around(trainer.network, mirroring=True, kind=TwoOpinions) as own,
+        trainer.window.around(trainer.network, mirroring=True) as stock,
     ):
-        (found,) = PseudoLabeller(trainer, [own], [frozenset(["liver"])], FilterSettings())._halves(0, image)
+        (found,) = labeller_of(trainer, own)._halves(0, image)
         torch.testing.assert_close(found.float(), stock.predict_sliding_window_return_logits(image).float())
 
 
@@ -208,7 +206,7 @@ def test_stored_cases(nnunet_folders: Path) -> None:
     store = PseudoStore(nnunet_folders / "pseudo")
     settings = FilterSettings(label=False, voxel=False)
     networks, learnt = [trainer.network], [frozenset(["liver", "spleen"])]
-    decisions = make_pseudo_labels(trainer, store, networks, learnt, settings)
+    decisions = make_pseudo_labels(trainer.window, trainer.fold_cases, store, Experts(networks, learnt, settings))
     assert {(d.case, d.label) for d in decisions} == {
         (key, label) for key in training for label in learnt[0] - trainer.table.case(key).annotated
     }
@@ -233,7 +231,7 @@ def test_stored_cases(nnunet_folders: Path) -> None:
 
     assert store.claim({"weights": "others"}), "of other networks: thrown away"
     assert not any(store.has(key) for key in training)
-    again = make_pseudo_labels(trainer, store, networks, learnt, settings)
+    again = make_pseudo_labels(trainer.window, trainer.fold_cases, store, Experts(networks, learnt, settings))
     assert again == decisions
 
 

@@ -14,8 +14,8 @@ import tiny
 from test_mutual_partial_resume import SETTINGS, STAGE_1_STEPS, Killed, assert_same_training, interrupt
 from training import largest_difference, partial_block, stop_at, trainer_for
 
+from nnunet_mutual.batches import pseudo as store_module
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.pseudo_labels import store as store_module
 from nnunet_mutual.trainers import MutualPartialTrainer
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -198,7 +198,7 @@ def test_a_finished_training_is_finished(whole: tuple[Path, Any], preprocessed: 
 
     again.train_step = refuse
     again.run_training()
-    assert again.stage == 2
+    assert again.stage_number == 2
     assert_same(again, whole[1])
 
 

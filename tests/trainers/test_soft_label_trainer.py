@@ -145,10 +145,10 @@ def test_the_loss_is_that_of_the_soft_label(nnunet_folders: Path) -> None:
     loader, _ = trainer.get_dataloaders()
     batch = trainer.training_batch(next(loader))
     assert batch.data.shape[1] == 1
-    target, counted = trainer._soft(batch)
+    (objective,) = trainer.objectives
+    target, counted = objective._soft(batch.views)
     assert not (counted & ~batch.views.inside[: len(target)]).any() and counted.any()
     assert torch.allclose(target.sum(1, keepdim=True)[counted], torch.ones(()), atol=1e-4)
-    (objective,) = trainer.objectives
     objective.area = 0.0
     z = torch.randn(len(batch.data), 4, *batch.data.shape[2:])
     from nnunet_mutual.objectives import Output, Progress, Step

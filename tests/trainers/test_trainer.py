@@ -194,7 +194,7 @@ def test_an_epoch_without_any_scored_label_does_not_spoil_the_mean(nnunet_folder
     assert trainer.logger.get_value("mean_fg_dice", None) == pytest.approx([2 / 3, 2 / 3])
     assert np.isfinite(trainer.logger.get_value("ema_fg_dice", None)).all()
     assert np.isnan(trainer.logger.get_value("dice_per_class_or_region", 1)).all()
-    (line,) = trainer.term_log.file.read_text().splitlines()
+    (line,) = trainer.log.terms.file.read_text().splitlines()
     assert json.loads(line)["validation"] == {"Dice of liver, a": 1.0, "Dice of liver, b": 0.0}
 
 
