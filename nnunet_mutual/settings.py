@@ -21,6 +21,8 @@ BLOCK = "mutual"
 
 S = TypeVar("S")
 Partners = Literal["any", "unlabelled", "labelled", "off"]  # samples of which boxes are pasted into unlabelled ones
+IN_PLANS = "of the plans file"
+LARGEST = 2**32 - 1  # whole number: the largest seed of NumPy's generators
 PLANNED = "planned"  # in a block: what a planner chose for one trainer, which others leave aside
 
 
@@ -77,6 +79,10 @@ class Settings:
             raise MutualError(f'setting "initial_lr" must be positive, found {self.initial_lr}')
         if not 0 <= self.weight_decay < math.inf:
             raise MutualError(f'setting "weight_decay" must be 0 or more, found {self.weight_decay}')
+        if not 0 <= self.checkpoint_minutes < math.inf:
+            raise MutualError(f'setting "checkpoint_minutes" must be 0 or more, found {self.checkpoint_minutes}')
+        if self.seed is not None and self.seed < 0:
+            raise MutualError(f'setting "seed" must be from 0 to {LARGEST}, or null, found {self.seed}')
 
 
 @dataclass(frozen=True)
@@ -204,7 +210,12 @@ def block_for(trainer: type, block: Mapping[str, Any]) -> dict[str, Any]:
         block: as of :func:`merged_block`.
     """
     own = {key: value for key, value in block.items() if key != PLANNED}
-    planned = block.get(PLANNED, {})
+    planned = block.get(PLANNED, {"settings": {}})
+    if not isinstance(planned, Mapping) or not isinstance(planned.get("settings"), Mapping):
+        raise MutualError(
+            f'"{BLOCK}.{PLANNED}" {IN_PLANS} must be an object with "trainer" and "settings", as planners write it, '
+            f"found {planned!r}; remove it, or plan again"
+        )
     meant_for = planned.get("trainer") in [cls.__name__ for cls in trainer.__mro__]
     return deep_merge(planned["settings"], own) if meant_for else own
 
@@ -223,13 +234,26 @@ def deep_merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str
     return result
 
 
-def read_settings(cls: type[S], block: Mapping[str, Any], place: str = BLOCK) -> S:
+def read_settings(cls: type[S], block: Mapping[str, Any], place: str = BLOCK, origin: str = IN_PLANS) -> S:
     """Makes typed settings from a block.
+
+    Args:
+        cls: a class of settings.
+        block: names and values.
+        place: of the block, such as "mutual"; "" for words of the command line.
+        origin: where that is, for the sentences.
 
     Raises:
         MutualError: an unknown key (the known ones are listed) or a value of the wrong type.
     """
-    return _read(cls, block, place)
+    return _read(cls, block, place, origin)
+
+
+def groups_of_settings(cls: type[Any]) -> dict[str, type[Any] | None]:
+    """Returns the names of all settings of a class, each with its class where it is a group of settings."""
+    hints = typing.get_type_hints(cls)
+    found = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    return {name: typing.cast(type, hint) if dataclasses.is_dataclass(hint) else None for name, hint in found.items()}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -244,22 +268,22 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return lines
 
 
-def _read(cls: type[Any], block: Mapping[str, Any], place: str) -> Any:
+def _read(cls: type[Any], block: Mapping[str, Any], place: str, origin: str) -> Any:
     if not isinstance(block, Mapping):
-        raise MutualError(f'"{place}" of the plans file must be an object, found {block!r}')
+        raise MutualError(f'"{place}" {origin} must be an object, found {block!r}')
     hints = typing.get_type_hints(cls)
     known = [f.name for f in dataclasses.fields(cls)]
+    inside = f'in "{place}" {origin}' if place else origin
     for key in block:
         if key not in known:
-            raise MutualError(
-                f'unknown setting "{key}" in "{place}" of the plans file{meant(key, known)}; known: {", ".join(known)}'
-            )
-    return cls(**{key: _value(hints[key], value, f"{place}.{key}") for key, value in block.items()})
+            raise MutualError(f'unknown setting "{key}" {inside}{meant(key, known)}; known: {", ".join(known)}')
+    prefix = f"{place}." if place else ""
+    return cls(**{key: _value(hints[key], value, f"{prefix}{key}", origin) for key, value in block.items()})
 
 
-def _value(hint: Any, value: Any, place: str) -> Any:
+def _value(hint: Any, value: Any, place: str, origin: str) -> Any:
     if dataclasses.is_dataclass(hint):
-        return _read(typing.cast(type, hint), value, place)
+        return _read(typing.cast(type, hint), value, place, origin)
     if typing.get_origin(hint) is Literal:
         if value not in typing.get_args(hint):
             raise MutualError(
@@ -273,6 +297,8 @@ def _value(hint: Any, value: Any, place: str) -> Any:
         if option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
         if option in (int, bool, str) and type(value) is option:
+            if option is int and abs(value) > LARGEST:
+                raise MutualError(f'setting "{place}" must be {LARGEST} at most, found {value}')
             return value
     expected = " or ".join("null" if o is type(None) else o.__name__ for o in options)
     raise MutualError(f'setting "{place}" must be {expected}, found {value!r}')
@@ -282,17 +308,24 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """Reads ``key=value`` pairs into a nested object.
 
     Raises:
-        MutualError: an entry without ``=``.
+        MutualError: an entry without ``=``, a name twice, or what is no setting.
     """
     block: dict[str, Any] = {}
+    names = [setting.partition("=")[0] for setting in settings]
     for setting in settings:
         key, equals, text = setting.partition("=")
-        if not equals or not key:
+        if not equals or not all(key.split(".")):
             raise MutualError(f"--set {setting!r} is not of the form key=value, such as num_epochs=250")
+        if names.count(key) > 1:
+            raise MutualError(f"--set gives {key} twice; keep one of {', '.join(settings)}")
+        if key.split(".")[0] == PLANNED:
+            raise MutualError(f"--set {setting}: {PLANNED!r} is what planners write for themselves, leave it out")
         try:
             value = json.loads(text)
         except json.JSONDecodeError:
             value = text
+        except (ValueError, RecursionError):  # thousands of digits or brackets
+            raise MutualError(f"--set {key}: its value cannot be read, {text[:20]}...; give a plain number") from None
         for part in reversed(key.split(".")):
             value = {part: value}
         block = deep_merge(block, value)

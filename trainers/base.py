@@ -23,6 +23,7 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.batches.loading import LoaderSettings, case_probabilities, stop_loaders
 from nnunet_mutual.batches.streams import Stream
+from nnunet_mutual.datasets.host_files import require_plans
 from nnunet_mutual.datasets.splits import fold_problems, provide_splits
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.disk.files import write_json
@@ -84,6 +85,7 @@ class MutualTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
     ):
         # Before nnU-Net makes folders: a wrong table or setting must leave nothing behind.
+        require_plans(plans, "the plans file")
         self.table = AnnotationTable.from_dataset_json(dataset_json)
         if PLANS_KEY in plans and not self.by_group:
             raise MutualError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_mutual.cli import types as cli_types
+
 
 def add_dataset(command: argparse.ArgumentParser) -> None:
     """Adds the argument that names a dataset."""
@@ -20,6 +22,6 @@ def add_training(command: argparse.ArgumentParser, *, fold: bool = False) -> Non
     add_dataset(command)
     command.add_argument("configuration", metavar="CONFIGURATION", help="configuration of the training")
     if fold:
-        command.add_argument("fold", metavar="FOLD", help="fold of the training, or 'all'")
+        command.add_argument("fold", metavar="FOLD", type=cli_types.fold, help="fold of the training, or 'all'")
     command.add_argument("-tr", dest="trainer", metavar="TRAINER", required=True, help="trainer of the training")
     command.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier (%(default)s)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from nnunet_mutual.cli import types as cli_types
 from nnunet_mutual.cli.arguments import add_dataset
 
 
@@ -135,8 +136,12 @@ def _add_simulate(add: Callable[..., argparse.ArgumentParser]) -> None:
         default=[],
         help="labels that a site draws; cases are divided among the sites (repeatable)",
     )
-    command.add_argument("--labelled", metavar="NUMBER", type=int, help="cases that keep a label map (default: all)")
-    command.add_argument("--test", metavar="NUMBER", type=int, default=0, help="cases set aside in imagesTs")
+    command.add_argument(
+        "--labelled", metavar="NUMBER", type=cli_types.at_least(1), help="cases that keep a label map (default: all)"
+    )
+    command.add_argument(
+        "--test", metavar="NUMBER", type=cli_types.at_least(0), default=0, help="cases set aside in imagesTs"
+    )
     command.add_argument(
         "--missing",
         metavar="CHANNEL=SHARE",
@@ -144,7 +149,7 @@ def _add_simulate(add: Callable[..., argparse.ArgumentParser]) -> None:
         default=[],
         help="share of the cases that lacks this channel (repeatable)",
     )
-    command.add_argument("--seed", type=int, default=0, help="of the draws (%(default)s)")
+    command.add_argument("--seed", type=cli_types.seed, default=0, help="of the draws (%(default)s)")
     command.add_argument("--copy", action="store_true", help="copy images instead of linking them")
 
 
@@ -161,13 +166,22 @@ def _add_preprocessing(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("-d", dest="dataset", metavar="DATASET", required=True, help="dataset name or number")
     command.add_argument("-c", dest="configurations", metavar="CONFIGURATION", nargs="+", help="default: as in nnU-Net")
     command.add_argument(
-        "-np", dest="processes", metavar="NUMBER", type=int, nargs="+", help="processes, one number or one for each -c"
+        "-np",
+        dest="processes",
+        metavar="NUMBER",
+        type=cli_types.at_least(1),
+        nargs="+",
+        help="processes, one number or one for each -c",
     )
     command.add_argument(
         "-pl", dest="planner", help="planner (ExperimentPlanner; MutualPlanner if --for or --set is given)"
     )
     command.add_argument(
-        "-gpu_memory_target", dest="gigabytes", metavar="GB", type=float, help="memory of the GPU (default: planner's)"
+        "-gpu_memory_target",
+        dest="gigabytes",
+        metavar="GB",
+        type=cli_types.positive,
+        help="memory of the GPU (default: planner's)",
     )
     command.add_argument(
         "--for", dest="trainer", metavar="TRAINER", help="trainer that MutualPlanner and its ResEnc forms plan for"
@@ -190,7 +204,9 @@ def _add_preprocessing(add: Callable[..., argparse.ArgumentParser]) -> None:
         "-c", dest="configurations", metavar="CONFIGURATION", nargs="+", help="default: all that are preprocessed"
     )
     command.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier (%(default)s)")
-    command.add_argument("-np", dest="processes", metavar="NUMBER", type=int, help="processes at most")
+    command.add_argument(
+        "-np", dest="processes", metavar="NUMBER", type=cli_types.at_least(1), help="processes at most"
+    )
     command.add_argument(
         "--soft", metavar="FOLDER", help="soft labels of these images, as of pseudo_label --soft, for SoftLabelTrainer"
     )

@@ -10,11 +10,14 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from nnunet_mutual import __version__
 from nnunet_mutual.cli import datasets as cli_datasets
 from nnunet_mutual.cli import results as cli_results
 from nnunet_mutual.cli import training as cli_training
+from nnunet_mutual.cli import types as cli_types
+from nnunet_mutual.cli import unforeseen
 from nnunet_mutual.cli.arguments import add_training
 from nnunet_mutual.errors import MutualError
 
@@ -35,7 +38,17 @@ from nnU-Net dataset to stock model:
   nnUNetv2_train 111 3d_fullres 0 -tr PartialTrainer
   nnunet_mutual export 111 3d_fullres -tr PartialTrainer -f 0
 
+Exit status: 0 done, 1 doctor or check_images found something, 2 an error, said in one sentence (with its traceback
+before it where NNUNET_MUTUAL_TRACEBACK=1 is set), 130 interrupted.
+
 Not a medical device. 'nnunet_mutual COMMAND --help' explains a command."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the arguments, as for every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_ERROR, f"error: {message}; see {self.prog} --help\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program name; those of the process if not given.
 
     Returns:
-        Exit status: 0 fine, 1 ``doctor`` found problems, 2 an error with one sentence on stderr, 130 interrupted.
+        Exit status: 0 fine, 1 ``doctor`` found problems, 2 an error with one sentence on stderr, 130 interrupted. No
+        error leaves it as an exception; the variable NNUNET_MUTUAL_TRACEBACK adds the traceback to the sentence.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser, commands = build_parser()
@@ -62,19 +76,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").split(".")[0]
-        if missing not in ("nnunetv2", "torch"):
-            raise
-        return _fail(
-            f"{missing} is not installed for {sys.executable}; install it with: "
-            f"{sys.executable} -m pip install 'nnunetv2>=2.8'"
-        )
+    except BrokenPipeError:  # of '| head': nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # the last line of defence: a sentence instead of a traceback
+        missing = (getattr(error, "name", None) or "").split(".")[0]
+        if isinstance(error, ModuleNotFoundError) and missing in ("nnunetv2", "torch"):
+            return _fail(
+                f"{missing} is not installed for {sys.executable}; install it with: "
+                f"{sys.executable} -m pip install 'nnunetv2>=2.8'"
+            )
+        return _fail(unforeseen.say(error))
 
 
 def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:
     """Return the parser and the names of the sub-commands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="nnunet_mutual",
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -176,7 +193,9 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "nnunet_mutual export 111 3d_fullres -tr PartialTrainer -f 0 1 2 3 4",
     )
     add_training(command)
-    command.add_argument("-f", dest="folds", metavar="FOLD", nargs="+", required=True, help="folds, or 'all'")
+    command.add_argument(
+        "-f", dest="folds", metavar="FOLD", nargs="+", required=True, type=cli_types.fold, help="folds, or 'all'"
+    )
     command.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="checkpoint (%(default)s)")
     command.add_argument(
         "--name", dest="output_name", help="plans name of the exported model (default: made from them)"
@@ -194,7 +213,7 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument(
         "--compared",
         metavar="NUMBER",
-        type=int,
+        type=cli_types.at_least(0),
         default=5,
         help="of modality groups: validation cases to compare the models with the training on (%(default)s; 0: none)",
     )

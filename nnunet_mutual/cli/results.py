@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from nnunet_mutual.cli import types as cli_types
 from nnunet_mutual.cli.arguments import add_dataset, add_training
 from nnunet_mutual.errors import MutualError
 
@@ -38,7 +39,11 @@ def _add_review(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("-o", dest="output", metavar="FOLDER", required=True, help="a new folder")
     command.add_argument("--all", dest="everything", action="store_true", help="also what is not doubtful")
     command.add_argument(
-        "--max", dest="most", metavar="NUMBER", type=int, help="at most so many, the most doubtful ones"
+        "--max",
+        dest="most",
+        metavar="NUMBER",
+        type=cli_types.at_least(1),
+        help="at most so many, the most doubtful ones",
     )
 
 
@@ -82,7 +87,9 @@ def _add_evaluate(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--compare", metavar=("A", "B"), nargs=2, help="compare two folders of segmentations: B - A")
     command.add_argument("-d", dest="dataset", metavar="DATASET", help="dataset whose table says what is annotated")
     command.add_argument("-djfile", dest="dataset_json", metavar="FILE", help="another dataset.json to read that from")
-    command.add_argument("-f", dest="fold", metavar="FOLD", help="only the validation cases of this fold of -d")
+    command.add_argument(
+        "-f", dest="fold", metavar="FOLD", type=cli_types.fold, help="only the validation cases of this fold of -d"
+    )
     command.add_argument(
         "--complete", action="store_true", help="the references draw every label, whatever the table says"
     )
@@ -104,8 +111,10 @@ def _add_evaluate(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="with --compare: smaller differences of Dice are stable (%(default)s)",
     )
     command.add_argument("-o", dest="output", metavar="FOLDER", help="default: 'evaluation' in SEGMENTATIONS or B")
-    command.add_argument("-np", dest="processes", metavar="NUMBER", type=int, help="processes (default: as in nnU-Net)")
-    command.add_argument("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
+    command.add_argument(
+        "-np", dest="processes", metavar="NUMBER", type=cli_types.at_least(1), help="processes (default: as in nnU-Net)"
+    )
+    command.add_argument("--seed", type=cli_types.seed, default=0, help="of the bootstrap (%(default)s)")
     command.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
@@ -123,7 +132,9 @@ def _add_report(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("configuration", metavar="CONFIGURATION", nargs="?", help="configuration of the training")
     command.add_argument("-tr", dest="trainer", metavar="TRAINER", help="trainer of the training")
     command.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier (%(default)s)")
-    command.add_argument("-f", dest="fold", metavar="FOLD", default="0", help="fold, or 'all' (%(default)s)")
+    command.add_argument(
+        "-f", dest="fold", metavar="FOLD", type=cli_types.fold, default="0", help="fold, or 'all' (%(default)s)"
+    )
     command.add_argument("-o", dest="output", metavar="FILE", help="page to write (default: report.html in the fold)")
     command.add_argument(
         "--compare",

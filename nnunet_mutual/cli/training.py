@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Callable
 
+from nnunet_mutual.cli import types as cli_types
 from nnunet_mutual.cli.arguments import add_training
 from nnunet_mutual.errors import MutualError
 
@@ -32,7 +33,10 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="where (%(default)s)")
     command.add_argument("--peer-parallel", action="store_true", help="one network per process")
     command.add_argument(
-        "--processes", metavar="NUMBER", type=int, help="of --peer-parallel on this computer (default: one per GPU)"
+        "--processes",
+        metavar="NUMBER",
+        type=cli_types.at_least(1),
+        help="of --peer-parallel on this computer (default: one per GPU)",
     )
     command.add_argument(
         "--exchange",
@@ -45,8 +49,6 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 def _train(options: argparse.Namespace) -> int:
     from nnunet_mutual.plugin import find as plugin
 
-    if options.fold != "all" and not options.fold.isdigit():
-        raise MutualError(f"the fold must be a number or 'all', found {options.fold!r}")
     options.fold = options.fold if options.fold == "all" else int(options.fold)
     _require_plans(options)
     os.environ[plugin.VARIABLE] = plugin.trainers_variable(os.environ.get(plugin.VARIABLE))

@@ -12,8 +12,9 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.coverage import columns
+from nnunet_mutual.datasets.host_files import read_splits
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
-from nnunet_mutual.disk.files import read_json, write_json
+from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.errors import MutualError, shorten
 
 Split = dict[str, list[str]]
@@ -97,7 +98,7 @@ def provide_splits(table: AnnotationTable, case_keys: Sequence[str], fold: int |
         splits = stratified_splits(table, sorted(case_keys))
         write_json(file, splits)
         return f"New split, by annotated set:\n{describe_splits(splits, table)}"
-    count = len(read_json(file))
+    count = len(read_splits(file))
     if table.declared and int(fold) >= count:
         raise MutualError(
             f"fold {fold} is not in {file}, which has the folds 0 to {count - 1}; nnU-Net would draw a random "

@@ -35,6 +35,12 @@ def read_json(path: Path) -> Any:
         raise MutualError(f'{path} lists "{error}" twice in the same place; keep one of the two entries') from None
     except UnicodeDecodeError:
         raise MutualError(f"{path} is not UTF-8 text; save it with the encoding UTF-8") from None
+    except RecursionError:
+        raise MutualError(
+            f"{path} is nested too deeply to be read; no file of nnU-Net or this package is, replace it"
+        ) from None
+    except ValueError as error:  # Python refuses whole numbers of thousands of digits
+        raise MutualError(f"{path} holds a value that cannot be read ({error}); correct it there") from None
     except OSError as error:
         raise MutualError(
             f"{path} cannot be read ({error.strerror or error}); check the path and its permissions"

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.datasets.host_files import read_splits
 from nnunet_mutual.datasets.images import reader_for
 from nnunet_mutual.datasets.raw import read_dataset_json, training_cases
-from nnunet_mutual.disk.files import natural, read_json, read_object
+from nnunet_mutual.disk.files import natural, read_object
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.errors import MutualError, meant, shorten
 from nnunet_mutual.evaluation.cases import Pair, Rules
@@ -187,7 +188,7 @@ def _validation_cases(folders: DatasetFolders, fold: str, files: Mapping[str, Pa
         return tuple(files)
     if folders.preprocessed is None or not (folders.preprocessed / "splits_final.json").is_file():
         raise MutualError(f"{folders.name} has no splits_final.json in nnUNet_preprocessed yet; leave -f out")
-    splits = read_json(folders.preprocessed / "splits_final.json")
+    splits = read_splits(folders.preprocessed / "splits_final.json")
     if not fold.isdecimal() or int(fold) >= len(splits):
         raise MutualError(
             f"-f {fold}: splits_final.json of {folders.name} has the folds 0 to {len(splits) - 1}, or all"

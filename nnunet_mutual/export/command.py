@@ -17,6 +17,7 @@ from nnunet_mutual.annotation.identities import without_case_names, without_iden
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.decisions import read_decisions
 from nnunet_mutual.batches.pseudo import CSV as DECISIONS
+from nnunet_mutual.datasets.host_files import read_plans, read_summary
 from nnunet_mutual.datasets.raw import training_cases
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.locate import DatasetFolders, locate
@@ -174,7 +175,7 @@ def _compare(folder: Path, model: _Model, request: _Request, fold: str, number: 
     from nnunet_mutual.export import parity, sequences
 
     source, folders = request.source, request.folders
-    groups = groups_of_training(read_object(source / "plans.json"), read_object(source / "dataset.json"))
+    groups = groups_of_training(read_plans(source / "plans.json"), read_object(source / "dataset.json"))
     assert groups is not None and model.group is not None
     validated = source / f"fold_{fold}" / f"validation_full{model.suffix}"
     place, channels = groups.stored[model.group], groups.channels[model.group]
@@ -203,7 +204,7 @@ def _plan_models(source: Path, plans_name: str, configuration: str) -> list[_Mod
     def named(name: str) -> Path:
         return source.parent / f"{STOCK_TRAINER}__{name}__{configuration}"
 
-    dataset_json, plan = read_object(source / "dataset.json"), read_object(source / "plans.json")
+    dataset_json, plan = read_object(source / "dataset.json"), read_plans(source / "plans.json")
     clean = without_identities(dataset_json)
     groups = groups_of_training(plan, dataset_json)
     if groups is None:
@@ -290,7 +291,7 @@ def _checkpoint(fold: Path, checkpoint: str, model: _Model) -> Path:
 def _models(model: _Model, request: _Request) -> Iterator[tuple[str, Path, dict[str, Any]]]:
     """Yields the name of each exported fold, the folder it comes from and its checkpoint, one in memory at a time."""
     source, checkpoint = request.source, request.checkpoint
-    dataset_json, plan = read_object(source / "dataset.json"), read_object(source / "plans.json")
+    dataset_json, plan = read_object(source / "dataset.json"), read_plans(source / "plans.json")
     for fold in request.folds:
         origin = source / f"fold_{fold}"
         trained = load_own(_checkpoint(origin, checkpoint, model), torch.device("cpu"))
@@ -342,7 +343,7 @@ def _export_fold(source: Path, folder: Path, trained: Mapping[str, Any], model: 
             f"{progress} is missing, which nnUNetv2_export_model_to_zip needs; resume the training with --c"
         )
     shutil.copyfile(progress, folder / "progress.png")
-    summary = without_case_names(read_object(source / f"validation{model.suffix}" / "summary.json"))
+    summary = without_case_names(read_summary(source / f"validation{model.suffix}" / "summary.json"))
     write_json(folder / "validation" / "summary.json", summary)
     decisions = source / "pseudo_labels" / DECISIONS
     return TrainedFold(

@@ -15,6 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from nnunet_mutual.datasets.host_files import read_plans
 from nnunet_mutual.datasets.raw import CaseFiles, images_of
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.errors import MutualError
@@ -96,7 +97,7 @@ def check_images(model: str, images: str) -> int:
         for name, entry in read_object(folder / FILE).items()
     }
     content = read_object(folder / "dataset.json")
-    reader = PlansManager(read_object(folder / "plans.json")).image_reader_writer_class()
+    reader = PlansManager(read_plans(folder / "plans.json")).image_reader_writer_class()
     wanted = list(content.get("channel_names", content.get("modality", {})).values())
     cases, _ = images_of(Path(images), content["file_ending"])
     if not cases:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from nnunet_mutual.disk.files import read_object, write_json
+from nnunet_mutual.datasets.host_files import read_plans
+from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.locate import locate, plans_file
-from nnunet_mutual.errors import MutualError
+from nnunet_mutual.errors import MutualError, closest
 from nnunet_mutual.plugin.find import resolve, training_names
-from nnunet_mutual.settings import BLOCK, block_for, merged_block, parse_settings, read_settings
+from nnunet_mutual.settings import (
+    BLOCK,
+    block_for,
+    groups_of_settings,
+    merged_block,
+    parse_settings,
+    read_settings,
+)
 
 
 def plan(dataset: str, *, configuration: str, plans: str, name: str, settings: Sequence[str]) -> None:
@@ -37,7 +45,7 @@ def plan(dataset: str, *, configuration: str, plans: str, name: str, settings: S
     path = plans_file(folders.preprocessed, plans)
     if not re.fullmatch(r"[A-Za-z0-9-]+", name):
         raise MutualError(f"--name {name!r} must consist of letters, digits and '-': it becomes part of a folder name")
-    content = read_object(path)
+    content = read_plans(path)
     merged_block(content, configuration)  # refuses an unknown base configuration
     new = f"{configuration}_{name}"
     entry = {"inherits_from": configuration, BLOCK: parse_settings(settings)}
@@ -58,13 +66,34 @@ def _trainers_that_accept(block: dict[str, Any]) -> list[str]:
     """Names the trainers for which the settings are valid."""
     # From few settings to many: the first one suits if several do, the last one knows most if none does.
     classes = {name: resolve("trainers", name) for name in training_names()}
-    accepting, reason = [], None
+    accepting, reasons = [], {}
     for name in sorted(classes, key=lambda name: (len(fields(classes[name].settings_class)), name)):
         try:
-            read_settings(classes[name].settings_class, block_for(classes[name], block))
+            read_settings(classes[name].settings_class, block_for(classes[name], block), "", f"for {name}")
             accepting.append(name)
         except MutualError as error:
-            reason = error
-    if reason is not None and not accepting:
-        raise reason
+            reasons[name] = error
+    if not accepting:
+        fits = {name: _fit(classes[name].settings_class, block) for name in reasons}
+        if not any(fits.values()):
+            raise MutualError(
+                f"no trainer of this package has a setting called {' or '.join(block)}; docs/settings.md lists "
+                "those of each"
+            )
+        raise reasons[max(fits, key=lambda name: fits[name])]
     return accepting
+
+
+def _fit(settings_class: type[Any], block: Mapping[str, Any]) -> float:
+    """Tells how much of a block is meant for a class of settings: 1 for a known name, less for a misspelt one."""
+    known = groups_of_settings(settings_class)
+    total = 0.0
+    for key, value in block.items():
+        name = key if key in known else closest(key, known)
+        if name is None:
+            continue
+        total += 1.0 if name == key else 0.9
+        group = known[name]
+        if group is not None and isinstance(value, Mapping):
+            total += _fit(group, value)
+    return total

@@ -80,7 +80,7 @@ def method_for(
     if trainer not in known:
         raise MutualError(f"no trainer is called {trainer!r}{meant(trainer, known)}; known are: {', '.join(known)}")
     trainer_class = resolve("trainers", trainer)
-    settings = read_settings(trainer_class.settings_class, given, f"--set, for {trainer}")
+    settings = read_settings(trainer_class.settings_class, given, "", f"of --set for {trainer}")
     regions = table.is_regions
     needs = trainer_class.needs(settings, table, cases)
     return Method(trainer, why, dict(given), needs, len(table.labels) + (not regions), regions)

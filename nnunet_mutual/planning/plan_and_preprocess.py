@@ -23,6 +23,7 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY, ModalityGroups
 from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.datasets.host_files import read_plans, read_splits
 from nnunet_mutual.datasets.images import reader_for
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, training_cases
@@ -111,9 +112,9 @@ def plan_and_preprocess(
         )
     if groups is not None:
         path = preprocessed / f"{plans}.json"
-        write_json(path, _by_group(read_object(path), groups))
+        write_json(path, _by_group(read_plans(path), groups))
         print(f"{folders.name} has modality groups: preprocessed by group, with the plans {plans} for them alone")
-    available = read_object(preprocessed / f"{plans}.json")["configurations"]
+    available = read_plans(preprocessed / f"{plans}.json")["configurations"]
     chosen = [name for name in configurations if name in available]
     if not chosen:
         raise MutualError(
@@ -325,7 +326,7 @@ def _provide_splits(preprocessed: Path, images: UnlabelledImages, training: Mapp
     """Keeps existing folds, else makes them, and prints them."""
     path = preprocessed / _SPLITS
     if path.is_file():
-        splits = read_json(path)
+        splits = read_splits(path)
         print(f"\nFolds: as {path} says (delete it to get new ones)")
     else:
         try:

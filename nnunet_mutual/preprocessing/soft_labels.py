@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.datasets.host_files import read_plans
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.folders import temporary_folder
 from nnunet_mutual.disk.locate import locate, plans_file
@@ -45,7 +46,7 @@ def preprocess_soft(dataset: str | int, folder: str, *, plans: str) -> None:
     """
     folders = locate(dataset, need_preprocessed=True)
     assert folders.preprocessed is not None
-    manager = PlansManager(read_object(plans_file(folders.preprocessed, plans)))
+    manager = PlansManager(read_plans(plans_file(folders.preprocessed, plans)))
     content = read_object(folders.preprocessed / "dataset.json")
     files = {path.name.removesuffix(".npz"): path for path in sorted(Path(folder).glob("*.npz"))}
     if not (Path(folder) / "dataset.json").is_file() or not files:

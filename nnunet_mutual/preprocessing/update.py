@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.datasets.host_files import read_plans
 from nnunet_mutual.datasets.images import inspect_case
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
-from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.folders import temporary_folder
 from nnunet_mutual.disk.locate import DatasetFolders, locate, plans_file
 from nnunet_mutual.errors import MutualError, meant, shorten
@@ -118,7 +118,7 @@ def preprocess_unlabelled(
     assert folders.preprocessed is not None
     if processes is not None and processes < 1:
         raise MutualError(f"-np {processes}: the number of processes must be 1 or more")
-    manager = PlansManager(read_object(plans_file(folders.preprocessed, plans)))
+    manager = PlansManager(read_plans(plans_file(folders.preprocessed, plans)))
     if not images.cases and not (folders.preprocessed / UNLABELLED).is_dir():
         print(f"{folders.name}: imagesUn holds no images, there is nothing to preprocess")
         return

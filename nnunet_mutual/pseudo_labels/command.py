@@ -15,6 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.batches.pseudo import CSV, PseudoStore
+from nnunet_mutual.datasets.host_files import read_plans
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.engine.window import Window
@@ -57,7 +58,9 @@ def pseudo_label(
     folders = locate(dataset)
     made = _load(folders.name, configuration, fold, trainer, plans, checkpoint, device)
     base = getattr(made.settings, "pseudo_labels", FilterSettings())
-    chosen = read_settings(type(base), {**vars(base), **parse_settings(settings)}, "pseudo_labels")
+    chosen = read_settings(
+        type(base), {**vars(base), **parse_settings(settings)}, "", "of --set, for the filter of pseudo labels"
+    )
     if output is not None and Path(output).exists() and any(Path(output).iterdir()):
         raise MutualError(f"{output} is not empty; give -o a new folder, so that no label map is overwritten")
     store = PseudoStore(Path(made.output_folder) / f"pseudo_labels_{Path(checkpoint).stem.removeprefix('checkpoint_')}")
@@ -91,7 +94,7 @@ def _load(dataset: str, configuration: str, fold: str, name: str, plans: str, ch
         raise MutualError(f"{file} does not exist; train it with: {command}{instead}")
     if device == "cuda" and not torch.cuda.is_available():
         raise MutualError("this machine has no CUDA device; add -device cpu")
-    plan, dataset_json = read_object(folder / "plans.json"), read_object(folder / "dataset.json")
+    plan, dataset_json = read_plans(folder / "plans.json"), read_object(folder / "dataset.json")
     number = fold if fold == "all" else int(fold)
     if resolve("trainers", name).by_group:
         raise MutualError(

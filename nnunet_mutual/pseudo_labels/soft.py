@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from nnunet_mutual.annotation.identities import without_identities
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
+from nnunet_mutual.datasets.host_files import read_plans
 from nnunet_mutual.datasets.raw import read_dataset_json, unlabelled_cases
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.locate import locate
@@ -91,7 +92,7 @@ def _model(dataset: str, name: str, fold: str, checkpoint: str) -> Path:
         raise MutualError(
             f"{base} has no model called {name}{meant(name, trained)}; there are: {', '.join(trained) or 'none'}"
         )
-    if PLANS_KEY in read_object(base / name / "plans.json"):
+    if PLANS_KEY in read_plans(base / name / "plans.json"):
         raise MutualError(
             f"{name} has a network for each modality group; export it and name one, with -tr nnUNetTrainer and -p as "
             "nnunet_mutual export prints it"

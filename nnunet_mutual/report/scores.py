@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.datasets.host_files import read_summary
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.errors import MutualError
 
@@ -71,7 +72,7 @@ def read_other(path: Path, fold: str, table: AnnotationTable) -> tuple[str, pd.D
 def _rows(network: str, folder: Path, table: AnnotationTable, own: AnnotationTable) -> list[tuple[Any, ...]]:
     """Rows of one summary.json; ``own`` says by which integers its labels go, ``table`` what is annotated."""
     rows = []
-    for entry in read_object(folder / "summary.json").get("metric_per_case", []):
+    for entry in read_summary(folder / "summary.json")["metric_per_case"]:
         key = _key(entry["prediction_file"])
         if table.declared and key not in table.cases:
             continue

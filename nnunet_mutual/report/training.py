@@ -11,8 +11,9 @@ from typing import Any
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.datasets.host_files import read_plans, read_splits
 from nnunet_mutual.datasets.raw import unlabelled_cases
-from nnunet_mutual.disk.files import natural, read_json, read_object
+from nnunet_mutual.disk.files import natural, read_object
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.trainings import training_folder
 from nnunet_mutual.errors import MutualError
@@ -78,7 +79,7 @@ class Training:
     @cached_property
     def plan(self) -> dict[str, Any]:
         """The plans."""
-        return read_object(self.base / "plans.json")
+        return read_plans(self.base / "plans.json")
 
     @cached_property
     def settings(self) -> dict[str, Any] | None:
@@ -118,7 +119,7 @@ class Training:
             keys = self._labelled_cases()
             return Split(keys, keys, True)
         file = self.folders.preprocessed / "splits_final.json" if self.folders.preprocessed else None
-        splits = read_json(file) if file is not None and file.is_file() else []
+        splits = read_splits(file) if file is not None and file.is_file() else []
         if not self.fold.isdecimal() or int(self.fold) >= len(splits):
             return Split([], [], False)
         chosen: Mapping[str, list[str]] = splits[int(self.fold)]

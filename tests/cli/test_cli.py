@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import inspect
 import os
@@ -12,6 +13,7 @@ from fresh import environment, run, run_cli, run_code
 
 from nnunet_mutual import __version__
 from nnunet_mutual.cli import parser as cli
+from nnunet_mutual.cli import unforeseen
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.plugin import find as plugin
 
@@ -108,13 +110,51 @@ def test_exit_status(monkeypatch, capsys, raised, status, message):
     assert capsys.readouterr().err.startswith(message)
 
 
-def test_a_defect_is_not_dressed_as_bad_input(monkeypatch):
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [
+        (ModuleNotFoundError("No module named 'nnunet_mutual.oops'", name="nnunet_mutual.oops"), unforeseen.GENERIC),
+        (KeyError("cases"), unforeseen.GENERIC),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/data/plans.json"),
+            "/data/plans.json: the disk is full; free",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "/data"), "/data: there is no permission; get it"),
+        (MemoryError(), "take fewer processes (-np 1)"),
+        (OSError("no number"), unforeseen.GENERIC),
+    ],
+)
+def test_what_nobody_foresaw_is_one_sentence_with_the_way_to_its_traceback(monkeypatch, capsys, raised, words):
     def fail():
-        raise ModuleNotFoundError("No module named 'nnunet_mutual.oops'", name="nnunet_mutual.oops")
+        raise raised
 
     monkeypatch.setattr(plugin, "register", fail)
-    with pytest.raises(ModuleNotFoundError):
-        cli.main(["register"])
+    assert cli.main(["register"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and words in said and said.count("\n") == 1
+    assert (unforeseen.VARIABLE in said) == (words == unforeseen.GENERIC)
+    monkeypatch.setenv(unforeseen.VARIABLE, "1")
+    assert cli.main(["register"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback") and "in fail" in said and words in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("export 11 2d -tr PartialTrainer -f \u00b2", "a fold is a number such as 0, or 'all', found '\u00b2'"),
+        ("report 11 2d -tr PartialTrainer -f 01", "found '01'"),
+        ("simulate 11 12 --seed -1", "a seed must be a whole number from 0 to 4294967295, found '-1'"),
+        ("simulate 11 12 --seed 12345678901234567890", "a seed must be"),
+        ("plan_and_preprocess -d 11 -gpu_memory_target nan", "it must be a positive number, found 'nan'"),
+        ("evaluate a b -np 0", "it must be a whole number from 1"),
+    ],
+)
+def test_arguments_that_cannot_be_meant(line, words, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(line.split())
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.startswith("error: ") and words in said and said.count("\n") == 1
 
 
 CALLS = [

@@ -16,6 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.batches.decisions import Decision, read_decisions
 from nnunet_mutual.batches.pseudo import CSV, IDENTITY, PseudoStore
+from nnunet_mutual.datasets.host_files import read_plans
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.disk.files import read_object
@@ -138,7 +139,7 @@ def open_source(training: Training, checkpoint: str | None) -> Source:
         )
     known = FilterSettings.__dataclass_fields__
     files, _ = training_cases(folders.raw, content)
-    plans = PlansManager(read_object(folder / "plans.json"))
+    plans = PlansManager(read_plans(folder / "plans.json"))
     return Source(
         training,
         folders,

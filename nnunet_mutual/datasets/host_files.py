@@ -1,0 +1,117 @@
+"""Files that nnU-Net writes and people edit: plans, splits, summaries. Their shape is verified where they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunet_mutual.disk.files import read_json, read_object
+from nnunet_mutual.disk.shapes import Shape, require_shape
+from nnunet_mutual.errors import MutualError, meant
+
+_CONFIGURATION: Shape = {
+    "inherits_from?": str,
+    "data_identifier?": str,
+    "preprocessor_name?": str,
+    "batch_size?": int,
+    "batch_dice?": bool,
+    "patch_size?": [int],
+    "spacing?": [float],
+    "median_image_size_in_voxels?": [float],
+    "normalization_schemes?": [str],
+    "use_mask_for_norm?": [bool],
+    "previous_stage?": (str, None),
+    "architecture?": {"network_class_name": str, "arch_kwargs": dict, "_kw_requires_import": [str]},
+}
+_PLANS: Shape = {
+    "plans_name": str,
+    "dataset_name?": str,
+    "image_reader_writer?": str,
+    "transpose_forward?": [int],
+    "transpose_backward?": [int],
+    "label_manager?": str,
+    "configurations": {...: _CONFIGURATION},
+}
+_REQUIRED = ("data_identifier", "batch_size", "patch_size", "spacing")
+_SPLITS: Shape = [{"train": [str], "val": [str]}]
+_METRICS: Shape = {"Dice": (float, None), "TP": float, "n_ref": float, "n_pred": float}
+_SUMMARY: Shape = {
+    "metric_per_case": [{"prediction_file": str, "reference_file?": str, "metrics": {...: {...: (float, None)}}}],
+}
+
+
+def read_plans(path: Path) -> dict[str, Any]:
+    """Reads a plans file.
+
+    Raises:
+        MutualError: missing or malformed, of another shape than nnU-Net's plans, or of nnU-Net v1.
+    """
+    plans = read_object(path)
+    require_plans(plans, path)
+    return plans
+
+
+def require_plans(plans: Any, file: object) -> None:
+    """Verifies the shape of plans.
+
+    Args:
+        plans: content of a plans file.
+        file: its path, or words for it.
+
+    Raises:
+        MutualError: with the place of the slip, such as configurations.3d_fullres.patch_size.
+    """
+    fix = "correct it, or plan again with nnUNetv2_plan_experiment"
+    if isinstance(plans, Mapping) and "configurations" not in plans and "plans_per_stage" in plans:
+        raise MutualError(f"{file} holds plans of nnU-Net v1, which nnU-Net v2 cannot read; plan the dataset anew")
+    require_shape(plans, _PLANS, file, fix)
+    for name, configuration in plans["configurations"].items():
+        if "inherits_from" in configuration:
+            continue  # merged_block follows these
+        if "architecture" not in configuration and "UNet_class_name" not in configuration:
+            raise MutualError(
+                f'"configurations.{name}" in {file} has no "architecture" (plans of another nnU-Net?); {fix}'
+            )
+        for key in _REQUIRED:
+            if key not in configuration:
+                raise MutualError(f'"configurations.{name}" in {file} has no "{key}"; {fix}')
+
+
+def require_configuration(plans: Mapping[str, Any], name: str, file: object) -> None:
+    """Verifies that plans have a configuration.
+
+    Raises:
+        MutualError: with those that there are.
+    """
+    known = tuple(plans["configurations"])
+    if name not in known:
+        raise MutualError(f"{file} has no configuration {name!r}{meant(name, known)}; it has: {', '.join(known)}")
+
+
+def read_splits(path: Path) -> list[dict[str, list[str]]]:
+    """Reads a splits_final.json.
+
+    Raises:
+        MutualError: missing or malformed, or no list of {"train": [...], "val": [...]}.
+    """
+    splits: list[dict[str, list[str]]] = read_json(path)
+    require_shape(splits, _SPLITS, path, 'correct it to a list of {"train": [...], "val": [...]}, or delete it')
+    if not splits:
+        raise MutualError(f"{path} holds no fold; delete it to get new folds")
+    return splits
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Reads a summary.json of a validation.
+
+    Raises:
+        MutualError: missing or malformed, or of another shape than nnU-Net's.
+    """
+    summary = read_object(path)
+    fix = "make it anew: nnUNetv2_train ... --val"
+    require_shape(summary, _SUMMARY, path, fix)
+    for number, case in enumerate(summary["metric_per_case"]):
+        for label, metrics in case["metrics"].items():
+            require_shape(metrics, _METRICS, path, fix, f"metric_per_case[{number}].metrics.{label}")
+    return summary

@@ -1,0 +1,43 @@
+"""Disks that are full, folders that cannot be written."""
+
+from __future__ import annotations
+
+from bad_inputs.rows import (
+    ACCEPT,
+    EVALUATE,
+    EXPORT,
+    MERGE,
+    PLAN,
+    PSEUDO,
+    REPORT,
+    REVIEW,
+    SIMULATE,
+    SOFT,
+    TRAIN,
+    nothing,
+    row,
+)
+
+KIND = "Disks"
+COMMANDS = {
+    "annotate": "annotate 777 cases.csv --force",
+    "merge": MERGE,
+    "simulate": SIMULATE,
+    "plan": f"{PLAN} seed=1",
+    "plan --groups": "plan -d 780 --groups T1=T1 both=T1,FLAIR",
+    "preprocess_unlabelled --soft": "preprocess_unlabelled -d 901 --soft soft",
+    "train": TRAIN,
+    "pseudo_label": f"{PSEUDO} -o new",
+    "pseudo_label --soft": SOFT,
+    "review": REVIEW,
+    "accept": ACCEPT,
+    "evaluate": EVALUATE,
+    "export": EXPORT,
+    "report": REPORT,
+}
+PLACES = {"pseudo_label --soft": "new", "review": "new", "evaluate": "predictions"}
+ROWS = [
+    row(f"{limits}: {name}", nothing, command, PLACES.get(name, "nnUNet"), limits=limits)
+    for limits in ("full", "read-only")
+    for name, command in COMMANDS.items()
+]
