@@ -71,7 +71,9 @@ def test_names_that_stay(name: str) -> None:
     assert safe_name(name, "case") == name
 
 
-@pytest.mark.parametrize("name", ["", " ", ".", "..", "../x", "a/b", "/x", "a\\b", "C:x", "a\n", "a\0", 3, None])
+@pytest.mark.parametrize(
+    "name", ["", " ", ".", "..", "../x", "a/b", "/x", "a\\b", "C:x", "a\n", "a\0", ".. .", "...", 3, None]
+)
 def test_names_that_would_leave(name: object) -> None:
     with pytest.raises(MutualError, match="case .* cannot be used as a file name"):
         safe_name(name, "case")
@@ -84,5 +86,16 @@ def test_paths_stay_inside_also_through_links(tmp_path: Path) -> None:
     assert inside(root, "sub/a", "entry") == (root / "sub" / "a").resolve()
     assert inside(root, root / "sub", "entry") == (root / "sub").resolve()
     for path in ("../x", "sub/../../x", str(tmp_path / "x"), "out/x", "/etc"):
-        with pytest.raises(MutualError, match="entry .* leads out of"):
-            inside(root, path, "entry")
+        for followed in (True, False):
+            with pytest.raises(MutualError, match="entry .* leads out of"):
+                inside(root, path, "entry", followed=followed)
+
+
+def test_what_is_replaced_may_be_a_link_but_not_the_folder(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "out").symlink_to(tmp_path)
+    assert inside(root, "out", "entry", followed=False) == root.resolve() / "out"
+    for path in ("", ".", "..", "out/..", "a\0"):
+        with pytest.raises(MutualError, match="entry"):
+            inside(root, path, "entry", followed=False)

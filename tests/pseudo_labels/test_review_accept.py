@@ -365,7 +365,7 @@ def test_killed_half_way(copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     before = snapshot(copy)
     with monkeypatch.context() as patch:
         die_at(patch, 5, copy)
-        patch.setattr(swap, "undo", lambda journal: None)
+        patch.setattr(swap, "undo", lambda *_: None)
         assert run("accept", 901, table) == 130
     assert snapshot(copy) != before
     with pytest.raises(MutualError, match="accept was interrupted while it replaced label maps; run it again"):
@@ -378,6 +378,48 @@ def test_killed_half_way(copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     kept = f"nnUNet_raw/{tiny.NAME}/labelsTr_before_1/case_00.nii.gz"
     assert after[kept] == before[f"nnUNet_raw/{tiny.NAME}/labelsTr/case_00.nii.gz"]
     assert not any(".accept" in path or "before_2" in path for path in after)
+
+
+def test_killed_and_moved(copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    before = snapshot(copy)
+    with monkeypatch.context() as patch:
+        die_at(patch, 5, copy)
+        patch.setattr(swap, "undo", lambda *_: None)
+        assert run("accept", 901, copy / "review" / "review.csv") == 130
+    new = copy / "another disk"
+    new.mkdir()
+    for name in ("nnUNet_raw", "nnUNet_preprocessed"):
+        shutil.copytree(copy / name, new / name)
+        shutil.rmtree(copy / name)
+        monkeypatch.setenv(name, str(new / name))
+    empty = copy / "review" / "empty.csv"
+    fill(Path(shutil.copy(copy / "review" / "review.csv", empty)), {})
+    assert run("accept", 901, empty) == 0
+    assert "An accept that was interrupted has been undone first" in capsys.readouterr().out
+    assert snapshot(new) == before
+
+
+def test_a_stranger_s_dataset_deletes_nothing(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    precious = copy / "precious"
+    precious.mkdir()
+    journal = copy / "nnUNet_raw" / tiny.NAME / ".accept.json"
+    journal.write_text(json.dumps({"replaced": [[str(precious), None]]}))
+    before = snapshot(copy)
+    assert run("accept", 901, copy / "review" / "review.csv") == 2
+    assert f"{journal} lists {precious}, which is not in" in capsys.readouterr().err
+    assert precious.is_dir() and snapshot(copy) == before
+
+
+@pytest.mark.parametrize("what", ["labelsTr", "dataset.json"])
+def test_links_out_of_the_dataset(copy: Path, capsys: pytest.CaptureFixture[str], what: str) -> None:
+    inside = copy / "nnUNet_raw" / tiny.NAME / what
+    shutil.move(inside, copy / what)
+    inside.symlink_to(copy / what)
+    table = copy / "review" / "review.csv"
+    before = snapshot(copy)
+    assert run("accept", 901, table) == 2
+    assert f"leads out of {inside.parent}" in capsys.readouterr().err
+    assert snapshot(copy) == before
 
 
 def die_at(patch: pytest.MonkeyPatch, number: int, root: Path) -> None:
