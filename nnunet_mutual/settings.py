@@ -13,8 +13,11 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from nnunet_mutual.disk.files import read_object
+from nnunet_mutual.disk.names import safe_name
 from nnunet_mutual.errors import MutualError, meant
 
 BLOCK = "mutual"
@@ -97,6 +100,40 @@ class PeersSettings(Settings):
         super().__post_init__()
         if not 0 <= self.ema < 1:
             raise MutualError(f'setting "ema" must be from 0 to below 1, found {self.ema}')
+
+
+def read_plans(path: Path) -> dict[str, Any]:
+    """Reads a plans file whose names are safe to build paths from.
+
+    Raises:
+        MutualError: it is missing or malformed, or a name in it would leave its folder.
+    """
+    plans = read_object(path)
+    require_safe_names(plans, str(path))
+    return plans
+
+
+def require_safe_names(plans: Mapping[str, Any], place: str = "the plans file") -> None:
+    """Verifies every name of plans that nnU-Net or this package makes a path of.
+
+    Args:
+        plans: the content of a plans file.
+        place: it, for the sentence.
+
+    Raises:
+        MutualError: a name would leave its folder.
+    """
+    named: dict[str, Any] = {key: plans[key] for key in ("dataset_name", "plans_name") if key in plans}
+    configurations = plans.get("configurations")
+    for name, entry in configurations.items() if isinstance(configurations, Mapping) else ():
+        safe_name(name, f"configuration of {place}")
+        for key in ("data_identifier", "previous_stage", "next_stage"):
+            value = entry.get(key) if isinstance(entry, Mapping) else None
+            for number, one in enumerate(value if isinstance(value, list) else [value]):
+                if one is not None:
+                    named[f"{key} of {name}" + (f" ({number + 1})" if number else "")] = one
+    for what, value in named.items():
+        safe_name(value, f'"{what}" in {place}')
 
 
 def merged_block(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:

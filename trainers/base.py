@@ -22,6 +22,7 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.loading import start_loaders
 from nnunet_mutual.datasets.splits import provide_splits
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
+from nnunet_mutual.disk.names import safe_name
 from nnunet_mutual.engine import networks as building
 from nnunet_mutual.engine.checkpoints import (
     STOCK_TRAINER,
@@ -44,7 +45,7 @@ from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 from nnunet_mutual.planning.needs import Needs, one_network
 from nnunet_mutual.plugin import compat
-from nnunet_mutual.settings import Settings, block_for, merged_block, read_settings
+from nnunet_mutual.settings import Settings, block_for, merged_block, read_settings, require_safe_names
 
 
 class MutualTrainer(nnUNetTrainer):
@@ -67,6 +68,7 @@ class MutualTrainer(nnUNetTrainer):
     ):
         # Before nnU-Net makes folders: a wrong table or setting must leave nothing behind.
         self.table = AnnotationTable.from_dataset_json(dataset_json)
+        require_safe_names(plans)
         if PLANS_KEY in plans and not self.by_group:
             raise MutualError(
                 f"the data of the plans {plans['plans_name']} were preprocessed by modality group, which only "
@@ -202,6 +204,8 @@ class MutualTrainer(nnUNetTrainer):
                 if said:
                     self.print_to_log_file(said)
             self._split = super().do_split()
+            for key in (*self._split[0], *self._split[1]):
+                safe_name(key, "case of splits_final.json")
         return list(self._split[0]), list(self._split[1])
 
     def training_transforms(self, transforms: Any) -> Any:

@@ -15,6 +15,7 @@ from nnunet_mutual import __version__
 from nnunet_mutual.cli import datasets as cli_datasets
 from nnunet_mutual.cli import results as cli_results
 from nnunet_mutual.cli import training as cli_training
+from nnunet_mutual.disk.names import safe_name
 from nnunet_mutual.errors import MutualError
 
 EXIT_PROBLEM = 1
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(_unknown(arguments[0], commands))
     options = parser.parse_args(arguments)
     try:
+        _require_names(options)
         return options.handler(options)
     except MutualError as error:
         return _fail(str(error))
@@ -69,6 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{missing} is not installed for {sys.executable}; install it with: "
             f"{sys.executable} -m pip install 'nnunetv2>=2.8'"
         )
+
+
+def _require_names(options: argparse.Namespace) -> None:
+    """Verifies the words that commands make names of files and folders of."""
+    for what in ("configuration", "configurations", "fold", "folds", "trainer", "plans", "checkpoint", "ending"):
+        given = getattr(options, what, None)
+        for name in given if isinstance(given, list) else [] if given is None else [given]:
+            safe_name(name, what.removesuffix("s") if what != "plans" else "name of plans")
 
 
 def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:

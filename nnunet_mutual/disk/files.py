@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_mutual.disk.names import written_at
 from nnunet_mutual.errors import MutualError
 
 _LINE = 110  # longest entry that stays on one line, so that a case of the table is one line
@@ -59,7 +60,7 @@ def write_json(path: Path, content: Any) -> None:
     Raises:
         MutualError: the folder cannot be written (full disk, permissions); the old file is then untouched.
     """
-    path = path.resolve()  # a linked dataset.json stays a link
+    path = written_at(path)  # a linked dataset.json stays a link, unless it leads out of its folder
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as stream:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from nnunet_mutual.errors import MutualError
 
-_FORBIDDEN = re.compile(r"[/\\:\x00-\x1f\x7f]")  # separators of any system, drive letters, control characters
+# Separators of any system, drive letters, control characters and what turns the reading direction around.
+_FORBIDDEN = re.compile(r"[/\\:\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def safe_name(name: object, what: str) -> str:
@@ -24,9 +25,19 @@ def safe_name(name: object, what: str) -> str:
     if not isinstance(name, str) or not name.strip(" .") or _FORBIDDEN.search(name):
         raise MutualError(
             f"the {what} {name!r} cannot be used as a file name (it is empty or holds a slash, a colon or a control "
-            "character); rename it"
+            "character, or nothing but dots); rename it"
         )
     return name
+
+
+def written_at(path: Path) -> Path:
+    """Returns where a file is written that may be a link: at its target in the same folder, else in the link's place.
+
+    So nothing is written through a link that leads out of the folder; a file takes the place of the link.
+    """
+    root = path.parent.resolve()
+    found = path.resolve()
+    return found if root in found.parents else root / path.name
 
 
 def inside(folder: Path, path: str | Path, what: str, *, followed: bool = True, fix: str = "correct the entry") -> Path:

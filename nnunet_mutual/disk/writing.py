@@ -10,6 +10,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from nnunet_mutual.disk.names import written_at
+
 _TEMPORARY = re.compile(r"\..+\.([\w\-]+)-(\d+)\.tmp(\.[\w.]+)?")
 
 
@@ -18,7 +20,8 @@ def written(path: Path, *, ending: str = "") -> Iterator[Path]:
     """Yields a temporary path in the folder of ``path``; what is written there gets that name at the end.
 
     The content reaches the disk before the rename. After an error ``path`` is as before and nothing is left; what a
-    killed process left for the same ``path`` is removed. A symbolic link stays one: its target is replaced.
+    killed process left for the same ``path`` is removed. A symbolic link within the folder stays one: its target is
+    replaced; one that leads out of the folder is itself replaced.
 
     Args:
         path: where the file shall be.
@@ -27,7 +30,7 @@ def written(path: Path, *, ending: str = "") -> Iterator[Path]:
     Raises:
         OSError: the folder cannot be written.
     """
-    path = path.resolve()
+    path = written_at(path)
     sweep(path.parent, path.name)
     temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}.tmp{ending}")
     try:

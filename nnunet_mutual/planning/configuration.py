@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from nnunet_mutual.disk.files import read_object, write_json
+from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.locate import locate, plans_file
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.settings import BLOCK, block_for, merged_block, parse_settings, read_settings
+from nnunet_mutual.settings import BLOCK, block_for, merged_block, parse_settings, read_plans, read_settings
 
 
 def plan(dataset: str, *, configuration: str, plans: str, name: str, settings: Sequence[str]) -> None:
@@ -36,7 +36,7 @@ def plan(dataset: str, *, configuration: str, plans: str, name: str, settings: S
     path = plans_file(folders.preprocessed, plans)
     if not re.fullmatch(r"[A-Za-z0-9-]+", name):
         raise MutualError(f"--name {name!r} must consist of letters, digits and '-': it becomes part of a folder name")
-    content = read_object(path)
+    content = read_plans(path)
     merged_block(content, configuration)  # refuses an unknown base configuration
     new = f"{configuration}_{name}"
     entry = {"inherits_from": configuration, BLOCK: parse_settings(settings)}

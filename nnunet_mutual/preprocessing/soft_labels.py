@@ -23,8 +23,10 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.folders import temporary_folder
 from nnunet_mutual.disk.locate import locate, plans_file
+from nnunet_mutual.disk.names import inside
 from nnunet_mutual.errors import MutualError, shorten
 from nnunet_mutual.preprocessing.unlabelled import ENDINGS, UNLABELLED, unlabelled_keys
+from nnunet_mutual.settings import read_plans
 
 SCALE = 255  # steps of a probability, as it is written
 
@@ -45,7 +47,7 @@ def preprocess_soft(dataset: str | int, folder: str, *, plans: str) -> None:
     """
     folders = locate(dataset, need_preprocessed=True)
     assert folders.preprocessed is not None
-    manager = PlansManager(read_object(plans_file(folders.preprocessed, plans)))
+    manager = PlansManager(read_plans(plans_file(folders.preprocessed, plans)))
     content = read_object(folders.preprocessed / "dataset.json")
     files = {path.name.removesuffix(".npz"): path for path in sorted(Path(folder).glob("*.npz"))}
     if not (Path(folder) / "dataset.json").is_file() or not files:
@@ -58,7 +60,12 @@ def preprocess_soft(dataset: str | int, folder: str, *, plans: str) -> None:
     for name in manager.available_configurations:
         configuration = manager.get_configuration(name)
         images = folders.preprocessed / UNLABELLED / configuration.data_identifier
-        target = folders.preprocessed / SOFT / configuration.data_identifier
+        target = inside(
+            folders.preprocessed,
+            f"{SOFT}/{configuration.data_identifier}",
+            "folder",
+            fix="put a folder in place of the link",
+        )
         keys = nnUNetDatasetBlosc2.get_identifiers(str(images)) if images.is_dir() else []
         pending = [key for key in sorted(keys) if key in files and not _up_to_date(key, target, images, files[key])]
         done += sum(key in files for key in keys)

@@ -23,9 +23,9 @@ from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.datasets.images import inspect_case
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
-from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.folders import temporary_folder
 from nnunet_mutual.disk.locate import DatasetFolders, locate, plans_file
+from nnunet_mutual.disk.names import inside
 from nnunet_mutual.errors import MutualError, meant, shorten
 from nnunet_mutual.preprocessing.by_group import GroupPreprocessor
 from nnunet_mutual.preprocessing.unlabelled import (
@@ -38,6 +38,7 @@ from nnunet_mutual.preprocessing.unlabelled import (
     state_of,
     write_record,
 )
+from nnunet_mutual.settings import read_plans
 
 _HANDFUL = 4  # up to here starting processes takes longer than the work
 
@@ -118,7 +119,7 @@ def preprocess_unlabelled(
     assert folders.preprocessed is not None
     if processes is not None and processes < 1:
         raise MutualError(f"-np {processes}: the number of processes must be 1 or more")
-    manager = PlansManager(read_object(plans_file(folders.preprocessed, plans)))
+    manager = PlansManager(read_plans(plans_file(folders.preprocessed, plans)))
     if not images.cases and not (folders.preprocessed / UNLABELLED).is_dir():
         print(f"{folders.name}: imagesUn holds no images, there is nothing to preprocess")
         return
@@ -171,7 +172,9 @@ def _update(
     processes: int | None,
 ) -> dict[str, str]:
     """Does one configuration; returns a sentence for each image that cannot be used."""
-    folder = preprocessed / UNLABELLED / configuration.data_identifier
+    folder = inside(  # what is surplus there is deleted
+        preprocessed, f"{UNLABELLED}/{configuration.data_identifier}", "folder", fix="put a folder in place of the link"
+    )
     record = record_of(folder)
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if there and not images.cases:

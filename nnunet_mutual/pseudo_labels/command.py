@@ -13,14 +13,14 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
-from nnunet_mutual.disk.files import read_object
+from nnunet_mutual.datasets.raw import read_dataset_json
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.pseudo_labels.audit import summarise
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.generate import make_pseudo_labels
 from nnunet_mutual.pseudo_labels.store import CSV, PseudoStore
-from nnunet_mutual.settings import parse_settings, read_settings
+from nnunet_mutual.settings import parse_settings, read_plans, read_settings
 
 
 def pseudo_label(
@@ -88,7 +88,7 @@ def _load(dataset: str, configuration: str, fold: str, name: str, plans: str, ch
         raise MutualError(f"{file} does not exist; train it with: {command}{instead}")
     if device == "cuda" and not torch.cuda.is_available():
         raise MutualError("this machine has no CUDA device; add -device cpu")
-    plan, dataset_json = read_object(folder / "plans.json"), read_object(folder / "dataset.json")
+    plan, dataset_json = read_plans(folder / "plans.json"), read_dataset_json(folder)
     number = fold if fold == "all" else int(fold)
     if getattr(trainers, name).by_group:
         raise MutualError(

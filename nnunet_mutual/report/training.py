@@ -11,13 +11,13 @@ from typing import Any
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.datasets.raw import unlabelled_cases
+from nnunet_mutual.datasets.raw import read_dataset_json, unlabelled_cases
 from nnunet_mutual.disk.files import natural, read_json, read_object
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.trainings import training_folder
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.preprocessing.unlabelled import UNLABELLED, unlabelled_keys
-from nnunet_mutual.settings import differences
+from nnunet_mutual.settings import differences, read_plans
 
 STOCK_EPOCHS, STOCK_ITERATIONS = 1000, 250
 
@@ -67,7 +67,7 @@ class Training:
     @cached_property
     def dataset_json(self) -> dict[str, Any]:
         """As it was when the training began."""
-        return read_object(self.base / "dataset.json")
+        return read_dataset_json(self.base)
 
     @cached_property
     def table(self) -> AnnotationTable:
@@ -77,7 +77,7 @@ class Training:
     @cached_property
     def plan(self) -> dict[str, Any]:
         """The plans."""
-        return read_object(self.base / "plans.json")
+        return read_plans(self.base / "plans.json")
 
     @cached_property
     def settings(self) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.names import inside, safe_name
 from nnunet_mutual.disk.writing import sweep, written
 from nnunet_mutual.errors import MutualError
@@ -46,6 +47,22 @@ def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
         temporary.write_text("new")
     assert link.is_symlink()
     assert (tmp_path / "real" / "a").read_text() == "new"
+
+
+def test_nothing_is_written_through_a_link_out_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    outside, link = tmp_path / "precious.json", tmp_path / "folder" / "dataset.json"
+    outside.write_text("mine")
+    for write in (lambda: write_json(link, {}), lambda: _write(link)):
+        link.unlink(missing_ok=True)
+        link.symlink_to(outside)
+        write()
+        assert outside.read_text() == "mine" and not link.is_symlink() and link.is_file()
+
+
+def _write(path: Path) -> None:
+    with written(path) as temporary:
+        temporary.write_text("new")
 
 
 def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""All files are replaced or none, also if the process dies in between, and nothing outside of the dataset is touched."""
+"""All files are replaced or none, also if the process dies; nothing outside of the dataset is touched."""
 
 from __future__ import annotations
 

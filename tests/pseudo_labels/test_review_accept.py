@@ -410,16 +410,27 @@ def test_a_stranger_s_dataset_deletes_nothing(copy: Path, capsys: pytest.Capture
     assert precious.is_dir() and snapshot(copy) == before
 
 
-@pytest.mark.parametrize("what", ["labelsTr", "dataset.json"])
-def test_links_out_of_the_dataset(copy: Path, capsys: pytest.CaptureFixture[str], what: str) -> None:
-    inside = copy / "nnUNet_raw" / tiny.NAME / what
-    shutil.move(inside, copy / what)
-    inside.symlink_to(copy / what)
-    table = copy / "review" / "review.csv"
-    before = snapshot(copy)
-    assert run("accept", 901, table) == 2
-    assert f"leads out of {inside.parent}" in capsys.readouterr().err
-    assert snapshot(copy) == before
+def link(inside: Path, outside: Path) -> None:
+    shutil.move(inside, outside)
+    inside.symlink_to(outside)
+
+
+def test_a_linked_folder_out_of_the_dataset(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = copy / "nnUNet_raw" / tiny.NAME
+    link(raw / "labelsTr", copy / "labelsTr")
+    before = snapshot(copy), {file.name: file.read_bytes() for file in (copy / "labelsTr").iterdir()}
+    assert run("accept", 901, copy / "review" / "review.csv") == 2
+    assert f"leads out of {raw}" in capsys.readouterr().err
+    assert (snapshot(copy), {file.name: file.read_bytes() for file in (copy / "labelsTr").iterdir()}) == before
+
+
+def test_a_linked_dataset_json_out_of_the_dataset_is_replaced(copy: Path) -> None:
+    raw = copy / "nnUNet_raw" / tiny.NAME
+    link(raw / "dataset.json", copy / "dataset.json")
+    before = (copy / "dataset.json").read_bytes()
+    assert run("accept", 901, copy / "review" / "review.csv") == 0
+    assert (copy / "dataset.json").read_bytes() == before
+    assert table_of(copy) != json.loads(before)["mutual"] and not (raw / "dataset.json").is_symlink()
 
 
 def die_at(patch: pytest.MonkeyPatch, number: int, root: Path) -> None:

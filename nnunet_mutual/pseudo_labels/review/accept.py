@@ -142,7 +142,7 @@ def _change(opened: _Dataset, merged: Mapping[str, MergedCase], scratch: Mapping
             if root is not None and (root / "dataset.json").is_file():
                 new = scratch[root] / "dataset.json"
                 write_json(new, {**read_object(root / "dataset.json"), BLOCK: content[BLOCK]})
-                swaps.append(Swap(new, (root / "dataset.json").resolve()))
+                swaps.append(Swap(new, root / "dataset.json"))
         swap_all(swaps, opened.raw / INTERRUPTED, opened.roots)
     except (OSError, RuntimeError) as error:
         if (opened.raw / INTERRUPTED).exists():

@@ -15,6 +15,7 @@ from nnunet_mutual.disk.files import read_json
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.preprocessing.by_group import GroupPreprocessor
 from nnunet_mutual.preprocessing.unlabelled import ENDINGS
+from nnunet_mutual.settings import require_safe_names
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def data_of(preprocessed: Path) -> list[Data]:
         plans = read_json(file)
         if not isinstance(plans, dict) or not {"plans_name", "configurations"} <= set(plans):
             continue
+        require_safe_names(plans, str(file))
         manager = PlansManager(plans)
         for name in manager.available_configurations:
             folder = preprocessed / manager.get_configuration(name).data_identifier

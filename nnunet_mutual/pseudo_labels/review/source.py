@@ -25,6 +25,7 @@ from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.review.rules import rules_for
 from nnunet_mutual.pseudo_labels.review.training import Training
 from nnunet_mutual.pseudo_labels.store import CSV, IDENTITY, PseudoStore
+from nnunet_mutual.settings import read_plans
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def open_source(training: Training, checkpoint: str | None) -> Source:
         )
     known = FilterSettings.__dataclass_fields__
     files, _ = training_cases(folders.raw, content)
-    plans = PlansManager(read_object(folder / "plans.json"))
+    plans = PlansManager(read_plans(folder / "plans.json"))
     return Source(
         training,
         folders,
