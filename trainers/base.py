@@ -23,10 +23,11 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.batches.loading import LoaderSettings, case_probabilities, stop_loaders
 from nnunet_mutual.batches.streams import Stream
-from nnunet_mutual.datasets.host_files import require_plans
 from nnunet_mutual.datasets.splits import fold_problems, provide_splits
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.disk.files import write_json
+from nnunet_mutual.disk.host_files import require_plans
+from nnunet_mutual.disk.names import safe_name
 from nnunet_mutual.disk.writing import require_space, sweep
 from nnunet_mutual.engine.checkpoints import (
     STATE_KEY,
@@ -351,6 +352,8 @@ class MutualTrainer(nnUNetTrainer):
                 if said:
                     self.print_to_log_file(said)
             self._split = super().do_split()
+            for key in (*self._split[0], *self._split[1]):
+                safe_name(key, "case of splits_final.json")
         return list(self._split[0]), list(self._split[1])
 
     @property

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nnunet_mutual.disk.names import safe_name
 from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.settings import BLOCK
 
@@ -69,7 +70,7 @@ class AnnotationTable:
 
     @classmethod
     def from_dataset_json(cls, dataset_json: Mapping[str, Any]) -> AnnotationTable:
-        """Reads and verifies the table.
+        """Reads and verifies the table, and the names of dataset.json that become names of files.
 
         Args:
             dataset_json: the content of a dataset.json.
@@ -77,6 +78,8 @@ class AnnotationTable:
         Raises:
             MutualError: a wrong, unknown or missing entry, with the place and the fix.
         """
+        if "file_ending" in dataset_json:
+            safe_name(dataset_json["file_ending"], '"file_ending" of dataset.json')
         raw_labels = _mapping(dataset_json.get("labels"), '"labels"')
         values = {n: _integers(v) for n, v in raw_labels.items() if n not in ("background", "ignore")}
         labels = tuple(name for name, integers in values.items() if set(integers) != {0})
@@ -262,7 +265,7 @@ def _closure(direct: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
 def _case(
     key: str, entry: Any, sources: Mapping[str, Source], labels: tuple[str, ...], channels: tuple[str, ...]
 ) -> Case:
-    place = f'case "{key}"'
+    place = f'case "{safe_name(key, "case of dataset.json")}"'
     entry = _mapping(entry, place)
     _known_keys(entry, _CASE_KEYS, place)
     source = entry.get("source")
@@ -319,5 +322,5 @@ def _groups(groups: Any, channels: tuple[str, ...]) -> dict[str, tuple[str, ...]
             raise MutualError(
                 f'modality group "{name}" of dataset.json is empty; list its channels: {", ".join(channels)}'
             )
-        found[name] = tuple(members)
+        found[safe_name(name, "modality group of dataset.json")] = tuple(members)
     return found

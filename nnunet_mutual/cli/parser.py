@@ -19,6 +19,7 @@ from nnunet_mutual.cli import training as cli_training
 from nnunet_mutual.cli import types as cli_types
 from nnunet_mutual.cli import unforeseen
 from nnunet_mutual.cli.arguments import add_training
+from nnunet_mutual.disk.names import safe_name
 from nnunet_mutual.errors import MutualError
 
 EXIT_PROBLEM = 1
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(_unknown(arguments[0], commands))
     options = parser.parse_args(arguments)
     try:
+        _require_names(options)
         return options.handler(options)
     except MutualError as error:
         return _fail(str(error))
@@ -87,6 +89,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{sys.executable} -m pip install 'nnunetv2>=2.8'"
             )
         return _fail(unforeseen.say(error))
+
+
+def _require_names(options: argparse.Namespace) -> None:
+    """Verifies the words that commands make names of files and folders of."""
+    for what in ("configuration", "configurations", "fold", "folds", "trainer", "plans", "checkpoint", "ending"):
+        given = getattr(options, what, None)
+        for name in given if isinstance(given, list) else [] if given is None else [given]:
+            safe_name(name, what.removesuffix("s") if what != "plans" else "name of plans")
 
 
 def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:

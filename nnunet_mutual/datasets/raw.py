@@ -12,6 +12,7 @@ from typing import Any
 
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
 from nnunet_mutual.disk.files import natural, read_object
+from nnunet_mutual.disk.names import safe_name
 from nnunet_mutual.errors import MutualError, closest, shorten, spelling_key
 
 
@@ -28,7 +29,7 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     """Reads the dataset.json of a dataset folder.
 
     Raises:
-        MutualError: missing or malformed file, or no file_ending.
+        MutualError: missing or malformed file, or no usable file_ending.
     """
     if not (folder / "dataset.json").is_file():
         raise MutualError(
@@ -39,6 +40,7 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
         raise MutualError(
             f'{folder / "dataset.json"} has no "file_ending"; add it, for example "file_ending": ".nii.gz"'
         )
+    safe_name(content["file_ending"], f'"file_ending" of {folder / "dataset.json"}')
     return content
 
 
@@ -110,6 +112,7 @@ def _declared_files(folder: Path, entries: Any) -> dict[str, CaseFiles]:
         )
     cases = {}
     for key, entry in entries.items():
+        safe_name(key, f'case in "dataset" of {folder / "dataset.json"}')
         try:
             images = {channel: resolve(path) for channel, path in enumerate(entry["images"])}
             cases[key] = CaseFiles(key, images, resolve(entry["label"]))

@@ -12,9 +12,9 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.coverage import columns
-from nnunet_mutual.datasets.host_files import read_splits
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
 from nnunet_mutual.disk.files import write_json
+from nnunet_mutual.disk.host_files import read_splits
 from nnunet_mutual.errors import MutualError, shorten
 
 Split = dict[str, list[str]]

@@ -8,6 +8,7 @@ from pathlib import Path
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets, maybe_convert_to_dataset_name
 
+from nnunet_mutual.disk.names import safe_name
 from nnunet_mutual.errors import MutualError, meant, shorten
 
 
@@ -118,7 +119,7 @@ def plans_file(preprocessed: Path, plans: str) -> Path:
     Raises:
         MutualError: there is none of this name; the others are listed.
     """
-    path = preprocessed / f"{plans}.json"
+    path = preprocessed / f"{safe_name(plans, 'plans name')}.json"
     if not path.exists():
         there = sorted(file.stem for file in path.parent.glob("*Plans*.json"))
         raise MutualError(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from nnunet_mutual.errors import MutualError
 
-_FORBIDDEN = re.compile(r"[/\\:\x00-\x1f\x7f]")  # separators of any system, drive letters, control characters
+# Separators of any system, drive letters, control characters and what turns the reading direction around.
+_FORBIDDEN = re.compile(r"[/\\:\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def safe_name(name: object, what: str) -> str:
@@ -20,29 +21,49 @@ def safe_name(name: object, what: str) -> str:
     Raises:
         MutualError: not a string, empty, or it would name another folder.
     """
-    if not isinstance(name, str) or not name.strip() or name in (".", "..") or _FORBIDDEN.search(name):
+    # Windows drops dots and spaces at the end of a name, so that ".. ." is "..".
+    if not isinstance(name, str) or not name.strip(" .") or _FORBIDDEN.search(name):
         raise MutualError(
             f"the {what} {name!r} cannot be used as a file name (it is empty or holds a slash, a colon or a control "
-            "character); rename it"
+            "character, or nothing but dots); rename it"
         )
     return name
 
 
-def inside(folder: Path, path: str | Path, what: str) -> Path:
+def written_at(path: Path) -> Path:
+    """Returns where a file is written that may be a link: at its target in the same folder, else in the link's place.
+
+    So nothing is written through a link that leads out of the folder; a file takes the place of the link.
+    """
+    root = path.parent.resolve()
+    found = path.resolve()
+    return found if root in found.parents else root / path.name
+
+
+def inside(folder: Path, path: str | Path, what: str, *, followed: bool = True, fix: str = "correct the entry") -> Path:
     """Returns ``folder / path``, after symbolic links are resolved, if that lies in the folder.
 
     Args:
         folder: what must not be left.
         path: relative to it; absolute is refused unless it lies inside.
         what: the path names, for the sentence: 'journal entry'.
+        followed: whether a last component that is a link counts as what it points to; False for what is replaced or
+            deleted under its own name, which then must not be the folder itself.
+        fix: end of the sentence.
 
     Raises:
         MutualError: it lies outside.
     """
     root = folder.resolve()
-    found = (root / path).resolve()
-    if found != root and root not in found.parents:
+    place = root / path
+    try:
+        if "\0" in str(path):
+            raise ValueError("zero byte")
+        found = place.resolve() if followed or place.name == ".." else place.parent.resolve() / place.name
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a circle of links
+        raise MutualError(f"the {what} {str(path)!r} is no usable path ({error}); {fix}") from None
+    if root not in found.parents and not (followed and found == root):
         raise MutualError(
-            f"the {what} {str(path)!r} leads out of {folder} (to {found}); nothing there was touched, correct the entry"
+            f"the {what} {str(path)!r} leads out of {folder} (to {found}); nothing there was touched, {fix}"
         )
     return found

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from time import time
 
+from nnunet_mutual.disk.names import written_at
+
 _TEMPORARY = re.compile(r"\..+\.([\w\-]+)-(\d+)-\d+\.tmp(\.[\w.]+)?")
 _NUMBERS = itertools.count()  # of the files of this process, whose threads must not meet
 _LITTLE = 2**16  # bytes
@@ -24,7 +26,8 @@ def written(path: Path, *, ending: str = "", sweeping: bool = True) -> Iterator[
     """Yields a temporary path in the folder of ``path``; what is written there gets that name at the end.
 
     The content reaches the disk before the rename. After an error ``path`` is as before and nothing is left; what a
-    killed process left for the same ``path`` is removed. A symbolic link stays one: its target is replaced.
+    killed process left for the same ``path`` is removed. A symbolic link within the folder stays one: its target is
+    replaced; one that leads out of the folder is itself replaced.
 
     Args:
         path: where the file shall be.
@@ -34,7 +37,7 @@ def written(path: Path, *, ending: str = "", sweeping: bool = True) -> Iterator[
     Raises:
         OSError: the folder cannot be written.
     """
-    path = path.resolve()
+    path = written_at(path)
     if sweeping:
         sweep(path.parent, path.name)
     temporary = path.with_name(f".{path.name}.{_place()}-{os.getpid()}-{next(_NUMBERS)}.tmp{ending}")

@@ -13,13 +13,19 @@ from typing import Any
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_mutual.annotation.identities import without_case_names, without_identities
 from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.annotation.travelling import (
+    checkpoint_of,
+    fingerprint_of,
+    plans_of,
+    without_case_names,
+    without_identities,
+)
 from nnunet_mutual.batches.decisions import read_decisions
 from nnunet_mutual.batches.pseudo import CSV as DECISIONS
-from nnunet_mutual.datasets.host_files import read_plans, read_summary
-from nnunet_mutual.datasets.raw import training_cases
+from nnunet_mutual.datasets.raw import read_dataset_json, training_cases
 from nnunet_mutual.disk.files import read_object, write_json
+from nnunet_mutual.disk.host_files import read_plans, read_summary
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.trainings import training_folder
 from nnunet_mutual.engine.checkpoints import STATE_KEY, STOCK_TRAINER, load_own, save_atomically
@@ -31,9 +37,6 @@ from nnunet_mutual.export.model_card import TrainedFold
 from nnunet_mutual.preprocessing.unlabelled import UNLABELLED, read_record, record_of
 
 CARD = "model_card.md"
-
-# What a checkpoint keeps besides its weights; optimiser and training state stay behind.
-_KEPT = ("logging", "_best_ema", "current_epoch", "inference_allowed_mirroring_axes")
 
 
 @dataclass(frozen=True)
@@ -204,9 +207,9 @@ def _plan_models(source: Path, plans_name: str, configuration: str) -> list[_Mod
     def named(name: str) -> Path:
         return source.parent / f"{STOCK_TRAINER}__{name}__{configuration}"
 
-    dataset_json, plan = read_object(source / "dataset.json"), read_plans(source / "plans.json")
-    clean = without_identities(dataset_json)
-    groups = groups_of_training(plan, dataset_json)
+    dataset_json, trained_plan = read_dataset_json(source), read_plans(source / "plans.json")
+    clean, plan = without_identities(dataset_json), plans_of(trained_plan, configuration)
+    groups = groups_of_training(trained_plan, dataset_json)
     if groups is None:
         return [_Model(named(plans_name), {**plan, "plans_name": plans_name}, clean)]
     models = []
@@ -222,7 +225,8 @@ def _write_model(folder: Path, model: _Model, request: _Request) -> list[str]:
     folder.mkdir()
     write_json(folder / "plans.json", model.plan)
     write_json(folder / "dataset.json", model.dataset_json)
-    shutil.copyfile(request.source / "dataset_fingerprint.json", folder / "dataset_fingerprint.json")
+    fingerprint = fingerprint_of(read_object(request.source / "dataset_fingerprint.json"))
+    write_json(folder / "dataset_fingerprint.json", fingerprint)
     trained_folds, shown = [], []
     for name, origin, trained in _models(model, request):
         trained_folds.append(_export_fold(origin, folder / f"fold_{name}", trained, model))
@@ -324,18 +328,7 @@ def _models(model: _Model, request: _Request) -> Iterator[tuple[str, Path, dict[
 
 def _export_fold(source: Path, folder: Path, trained: Mapping[str, Any], model: _Model) -> TrainedFold:
     (folder / "validation").mkdir(parents=True)
-    arguments = {
-        **trained["init_args"],
-        "plans": model.plan,
-        "dataset_json": model.dataset_json,
-        "device": "cpu",
-    }
-    content = {
-        "network_weights": trained["network_weights"],
-        "trainer_name": STOCK_TRAINER,
-        "init_args": arguments,
-        **{key: trained[key] for key in _KEPT},
-    }
+    content = checkpoint_of(trained, STOCK_TRAINER, model.plan, model.dataset_json)
     save_atomically(content, folder / "checkpoint_final.pth")
     progress = source / "progress.png"
     if not progress.is_file():

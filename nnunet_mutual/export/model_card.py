@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.annotation.travelling import settings_of
 from nnunet_mutual.batches.decisions import Decision
 
 NNUNET_PAPER = (
@@ -121,7 +122,7 @@ def model_card(origin: Origin, table: AnnotationTable, trained: Sequence[Trained
         table: of the training dataset, training cases only.
         trained: one entry per exported fold.
     """
-    settings = json.dumps(trained[0].settings, indent=2)
+    settings = json.dumps(settings_of(trained[0].settings), indent=2)
     papers = [NNUNET_PAPER, *([PAPERS[origin.trainer]] if origin.trainer in PAPERS else [])]
     sections = [
         f"# {origin.name}\n\nNot a medical device. For research; results need the eyes of a physician.",

@@ -15,9 +15,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from nnunet_mutual.datasets.host_files import read_plans
-from nnunet_mutual.datasets.raw import CaseFiles, images_of
+from nnunet_mutual.datasets.raw import CaseFiles, images_of, read_dataset_json
 from nnunet_mutual.disk.files import read_object, write_json
+from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.errors import MutualError
 
 FILE = "sequences.json"
@@ -96,7 +96,7 @@ def check_images(model: str, images: str) -> int:
         name: (np.asarray(entry["profile"]), float(entry["distance"]))
         for name, entry in read_object(folder / FILE).items()
     }
-    content = read_object(folder / "dataset.json")
+    content = read_dataset_json(folder)
     reader = PlansManager(read_plans(folder / "plans.json")).image_reader_writer_class()
     wanted = list(content.get("channel_names", content.get("modality", {})).values())
     cases, _ = images_of(Path(images), content["file_ending"])

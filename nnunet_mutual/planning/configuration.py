@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from nnunet_mutual.datasets.host_files import read_plans
 from nnunet_mutual.disk.files import write_json
+from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import locate, plans_file
 from nnunet_mutual.errors import MutualError, closest
 from nnunet_mutual.plugin.find import resolve, training_names

@@ -23,12 +23,12 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY, ModalityGroups
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.datasets.host_files import read_plans, read_splits
 from nnunet_mutual.datasets.images import reader_for
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, training_cases
 from nnunet_mutual.datasets.splits import describe_splits, splits_problems, stratified_splits
 from nnunet_mutual.disk.files import read_json, read_object, write_json
+from nnunet_mutual.disk.host_files import read_plans, read_splits
 from nnunet_mutual.disk.locate import DatasetFolders, require_root
 from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.planning.method import Method, method_for

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.datasets.host_files import read_plans
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.folders import temporary_folder
+from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import locate, plans_file
+from nnunet_mutual.disk.names import inside
 from nnunet_mutual.errors import MutualError, shorten
 from nnunet_mutual.preprocessing.unlabelled import ENDINGS, UNLABELLED, unlabelled_keys
 
@@ -59,7 +60,12 @@ def preprocess_soft(dataset: str | int, folder: str, *, plans: str) -> None:
     for name in manager.available_configurations:
         configuration = manager.get_configuration(name)
         images = folders.preprocessed / UNLABELLED / configuration.data_identifier
-        target = folders.preprocessed / SOFT / configuration.data_identifier
+        target = inside(
+            folders.preprocessed,
+            f"{SOFT}/{configuration.data_identifier}",
+            "folder",
+            fix="put a folder in place of the link",
+        )
         keys = nnUNetDatasetBlosc2.get_identifiers(str(images)) if images.is_dir() else []
         pending = [key for key in sorted(keys) if key in files and not _up_to_date(key, target, images, files[key])]
         done += sum(key in files for key in keys)

@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable, Case
-from nnunet_mutual.datasets.host_files import read_plans
 from nnunet_mutual.datasets.images import inspect_case
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.disk.folders import temporary_folder
+from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import DatasetFolders, locate, plans_file
+from nnunet_mutual.disk.names import inside
 from nnunet_mutual.errors import MutualError, meant, shorten
 from nnunet_mutual.preprocessing.by_group import GroupPreprocessor
 from nnunet_mutual.preprocessing.unlabelled import (
@@ -171,7 +172,9 @@ def _update(
     processes: int | None,
 ) -> dict[str, str]:
     """Does one configuration; returns a sentence for each image that cannot be used."""
-    folder = preprocessed / UNLABELLED / configuration.data_identifier
+    folder = inside(  # what is surplus there is deleted
+        preprocessed, f"{UNLABELLED}/{configuration.data_identifier}", "folder", fix="put a folder in place of the link"
+    )
     record = record_of(folder)
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if there and not images.cases:

@@ -15,8 +15,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.batches.pseudo import CSV, PseudoStore
-from nnunet_mutual.datasets.host_files import read_plans
-from nnunet_mutual.disk.files import read_object
+from nnunet_mutual.datasets.raw import read_dataset_json
+from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.engine.window import Window
 from nnunet_mutual.errors import MutualError, meant
@@ -94,7 +94,7 @@ def _load(dataset: str, configuration: str, fold: str, name: str, plans: str, ch
         raise MutualError(f"{file} does not exist; train it with: {command}{instead}")
     if device == "cuda" and not torch.cuda.is_available():
         raise MutualError("this machine has no CUDA device; add -device cpu")
-    plan, dataset_json = read_plans(folder / "plans.json"), read_object(folder / "dataset.json")
+    plan, dataset_json = read_plans(folder / "plans.json"), read_dataset_json(folder)
     number = fold if fold == "all" else int(fold)
     if resolve("trainers", name).by_group:
         raise MutualError(

@@ -12,11 +12,11 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.paths import nnUNet_results
 from tqdm import tqdm
 
-from nnunet_mutual.annotation.identities import without_identities
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
-from nnunet_mutual.datasets.host_files import read_plans
+from nnunet_mutual.annotation.travelling import without_identities
 from nnunet_mutual.datasets.raw import read_dataset_json, unlabelled_cases
 from nnunet_mutual.disk.files import read_object, write_json
+from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.disk.writing import sweep, written
 from nnunet_mutual.errors import MutualError, meant

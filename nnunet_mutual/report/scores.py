@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.datasets.host_files import read_summary
 from nnunet_mutual.disk.files import read_object
+from nnunet_mutual.disk.host_files import read_summary
 from nnunet_mutual.errors import MutualError
 
 COLUMNS = ("network", "case", "source", "label", "dice", "precision", "recall", "voxels_drawn", "voxels_predicted")

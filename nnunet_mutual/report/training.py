@@ -11,9 +11,9 @@ from typing import Any
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.datasets.host_files import read_plans, read_splits
-from nnunet_mutual.datasets.raw import unlabelled_cases
+from nnunet_mutual.datasets.raw import read_dataset_json, unlabelled_cases
 from nnunet_mutual.disk.files import natural, read_object
+from nnunet_mutual.disk.host_files import read_plans, read_splits
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.trainings import training_folder
 from nnunet_mutual.errors import MutualError
@@ -69,7 +69,7 @@ class Training:
     @cached_property
     def dataset_json(self) -> dict[str, Any]:
         """As it was when the training began."""
-        return read_object(self.base / "dataset.json")
+        return read_dataset_json(self.base)
 
     @cached_property
     def table(self) -> AnnotationTable:

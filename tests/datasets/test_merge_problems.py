@@ -306,14 +306,12 @@ def test_interrupt_at_the_last_step_leaves_nothing(pair: Pair, monkeypatch: pyte
 
 KILLED = """
 import os, signal
-from nnunet_mutual.datasets import new_dataset
 link = new_dataset.link_or_copy
 def killed(path, place, *, copy):
     if place.name.startswith("Spleen_s_2"):
         os.kill(os.getpid(), signal.SIGKILL)
     link(path, place, copy=copy)
 new_dataset.link_or_copy = killed
-from nnunet_mutual.cli.parser import main
 main(["merge", "11", "12", "Dataset111_Abdomen"])
 """
 

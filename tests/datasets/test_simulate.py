@@ -328,7 +328,6 @@ def killed(files, *arguments, **options):
         os.kill(os.getpid(), signal.SIGKILL)
     place(files, *arguments, **options)
 simulated.place_images = killed
-from nnunet_mutual.cli.parser import main
 main(["simulate", "777", "Dataset778_Simulated", "--labelled", "4"])
 """
 

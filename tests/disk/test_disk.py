@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.names import inside, safe_name
 from nnunet_mutual.disk.writing import sweep, written
 from nnunet_mutual.errors import MutualError
@@ -48,6 +49,22 @@ def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
         temporary.write_text("new")
     assert link.is_symlink()
     assert (tmp_path / "real" / "a").read_text() == "new"
+
+
+def test_nothing_is_written_through_a_link_out_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    outside, link = tmp_path / "precious.json", tmp_path / "folder" / "dataset.json"
+    outside.write_text("mine")
+    for write in (lambda: write_json(link, {}), lambda: _write(link)):
+        link.unlink(missing_ok=True)
+        link.symlink_to(outside)
+        write()
+        assert outside.read_text() == "mine" and not link.is_symlink() and link.is_file()
+
+
+def _write(path: Path) -> None:
+    with written(path) as temporary:
+        temporary.write_text("new")
 
 
 def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
@@ -91,7 +108,9 @@ def test_names_that_stay(name: str) -> None:
     assert safe_name(name, "case") == name
 
 
-@pytest.mark.parametrize("name", ["", " ", ".", "..", "../x", "a/b", "/x", "a\\b", "C:x", "a\n", "a\0", 3, None])
+@pytest.mark.parametrize(
+    "name", ["", " ", ".", "..", "../x", "a/b", "/x", "a\\b", "C:x", "a\n", "a\0", ".. .", "...", 3, None]
+)
 def test_names_that_would_leave(name: object) -> None:
     with pytest.raises(MutualError, match="case .* cannot be used as a file name"):
         safe_name(name, "case")
@@ -104,5 +123,16 @@ def test_paths_stay_inside_also_through_links(tmp_path: Path) -> None:
     assert inside(root, "sub/a", "entry") == (root / "sub" / "a").resolve()
     assert inside(root, root / "sub", "entry") == (root / "sub").resolve()
     for path in ("../x", "sub/../../x", str(tmp_path / "x"), "out/x", "/etc"):
-        with pytest.raises(MutualError, match="entry .* leads out of"):
-            inside(root, path, "entry")
+        for followed in (True, False):
+            with pytest.raises(MutualError, match="entry .* leads out of"):
+                inside(root, path, "entry", followed=followed)
+
+
+def test_what_is_replaced_may_be_a_link_but_not_the_folder(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "out").symlink_to(tmp_path)
+    assert inside(root, "out", "entry", followed=False) == root.resolve() / "out"
+    for path in ("", ".", "..", "out/..", "a\0"):
+        with pytest.raises(MutualError, match="entry"):
+            inside(root, path, "entry", followed=False)

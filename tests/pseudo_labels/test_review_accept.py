@@ -365,7 +365,7 @@ def test_killed_half_way(copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     before = snapshot(copy)
     with monkeypatch.context() as patch:
         die_at(patch, 5, copy)
-        patch.setattr(swap, "undo", lambda journal: None)
+        patch.setattr(swap, "undo", lambda *_: None)
         assert run("accept", 901, table) == 130
     assert snapshot(copy) != before
     with pytest.raises(MutualError, match="accept was interrupted while it replaced label maps; run it again"):
@@ -378,6 +378,59 @@ def test_killed_half_way(copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     kept = f"nnUNet_raw/{tiny.NAME}/labelsTr_before_1/case_00.nii.gz"
     assert after[kept] == before[f"nnUNet_raw/{tiny.NAME}/labelsTr/case_00.nii.gz"]
     assert not any(".accept" in path or "before_2" in path for path in after)
+
+
+def test_killed_and_moved(copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    before = snapshot(copy)
+    with monkeypatch.context() as patch:
+        die_at(patch, 5, copy)
+        patch.setattr(swap, "undo", lambda *_: None)
+        assert run("accept", 901, copy / "review" / "review.csv") == 130
+    new = copy / "another disk"
+    new.mkdir()
+    for name in ("nnUNet_raw", "nnUNet_preprocessed"):
+        shutil.copytree(copy / name, new / name)
+        shutil.rmtree(copy / name)
+        monkeypatch.setenv(name, str(new / name))
+    empty = copy / "review" / "empty.csv"
+    fill(Path(shutil.copy(copy / "review" / "review.csv", empty)), {})
+    assert run("accept", 901, empty) == 0
+    assert "An accept that was interrupted has been undone first" in capsys.readouterr().out
+    assert snapshot(new) == before
+
+
+def test_a_stranger_s_dataset_deletes_nothing(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    precious = copy / "precious"
+    precious.mkdir()
+    journal = copy / "nnUNet_raw" / tiny.NAME / ".accept.json"
+    journal.write_text(json.dumps({"replaced": [[str(precious), None]]}))
+    before = snapshot(copy)
+    assert run("accept", 901, copy / "review" / "review.csv") == 2
+    assert f"{journal} lists {precious}, which is not in" in capsys.readouterr().err
+    assert precious.is_dir() and snapshot(copy) == before
+
+
+def link(inside: Path, outside: Path) -> None:
+    shutil.move(inside, outside)
+    inside.symlink_to(outside)
+
+
+def test_a_linked_folder_out_of_the_dataset(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = copy / "nnUNet_raw" / tiny.NAME
+    link(raw / "labelsTr", copy / "labelsTr")
+    before = snapshot(copy), {file.name: file.read_bytes() for file in (copy / "labelsTr").iterdir()}
+    assert run("accept", 901, copy / "review" / "review.csv") == 2
+    assert f"leads out of {raw}" in capsys.readouterr().err
+    assert (snapshot(copy), {file.name: file.read_bytes() for file in (copy / "labelsTr").iterdir()}) == before
+
+
+def test_a_linked_dataset_json_out_of_the_dataset_is_replaced(copy: Path) -> None:
+    raw = copy / "nnUNet_raw" / tiny.NAME
+    link(raw / "dataset.json", copy / "dataset.json")
+    before = (copy / "dataset.json").read_bytes()
+    assert run("accept", 901, copy / "review" / "review.csv") == 0
+    assert (copy / "dataset.json").read_bytes() == before
+    assert table_of(copy) != json.loads(before)["mutual"] and not (raw / "dataset.json").is_symlink()
 
 
 def die_at(patch: pytest.MonkeyPatch, number: int, root: Path) -> None:

@@ -21,14 +21,12 @@ from nnunet_mutual.datasets.sync import INTERRUPTED, raw_and_preprocessed_differ
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.folders import temporary_folder
 from nnunet_mutual.disk.locate import DatasetFolders, locate
-from nnunet_mutual.disk.swap import Swap, swap_all, undo
+from nnunet_mutual.disk.swap import BACKUP, OLD, Roots, Swap, swap_all, undo
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.pseudo_labels.review.merge import MergedCase, merge_case
 from nnunet_mutual.pseudo_labels.review.preprocessed import Data, data_of
 from nnunet_mutual.pseudo_labels.review.table import REJECT, Manifest, Verdict, read_manifest, read_verdicts
 from nnunet_mutual.settings import BLOCK
-
-_OLD = ".accept.old"
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,10 @@ class _Dataset:
     @property
     def preprocessed(self) -> Path | None:
         return self.folders.preprocessed
+
+    @property
+    def roots(self) -> Roots:
+        return _roots(self.folders)
 
 
 def accept(dataset: str, table_file: str, *, dry_run: bool, keep_drawn: bool) -> None:
@@ -77,9 +79,9 @@ def accept(dataset: str, table_file: str, *, dry_run: bool, keep_drawn: bool) ->
             )
         scratch = {}
         if not dry_run:
-            roots = [root for root in (folders.raw, folders.preprocessed) if root is not None]
+            roots = [root for root in _roots(folders).values() if root is not None]
             scratch = {r: stack.enter_context(temporary_folder(r / "accept", "accept", "staged")) for r in roots}
-            _mend(folders.raw, roots)
+            _mend(folders)
         opened = _open(folders)
         verdicts = read_verdicts(path, manifest, opened.table)
         chosen = [verdict for verdict in verdicts if verdict.file is not None]
@@ -134,14 +136,14 @@ def _change(opened: _Dataset, merged: Mapping[str, MergedCase], scratch: Mapping
             label = opened.files[key].label
             new = scratch[opened.raw] / "labelsTr" / label.name
             swaps += _swaps_of_data(opened, key, new, content, scratch)
-            swaps.append(Swap(new, label, opened.raw / _OLD / "labelsTr" / label.name))
+            swaps.append(Swap(new, label))
         # Last, and the raw one after the preprocessed one: a training that meets them in between refuses to start.
         for root in (opened.preprocessed, opened.raw):
             if root is not None and (root / "dataset.json").is_file():
                 new = scratch[root] / "dataset.json"
                 write_json(new, {**read_object(root / "dataset.json"), BLOCK: content[BLOCK]})
-                swaps.append(Swap(new, (root / "dataset.json").resolve(), root / _OLD / "dataset.json"))
-        swap_all(swaps, opened.raw / INTERRUPTED)
+                swaps.append(Swap(new, root / "dataset.json"))
+        swap_all(swaps, opened.raw / INTERRUPTED, opened.roots)
     except (OSError, RuntimeError) as error:
         if (opened.raw / INTERRUPTED).exists():
             raise MutualError(
@@ -152,7 +154,7 @@ def _change(opened: _Dataset, merged: Mapping[str, MergedCase], scratch: Mapping
     finally:
         if not (opened.raw / INTERRUPTED).exists():
             for root in scratch:
-                shutil.rmtree(root / _OLD, ignore_errors=True)
+                shutil.rmtree(root / OLD, ignore_errors=True)
     print(f"The label maps and dataset.json as they were before: {swaps[0].target}")
 
 
@@ -173,13 +175,13 @@ def _new_content(opened: _Dataset, cases: Sequence[Case]) -> dict[str, Any]:
 def _backup(opened: _Dataset, merged: Mapping[str, MergedCase], scratch: Path, table: Path) -> Swap:
     """A copy of all that changes in the raw dataset, and of the table that says why."""
     number = 1
-    while (place := opened.raw / f"labelsTr_before_{number}").exists():
+    while (place := opened.raw / f"{BACKUP}{number}").exists():
         number += 1
     folder = scratch / place.name
     folder.mkdir()
     for file in [*(opened.files[key].label for key in merged), opened.raw / "dataset.json", table]:
         shutil.copy2(file, folder / file.name)
-    return Swap(folder, place, opened.raw / _OLD / place.name)
+    return Swap(folder, place)
 
 
 def _swaps_of_data(
@@ -195,28 +197,35 @@ def _swaps_of_data(
             folder = scratch[root] / data.folder.name
             folder.mkdir(exist_ok=True)
             for new in data.make(opened.files[key], label, content, folder):
-                swaps.append(Swap(new, data.folder / new.name, root / _OLD / data.folder.name / new.name))
+                swaps.append(Swap(new, data.folder / new.name))
     if (root / "gt_segmentations").is_dir():
         new = scratch[root] / label.name
         shutil.copyfile(label, new)
-        swaps.append(Swap(new, root / "gt_segmentations" / label.name, root / _OLD / "gt_segmentations" / label.name))
+        swaps.append(Swap(new, root / "gt_segmentations" / label.name))
     return swaps
 
 
-def _mend(raw: Path, roots: Sequence[Path]) -> None:
+def _roots(folders: DatasetFolders) -> Roots:
+    """The folders that accept writes into, as its journal calls them."""
+    return {"raw": folders.raw, "preprocessed": folders.preprocessed}
+
+
+def _mend(folders: DatasetFolders) -> None:
     """Puts back what a killed accept has left half-done."""
-    journal = raw / INTERRUPTED
+    assert folders.raw is not None
+    journal = folders.raw / INTERRUPTED
     if journal.exists():
         try:
-            undo(journal)
+            undo(journal, _roots(folders))
         except OSError as error:
             raise MutualError(
                 f"an accept was interrupted, and what it had replaced cannot be put back ({error}); get write "
                 "permission for that file, then repeat"
             ) from None
         print("An accept that was interrupted has been undone first")
-    for root in roots:
-        shutil.rmtree(root / _OLD, ignore_errors=True)
+    for root in _roots(folders).values():
+        if root is not None:
+            shutil.rmtree(root / OLD, ignore_errors=True)
 
 
 def _nothing_changed(opened: _Dataset, error: Exception) -> MutualError:

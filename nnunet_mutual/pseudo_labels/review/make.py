@@ -147,7 +147,7 @@ def _manifest(source: Source, entries: Sequence[Entry]) -> dict:
     return {
         "dataset": source.folders.name,
         "training": asdict(source.training),
-        "pseudo_labels": str(source.store.folder),
+        "pseudo_labels": "/".join(source.store.folder.parts[-3:]),  # a review travels to its reader
         "nnunet_mutual": __version__,
         "candidates": [
             {"case": e.decision.case, "label": e.decision.label, "file": e.file, "sha256": e.sha256} for e in entries

@@ -12,6 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.datasets.raw import CaseFiles
 from nnunet_mutual.disk.files import read_json
+from nnunet_mutual.disk.host_files import require_safe_names
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.preprocessing.by_group import GroupPreprocessor
 from nnunet_mutual.preprocessing.unlabelled import ENDINGS
@@ -67,6 +68,7 @@ def data_of(preprocessed: Path) -> list[Data]:
         plans = read_json(file)
         if not isinstance(plans, dict) or not {"plans_name", "configurations"} <= set(plans):
             continue
+        require_safe_names(plans, str(file))
         manager = PlansManager(plans)
         for name in manager.available_configurations:
             folder = preprocessed / manager.get_configuration(name).data_identifier

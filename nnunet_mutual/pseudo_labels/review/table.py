@@ -10,6 +10,7 @@ from pathlib import Path
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.tables import csv_rows
 from nnunet_mutual.disk.files import read_object
+from nnunet_mutual.disk.names import inside
 from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.pseudo_labels.review.training import Training
 
@@ -138,7 +139,7 @@ def _verdict(
 
 
 def _candidate(folder: Path, name: str, sha256: str, place: str) -> Path:
-    file = folder / name
+    file = inside(folder, name, f"file of {folder / MANIFEST}", fix="run nnunet_mutual review again")
     if not file.is_file():
         raise MutualError(f"{place}: {file} does not exist; put it back, or run nnunet_mutual review again")
     if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:

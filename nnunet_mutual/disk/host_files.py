@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_mutual.disk.files import read_json, read_object
+from nnunet_mutual.disk.names import safe_name
 from nnunet_mutual.disk.shapes import Shape, require_shape
 from nnunet_mutual.errors import MutualError, meant
 
@@ -66,6 +67,7 @@ def require_plans(plans: Any, file: object) -> None:
     if isinstance(plans, Mapping) and "configurations" not in plans and "plans_per_stage" in plans:
         raise MutualError(f"{file} holds plans of nnU-Net v1, which nnU-Net v2 cannot read; plan the dataset anew")
     require_shape(plans, _PLANS, file, fix)
+    require_safe_names(plans, file)
     for name, configuration in plans["configurations"].items():
         if "inherits_from" in configuration:
             continue  # merged_block follows these
@@ -76,6 +78,29 @@ def require_plans(plans: Any, file: object) -> None:
         for key in _REQUIRED:
             if key not in configuration:
                 raise MutualError(f'"configurations.{name}" in {file} has no "{key}"; {fix}')
+
+
+def require_safe_names(plans: Mapping[str, Any], place: object) -> None:
+    """Verifies every name of plans that nnU-Net or this package makes a path of.
+
+    Args:
+        plans: the content of a plans file.
+        place: it, for the sentence.
+
+    Raises:
+        MutualError: a name would leave its folder.
+    """
+    named: dict[str, Any] = {key: plans[key] for key in ("dataset_name", "plans_name") if key in plans}
+    configurations = plans.get("configurations")
+    for name, entry in configurations.items() if isinstance(configurations, Mapping) else ():
+        safe_name(name, f"configuration of {place}")
+        for key in ("data_identifier", "previous_stage", "next_stage"):
+            value = entry.get(key) if isinstance(entry, Mapping) else None
+            for number, one in enumerate(value if isinstance(value, list) else [value]):
+                if one is not None:
+                    named[f"{key} of {name}" + (f" ({number + 1})" if number else "")] = one
+    for what, value in named.items():
+        safe_name(value, f'"{what}" in {place}')
 
 
 def require_configuration(plans: Mapping[str, Any], name: str, file: object) -> None:
