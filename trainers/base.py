@@ -36,6 +36,7 @@ from nnunet_mutual.engine.online import Ranking, log_scores, score_batch
 from nnunet_mutual.engine.parallel.ranks import ranks_of_process
 from nnunet_mutual.engine.peers import Peers
 from nnunet_mutual.engine.signals import SaveRhythm, StopSignals, obey
+from nnunet_mutual.engine.stock_model import require_known_networks
 from nnunet_mutual.engine.validation import validate_fold
 from nnunet_mutual.engine.window import set_deep_supervision
 from nnunet_mutual.errors import MutualError
@@ -72,6 +73,7 @@ class MutualTrainer(nnUNetTrainer):
                 f"the data of the plans {plans['plans_name']} were preprocessed by modality group, which only "
                 "MutualCrossModalTrainer reads; use the plans of nnUNetv2_plan_and_preprocess"
             )
+        require_known_networks(plans, f"{plans['plans_name']}.json")
         self.settings = read_settings(self.settings_class, block_for(type(self), merged_block(plans, configuration)))
         self.autocast_dtype = compat.autocast_dtype(self.settings.amp, device)
         plans.setdefault("continue_training", False)

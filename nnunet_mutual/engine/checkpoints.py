@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from nnunet_mutual.disk.checkpoint_file import read_checkpoint
 from nnunet_mutual.engine.peers import unwrap
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.settings import deep_merge, differences
@@ -70,19 +72,22 @@ def load_own(filename: str | os.PathLike[str], device: torch.device) -> dict[str
     Raises:
         MutualError: the file is damaged, or of another trainer.
     """
-    try:
-        checkpoint = torch.load(filename, map_location=device, weights_only=True)
-    except Exception as error:
-        raise MutualError(
-            f"{filename} is damaged or was not written by a trainer of this package ({str(error).splitlines()[0]}); "
-            "continue with the -tr that wrote it, or remove it to start anew"
-        ) from error
+    checkpoint = read_checkpoint(filename, device, fix=_what_else(Path(filename)))
     if STATE_KEY not in checkpoint:
         raise MutualError(
             f"{filename} was not written by a trainer of this package (it has no {STATE_KEY}); continue with the -tr "
             "that wrote it, or pass it as -pretrained_weights"
         )
     return checkpoint
+
+
+def _what_else(file: Path) -> str:
+    """What to do where a checkpoint cannot be read: nnU-Net's ``--c`` takes the first of these that is there."""
+    order = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+    there = [name for name in order if name != file.name and file.with_name(name).is_file()]
+    if not there:
+        return "remove it and train anew, there is no other checkpoint"
+    return f"remove it, then --c goes on from {there[0]} (-chk {there[0]} for other commands)"
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
@@ -168,9 +173,32 @@ def unpack(trainer: MutualTrainer, checkpoint: Mapping[str, Any], filename: str)
     """Puts a checkpoint of :func:`pack` back into a trainer.
 
     Raises:
-        MutualError: it is of another trainer, or the settings changed since.
+        MutualError: it is of another trainer, the settings changed since, or entries are missing or of another shape.
     """
-    state = checkpoint[STATE_KEY]
+    with _whole(filename):
+        _compare_author(trainer, checkpoint[STATE_KEY], filename)
+    if not trainer.was_initialized:
+        trainer.initialize()
+    with _whole(filename):
+        _restore(trainer, checkpoint)
+
+
+@contextmanager
+def _whole(filename: str) -> Iterator[None]:
+    """Says that a checkpoint lacks something; of what networks raise, only that weights do not fit is about it."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "state_dict" not in str(error):
+            raise
+        reason = (str(error).splitlines() or [""])[0]
+        raise MutualError(
+            f"{filename} lacks what this training needs, or was changed after it was written ({type(error).__name__}: "
+            f"{reason}); {_what_else(Path(filename))}"
+        ) from error
+
+
+def _compare_author(trainer: MutualTrainer, state: Mapping[str, Any], filename: str) -> None:
     name = type(trainer).__name__
     if state["trainer"] != name:
         raise MutualError(
@@ -183,8 +211,10 @@ def unpack(trainer: MutualTrainer, checkpoint: Mapping[str, Any], filename: str)
             f"the settings in the plans changed since this training started ({'; '.join(changed)}); put them back, or "
             "train the new settings in a configuration of their own (nnunet_mutual plan --name)"
         )
-    if not trainer.was_initialized:
-        trainer.initialize()
+
+
+def _restore(trainer: MutualTrainer, checkpoint: Mapping[str, Any]) -> None:
+    state = checkpoint[STATE_KEY]
     trainer.my_init_kwargs = checkpoint["init_args"]
     trainer.current_epoch = trainer.epochs_done = checkpoint["current_epoch"]
     trainer.rhythm.saved(trainer.current_epoch)

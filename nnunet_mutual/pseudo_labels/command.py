@@ -13,6 +13,7 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
+from nnunet_mutual.disk.case_files import load_case
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.errors import MutualError, meant
@@ -113,7 +114,7 @@ def _write_label_maps(trainer: Any, store: PseudoStore, folder: Path) -> None:
     accepted = store.accepted(cases)
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, list(cases))
     for key in cases:
-        properties = dataset.load_case(key)[3]
+        properties = load_case(dataset, key)[3]
         decided = codes.decided_values(np.asarray(store.codes(key)[:])[0])
         values = [v for label in accepted.get(key, ()) for v in trainer.table.values[label]]
         found = in_image_space(

@@ -16,6 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
+from nnunet_mutual.disk.case_files import load_case
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.errors import MutualError
@@ -96,7 +97,7 @@ class Source:
         configuration = self.plans.get_configuration(self.training.configuration)
         folder = str(self.folders.preprocessed / configuration.data_identifier)
         try:
-            _, seg, _, properties = infer_dataset_class(folder)(folder, [key]).load_case(key)
+            _, seg, _, properties = load_case(infer_dataset_class(folder)(folder, [key]), key)
         except (OSError, RuntimeError, AssertionError):
             raise MutualError(
                 f"case {key} is not in {folder}; run nnUNetv2_preprocess -d {self.folders.number} -plans_name "
