@@ -15,8 +15,8 @@ from typing import Any
 from nnunet_mutual.disk.writing import written
 from nnunet_mutual.errors import MutualError
 
-_FORMULA = re.compile(r"'*\s*[=+\-@\t\r\n]")  # also what an apostrophe before it made of it
-_FORMULA_WITHIN = re.compile(r"[;\t]\s*[=+\-@]")
+_FORMULA = re.compile(r"'*\s*[=+\-@＝＋－＠\t\r\n]")  # also after apostrophes, so that it can be undone
+_FORMULA_WITHIN = re.compile(r"[;\t]\s*[=+\-@＝＋－＠]")
 _LINE = 110  # longest entry that stays on one line, so that a case of the table is one line
 
 
