@@ -38,6 +38,7 @@ from nnunet_mutual.engine.checkpoints import (
     restore_random_state,
     save_atomically,
     verify_author,
+    whole,
 )
 from nnunet_mutual.engine.foreground import PredictedForeground
 from nnunet_mutual.engine.log import ProgressPlot, RunLog, TermLog, described
@@ -47,6 +48,7 @@ from nnunet_mutual.engine.parallel.ranks import ranks_of_process
 from nnunet_mutual.engine.peers import Peers, unwrap
 from nnunet_mutual.engine.signals import SaveRhythm, Stopping, StopSignals, disk_in_one_sentence
 from nnunet_mutual.engine.stage import Stage
+from nnunet_mutual.engine.stock_model import require_known_networks
 from nnunet_mutual.engine.validation import FoldValidation
 from nnunet_mutual.engine.window import Window, set_deep_supervision
 from nnunet_mutual.errors import MutualError
@@ -93,6 +95,7 @@ class MutualTrainer(nnUNetTrainer):
                 f"the data of the plans {plans['plans_name']} were preprocessed by modality group, which only "
                 "MutualCrossModalTrainer reads; use the plans of nnUNetv2_plan_and_preprocess"
             )
+        require_known_networks(plans, f"{plans['plans_name']}.json")
         self.settings = read_settings(self.settings_class, block_for(type(self), merged_block(plans, configuration)))
         self.autocast_dtype = compat.autocast_dtype(self.settings.amp, device)
         plans.setdefault("continue_training", False)
@@ -646,10 +649,15 @@ class MutualTrainer(nnUNetTrainer):
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Restores all networks and the whole state of the training (nnU-Net's hook)."""
         checkpoint = load_own(filename_or_checkpoint, self.device)
-        state = checkpoint[STATE_KEY]
-        verify_author(state, type(self).__name__, self.settings, filename_or_checkpoint)
+        with whole(filename_or_checkpoint):
+            verify_author(checkpoint[STATE_KEY], type(self).__name__, self.settings, filename_or_checkpoint)
         if not self.was_initialized:
             self.initialize()
+        with whole(filename_or_checkpoint):
+            self._restore(checkpoint)
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint[STATE_KEY]
         self.my_init_kwargs = checkpoint["init_args"]
         self.current_epoch = self.epochs_done = checkpoint["current_epoch"]
         self.rhythm.saved(self.current_epoch)

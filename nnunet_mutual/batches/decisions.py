@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from nnunet_mutual.disk.files import write_csv
+from nnunet_mutual.disk.files import plain_cell, write_csv
 from nnunet_mutual.errors import MutualError
 
 _FIX = "correct it there, or delete the file and make the pseudo labels again"
@@ -84,7 +84,9 @@ def read_decisions(file: Path) -> list[Decision]:
                         f"{file}, line 1: the columns are {','.join(header) or 'none'}, expected {','.join(_COLUMNS)}; "
                         f"{_FIX}"
                     )
-                return [_decision(row, f"{file}, line {reader.line_num}") for row in reader]
+                return [
+                    _decision([plain_cell(cell) for cell in row], f"{file}, line {reader.line_num}") for row in reader
+                ]
             except csv.Error as error:
                 raise MutualError(f"{file}, line {reader.line_num}: {error}; {_FIX}") from None
     except UnicodeDecodeError:

@@ -16,6 +16,7 @@ import numpy as np
 
 from nnunet_mutual.batches.decisions import Decision, write_decisions
 from nnunet_mutual.batches.locations import read_locations, write_locations
+from nnunet_mutual.disk.case_files import Stored, open_stored
 from nnunet_mutual.disk.files import read_json, write_json
 from nnunet_mutual.disk.writing import sweep, written
 
@@ -85,18 +86,18 @@ class PseudoStore:
         _write_map(self.folder / f"{case}.b2nd", codes, **chunks)
         write_json(self._decisions(case), [asdict(decision) for decision in decisions])
 
-    def codes(self, case: str) -> Any:
+    def codes(self, case: str) -> Stored:
         """Returns the codes of a case, (1, *spatial) int16, decompressed where they are read."""
-        return blosc2.open(urlpath=str(self.folder / f"{case}.b2nd"), mode="r", dparams={"nthreads": 1})
+        return open_stored(self.folder / f"{case}.b2nd", self._anew())
 
     def candidates(self, case: str) -> np.ndarray | None:
         """Returns the likelier values of a case, (1, *spatial) int16; None if it was written without."""
         file = self._candidates(case)
-        return np.asarray(blosc2.open(urlpath=str(file), mode="r")[:]) if file.exists() else None
+        return open_stored(file, self._anew())[:] if file.exists() else None
 
     def locations(self, case: str) -> dict[Any, np.ndarray]:
         """Returns the voxels of each label of a case, as nnU-Net's ``class_locations``."""
-        return read_locations(self.folder / f"{case}.npz")
+        return read_locations(self.folder / f"{case}.npz", self._anew())
 
     def decisions(self, cases: Iterable[str]) -> list[Decision]:
         """Returns all decisions about some cases."""
@@ -115,6 +116,9 @@ class PseudoStore:
         decisions = self.decisions(cases)
         write_decisions(self.folder / CSV, decisions)
         return decisions
+
+    def _anew(self) -> str:
+        return f"delete {self.folder} and make the pseudo labels again: nnunet_mutual pseudo_label"
 
     def _decisions(self, case: str) -> Path:
         return self.folder / f"{case}.json"
@@ -157,6 +161,6 @@ class PseudoDataset:
         """Returns data, labels, previous stage and properties of a case."""
         data, seg, previous, properties = self.dataset.load_case(identifier)
         if identifier in self.pseudo:
-            seg = self.store.codes(identifier)
+            seg = self.store.codes(identifier).array
             properties = {**properties, "class_locations": self.store.locations(identifier)}
         return data, seg, previous, properties

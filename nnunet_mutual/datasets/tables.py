@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_mutual.disk.files import read_object
+from nnunet_mutual.disk.files import plain_cell, read_object
 from nnunet_mutual.errors import MutualError, meant
 
 _YES = {"yes", "y", "1", "true", "x"}
@@ -148,7 +148,7 @@ def csv_rows(
     first = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=first.count)  # spreadsheets in many countries write ';'
     lines = csv.reader(io.StringIO(text), delimiter=delimiter)
-    header = [cell.strip() for cell in next(lines, [])]
+    header = [plain_cell(cell.strip()) for cell in next(lines, [])]
     while header and not header[-1]:
         header.pop()
     header = [cell.lower() if cell.lower() in known else cell for cell in header]
@@ -161,7 +161,7 @@ def csv_rows(
             raise MutualError(f"{path} has two columns called {name!r}; keep one")
     rows = []
     for cells in lines:
-        cells = [cell.strip() for cell in cells]
+        cells = [plain_cell(cell.strip()) for cell in cells]
         if not any(cells):
             continue
         if any(cells[len(header) :]):

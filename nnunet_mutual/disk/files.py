@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from nnunet_mutual.disk.writing import written
 from nnunet_mutual.errors import MutualError
 
+_FORMULA = re.compile(r"'*\s*[=+\-@＝＋－＠\t\r\n]")  # also after apostrophes, so that it can be undone
+_FORMULA_WITHIN = re.compile(r"[;\t]\s*[=+\-@＝＋－＠]")
 _LINE = 110  # longest entry that stays on one line, so that a case of the table is one line
 
 
@@ -75,14 +78,43 @@ def write_json(path: Path, content: Any) -> None:
         ) from None
 
 
-def write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    """Writes a CSV file under a temporary name, then renames it.
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a CSV file, whole or not at all; no cell of it is a formula to a spreadsheet.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    with written(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream).writerows(rows)
+    with written(path) as temporary:
+        temporary.write_text(csv_text(rows), encoding="utf-8", newline="")
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Returns rows as CSV in which text that a spreadsheet would take for a formula begins with an apostrophe.
+
+    Numbers stay numbers; :func:`plain_cell` undoes it.
+    """
+    stream = io.StringIO()
+    for row in rows:
+        cells = [f"'{cell}" if _is_formula(cell) else cell for cell in row]
+        # Where ';' separates cells, a part of a text would be a cell of its own if it were not in quotes.
+        split = any(isinstance(cell, str) and _FORMULA_WITHIN.search(cell) for cell in cells)
+        csv.writer(stream, quoting=csv.QUOTE_ALL if split else csv.QUOTE_MINIMAL).writerow(cells)
+    return stream.getvalue()
+
+
+def plain_cell(cell: str) -> str:
+    """Returns what :func:`csv_text` was given for a cell."""
+    return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell
+
+
+def _is_formula(cell: Any) -> bool:
+    if not isinstance(cell, str) or not _FORMULA.match(cell):
+        return False
+    try:
+        float(cell)
+    except ValueError:
+        return True
+    return False
 
 
 def keep_backup(path: Path) -> Path:

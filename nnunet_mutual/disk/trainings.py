@@ -21,7 +21,7 @@ def training_folder(dataset_name: str, trainer: str, plans: str, configuration: 
         )
     base = Path(nnUNet_results) / dataset_name
     wanted = f"{trainer}__{plans}__{configuration}"
-    trained = sorted(f.name for f in base.iterdir() if f.is_dir() and "__" in f.name) if base.is_dir() else []
+    trained = sorted(f.name for f in base.glob("[!.]*__*") if f.is_dir())
     if wanted not in trained:
         raise MutualError(
             f"{base} has no training called {wanted}{meant(wanted, trained)}; trained there: "

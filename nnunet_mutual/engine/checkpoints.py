@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from nnunet_mutual.disk.writing import written
+from nnunet_mutual.engine.checkpoint_file import read_checkpoint
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.settings import Settings, deep_merge, differences
 
@@ -69,19 +71,22 @@ def load_own(filename: str | os.PathLike[str], device: torch.device) -> dict[str
     Raises:
         MutualError: the file is damaged, or of another trainer.
     """
-    try:
-        checkpoint = torch.load(filename, map_location=device, weights_only=True)
-    except Exception as error:
-        raise MutualError(
-            f"{filename} is damaged or was not written by a trainer of this package ({str(error).splitlines()[0]}); "
-            "continue with the -tr that wrote it, or remove it to start anew"
-        ) from error
+    checkpoint = read_checkpoint(filename, device, fix=_what_else(Path(filename)))
     if STATE_KEY not in checkpoint:
         raise MutualError(
             f"{filename} was not written by a trainer of this package (it has no {STATE_KEY}); continue with the -tr "
             "that wrote it, or pass it as -pretrained_weights"
         )
     return checkpoint
+
+
+def _what_else(file: Path) -> str:
+    """What to do where a checkpoint cannot be read: nnU-Net's ``--c`` takes the first of these that is there."""
+    order = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+    there = [name for name in order if name != file.name and file.with_name(name).is_file()]
+    if not there:
+        return "remove it and train anew, there is no other checkpoint"
+    return f"remove it, then --c goes on from {there[0]} (-chk {there[0]} for other commands)"
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
@@ -119,7 +124,7 @@ def verify_author(state: Mapping[str, Any], trainer: str, settings: Settings, fi
         filename: of the checkpoint, for the sentence.
 
     Raises:
-        MutualError: it is of another trainer, or the settings changed since.
+        MutualError: it is of another trainer, the settings changed since, or entries are missing or of another shape.
     """
     if state["trainer"] != trainer:
         raise MutualError(
@@ -132,3 +137,22 @@ def verify_author(state: Mapping[str, Any], trainer: str, settings: Settings, fi
             f"the settings in the plans changed since this training started ({'; '.join(changed)}); put them back, or "
             "train the new settings in a configuration of their own (nnunet_mutual plan --name)"
         )
+
+
+@contextmanager
+def whole(filename: str) -> Iterator[None]:
+    """Says that a checkpoint lacks something; of what networks raise, only that weights do not fit is about it.
+
+    Raises:
+        MutualError: entries of the checkpoint are missing or of another shape.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "state_dict" not in str(error):
+            raise
+        reason = (str(error).splitlines() or [""])[0]
+        raise MutualError(
+            f"{filename} lacks what this training needs, or was changed after it was written ({type(error).__name__}: "
+            f"{reason}); {_what_else(Path(filename))}"
+        ) from error

@@ -13,6 +13,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from torch import nn
 
 from nnunet_mutual.batches.locations import read_locations, write_locations
+from nnunet_mutual.disk.case_files import load_case
 from nnunet_mutual.disk.writing import sweep
 from nnunet_mutual.engine.parallel.ranks import Ranks
 from nnunet_mutual.engine.window import Window
@@ -36,7 +37,7 @@ class PredictedForeground:
     def locations(self, key: str) -> dict[Any, np.ndarray] | None:
         """Returns nnU-Net's ``class_locations``, None before anything was predicted."""
         file = self.folder / f"{key}.npz"
-        return read_locations(file) if file.is_file() else None
+        return read_locations(file, "delete it and continue with --c") if file.is_file() else None
 
     def renew(self, window: Window, network: nn.Module, dataset: Any, keys: Sequence[str], ranks: Ranks) -> None:
         """Predicts images without mirroring; processes share them.
@@ -56,7 +57,7 @@ class PredictedForeground:
         )
         with window.around(network, mirroring=False) as predictor:
             for key in ranks.share(keys):
-                image = torch.from_numpy(np.asarray(dataset.load_case(key)[0][:])).float()
+                image = torch.from_numpy(load_case(dataset, key)[0][:]).float()
                 logits = predictor.predict_sliding_window_return_logits(image).cpu().float()
                 found = np.asarray(labels.convert_logits_to_segmentation(logits))
                 places = DefaultPreprocessor._sample_foreground_locations(found[None], classes)

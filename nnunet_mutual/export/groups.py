@@ -13,6 +13,7 @@ from torch import Tensor
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY, ModalityGroups
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.engine.checkpoints import STATE_KEY
+from nnunet_mutual.engine.stock_model import require_known_networks
 from nnunet_mutual.modules.input_columns import input_keys, only_used
 
 _PER_CHANNEL = ("normalization_schemes", "use_mask_for_norm")
@@ -73,6 +74,7 @@ def group_weights(
         weights = trained["network_weights"]
     else:
         weights = [average["weights"] for average in peers["averages"]][number]
+    require_known_networks(plan, "the plans of the training")
     manager = PlansManager(plan)
     chosen = manager.get_configuration(configuration)
     network = get_network_from_plans(

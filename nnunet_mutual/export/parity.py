@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nnunet_mutual.datasets.raw import read_dataset_json, training_cases
+from nnunet_mutual.disk.case_files import load_case
 from nnunet_mutual.disk.locate import DatasetFolders
+from nnunet_mutual.engine.stock_model import open_predictor
 
 BAR = 0.999  # of voxels with the same label
 CARD = """
@@ -78,10 +79,7 @@ def compare(
     ending = content["file_ending"]
     keys = [path.name.removesuffix(ending) for path in sorted(validated.glob(f"*{ending}"))][:number]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    predictor = nnUNetPredictor(perform_everything_on_device=device.type == "cuda", device=device, allow_tqdm=False)
-    predictor.initialize_from_trained_model_folder(
-        str(model), (fold if fold == "all" else int(fold),), "checkpoint_final.pth"
-    )
+    predictor = open_predictor(model, fold, "checkpoint_final.pth", device)
     manager = predictor.plans_manager
     configuration = predictor.configuration_manager
     reader = manager.image_reader_writer_class()
@@ -93,7 +91,7 @@ def compare(
         ours = reader.read_seg(str(validated / f"{key}{ending}"))[0][0]
         alone = DefaultPreprocessor(verbose=False).run_case(files, None, manager, configuration, predictor.dataset_json)
         before = folders.preprocessed / configuration.data_identifier
-        data, _, _, of_all = infer_dataset_class(str(before))(str(before), [key]).load_case(key)
+        data, _, _, of_all = load_case(infer_dataset_class(str(before))(str(before), [key]), key)
         difference = np.abs(alone[0] - _own_box(np.asarray(data[stored]), of_all, alone[2], alone[0].shape[1:]))
         found.append(
             Parity(

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.disk.case_files import load_case, read_arrays
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.folders import temporary_folder
 from nnunet_mutual.disk.host_files import read_plans
@@ -75,7 +76,7 @@ def preprocess_soft(dataset: str | int, folder: str, *, plans: str) -> None:
         dataset_of_images = nnUNetDatasetBlosc2(str(images), list(pending))
         with temporary_folder(target, "soft", "preprocessing") as scratch:
             for key in tqdm(pending, desc=f"soft labels, {name}", unit="image", file=sys.stderr):
-                data, seg, _, properties = dataset_of_images.load_case(key)
+                data, seg, _, properties = load_case(dataset_of_images, key)
                 soft = on_grid(
                     _read(files[key])[order], properties, np.asarray(data[:]).shape[1:], manager, configuration, key
                 )
@@ -93,7 +94,11 @@ def preprocess_soft(dataset: str | int, folder: str, *, plans: str) -> None:
 
 
 def _read(file: Path) -> NDArray[np.float32]:
-    found = np.load(file)["probabilities"]
+    anew = "delete it and run nnunet_mutual pseudo_label --soft (or nnUNetv2_predict --save_probabilities) again"
+    arrays = read_arrays(file, anew)
+    if "probabilities" not in arrays:
+        raise MutualError(f"{file} has no probabilities, but {', '.join(arrays) or 'nothing'}; {anew}")
+    found = arrays["probabilities"]
     steps = SCALE if np.issubdtype(found.dtype, np.integer) else 1
     return np.asarray(found, np.float32) / np.float32(steps)
 

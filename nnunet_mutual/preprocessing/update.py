@@ -23,6 +23,7 @@ from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.datasets.images import inspect_case
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
+from nnunet_mutual.disk.case_files import read_properties
 from nnunet_mutual.disk.folders import temporary_folder
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import DatasetFolders, locate, plans_file
@@ -282,7 +283,7 @@ def _preprocess(job: _Job) -> str | None:
         paths = [str(path) for path in files.images.values()]
         preprocessor.run_case_save(str(target), paths, None, manager, configuration, dict(job.dataset_json))
         properties_file = target.with_name(f"{files.key}.pkl")
-        properties = pickle.loads(properties_file.read_bytes())
+        properties = read_properties(properties_file)
         properties["class_locations"] = {key: [] for key in _foreground(manager, job.dataset_json)}
         properties_file.write_bytes(pickle.dumps(properties))
     except OSError:

@@ -16,6 +16,7 @@ from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.batches.pseudo import CSV, PseudoStore
 from nnunet_mutual.datasets.raw import read_dataset_json
+from nnunet_mutual.disk.case_files import load_case
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.engine.window import Window
@@ -118,7 +119,7 @@ def _write_label_maps(window: Window, fold: Fold, store: PseudoStore, folder: Pa
     accepted = store.accepted(cases)
     dataset = fold.open(cases)
     for key in cases:
-        properties = dataset.load_case(key)[3]
+        properties = load_case(dataset, key)[3]
         decided = codes.decided_values(np.asarray(store.codes(key)[:])[0])
         values = [v for label in accepted.get(key, ()) for v in fold.table.values[label]]
         found = in_image_space(window.plans, np.where(np.isin(decided, values), decided, UNDECIDED), properties)

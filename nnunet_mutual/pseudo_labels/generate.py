@@ -21,6 +21,7 @@ from nnunet_mutual.annotation.table import AnnotationTable, Case, table_fingerpr
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.batches.pseudo import PseudoStore
+from nnunet_mutual.disk.case_files import load_case
 from nnunet_mutual.engine.parallel.ranks import Ranks
 from nnunet_mutual.engine.peers import unwrap
 from nnunet_mutual.engine.validation import BARRIER_EVERY
@@ -337,7 +338,7 @@ def true_volumes(table: AnnotationTable, dataset: Any) -> Volumes:
     """Returns, per label, its volumes in millilitres in the cases that annotate it, zeros included."""
     volumes: Volumes = {label: [] for label in table.labels}
     for key in dataset.identifiers:
-        _, seg, _, properties = dataset.load_case(key)
+        _, seg, _, properties = load_case(dataset, key)
         values, counts = np.unique(seg[0], return_counts=True)
         found = dict(zip(values.tolist(), counts.tolist(), strict=True))
         for label in table.case(key).annotated:
@@ -359,7 +360,7 @@ def voxel_volume(properties: dict[str, Any], shape: Sequence[int]) -> float:
 
 
 def _label_case(labeller: PseudoLabeller, dataset: Any, store: PseudoStore, key: str) -> None:
-    data, seg, _, properties = dataset.load_case(key)
+    data, seg, _, properties = load_case(dataset, key)
     case, drawn = labeller.table.case(key), np.asarray(seg[0])
     image = torch.from_numpy(np.array(data[:], copy=True))
     codes, candidates, decisions = labeller.label(case, image, drawn, voxel_volume(properties, drawn.shape))

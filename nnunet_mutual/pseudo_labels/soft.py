@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.paths import nnUNet_results
 from tqdm import tqdm
 
@@ -19,6 +18,7 @@ from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.disk.writing import sweep, written
+from nnunet_mutual.engine.stock_model import open_predictor
 from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.preprocessing.soft_labels import SCALE
 
@@ -62,10 +62,7 @@ def write_soft_labels(
     numbers = _channels(read_object(model / "dataset.json"), content)
     if device == "cuda" and not torch.cuda.is_available():
         raise MutualError("this machine has no CUDA device; add -device cpu")
-    predictor = nnUNetPredictor(
-        perform_everything_on_device=device == "cuda", device=torch.device(device), allow_tqdm=False
-    )
-    predictor.initialize_from_trained_model_folder(str(model), (fold if fold == "all" else int(fold),), checkpoint)
+    predictor = open_predictor(model, fold, checkpoint, torch.device(device))
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
@@ -87,7 +84,7 @@ def _model(dataset: str, name: str, fold: str, checkpoint: str) -> Path:
     if not nnUNet_results.is_set():
         raise MutualError('nnUNet_results is not set; set it as for nnU-Net: export nnUNet_results="/path/to/it"')
     base = Path(nnUNet_results) / dataset
-    trained = sorted(f.name for f in base.iterdir() if f.is_dir() and "__" in f.name) if base.is_dir() else []
+    trained = sorted(f.name for f in base.glob("[!.]*__*") if f.is_dir())
     if name not in trained:
         raise MutualError(
             f"{base} has no model called {name}{meant(name, trained)}; there are: {', '.join(trained) or 'none'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from nnunet_mutual.disk.files import write_csv
+from nnunet_mutual.disk.files import csv_text
 from nnunet_mutual.disk.writing import written
 from nnunet_mutual.errors import MutualError
 
@@ -148,7 +149,7 @@ def choose_output(output: str | None, default: Path) -> Path:
 
 
 def write(path: Path, page: str, tables: Mapping[str, pd.DataFrame]) -> list[Path]:
-    """Writes tidy tables beside a page, and last the page; each under a temporary name first.
+    """Writes a page and tidy tables beside it: all are whole before the first of them, the page, gets its name.
 
     Tables of an earlier page of this name that the new one lacks are removed.
 
@@ -158,21 +159,23 @@ def write(path: Path, page: str, tables: Mapping[str, pd.DataFrame]) -> list[Pat
     Raises:
         MutualError: the folder cannot be written.
     """
-    files = [path]
+    contents = {
+        path.with_name(f"{path.stem}_{name}.csv"): csv_text(
+            [list(table.columns), *([_cell(v) for v in row] for row in table.itertuples(index=False))]
+        )
+        for name, table in tables.items()
+    }
     try:
-        for name, table in tables.items():
-            file = path.with_name(f"{path.stem}_{name}.csv")
-            write_csv(file, [list(table.columns), *([_cell(v) for v in row] for row in table.itertuples(index=False))])
-            files.append(file)
-        with written(path) as temporary:
-            temporary.write_text(page, encoding="utf-8")
+        with ExitStack() as stack:  # which names first what comes last
+            for file, text in [*contents.items(), (path, page)]:
+                stack.enter_context(written(file)).write_text(text, encoding="utf-8", newline="")
         for name in set(TABLES) - set(tables):
             path.with_name(f"{path.stem}_{name}.csv").unlink(missing_ok=True)
     except OSError as error:
         raise MutualError(
             f"{path} could not be written ({error.strerror or error}); give another file with -o, or free space"
         ) from None
-    return files
+    return [path, *contents]
 
 
 def _cell(value: Any) -> Any:

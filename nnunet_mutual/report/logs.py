@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
+
+from nnunet_mutual.engine.checkpoint_file import read_checkpoint
+from nnunet_mutual.errors import MutualError
 
 COLUMNS = ("epoch", "kind", "name", "value")
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
@@ -21,13 +22,6 @@ _ALARM, _EPOCH, _VERSIONS = (
     re.compile(r"Versions: (.*)"),
 )
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-# A stock checkpoint's log holds NumPy's scalars.
-_NUMPY: list[Any] = [
-    np._core.multiarray.scalar,  # type: ignore[attr-defined] # the name under which NumPy 2 pickles scalars
-    np.dtype,
-    np.ndarray,
-    *(type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "int32", "int64", "bool")),
-]
 
 
 @dataclass(frozen=True)
@@ -106,10 +100,8 @@ def read_logging(folder: Path) -> Mapping[str, Sequence[Any]]:
         if not (folder / name).is_file():
             continue
         try:
-            with torch.serialization.safe_globals(_NUMPY):
-                content = torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)
-            return dict(content["logging"])
-        except Exception:  # damaged, or with objects of another package in it: the page says what is missing
+            return dict(read_checkpoint(folder / name, mapped=True)["logging"])
+        except (MutualError, KeyError, TypeError, ValueError):  # the page says what is missing
             continue
     return {}
 

@@ -223,7 +223,7 @@ def test_checkpoints_that_must_not_be_continued(preprocessed: Path, what: str) -
         "settings": "initial_lr: 0.01 -> 0.5.*nnunet_mutual plan --name",
         "trainer": "was written by OtherTrainer, not PartialTrainer; continue with -tr OtherTrainer",
         "stock": "was not written by a trainer of this package",
-        "damaged": "is damaged or was not written by a trainer of this package",
+        "damaged": "is damaged, cut short or changed after it was written; remove it and train anew",
     }
     other = trainer_for(preprocessed)
     with pytest.raises(MutualError, match=sentences[what]):

@@ -19,9 +19,9 @@ import tiny
 from test_export import BLOCKED
 from training import SHORT, partial_block, trainer_for
 
+from nnunet_mutual.engine import standalone as predict
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.export.command import export
-from nnunet_mutual.export.container import predict
 from nnunet_mutual.export.container.write import require_container
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")

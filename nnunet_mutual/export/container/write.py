@@ -12,6 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.disk.files import read_object
+from nnunet_mutual.engine import standalone
 from nnunet_mutual.errors import MutualError
 
 BASE_IMAGE = "pytorch/pytorch:2.8.0-cuda12.6-cudnn9-runtime"  # nnU-Net does not run with torch 2.9
@@ -88,7 +89,7 @@ def write_container(folder: Path, model: Path) -> None:
         MutualError: a file of the model is missing.
     """
     folder.mkdir(parents=True)
-    shutil.copyfile(Path(__file__).with_name("predict.py"), folder / "predict.py")
+    shutil.copyfile(str(standalone.__file__), folder / "predict.py")
     copied = [*(model / name for name in _MODEL_FILES), *sorted(model.glob("fold_*/checkpoint_final.pth"))]
     for path in copied:
         target = folder / "model" / path.relative_to(model)

@@ -18,6 +18,7 @@ from nnunet_mutual.batches.decisions import Decision, read_decisions
 from nnunet_mutual.batches.pseudo import CSV, IDENTITY, PseudoStore
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
+from nnunet_mutual.disk.case_files import load_case
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import DatasetFolders, locate
@@ -97,7 +98,7 @@ class Source:
         configuration = self.plans.get_configuration(self.training.configuration)
         folder = str(self.folders.preprocessed / configuration.data_identifier)
         try:
-            _, seg, _, properties = infer_dataset_class(folder)(folder, [key]).load_case(key)
+            _, seg, _, properties = load_case(infer_dataset_class(folder)(folder, [key]), key)
         except (OSError, RuntimeError, AssertionError):
             raise MutualError(
                 f"case {key} is not in {folder}; run nnUNetv2_preprocess -d {self.folders.number} -plans_name "

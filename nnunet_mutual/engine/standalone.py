@@ -1,0 +1,199 @@
+"""Segments the images of a folder with the nnU-Net model in the folder "model" beside this file.
+
+    python predict.py [INPUT] [OUTPUT]
+
+INPUT (/input) holds CASE_0000.nii.gz, for a model of several channels also CASE_0001.nii.gz and so on; OUTPUT (/output)
+gets CASE.nii.gz. Stock nnU-Net and nothing else, no network, a GPU where there is one. Exit status 0: all cases are
+segmented, 2: one sentence on stderr says what is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pydoc
+import re
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+MODEL = Path(__file__).resolve().parent / "model"
+CHECKPOINT = "checkpoint_final.pth"
+TRUSTED = ("torch", "dynamic_network_architectures")
+VARIABLE = "nnUNet_mutual_networks"  # further packages whose networks plans.json may name, separated by commas
+
+
+class InputError(Exception):
+    """One sentence about what is wrong."""
+
+
+def main() -> int:
+    """Runs the command line and returns the exit status."""
+    parser = argparse.ArgumentParser(description="Segments the images of a folder with nnU-Net.")
+    parser.add_argument("input", type=Path, nargs="?", default=Path("/input"), help="folder of images (%(default)s)")
+    parser.add_argument("output", type=Path, nargs="?", default=Path("/output"), help="for label maps (%(default)s)")
+    options = parser.parse_args()
+    try:
+        folds, dataset_json = find_model(MODEL)
+        cases = find_cases(options.input, dataset_json["file_ending"], channel_names(dataset_json))
+        segment(cases, folds, dataset_json, options.output)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        place = error.filename or options.output
+        print(f"error: {place}: {error.strerror or error}; mend that and repeat", file=sys.stderr)
+        return 2
+    return 0
+
+
+def find_model(folder: Path) -> tuple[list[str], dict[str, Any]]:
+    """Returns the folds of the model and its dataset.json."""
+    folds = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{CHECKPOINT}"))
+    missing = [name for name in ("plans.json", "dataset.json") if not (folder / name).is_file()]
+    if missing or not folds:
+        what = ", ".join([*missing, *([] if folds else [f"fold_*/{CHECKPOINT}"])])
+        raise InputError(f"the model in {folder} lacks {what}; put the whole folder that was exported there")
+    return folds, json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+
+
+def require_known_networks(plans: dict[str, Any], place: str) -> None:
+    """Refuses plans that name anything but networks and layers of TRUSTED, which nnU-Net would import and call."""
+    from torch import nn
+
+    asked = {name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()}
+    for name in _named(plans):
+        root = next((part for part in str(name).split(".") if part), "")
+        if root in asked:
+            continue
+        if not isinstance(name, str) or root not in TRUSTED:
+            raise InputError(
+                f"{place} names the network {name!r}, which is neither of {' nor of '.join(TRUSTED)} and was not "
+                f"imported; if you trust that package, allow it: export {VARIABLE}={root}"
+            )
+        found = pydoc.locate(name)
+        if found is not None and not (isinstance(found, type) and issubclass(found, nn.Module)):  # None: it has moved
+            raise InputError(
+                f"{place} names {name!r}, which is no network or layer and was not called; use plans of nnU-Net's own "
+                "planners"
+            )
+
+
+def _named(plans: dict[str, Any]) -> Iterator[Any]:
+    for configuration in plans["configurations"].values():
+        described = configuration.get("architecture")
+        if described is not None:  # else inherited, or of an older nnU-Net, which knew two networks
+            yield described["network_class_name"]
+            values = (described["arch_kwargs"].get(key) for key in described["_kw_requires_import"])
+            yield from (value for value in values if value is not None)
+
+
+def make_predictor(
+    plans: dict[str, Any], dataset_json: dict[str, Any], trained: list[dict[str, Any]], device: Any, build: Any
+) -> Any:
+    """Returns nnU-Net's predictor from what was read already, since its own way reads checkpoints without care.
+
+    ``trained`` are the checkpoints of all folds, ``build`` is the build_network_architecture of their trainer.
+    """
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    predictor = nnUNetPredictor(perform_everything_on_device=device.type == "cuda", device=device, allow_tqdm=False)
+    try:
+        manager, weights = PlansManager(plans), [one["network_weights"] for one in trained]
+        configuration = manager.get_configuration(trained[0]["init_args"]["configuration"])
+        channels = determine_num_input_channels(manager, configuration, dataset_json)
+        outputs = manager.get_label_manager(dataset_json).num_segmentation_heads
+        network = build(manager, configuration, channels, outputs, enable_deep_supervision=False)
+        for one in weights:
+            network.load_state_dict(one)
+        axes, name = trained[0].get("inference_allowed_mirroring_axes"), trained[0]["trainer_name"]
+        predictor.manual_initialization(network, manager, configuration, weights, dataset_json, name, axes)
+    except (KeyError, TypeError, ValueError, AttributeError, ImportError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(
+            f"plans.json, dataset.json and the checkpoint do not fit each other ({type(error).__name__}: {reason}); "
+            "copy the whole folder anew from where it was trained"
+        ) from None
+    return predictor
+
+
+def open_model(folder: Path, folds: list[str], dataset_json: dict[str, Any]) -> Any:
+    """Returns the predictor of all folds; of the checkpoints, nothing but tensors, numbers and text is read."""
+    import torch
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    plans = json.loads((folder / "plans.json").read_text(encoding="utf-8"))
+    require_known_networks(plans, "plans.json")
+    trained = []
+    for fold in folds:
+        try:
+            trained.append(torch.load(folder / f"fold_{fold}" / CHECKPOINT, map_location="cpu", weights_only=True))
+        except Exception:  # torch's own words advise to run what is in the file
+            raise InputError(
+                f"fold_{fold}/{CHECKPOINT} is damaged, or holds more than tensors, numbers and text; nothing of it was "
+                "run, use the model as nnunet_mutual export has written it"
+            ) from None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return make_predictor(plans, dataset_json, trained, device, nnUNetTrainer.build_network_architecture)
+
+
+def channel_names(dataset_json: dict[str, Any]) -> list[str]:
+    """Returns the channels that the model needs, in their order."""
+    return list((dataset_json.get("channel_names") or dataset_json["modality"]).values())
+
+
+def find_cases(folder: Path, ending: str, channels: list[str]) -> dict[str, list[Path]]:
+    """Returns case -> its images in the order of the channels."""
+    files = sorted(path for path in folder.glob(f"*{ending}") if not path.name.startswith("."))
+    if not files:
+        raise InputError(f"{folder} holds no image; expected files such as CASE_0000{ending}")
+    found: dict[str, dict[int, Path]] = defaultdict(dict)
+    for path in files:
+        match = re.fullmatch(rf"(.+)_(\d{{4}}){re.escape(ending)}", path.name)
+        if match is None:
+            raise InputError(f"{path.name} has no channel number; rename it to CASE_0000{ending}")
+        found[match[1]][int(match[2])] = path
+    needed = ", ".join(f"{number:04d} = {name}" for number, name in enumerate(channels))
+    for case, images in found.items():
+        # All channels may lie in one file, as in colour images; how many it holds is seen when it is read.
+        if sorted(images) not in (list(range(len(channels))), [0]):
+            have = ", ".join(f"{number:04d}" for number in sorted(images))
+            raise InputError(f"case {case} has {len(images)} channel(s) ({have}); the model needs {needed}")
+    return {case: [images[number] for number in sorted(images)] for case, images in found.items()}
+
+
+def segment(cases: dict[str, list[Path]], folds: list[str], dataset_json: dict[str, Any], output: Path) -> None:
+    """Segments case by case; a label map appears under its name when it is whole."""
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):  # not used, but nnU-Net asks for them
+        os.environ.setdefault(variable, tempfile.gettempdir())
+    try:
+        predictor = open_model(MODEL, folds, dataset_json)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{error.name} is not installed; install nnunetv2") from None
+    output.mkdir(parents=True, exist_ok=True)
+    reader = predictor.plans_manager.image_reader_writer_class()
+    needed = len(channel_names(dataset_json))
+    for number, (case, files) in enumerate(cases.items(), 1):
+        print(f"{number} of {len(cases)}: {case} ({predictor.device.type})", flush=True)
+        try:
+            image, properties = reader.read_images([str(path) for path in files])
+        except Exception as error:  # every format fails in its own way
+            raise InputError(f"case {case} cannot be read ({type(error).__name__}); export its images again") from None
+        if len(image) != needed:
+            raise InputError(f"case {case} has {len(image)} channel(s); the model needs {needed}")
+        labels = predictor.predict_single_npy_array(image, properties)
+        # In a folder that was not there before: no symbolic link in it leads the writer somewhere else.
+        with tempfile.TemporaryDirectory(prefix=".partial_", dir=output) as partial:
+            reader.write_seg(labels, str(Path(partial) / f"{case}{dataset_json['file_ending']}"), properties)
+            for path in sorted(Path(partial).iterdir()):  # of .tif also the file with its spacing
+                os.replace(path, output / path.name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""CSV files are opened in spreadsheets: text is no formula there, numbers stay numbers, what we read is what was."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from nnunet_mutual.batches.decisions import Decision, read_decisions, write_decisions
+from nnunet_mutual.datasets.tables import csv_rows
+from nnunet_mutual.disk.files import csv_text, plain_cell, write_csv
+from nnunet_mutual.report import blocks
+
+FORMULAS = ["=1+1", "+cmd|x", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", " =1", "'=1", "''-x", "＝1", "-", "-x_01"]
+PLAIN: list[Any] = ["liver", "a-b", "x=1", "'quoted", "", "-2.1", "+3", "-1e-05", -2.1, 3, -0.0, "0+2", "nan"]
+
+
+@pytest.mark.parametrize("cell", FORMULAS)
+def test_text_is_no_formula_and_is_read_as_it_was(cell: str) -> None:
+    written = next(csv.reader(io.StringIO(csv_text([[cell]]), newline="")))[0]
+    assert written == f"'{cell}" and plain_cell(written) == cell
+
+
+@pytest.mark.parametrize("cell", PLAIN)
+def test_all_else_is_as_it_was(cell: Any) -> None:
+    written = next(csv.reader(io.StringIO(csv_text([[cell, "end"]]), newline="")))[0]
+    assert written == str(cell) and plain_cell(written) == written
+
+
+@pytest.mark.parametrize("cell", ["liver;=1+1", "liver;\t@x", "a\t-x"])
+def test_no_part_of_a_text_becomes_a_cell_where_others_separate_cells(cell: str) -> None:
+    for delimiter in ",;\t":
+        rows = list(csv.reader(io.StringIO(csv_text([["case", cell, 3]]), newline=""), delimiter=delimiter))
+        assert not any(re.match(r"\s*[=+\-@]", part) for part in rows[0])
+
+
+def test_tables_and_decisions_come_back(tmp_path: Path) -> None:
+    write_csv(tmp_path / "review.csv", [("case", "label", "decision"), ("=1+1", "-x", "accept")])
+    assert csv_rows(tmp_path / "review.csv")[1] == [(2, {"case": "=1+1", "label": "-x", "decision": "accept"})]
+    decision = Decision("@case", "=site", "-liver", True, "+reason: all", 1.5, None, -2.1, 0.5, "0+1")
+    write_decisions(tmp_path / "decisions.csv", [decision])
+    assert read_decisions(tmp_path / "decisions.csv") == [decision]
+    assert ",'=site,'-liver,yes,'+reason: all,1.5,,-2.1,0.5,0+1" in (tmp_path / "decisions.csv").read_text()
+
+
+def test_tables_of_a_report_hold_no_formula(tmp_path: Path) -> None:
+    table = pd.DataFrame({"case": ["=1+1"], "dice": [-0.25]})
+    blocks.write(tmp_path / "report.html", f"<html>{blocks.GENERATOR}", {"dice": table})
+    assert (tmp_path / "report_dice.csv").read_text().splitlines() == ["case,dice", "'=1+1,-0.25"]
+
+
+KILLED = """
+import os, signal
+from pathlib import Path
+import pandas as pd
+from nnunet_mutual.disk import writing
+replace, count = os.replace, 0
+def replacing(*names):
+    global count
+    count += 1
+    if count == {number}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*names)
+os.replace = replacing
+table = pd.DataFrame({{"case": ["a"]}})
+path = blocks.choose_output({page!r}, Path("none"))
+blocks.write(path, "<html>" + blocks.GENERATOR, {{"dice": table, "curves": table}})
+"""
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_report_that_was_killed_is_repeated(tmp_path: Path, number: int) -> None:
+    page = tmp_path / "report.html"
+    code = KILLED.format(number=number, page=str(page))
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ}).returncode == -signal.SIGKILL
+    blocks.choose_output(str(page), page)
+    blocks.write(page, f"<html>{blocks.GENERATOR}", {"dice": pd.DataFrame({"case": ["a"]})})
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "report_curves.csv") == [
+        "report.html",
+        "report_dice.csv",
+    ]
