@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
+
+from nnunet_mutual.disk.files import _spellings
 
 
 class MutualError(Exception):
@@ -16,24 +17,18 @@ class MutualError(Exception):
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """Returns the known name that was probably meant (other case or separators, lost zeros, a slip), or None."""
-    known = list(known)
-    plain = {spelling_key(other): other for other in known}
-    if spelling_key(name) in plain:
-        return plain[spelling_key(name)]
-    near = difflib.get_close_matches(spelling_key(name), list(plain), n=1)
-    return plain[near[0]] if near else None
+    """Looks up one name; for many names make :class:`Spellings` once."""
+    return _spellings(tuple(known)).closest(name)
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """Returns ' (did you mean ...?)' or ''; for many names make :class:`Spellings` once."""
+    return _spellings(tuple(known)).meant(name)
 
 
 def spelling_key(name: str) -> str:
     """Returns a form in which 'HN-007', 'hn_7' and 'hn 007' are equal."""
     return re.sub(r"0*(\d+)", r"\1", re.sub(r"[\s_.\-]+", "_", name.strip().casefold()))
-
-
-def meant(name: str, known: Iterable[str]) -> str:
-    """Returns ' (did you mean ...?)' or ''."""
-    found = closest(name, known)
-    return f" (did you mean {found!r}?)" if found else ""
 
 
 def shorten(names: Iterable[str], most: int = 5) -> str:

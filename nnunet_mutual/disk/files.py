@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nnunet_mutual.errors import MutualError
+from nnunet_mutual.errors import MutualError, spelling_key
 
+_FEW = 50  # names that are compared one by one
+_SHARED = 8  # names; a word that more of them share tells nothing
 _LINE = 110  # longest entry that stays on one line, so that a case of the table is one line
 
 
@@ -113,9 +118,51 @@ def keep_backup(path: Path) -> Path:
     return backup
 
 
+class Spellings:
+    """Known names, indexed once, so that many misspelt names are looked up in linear time.
+
+    Args:
+        known: the right names.
+    """
+
+    def __init__(self, known: Iterable[str]):
+        self._plain = {spelling_key(name): name for name in known}
+        self._near: dict[str, list[str]] = defaultdict(list)
+        if len(self._plain) > _FEW:
+            for key in self._plain:
+                for part in _parts(key):
+                    self._near[part].append(key)
+
+    def closest(self, name: str) -> str | None:
+        """Returns the known name that was probably meant (other case or separators, lost zeros, a slip), or None."""
+        key = spelling_key(name)
+        if key in self._plain:
+            return self._plain[key]
+        candidates: Iterable[str] = self._plain
+        if len(self._plain) > _FEW:  # names that share a word with few others, or all but one letter
+            shared = (self._near.get(part, ()) for part in _parts(key))
+            candidates = dict.fromkeys(other for others in shared if len(others) <= _SHARED for other in others)
+        near = difflib.get_close_matches(key, list(candidates), n=1)
+        return self._plain[near[0]] if near else None
+
+    def meant(self, name: str) -> str:
+        """Returns ' (did you mean ...?)' or ''."""
+        found = self.closest(name)
+        return f" (did you mean {found!r}?)" if found else ""
+
+
 def natural(name: str) -> list[tuple[int, int, str]]:
     """Sort key by which case_2 comes before case_10."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+
+
+_spellings = lru_cache(maxsize=4)(Spellings)
+
+
+def _parts(key: str) -> Iterator[str]:
+    """Yields the words of a key, and the key without each of its letters."""
+    yield from {f"_{word}" for word in key.split("_") if word}
+    yield from {key, *(key[:i] + key[i + 1 :] for i in range(len(key)))}
 
 
 class _DuplicateKey(ValueError):
