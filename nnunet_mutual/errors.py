@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+
+_FEW = 50  # names that are compared one by one
+_SHARED = 8  # names; a word that more of them share tells nothing
 
 
 class MutualError(Exception):
@@ -15,25 +20,61 @@ class MutualError(Exception):
     """
 
 
+class Spellings:
+    """Known names, indexed once, so that many misspelt names are looked up in linear time.
+
+    Args:
+        known: the right names.
+    """
+
+    def __init__(self, known: Iterable[str]):
+        self._plain = {spelling_key(name): name for name in known}
+        self._near: dict[str, list[str]] = defaultdict(list)
+        if len(self._plain) > _FEW:
+            for key in self._plain:
+                for part in _parts(key):
+                    self._near[part].append(key)
+
+    def closest(self, name: str) -> str | None:
+        """Returns the known name that was probably meant (other case or separators, lost zeros, a slip), or None."""
+        key = spelling_key(name)
+        if key in self._plain:
+            return self._plain[key]
+        candidates: Iterable[str] = self._plain
+        if len(self._plain) > _FEW:  # names that share a word with few others, or all but one letter
+            shared = (self._near.get(part, ()) for part in _parts(key))
+            candidates = dict.fromkeys(other for others in shared if len(others) <= _SHARED for other in others)
+        near = difflib.get_close_matches(key, list(candidates), n=1)
+        return self._plain[near[0]] if near else None
+
+    def meant(self, name: str) -> str:
+        """Returns ' (did you mean ...?)' or ''."""
+        found = self.closest(name)
+        return f" (did you mean {found!r}?)" if found else ""
+
+
+_spellings = lru_cache(maxsize=4)(Spellings)
+
+
+def _parts(key: str) -> Iterator[str]:
+    """Yields the words of a key, and the key without each of its letters."""
+    yield from {f"_{word}" for word in key.split("_") if word}
+    yield from {key, *(key[:i] + key[i + 1 :] for i in range(len(key)))}
+
+
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """Returns the known name that was probably meant (other case or separators, lost zeros, a slip), or None."""
-    known = list(known)
-    plain = {spelling_key(other): other for other in known}
-    if spelling_key(name) in plain:
-        return plain[spelling_key(name)]
-    near = difflib.get_close_matches(spelling_key(name), list(plain), n=1)
-    return plain[near[0]] if near else None
+    """Looks up one name; for many names make :class:`Spellings` once."""
+    return _spellings(tuple(known)).closest(name)
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """Returns ' (did you mean ...?)' or ''; for many names make :class:`Spellings` once."""
+    return _spellings(tuple(known)).meant(name)
 
 
 def spelling_key(name: str) -> str:
     """Returns a form in which 'HN-007', 'hn_7' and 'hn 007' are equal."""
     return re.sub(r"0*(\d+)", r"\1", re.sub(r"[\s_.\-]+", "_", name.strip().casefold()))
-
-
-def meant(name: str, known: Iterable[str]) -> str:
-    """Returns ' (did you mean ...?)' or ''."""
-    found = closest(name, known)
-    return f" (did you mean {found!r}?)" if found else ""
 
 
 def shorten(names: Iterable[str], most: int = 5) -> str:

@@ -158,8 +158,9 @@ def _add_preprocessing(add: Callable[..., argparse.ArgumentParser]) -> None:
         "plan_and_preprocess",
         _plan_and_preprocess,
         "nnU-Net's planning and preprocessing, then unlabelled images and folds",
-        "Runs nnU-Net's fingerprint, planning and preprocessing with its own defaults, preprocesses the images in\n"
-        "imagesUn into a folder of their own, and prints the folds (an existing splits_final.json is kept).\n"
+        "Runs nnunet_mutual check, then nnU-Net's fingerprint, planning and preprocessing with its own defaults,\n"
+        "preprocesses the images in imagesUn into a folder of their own, and prints the folds (an existing\n"
+        "splits_final.json is kept).\n"
         "With --for, patch and batch are such that this trainer, with its networks and teachers, fits the GPU.",
         "nnunet_mutual plan_and_preprocess -d 111 -c 3d_fullres --for MutualCorrelationTrainer -gpu_memory_target 12",
     )
@@ -190,6 +191,12 @@ def _add_preprocessing(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--set", dest="settings", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="its settings"
     )
     command.add_argument("--clean", action="store_true", help="compute the dataset's fingerprint anew")
+    command.add_argument("--no-check", action="store_true", help="do not run nnunet_mutual check first")
+    command.add_argument(
+        "--verify_dataset_integrity",
+        action="store_true",
+        help="as in nnU-Net; the check that runs first covers it, so it matters with --no-check only",
+    )
 
     command = add(
         "preprocess_unlabelled",
@@ -278,6 +285,8 @@ def _plan_and_preprocess(options: argparse.Namespace) -> int:
         trainer=options.trainer,
         settings=options.settings,
         clean=options.clean,
+        check=not options.no_check,
+        verify=options.verify_dataset_integrity,
     )
     return 0
 

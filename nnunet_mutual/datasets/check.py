@@ -13,25 +13,47 @@ from tqdm import tqdm
 
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.datasets.coverage import Cell, coverage, format_coverage
-from nnunet_mutual.datasets.images import inspect_case, reader_for
+from nnunet_mutual.datasets.images import inspect_case, missing_files, reader_for
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
-from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
+from nnunet_mutual.datasets.raw import CaseFiles, hidden_files, read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.datasets.splits import splits_problems
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.datasets.tolerant import readable_table
 from nnunet_mutual.disk.files import natural, read_json
 from nnunet_mutual.disk.locate import DatasetFolders, locate
-from nnunet_mutual.errors import MutualError, meant, shorten
+from nnunet_mutual.errors import MutualError, Spellings, shorten
 from nnunet_mutual.settings import BLOCK
 
 
 @dataclass(frozen=True)
-class _Result:
+class Examination:
+    """What a dataset holds, and what is wrong with it.
+
+    Attributes:
+        table: its annotation table, as far as it can be read.
+        cases: the training cases that the table knows.
+        n_files: number of training cases.
+        cells: of the coverage matrix.
+        is_2d: whether all images are 2d.
+        problems: errors and warnings.
+    """
+
     table: AnnotationTable
     cases: list[Case]
     n_files: int
     cells: list[Cell]
+    is_2d: bool
     problems: list[Problem]
+
+    @property
+    def errors(self) -> list[Problem]:
+        """What would make a training wrong or impossible."""
+        return [problem for problem in self.problems if problem.severity == ERROR]
+
+    @property
+    def configuration(self) -> str:
+        """The configuration to suggest."""
+        return "2d" if self.is_2d else "3d_fullres"
 
 
 def check(dataset: str | int, *, as_json: bool = False) -> int:
@@ -48,8 +70,8 @@ def check(dataset: str | int, *, as_json: bool = False) -> int:
         MutualError: the dataset cannot be examined at all.
     """
     folders = locate(dataset, need_raw=True)
-    result = _examine(folders)
-    failed = any(problem.severity == ERROR for problem in result.problems)
+    result = examine(folders)
+    failed = bool(result.errors)
     if as_json:
         print(json.dumps(_as_object(folders, result, failed), indent=2))
     else:
@@ -57,27 +79,38 @@ def check(dataset: str | int, *, as_json: bool = False) -> int:
     return 2 if failed else 0
 
 
-def _examine(folders: DatasetFolders) -> _Result:
+def examine(folders: DatasetFolders, *, before_planning: bool = False) -> Examination:
+    """Reads every file and lists every problem.
+
+    Args:
+        folders: of the dataset.
+        before_planning: leave out how an earlier plan and its folds differ, which planning brings up to date.
+
+    Raises:
+        MutualError: the dataset cannot be examined at all.
+    """
     assert folders.raw is not None
     dataset_json = read_dataset_json(folders.raw)
     table, problems = readable_table(dataset_json)
     whole = not problems
     files, found = training_cases(folders.raw, dataset_json)
     problems += _dataset_problems(dataset_json, table, len(files)) + found
+    problems += _hidden_problems(folders, dataset_json)
     cases = {key: table.case(key) for key in files if not table.declared or key in table.cases}
     unlabelled, found = unlabelled_cases(folders.raw, dataset_json, files)
     problems += found
     if table.declared:
         listed = set(dataset_json[BLOCK].get("cases", ())) if isinstance(dataset_json[BLOCK], Mapping) else set()
         problems += listing_problems(listed, files, set(unlabelled))
-    present = _read_voxels(files, cases, table, dataset_json, problems)
+    problems += _missing_channels(table, {**unlabelled, **files})
+    present, is_2d = _read_voxels(files, cases, table, dataset_json, problems)
     ordered = list(cases.values())
     if whole:  # else labels would seem to be missing that only stand in wrong entries
         problems += _label_problems(table, ordered, present)
-    problems += _region_problems(table, ordered) + _copy_problems(
-        folders, table, cases, complete=len(cases) == len(files)
-    )
-    return _Result(table, ordered, len(files), coverage(table, ordered, present), problems)
+    problems += _region_problems(table, ordered)
+    if not before_planning:
+        problems += _copy_problems(folders, table, cases, complete=len(cases) == len(files))
+    return Examination(table, ordered, len(files), coverage(table, ordered, present), is_2d, problems)
 
 
 def _read_voxels(
@@ -86,17 +119,57 @@ def _read_voxels(
     table: AnnotationTable,
     dataset_json: Mapping[str, Any],
     problems: list[Problem],
-) -> dict[str, set[str]]:
-    """Reads every case; adds to ``problems`` and returns the labels that have voxels."""
+) -> tuple[dict[str, set[str]], bool]:
+    """Reads every case; adds to ``problems`` and returns the labels that have voxels, and whether all images are 2d."""
     ignore = dataset_json["labels"].get("ignore")
     reader = reader_for(dataset_json, [path for case in files.values() for path in case.images.values()])
-    present = {}
+    present, flat = {}, []
     for key, case_files in tqdm(files.items(), desc="reading cases", unit="case", file=sys.stderr, leave=False):
         finding = inspect_case(case_files, cases.get(key), table, ignore, reader)
         if finding.present is not None:
             present[key] = finding.present
+        if finding.images:
+            flat.append(finding.is_2d)
         problems += finding.problems
-    return present
+    return present, bool(flat) and all(flat)
+
+
+def _hidden_problems(folders: DatasetFolders, dataset_json: Mapping[str, Any]) -> list[Problem]:
+    assert folders.raw is not None
+    places = ("imagesTr", "labelsTr", "imagesUn")
+    found = {name: hidden_files(folders.raw / name, dataset_json["file_ending"]) for name in places}
+    number = sum(map(len, found.values()))
+    if not number:
+        return []
+    text = (
+        f"{number} hidden file(s) in {' and '.join(name for name in places if found[name])}, such as "
+        f"{next(names[0] for names in found.values() if names)}, as macOS makes them; nnunet_mutual ignores them, but "
+        f"nnUNetv2_plan_and_preprocess takes them for cases, so delete them: find {folders.raw} -name '._*' -delete"
+    )
+    return [Problem(WARNING, "hidden files", text)]
+
+
+def _missing_channels(table: AnnotationTable, files: Mapping[str, CaseFiles]) -> list[Problem]:
+    """Declared missing is enough for modality groups; nnU-Net itself needs a file for every channel."""
+    lacking: dict[str, list[str]] = defaultdict(list)
+    for key, case_files in files.items():
+        for name in missing_files(case_files, table.cases.get(key), table):
+            lacking[name].append(key)
+    what = "; nnUNetv2_plan_and_preprocess needs an image of zeros there, nnunet_mutual plan_and_preprocess does not"
+    if not table.modality_groups:
+        what = (
+            '; add an image of zeros for each, as nnU-Net needs a file for every channel, or declare "modality_groups" '
+            "(docs/crossmodal.md), whose preprocessing does not"
+        )
+    severity = WARNING if table.modality_groups else ERROR
+    return [
+        Problem(
+            severity,
+            f"channel {name}",
+            f"declared missing, without an image, in {len(keys)} case(s) ({shorten(keys)}){what}",
+        )
+        for name, keys in lacking.items()
+    ]
 
 
 def _dataset_problems(dataset_json: Mapping[str, Any], table: AnnotationTable, n_cases: int) -> list[Problem]:
@@ -129,12 +202,13 @@ def _dataset_problems(dataset_json: Mapping[str, Any], table: AnnotationTable, n
 def listing_problems(listed: set[str], files: Mapping[str, CaseFiles], unlabelled: set[str]) -> list[Problem]:
     """Compares the cases that a table lists with the training cases and with those in imagesUn/."""
     absent = [key for key in files if key not in listed]
+    spellings = Spellings(absent)
     surplus = sorted(listed - set(files) - unlabelled, key=natural)
     problems = [
         Problem(
             ERROR,
             f"case {key}",
-            f"is in the table but has no image in imagesTr{meant(key, absent)}; correct its name or remove it from "
+            f"is in the table but has no image in imagesTr{spellings.meant(key)}; correct its name or remove it from "
             "the table",
         )
         for key in surplus
@@ -221,7 +295,7 @@ def _copy_problems(
     return problems
 
 
-def _print(folders: DatasetFolders, result: _Result, failed: bool) -> None:
+def _print(folders: DatasetFolders, result: Examination, failed: bool) -> None:
     print(f"{folders.name} ({folders.raw}): {result.n_files} training cases")
     if not result.table.declared:
         print(
@@ -244,12 +318,12 @@ def _print(folders: DatasetFolders, result: _Result, failed: bool) -> None:
     if failed:
         print(f"Correct the errors, then repeat  nnunet_mutual check {folders.name}")
     elif folders.preprocessed is None:
-        print(f"No errors. Next:  nnunet_mutual plan_and_preprocess -d {folders.number} -c 3d_fullres")
+        print(f"No errors. Next:  nnunet_mutual plan_and_preprocess -d {folders.number} -c {result.configuration}")
     else:
-        print(f"No errors. Next:  nnUNetv2_train {folders.number} 3d_fullres 0 -tr PartialTrainer")
+        print(f"No errors. Next:  nnUNetv2_train {folders.number} {result.configuration} 0 -tr PartialTrainer")
 
 
-def _as_object(folders: DatasetFolders, result: _Result, failed: bool) -> dict[str, Any]:
+def _as_object(folders: DatasetFolders, result: Examination, failed: bool) -> dict[str, Any]:
     return {
         "dataset": folders.name,
         "raw": str(folders.raw),

@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from numpy.typing import NDArray
 
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
 from nnunet_mutual.datasets.raw import CaseFiles
+from nnunet_mutual.disk.images import TIFF, is_flat, quiet, verify_whole, voxel_ml
 from nnunet_mutual.errors import MutualError, shorten
 
 
 @dataclass(frozen=True)
 class Volume:
-    """One file: voxels ``(C, Z, Y, X)``, spacing in mm (Z, Y, X), position and axes where the format has them."""
+    """One file: voxels ``(C, Z, Y, X)``, spacing in mm (Z, Y, X), position and axes where the format has them.
+
+    ``voxel_ml`` is None where nnU-Net's reader invented the spacing.
+    """
 
     path: Path
     voxels: NDArray[Any]
     spacing: tuple[float, ...]
     origin: tuple[float, ...] | None
     axes: tuple[float, ...] | None
+    voxel_ml: float | None = None
 
 
 @dataclass
@@ -45,6 +49,11 @@ class Finding:
     present: set[str] | None = None
     problems: list[Problem] = field(default_factory=list)
     images: dict[int, Volume] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_2d(self) -> bool:
+        """Whether the images are 2d; such data have no 3d configuration."""
+        return any(is_flat(volume.spacing) for volume in self.images.values())
 
     def error(self, path: Path, text: str) -> None:
         """Adds an error about a file."""
@@ -66,7 +75,7 @@ def reader_for(dataset_json: Mapping[str, Any], examples: Sequence[Path]) -> Bas
         MutualError: nnU-Net has none for this file ending.
     """
     for example in [*map(str, examples[:5]), None]:
-        with contextlib.suppress(RuntimeError), _quiet():
+        with contextlib.suppress(RuntimeError), quiet():
             return determine_reader_writer_from_dataset_json(dict(dataset_json), example, verbose=False)()
     raise MutualError(
         f'nnU-Net has no reader for files ending in {dataset_json["file_ending"]!r}; correct "file_ending" or '
@@ -87,7 +96,7 @@ def inspect_case(
         reader: from :func:`reader_for`.
     """
     finding = Finding()
-    images = _read_images(files, case, table.channels, reader, finding)
+    images = _read_images(files, case, table, reader, finding)
     if not files.label.is_file():
         return finding  # already reported by the listing of files
     label = read_volume(files.label, reader, finding, is_label=True)
@@ -126,7 +135,9 @@ def count_labels(label: Volume, table: AnnotationTable, ignore: int | None, find
     if unknown:
         what = ", ".join(f"{value} ({counts[value]} voxels)" for value in unknown[:5])
         finding.error(
-            label.path, f"holds values that dataset.json does not define: {what}; defined are {_values(table, ignore)}"
+            label.path,
+            f"holds values that dataset.json does not define: {what}; defined are {_values(table, ignore)}"
+            + _hint_for_a_mask(unknown, table),
         )
     return counts
 
@@ -154,17 +165,31 @@ def outside_annotation(counts: Mapping[int, int], table: AnnotationTable, annota
     return found
 
 
+def missing_files(files: CaseFiles, case: Case | None, table: AnnotationTable) -> list[str]:
+    """Returns the channels of a case that are declared missing and have no image, not even one of zeros."""
+    if case is None or len(files.images) == 1 < len(table.channels) - len(case.missing):
+        return []  # all channels in one file
+    there = {table.channels[number] for number in files.images if number < len(table.channels)}
+    return [name for name in table.channels if name in case.missing and name not in there]
+
+
+def _hint_for_a_mask(unknown: Sequence[int], table: AnnotationTable) -> str:
+    first = next((name for name, values in table.values.items() if 1 in values), None)
+    return f"; if 255 is {first}, write 1 instead" if list(unknown) == [255] and first else ""
+
+
 def _read_images(
-    files: CaseFiles, case: Case | None, channels: Sequence[str], reader: BaseReaderWriter, finding: Finding
+    files: CaseFiles, case: Case | None, table: AnnotationTable, reader: BaseReaderWriter, finding: Finding
 ) -> list[Volume]:
+    channels = table.channels
     missing = case.missing if case is not None else frozenset[str]()
     volumes: dict[int, Volume] = {}
     for number, path in files.images.items():
         if number >= len(channels):
             finding.error(
                 path,
-                f"channel {number} is not in dataset.json, which has {len(channels)} ({', '.join(channels)}); "
-                "remove the file or add it",
+                f"channel {number} is not in dataset.json, which has {len(channels)} ({', '.join(channels)}); remove "
+                f"the file, add the channel, or, if this is a case of its own, call it {_as_case(path)}",
             )
         elif not path.is_file():
             finding.error(path, f"does not exist ({path}); correct the path in dataset.json")
@@ -172,37 +197,53 @@ def _read_images(
             volumes[number] = volume
             absent = channels[number] in missing
             _check_intensities(volume, None if absent else channels[number], finding)
-            compare_grids(next(iter(volumes.values())), volume, "the image", finding)
+            first = next(iter(volumes))
+            what, of = (f"channel {n} ({channels[n]})" for n in (number, first))
+            compare_grids(volumes[first], volume, what, finding, of=of, exactly=True)
     finding.images = volumes
     found = list(volumes.values())
     if len(files.images) == 1 and len(found) == 1 and len(found[0].voxels) == len(channels):
         return found  # all channels in one file, as in colour images
     for volume in found:
         if len(volume.voxels) != 1:
-            finding.error(
-                volume.path,
-                f"holds {len(volume.voxels)} channels, dataset.json has {len(channels)}; save each channel as its "
-                "own file",
-            )
+            finding.error(volume.path, _too_many_channels(volume, channels))
+    if len(files.images) == len(found) == 1 < len(channels) and isinstance(reader, NaturalImage2DIO):
+        if len(found[0].voxels) == 1:
+            finding.error(found[0].path, _grey(channels))
+        return found
     for number, name in enumerate(channels):
-        if number not in files.images:
-            finding.problems.append(_missing_channel(files.key, number, name, name in missing))
+        if number not in files.images and name not in missing:
+            text = (
+                f'the image of channel {number} ({name}) is missing; add it, or list {name} under "missing" of this '
+                "case and add an image of zeros"
+            )
+            finding.problems.append(Problem(ERROR, f"case {files.key}", text))
     return found
 
 
-def _missing_channel(key: str, number: int, name: str, declared: bool) -> Problem:
-    if declared:
-        return Problem(
-            WARNING,
-            f"case {key}",
-            f"channel {number} ({name}) is declared missing; stock planning needs an image of zeros for it, that of "
-            "modality groups does not",
+def _as_case(path: Path) -> str:
+    stem, dot, ending = path.name.partition(".")
+    return f"{stem}_0000{dot}{ending}"
+
+
+def _too_many_channels(volume: Volume, channels: Sequence[str]) -> str:
+    number, wanted = len(volume.voxels), f"dataset.json has {len(channels)} ({', '.join(channels)})"
+    if number == 4 and len(channels) == 3:
+        return f"is a colour image with transparency (RGBA, 4 channels), {wanted}; save it as RGB without transparency"
+    if number in (3, 4) and len(channels) == 1 and volume.path.suffix in (".png", ".bmp", *TIFF):
+        kind = "is a colour image (RGB, 3 channels)" if number == 3 else "is a colour image with transparency (RGBA)"
+        first = "" if number == 3 else "save it as RGB and "
+        return (
+            f'{kind}, {wanted}; {first}write "channel_names": {{"0": "R", "1": "G", "2": "B"}} into dataset.json, or '
+            "save it as a grey image"
         )
-    return Problem(
-        ERROR,
-        f"case {key}",
-        f'the image of channel {number} ({name}) is missing; add it, or list {name} under "missing" of this case '
-        "and add an image of zeros",
+    return f"holds {number} channels, {wanted}; save each channel as its own file"
+
+
+def _grey(channels: Sequence[str]) -> str:
+    return (
+        f"is a grey image (1 channel), dataset.json has {len(channels)} ({', '.join(channels)}); save it as RGB like "
+        'the others, or, if all images are grey, write "channel_names": {"0": "grey"} into dataset.json'
     )
 
 
@@ -211,40 +252,47 @@ def _check_intensities(volume: Volume, channel: str | None, finding: Finding) ->
     if channel is not None and volume.voxels.min() == volume.voxels.max():
         finding.warning(
             volume.path,
-            f'every voxel is {volume.voxels.flat[0]:g}; if {channel} was not acquired, say "missing": ["{channel}"] '
-            "in the table, else replace the image",
+            f'every voxel is {_exact(volume.voxels.flat[0])}; if {channel} was not acquired, say "missing": '
+            f'["{channel}"] in the table, else replace the image',
         )
 
 
 def read_volume(path: Path, reader: BaseReaderWriter, finding: Finding, *, is_label: bool = False) -> Volume | None:
-    """Reads an image or a label map; returns None where it cannot, and adds the reason to the findings."""
+    """Reads an image or a label map to its end; returns None where it cannot, and adds the reason to the findings."""
     try:
-        with _quiet():
+        hidden = verify_whole(path)  # NaN that SimpleITK silently reads as 0, in CT the value of water
+        with quiet():
             voxels, properties = reader.read_seg(str(path)) if is_label else reader.read_images((str(path),))
-            broken = int(np.count_nonzero(~np.isfinite(voxels))) or _hidden_by_reader(path)
+            broken = int(np.count_nonzero(~np.isfinite(voxels))) or hidden
+    except MutualError as error:
+        finding.error(path, str(error).removeprefix(f"{path} "))
+        return None
     except Exception as error:  # every format fails in its own way; the sentence names the file and the reader's reason
         lines = str(error).replace(f'"{path}"', "it").strip().splitlines()
         finding.error(path, f"cannot be read ({lines[-1] if lines else type(error).__name__}); export it again")
         return None
-    if voxels.size == 0 or (is_label and len(voxels) != 1):
-        finding.error(
-            path, f"has the shape {voxels.shape}; expected {'one channel' if is_label else 'voxels'}, export it again"
-        )
+    if voxels.size == 0:
+        finding.error(path, f"has the shape {voxels.shape}; expected voxels, export it again")
+        return None
+    if is_label and len(voxels) != 1:
+        finding.error(path, _coloured_label_map(voxels))
         return None
     if broken:
         what = "draw them again or set them to 0" if is_label else "replace them, for example by the value of air"
         finding.error(path, f"{broken} voxel(s) are NaN or infinite; {what}")
-    return Volume(path, voxels, tuple(float(s) for s in properties["spacing"]), *_position(properties))
+    spacing = tuple(float(s) for s in properties["spacing"])
+    return Volume(path, voxels, spacing, *_position(properties), voxel_ml(properties))
 
 
-def _hidden_by_reader(path: Path) -> int:
-    """Counts NaN and infinite voxels of a NIfTI file; SimpleITK silently reads them as 0, in CT the value of water."""
-    if not path.name.endswith((".nii", ".nii.gz")):
-        return 0
-    image: Any = nibabel.load(path)
-    if not np.issubdtype(image.get_data_dtype(), np.floating):
-        return 0
-    return int(np.count_nonzero(~np.isfinite(np.asarray(image.dataobj))))
+def _coloured_label_map(voxels: NDArray[Any]) -> str:
+    equal = (voxels[:3] == voxels[0]).all()
+    fix = (
+        "save one of them, which are equal," if equal else "turn its colours into the numbers of dataset.json and save"
+    )
+    return (
+        f"has {len(voxels)} channels, a label map one whole number for each voxel; {fix}"
+        f"{'' if equal else ' them'} as an image of one channel (grey)"
+    )
 
 
 def _position(properties: Mapping[str, Any]) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
@@ -259,7 +307,9 @@ def _position(properties: Mapping[str, Any]) -> tuple[tuple[float, ...] | None, 
     return None, None
 
 
-def compare_grids(image: Volume, other: Volume, what: str, finding: Finding, *, of: str = "") -> None:
+def compare_grids(
+    image: Volume, other: Volume, what: str, finding: Finding, *, of: str = "", exactly: bool = False
+) -> None:
     """Finds differences of grids; nnU-Net goes by indices, so a shifted grid puts labels on the wrong tissue silently.
 
     Args:
@@ -268,6 +318,7 @@ def compare_grids(image: Volume, other: Volume, what: str, finding: Finding, *, 
         what: other in words, such as "the label map".
         finding: gets the errors.
         of: the image in words; its file name if not given.
+        exactly: nnU-Net refuses the smallest difference of spacings, as between channels; else it trains with it.
     """
     of = of or image.path.name
     if image.voxels.shape[1:] != other.voxels.shape[1:]:
@@ -276,12 +327,7 @@ def compare_grids(image: Volume, other: Volume, what: str, finding: Finding, *, 
             f"{what} has {_size(other)} voxels, {of} has {_size(image)}; resample it to the grid of the image",
         )
         return
-    if not np.allclose(image.spacing, other.spacing, rtol=1e-3):
-        finding.error(
-            other.path,
-            f"{what} has voxels of {_mm(other.spacing[::-1])} mm, {of} of {_mm(image.spacing[::-1])} "
-            "mm; correct the header or resample",
-        )
+    _compare_spacings(image, other, f"{what} has voxels of", of, finding, exactly)
     if image.origin is None or other.origin is None or image.axes is None or other.axes is None:
         return
     if len(image.axes) != len(other.axes):
@@ -302,12 +348,31 @@ def compare_grids(image: Volume, other: Volume, what: str, finding: Finding, *, 
         )
 
 
+def _compare_spacings(image: Volume, other: Volume, what: str, of: str, finding: Finding, exactly: bool) -> None:
+    """With NumPy's default tolerance, as nnU-Net's readers and its verify_dataset_integrity do."""
+    if np.allclose(image.spacing, other.spacing):
+        return
+    own, wanted = (volume.spacing[::-1] for volume in (other, image))
+    digits = next((n for n in range(4, 17) if _mm(own, n) != _mm(wanted, n)), 17)
+    fix = f"write it into {other.path.stem}.json" if other.path.suffix in TIFF else "correct the header"
+    text = f"{what} {_mm(own, digits)} mm, {of} of {_mm(wanted, digits)} mm; {fix} or resample"
+    if exactly or not np.allclose(image.spacing, other.spacing, rtol=1e-3):
+        finding.error(other.path, text)
+    else:
+        finding.warning(other.path, f"{text} (nnU-Net trains with it, its --verify_dataset_integrity refuses it)")
+
+
 def _size(volume: Volume) -> str:
     return " x ".join(str(n) for n in reversed(volume.voxels.shape[1:]))
 
 
-def _mm(numbers: Iterable[float]) -> str:
-    return " x ".join(f"{number:.4g}" for number in numbers)
+def _mm(numbers: Iterable[float], digits: int = 4) -> str:
+    return " x ".join(f"{number:.{digits}g}" for number in numbers)
+
+
+def _exact(number: float) -> str:
+    """As few digits as tell it from its neighbours: 0.9999999 is not 1."""
+    return str(np.float32(number)).removesuffix(".0")
 
 
 def _count(label: Volume, finding: Finding) -> dict[int, int]:
@@ -316,7 +381,7 @@ def _count(label: Volume, finding: Finding) -> dict[int, int]:
     whole = np.rint(voxels)
     fractions = voxels[whole != voxels]
     if fractions.size:
-        examples = shorten((f"{value:g}" for value in np.unique(fractions)), 3)
+        examples = shorten(map(_exact, np.unique(fractions)), 3)
         finding.error(
             label.path,
             f"{fractions.size} voxel(s) are not whole numbers ({examples}), as after interpolation; resample the "
@@ -333,10 +398,3 @@ def _count(label: Volume, finding: Finding) -> dict[int, int]:
 def _values(table: AnnotationTable, ignore: int | None) -> str:
     names = ["0 background", *(f"{'+'.join(map(str, values))} {name}" for name, values in table.values.items())]
     return ", ".join(names + ([f"{ignore} ignore"] if ignore is not None else []))
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Keeps the readers' own prints out of our report (and out of --json)."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield

@@ -13,7 +13,7 @@ from typing import Any
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
 from nnunet_mutual.disk.files import natural, read_object
 from nnunet_mutual.disk.names import safe_name
-from nnunet_mutual.errors import MutualError, closest, shorten, spelling_key
+from nnunet_mutual.errors import MutualError, Spellings, shorten, spelling_key
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,13 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
             f"{folder} has no dataset.json; every nnU-Net dataset needs one, see nnU-Net's dataset_format.md"
         )
     content = read_object(folder / "dataset.json")
+    labels = content.get("labels")
+    if isinstance(labels, dict) and labels and all(isinstance(name, str) for name in labels.values()):
+        raise MutualError(
+            f'{folder / "dataset.json"} has the labels the old way ("0": "background"), as nnU-Net v1 and the Medical '
+            "Segmentation Decathlon have them; convert the dataset with nnUNetv2_convert_old_nnUNet_dataset TASK_FOLDER "
+            "Dataset001_Name (of nnU-Net v1) or nnUNetv2_convert_MSD_dataset -i TASK_FOLDER (of the Decathlon)"
+        )
     if not isinstance(content.get("file_ending"), str):
         raise MutualError(
             f'{folder / "dataset.json"} has no "file_ending"; add it, for example "file_ending": ".nii.gz"'
@@ -61,13 +68,11 @@ def training_cases(folder: Path, dataset_json: Mapping[str, Any]) -> tuple[dict[
     if "dataset" in dataset_json:
         cases = _declared_files(folder, dataset_json["dataset"])
     else:
-        cases, problems = _found_files(folder, dataset_json["file_ending"])
+        cases, problems = _found_files(folder, dataset_json)
     if not cases:
-        raise MutualError(
-            f'{folder / "imagesTr"} holds no *{dataset_json["file_ending"]} image; check the folder and "file_ending"'
-        )
+        raise MutualError(_no_case(folder / "imagesTr", dataset_json["file_ending"]))
     ordered = {key: cases[key] for key in sorted(cases, key=natural)}
-    return ordered, problems + _similar_spellings(ordered)
+    return ordered, problems + _reserved_names(ordered) + _similar_spellings(ordered)
 
 
 def unlabelled_cases(
@@ -98,7 +103,7 @@ def unlabelled_cases(
         for key in cases
         if key in set(training)
     ]
-    return cases, problems
+    return cases, problems + _reserved_names(cases)
 
 
 def _declared_files(folder: Path, entries: Any) -> dict[str, CaseFiles]:
@@ -123,12 +128,16 @@ def _declared_files(folder: Path, entries: Any) -> dict[str, CaseFiles]:
     return cases
 
 
-def _found_files(folder: Path, ending: str) -> tuple[dict[str, CaseFiles], list[Problem]]:
+def _found_files(folder: Path, dataset_json: Mapping[str, Any]) -> tuple[dict[str, CaseFiles], list[Problem]]:
+    ending = dataset_json["file_ending"]
     images, problems = images_of(folder / "imagesTr", ending)
     cases = {key: CaseFiles(key, found, folder / "labelsTr" / (key + ending)) for key, found in images.items()}
     labelled = {name[: -len(ending)]: name for name in _names(folder / "labelsTr") if name.endswith(ending)}
+    channels = dataset_json.get("channel_names", dataset_json.get("modality", {}))
+    _refuse_numbered_cases(images, labelled, len(channels))
+    spare = Spellings(key for key in labelled if key not in cases)
     for key in sorted(set(cases) - set(labelled), key=natural):
-        likely = closest(key, set(labelled) - set(cases))
+        likely = spare.closest(key)
         hint = (
             f"rename labelsTr/{labelled[likely]}"
             if likely
@@ -138,6 +147,37 @@ def _found_files(folder: Path, ending: str) -> tuple[dict[str, CaseFiles], list[
     for key in sorted(set(labelled) - set(cases), key=natural):
         problems.append(Problem(WARNING, f"labelsTr/{labelled[key]}", "has no image in imagesTr and is not used"))
     return cases, problems
+
+
+def _refuse_numbered_cases(
+    images: Mapping[str, Mapping[int, Path]], labelled: Mapping[str, str], n_channels: int
+) -> None:
+    """Stops where cases are called P_0000, P_0001, ...: without a channel number that is one case with many channels."""
+    for key, found in images.items():
+        own = [path for number, path in found.items() if f"{key}_{number:04d}" in labelled]
+        if own and key not in labelled and len(found) > n_channels:
+            stem, dot, ending = own[0].name.partition(".")
+            raise MutualError(
+                f"imagesTr/{shorten(path.name for path in found.values())}: nnU-Net reads the last four digits as "
+                f"channels, so these {len(found)} images are one case, {key}, but labelsTr has a label map for "
+                f"{'each' if len(own) == len(found) else f'{len(own)} of them'}; add the channel to the names of the "
+                f"images, such as {stem}_0000{dot}{ending} (label maps keep their names)"
+            )
+
+
+def _no_case(folder: Path, ending: str) -> str:
+    """Says why no image is a training case."""
+    names = _names(folder)
+    unnumbered = [name for name in names if name.endswith(ending)]
+    if unnumbered:
+        first = unnumbered[0].removesuffix(ending)
+        return (
+            f"{folder} holds {len(unnumbered)} image(s) ending in {ending}, but none with a channel number "
+            f"({shorten(unnumbered, 3)}); rename {unnumbered[0]} to {first}_0000{ending} and so on (label maps keep "
+            "their names)"
+        )
+    there = f", but {shorten(names, 3)}" if names else ""
+    return f'{folder} holds no image ending in {ending}{there}; check the folder and "file_ending" of dataset.json'
 
 
 def images_of(folder: Path, ending: str) -> tuple[dict[str, dict[int, Path]], list[Problem]]:
@@ -157,6 +197,12 @@ def images_of(folder: Path, ending: str) -> tuple[dict[str, dict[int, Path]], li
     return {key: dict(sorted(found.items())) for key, found in images.items()}, problems
 
 
+def _reserved_names(cases: Iterable[str]) -> list[Problem]:
+    """nnU-Net stores the label map of a preprocessed case x as x_seg, so it would lose a case of that name."""
+    text = "nnU-Net takes names that end in _seg for label maps and would leave it out; rename its files"
+    return [Problem(ERROR, f"case {key}", text) for key in cases if key.endswith("_seg")]
+
+
 def _similar_spellings(cases: Mapping[str, CaseFiles]) -> list[Problem]:
     groups: dict[str, list[str]] = defaultdict(list)
     for key in cases:
@@ -172,7 +218,17 @@ def _similar_spellings(cases: Mapping[str, CaseFiles]) -> list[Problem]:
     ]
 
 
-def _names(folder: Path) -> list[str]:
+def hidden_files(folder: Path, ending: str) -> list[str]:
+    """Returns files such as ``._case_0000.nii.gz``, which macOS makes and stock nnU-Net takes for cases.
+
+    Args:
+        folder: of images or label maps.
+        ending: file ending of the dataset.
+    """
+    return [name for name in _names(folder, hidden=True) if name.endswith(ending)]
+
+
+def _names(folder: Path, *, hidden: bool = False) -> list[str]:
     if not folder.is_dir():
         return []
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in folder.iterdir() if entry.name.startswith(".") == hidden and entry.is_file())

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.images import Finding, Volume, compare_grids, count_labels, read_volume
+from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.evaluation.masks import annotated_masks
 from nnunet_mutual.evaluation.metrics import measure
@@ -101,7 +102,9 @@ def measure_case(pair: Pair, rules: Rules) -> LabelScores:
     )
     for one in masks:
         tolerance = None if rules.tolerances is None else rules.tolerances[one.label]
-        scores[one.label] = measure(one.predicted, one.drawn, reference.spacing, tolerance=tolerance)
+        scores[one.label] = measure(
+            one.predicted, one.drawn, reference.spacing, tolerance=tolerance, voxel_ml=reference.voxel_ml
+        )
         both, predicted, drawn = (
             int(np.count_nonzero(mask)) for mask in (one.predicted & one.drawn, one.predicted, one.drawn)
         )
@@ -119,9 +122,9 @@ def _read(pair: Pair, rules: Rules) -> tuple[Volume, Volume]:
         compare_grids(reference, prediction, "the prediction", finding, of="the reference")
         count_labels(reference, rules.table, rules.ignore, finding)
         count_labels(prediction, rules.table, None, finding)
-    if prediction is None or reference is None or finding.problems:
-        first = finding.problems[0]
-        raise MutualError(f"{first.place}: {first.text}")
+    errors = [problem for problem in finding.problems if problem.severity == ERROR]
+    if prediction is None or reference is None or errors:
+        raise MutualError(f"{errors[0].place}: {errors[0].text}")
     return prediction, reference
 
 

@@ -46,12 +46,14 @@ TOLERANCE = 1.0  # mm
 # Of a label that is absent in the reference and in the prediction, where that must be compared with another prediction.
 PERFECT = {DICE: 1.0, IOU: 1.0, SURFACE_DICE: 1.0, HD95: 0.0}
 
-_MM3_PER_ML = 1000
-_FICTITIOUS = 999  # nnU-Net's readers give a 2d image a slice that is at least this thick
-
 
 def measure(
-    predicted: NDArray[np.bool_], drawn: NDArray[np.bool_], spacing: Sequence[float], *, tolerance: float | None
+    predicted: NDArray[np.bool_],
+    drawn: NDArray[np.bool_],
+    spacing: Sequence[float],
+    *,
+    tolerance: float | None,
+    voxel_ml: float | None,
 ) -> dict[str, float]:
     """Returns all metrics of one label in one case.
 
@@ -60,15 +62,16 @@ def measure(
         drawn: (Z, Y, X) mask of the reference.
         spacing: size of a voxel (Z, Y, X) in mm.
         tolerance: of surface Dice in mm; None leaves the surface metrics out.
+        voxel_ml: volume of a voxel in millilitres; None leaves the volumes out, as of 2d images.
 
     Returns:
-        Metric -> value. Volumes are missing for 2d images; an image without spacing (png) is measured in pixels.
+        Metric -> value. An image without spacing (png) is measured in pixels.
     """
     found = {DICE: dice(predicted, drawn), IOU: intersection_over_union(predicted, drawn)}
     if tolerance is not None:
         found |= surface_metrics(predicted, drawn, spacing, tolerance=tolerance)
-    if spacing[0] < _FICTITIOUS:
-        found |= volumes(predicted, drawn, spacing)
+    if voxel_ml is not None:
+        found |= volumes(predicted, drawn, voxel_ml)
     return found
 
 
@@ -78,10 +81,9 @@ def intersection_over_union(predicted: NDArray[np.bool_], drawn: NDArray[np.bool
     return int(np.count_nonzero(predicted & drawn)) / union if union else math.nan
 
 
-def volumes(predicted: NDArray[np.bool_], drawn: NDArray[np.bool_], spacing: Sequence[float]) -> dict[str, float]:
+def volumes(predicted: NDArray[np.bool_], drawn: NDArray[np.bool_], voxel_ml: float) -> dict[str, float]:
     """Returns the volumes of two masks and the error, in ml and in percent of the drawn volume (NaN if that is 0)."""
-    voxel = math.prod(spacing) / _MM3_PER_ML
-    ours, theirs = (int(np.count_nonzero(mask)) * voxel for mask in (predicted, drawn))
+    ours, theirs = (int(np.count_nonzero(mask)) * voxel_ml for mask in (predicted, drawn))
     return {
         VOLUME: ours,
         REFERENCE_VOLUME: theirs,

@@ -19,10 +19,12 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
     plan_experiment_dataset,
     preprocess_dataset,
 )
+from nnunetv2.utilities import utils as stock_utilities
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY, ModalityGroups
 from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.datasets.check import Examination, examine
 from nnunet_mutual.datasets.images import reader_for
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, training_cases
@@ -56,6 +58,8 @@ def plan_and_preprocess(
     trainer: str | None = None,
     settings: Sequence[str] = (),
     clean: bool = False,
+    check: bool = True,
+    verify: bool = False,
 ) -> None:
     """Plans and preprocesses a dataset as ``nnUNetv2_plan_and_preprocess`` does, then its unlabelled images.
 
@@ -71,6 +75,8 @@ def plan_and_preprocess(
         trainer: what a planner of this package plans for; None: what the dataset asks for.
         settings: of that trainer, ``key=value`` each.
         clean: compute the dataset's fingerprint anew.
+        check: examine every file first, as ``nnunet_mutual check`` does, and stop where that finds errors.
+        verify: what nnU-Net calls ``--verify_dataset_integrity``; only without ``check``, which covers it.
 
     Raises:
         MutualError: something is wrong that would spoil the result; found before the long work wherever possible.
@@ -90,11 +96,13 @@ def plan_and_preprocess(
     _refuse_unknown(configurations, preprocessed)
     _refuse_old_fingerprint(preprocessed, len(complete), images.dataset_json, clean)
     _refuse_wrong_splits(folders, preprocessed, images.table, training)
+    if check:
+        _refuse_errors(examine(folders, before_planning=True), folders, configurations, verify)
     with _stock_step("fingerprint extraction", folders), _empty_folder_removed(preprocessed):
         try:
             number = counts[0] if processes else min(8, default_num_processes)
             extractor = partial(FingerprintExtractor, cases=complete)
-            extract_fingerprint_dataset(folders.number, extractor, num_processes=number, clean=clean, verbose=False)
+            extract_fingerprint_dataset(folders.number, extractor, number, verify and not check, clean, verbose=False)
         except Exception:
             if not _all_empty(images, training):
                 raise
@@ -283,11 +291,31 @@ def _all_empty(images: UnlabelledImages, training: Mapping[str, CaseFiles]) -> b
         return False
 
 
+def _refuse_errors(found: Examination, folders: DatasetFolders, configurations: Sequence[str], verify: bool) -> None:
+    """Stops where nnU-Net would stop much later, or train on something wrong."""
+    if verify:
+        print("--verify_dataset_integrity: the check that runs first covers it (with --no-check nnU-Net's own runs)")
+    if found.errors:
+        raise MutualError(
+            f"{folders.name} has {len(found.errors)} error(s), the first is {found.errors[0].place}: "
+            f"{found.errors[0].text}; correct them (nnunet_mutual check {folders.name} lists them all) and repeat; "
+            "--no-check plans all the same"
+        )
+    warnings = len(found.problems)
+    if warnings:
+        print(f"{warnings} thing(s) to look at, which may be right: nnunet_mutual check {folders.name}")
+    if found.is_2d and not set(configurations) - set(DEFAULT_CONFIGURATIONS[1:]):
+        raise MutualError(
+            f"all images of {folders.name} are 2d, so there is no {' or '.join(configurations)}; repeat with -c 2d"
+        )
+
+
 @contextlib.contextmanager
 def _stock_step(step: str, folders: DatasetFolders) -> Iterator[None]:
     """Turns whatever ends a step of nnU-Net into one sentence, after the traceback."""
     try:
-        yield
+        with _without_hidden_files():
+            yield
     except MutualError:
         raise
     except Exception as error:
@@ -307,6 +335,21 @@ def _empty_folder_removed(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             folder.rmdir()
         raise
+
+
+@contextlib.contextmanager
+def _without_hidden_files() -> Iterator[None]:
+    """Lets nnU-Net list no ``._case_0000.nii.gz``, which macOS makes and which it would take for cases."""
+    stock = stock_utilities.subfiles
+
+    def visible(*arguments: Any, **options: Any) -> list[str]:
+        return [name for name in stock(*arguments, **options) if not os.path.basename(name).startswith(".")]
+
+    stock_utilities.subfiles = visible
+    try:
+        yield
+    finally:
+        stock_utilities.subfiles = stock
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable, Case
-from nnunet_mutual.datasets.images import inspect_case
+from nnunet_mutual.datasets.images import inspect_case, missing_files
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.disk.case_files import read_properties
@@ -82,12 +82,6 @@ def list_unlabelled(dataset: str | int) -> UnlabelledImages:
     table = AnnotationTable.from_dataset_json(content)
     cases, problems = unlabelled_cases(folders.raw, content, training_cases(folders.raw, content)[0])
     errors = [f"{problem.place}: {problem.text}" for problem in problems if problem.severity == ERROR]
-    errors += [
-        f"imagesUn/{next(iter(files.images.values())).name}: nnU-Net takes names that end in _seg for label maps; "
-        "rename it"
-        for key, files in cases.items()
-        if key.endswith("_seg")
-    ]
     if errors:
         raise MutualError(f"{folders.name}/{errors[0]}" + (f" ({len(errors)} such names)" if len(errors) > 1 else ""))
     return UnlabelledImages(folders, content, table, cases)
@@ -270,6 +264,9 @@ def _preprocess(job: _Job) -> str | None:
     finding = inspect_case(files, job.case, job.table, None, manager.image_reader_writer_class())
     errors = [f"{problem.place}: {problem.text}" for problem in finding.problems if problem.severity == ERROR]
     volumes = list(finding.images.values())
+    lacking = [] if PLANS_KEY in job.plans else missing_files(files, job.case, job.table)
+    if lacking:
+        errors.append(f"case {files.key}: has no image of {', '.join(lacking)}; add one of zeros, or declare groups")
     if not errors and all(volume.voxels.min() == volume.voxels.max() for volume in volumes):
         errors.append(
             f"imagesUn/{volumes[0].path.name}: every voxel is {volumes[0].voxels.flat[0]:g}; replace or remove it"

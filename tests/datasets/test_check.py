@@ -99,8 +99,15 @@ def test_declared_missing_channel(raw: RawDataset, capsys: pytest.CaptureFixture
             raw.image(key, VOXELS, channel=1)
     entry("toy_001", missing=["PET"])(raw)
     status, report = examine(capsys)
-    assert status == 0
-    assert "channel 1 (PET) is declared missing" in sentences(report, "warning")[0]
+    assert status == 2  # nnU-Net needs a file for every channel
+    assert (
+        "channel PET: declared missing, without an image, in 1 case(s) (toy_001); add an"
+        in sentences(report, "error")[0]
+    )
+    raw.content["mutual"]["modality_groups"] = {"CT": ["CT"], "PET": ["PET"]}
+    raw.save()
+    status, report = examine(capsys)
+    assert status == 0 and "nnUNetv2_plan_and_preprocess needs an image of zeros" in sentences(report, "warning")[0]
     raw.image("toy_001", np.zeros(SHAPE), channel=1)
     assert examine(capsys) == (0, {**report, "problems": []})
 
@@ -239,9 +246,12 @@ HOPELESS: dict[str, tuple[Callable[[RawDataset], object], str]] = {
         lambda raw: raw.json.write_text(raw.json.read_text().replace('"toy_002": {"source"', '"toy_001": {"source"')),
         'lists "toy_001" twice in the same place',
     ),
-    "no images": (lambda raw: shutil.rmtree(raw.folder / "imagesTr"), r"imagesTr holds no \*.nii.gz image"),
+    "no images": (
+        lambda raw: shutil.rmtree(raw.folder / "imagesTr"),
+        "imagesTr holds no image ending in .nii.gz; check",
+    ),
     "no file_ending": (lambda raw: raw.save(file_ending=None), 'has no "file_ending"'),
-    "unknown ending": (lambda raw: raw.save(file_ending=".dcm"), r"holds no \*.dcm image"),
+    "unknown ending": (lambda raw: raw.save(file_ending=".dcm"), "holds no image ending in .dcm, but toy_001_0000"),
 }
 
 

@@ -43,6 +43,13 @@ def preprocessed(raw: Path) -> Path:
     return raw.parent.with_name("nnUNet_preprocessed") / NAME
 
 
+def undrawn(content: dict[str, Any], key: str) -> list[int]:
+    """Integers of the labels that a case does not annotate."""
+    block = content["mutual"]
+    drawn = block["cases"][key].get("annotated", block["sources"][block["cases"][key]["source"]]["annotated"])
+    return [content["labels"][label] for label in ALL if label not in drawn]
+
+
 def run(*options: str) -> int:
     return main(["plan_and_preprocess", "-d", "901", *options])
 
@@ -87,6 +94,7 @@ def test_planned_for_a_trainer(
     for key in KEYS:  # a corner of metal that nobody drew
         image, labels = image_and_labels(1)
         image[:5, :5, :5], labels[:5, :5, :5] = 3000, 4
+        labels[np.isin(labels, undrawn(content, key))] = 0
         write_nifti(image, raw / "imagesTr" / f"{key}_0000.nii.gz")
         write_nifti(labels, raw / "labelsTr" / f"{key}.nii.gz")
     options = ["-c", "3d_fullres", "-np", "1", "--for", "MutualCorrelationTrainer", "-gpu_memory_target", "6"]

@@ -1,0 +1,256 @@
+"""Image files: read to their end, label maps written whole and wide enough, and which size of a voxel is real.
+
+nnU-Net's readers leave three traps. SimpleITK fills a truncated ``.nii.gz`` with zeros, compares no checksum and reads
+NaN as 0. Writers choose a type by the largest value, if they get one that can hold it. And an image without a spacing
+gets one that looks real.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import logging
+import math
+import re
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+
+import nibabel
+import numpy as np
+import tifffile
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIOWithReorient
+from numpy.typing import NDArray
+
+from nnunet_mutual.errors import MutualError
+
+_CHUNK = 1 << 22  # bytes
+_GIPL_HEADER = 256
+_GIPL_BYTES = {7: 1, 8: 1, 15: 2, 16: 2, 31: 4, 32: 4, 64: 4, 65: 8}  # of a voxel, by the type in the header
+_ML = 1000  # cubic millimetres
+_THICK = 998  # nnU-Net makes a 2d image 999 times as thick as its largest pixel
+TIFF = (".tif", ".tiff")
+
+
+def read_images(reader: BaseReaderWriter, paths: Sequence[Path]) -> tuple[NDArray[Any], dict[str, Any]]:
+    """Reads the images of one case with nnU-Net's reader, each file to its end.
+
+    Args:
+        reader: nnU-Net's.
+        paths: in the order of the channels.
+
+    Returns:
+        (C, Z, Y, X) float32 and nnU-Net's properties.
+
+    Raises:
+        MutualError: a file is truncated or damaged, or the reader refuses it.
+    """
+    return _read(reader.read_images, [str(path) for path in paths], paths)
+
+
+def read_label_map(reader: BaseReaderWriter, path: Path) -> tuple[NDArray[Any], dict[str, Any]]:
+    """Reads a label map with nnU-Net's reader, to its end.
+
+    Returns:
+        (Z, Y, X) int32 and nnU-Net's properties.
+
+    Raises:
+        MutualError: the file is truncated or damaged, or the reader refuses it.
+    """
+    voxels, properties = _read(reader.read_seg, str(path), [path])
+    return np.rint(voxels[0]).astype(np.int32), properties
+
+
+def write_label_map(reader: BaseReaderWriter, voxels: NDArray[Any], path: Path, properties: Mapping[str, Any]) -> None:
+    """Writes a label map in the smallest integer type that holds all its values.
+
+    Args:
+        reader: nnU-Net's.
+        voxels: (Z, Y, X) whole numbers from 0.
+        path: the file; a tif gets its spacing beside it.
+        properties: nnU-Net's, of the image or label map on whose grid the voxels are.
+
+    Raises:
+        MutualError: the format holds smaller values only.
+        OSError, RuntimeError: the disk is full or not writable (SimpleITK reports it as RuntimeError).
+    """
+    highest = int(voxels.max(initial=0))
+    most = 255 if isinstance(reader, SimpleITKIOWithReorient) or path.name.endswith(".bmp") else 65535
+    if highest > most:
+        raise MutualError(
+            f"{path} cannot hold the value {highest}, nnU-Net's {type(reader).__name__} writes 0 to {most} there; use "
+            'another "file_ending" or "overwrite_image_reader_writer" in dataset.json'
+        )
+    reader.write_seg(voxels.astype(np.uint8 if highest <= 255 else np.uint16), str(path), dict(properties))
+
+
+def verify_whole(path: Path) -> int:
+    """Reads a file to its end, once for each content; formats whose readers notice it themselves are not read.
+
+    Returns:
+        NaN and infinite values of a NIfTI file, which SimpleITK reads as 0; 0 for other formats.
+
+    Raises:
+        MutualError: the file is cut off, or its content does not fit its checksum.
+    """
+    state = path.stat()
+    try:
+        return _broken_values(path, state.st_size, state.st_mtime_ns)
+    except (EOFError, zlib.error, gzip.BadGzipFile, struct.error) as error:
+        raise MutualError(
+            f"{path} is cut off or damaged ({error}); copy it again from where it came from, or export it again"
+        ) from None
+
+
+def sidecar(path: Path, *, is_label: bool) -> Path | None:
+    """Returns the file beside a tif that says its spacing, as nnU-Net's reader looks for it; None if there is none."""
+    if path.suffix.lower() not in TIFF:
+        return None
+    found = path.with_name((path.stem if is_label else re.sub(r"_\d{4}$", "", path.stem)) + ".json")
+    return found if found.is_file() else None
+
+
+def is_flat(spacing: Sequence[float]) -> bool:
+    """Whether nnU-Net's reader invented the thickness of a 2d image.
+
+    Args:
+        spacing: (Z, Y, X) in mm.
+    """
+    return float(spacing[0]) >= _THICK * max(map(float, spacing[1:]))
+
+
+def voxel_ml(properties: Mapping[str, Any]) -> float | None:
+    """Returns the volume of a voxel in millilitres; None where nnU-Net's reader invented the spacing.
+
+    That is a 2d image, or a tif without a file that says its spacing.
+
+    Args:
+        properties: nnU-Net's, of an image or label map.
+    """
+    spacing = properties["spacing"]
+    # Tiff3DIO gives a tuple of its own making, but a list where a file says the spacing.
+    assumed = (
+        isinstance(spacing, tuple) and spacing == (1, 1, 1) and not {"sitk_stuff", "nibabel_stuff"} & {*properties}
+    )
+    return None if assumed or is_flat(spacing) else math.prod(map(float, spacing)) / _ML
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the readers' own prints out of our reports (and out of --json)."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def _read(read: Any, argument: Any, paths: Sequence[Path]) -> tuple[NDArray[Any], dict[str, Any]]:
+    for path in paths:
+        if not path.is_file():
+            raise MutualError(f"{path} does not exist; put the file there")
+        verify_whole(path)
+    try:
+        with quiet():
+            voxels, properties = read(argument)
+    except Exception as error:  # every format fails in its own way; the sentence names the file and the reader's reason
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise MutualError(f"{paths[0]} cannot be read ({lines[-1]}); nnunet_mutual check examines every file") from None
+    return voxels, properties
+
+
+@lru_cache(maxsize=4096)
+def _broken_values(path: Path, size: int, changed: int) -> int:
+    """As :func:`verify_whole`; size and time of change tell contents apart, so that none is read twice."""
+    if path.name.endswith((".nii", ".nii.gz")):
+        return _verify_nifti(path)
+    if path.suffix in TIFF:
+        _verify_tiff(path)
+    elif path.suffix in (".mha", ".nrrd", ".gipl"):
+        with path.open("rb") as stream:
+            {".mha": _verify_metaimage, ".nrrd": _verify_nrrd, ".gipl": _verify_gipl}[path.suffix](stream, size)
+    return 0
+
+
+def _verify_nifti(path: Path) -> int:
+    start, left, dtype = 0, 0, np.dtype(np.uint8)
+    with contextlib.suppress(nibabel.filebasedimages.ImageFileError):  # no NIfTI at all: the reader says why
+        image: Any = nibabel.load(path)
+        start, dtype = int(image.dataobj.offset), np.dtype(image.dataobj.dtype)
+        left = math.prod(image.shape) * dtype.itemsize
+    broken = 0
+    with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as stream:
+        stream.read(start)
+        while left and (chunk := stream.read(min(_CHUNK, left))):
+            left -= len(chunk)
+            if dtype.kind == "f" and len(chunk) % dtype.itemsize == 0:
+                broken += int(np.count_nonzero(~np.isfinite(np.frombuffer(chunk, dtype))))
+        if left:
+            raise EOFError(f"{left} bytes of its voxels are missing")
+        while stream.read(_CHUNK):  # gzip compares the checksum at the very end
+            pass
+    return broken
+
+
+def _verify_metaimage(stream: IO[bytes], size: int) -> None:
+    header: dict[bytes, bytes] = {}
+    while b"ElementDataFile" not in header:
+        key, equals, value = stream.readline(_CHUNK).partition(b"=")
+        if not equals:
+            return  # no MetaImage: the reader says why
+        header[key.strip()] = value.strip()
+    if header.get(b"CompressedData", b"").lower() == b"true" and header[b"ElementDataFile"] == b"LOCAL":
+        _inflate(stream)
+
+
+def _verify_nrrd(stream: IO[bytes], size: int) -> None:
+    header = []
+    while line := stream.readline(_CHUNK).strip():
+        header.append(line.lower().replace(b" ", b""))
+    if header and not any(line.startswith((b"datafile:", b"byteskip:", b"lineskip:")) for line in header):
+        if b"encoding:gzip" in header or b"encoding:gz" in header:
+            _inflate(stream)
+
+
+def _verify_gipl(stream: IO[bytes], size: int) -> None:
+    *shape, kind = struct.unpack(">5H", stream.read(10))
+    missing = _GIPL_HEADER + math.prod(max(n, 1) for n in shape) * _GIPL_BYTES.get(kind, 0) - size
+    if missing > 0:
+        raise EOFError(f"{missing} bytes of its voxels are missing")
+
+
+def _verify_tiff(path: Path) -> None:
+    """Tifffile reads as many slices as it finds, and logs that the rest is gone."""
+    said: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign] # a whole class for one line
+    logger = logging.getLogger("tifffile")
+    logger.addHandler(handler)
+    try:
+        with tifffile.TiffFile(path) as file:
+            size = path.stat().st_size
+            for page in file.pages:
+                ends = zip(page.dataoffsets, page.databytecounts, strict=False)
+                if any(offset + count > size for offset, count in ends):
+                    raise EOFError("pixels are missing")
+    except tifffile.TiffFileError:
+        return  # no TIFF: the reader says why
+    finally:
+        logger.removeHandler(handler)
+    if said:
+        raise EOFError(said[0])
+
+
+def _inflate(stream: IO[bytes]) -> None:
+    """Decompresses to the end, where the checksum is compared, and keeps nothing."""
+    inflate = zlib.decompressobj(wbits=47)  # zlib or gzip, as the stream says itself
+    while not inflate.eof:
+        data = inflate.unconsumed_tail or stream.read(_CHUNK)
+        if not data:
+            inflate.flush()
+            if not inflate.eof:
+                raise EOFError("its compressed voxels end too early")
+            return
+        inflate.decompress(data, _CHUNK)
