@@ -44,6 +44,7 @@ from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 from nnunet_mutual.planning.needs import Needs, one_network
 from nnunet_mutual.plugin import compat
+from nnunet_mutual.preprocessing import label_maps
 from nnunet_mutual.settings import Settings, block_for, merged_block, read_settings
 
 
@@ -74,7 +75,7 @@ class MutualTrainer(nnUNetTrainer):
             )
         self.settings = read_settings(self.settings_class, block_for(type(self), merged_block(plans, configuration)))
         self.autocast_dtype = compat.autocast_dtype(self.settings.amp, device)
-        plans.setdefault("continue_training", False)
+        self.continues = bool(plans.setdefault("continue_training", False))
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.settings.num_epochs
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
@@ -91,6 +92,8 @@ class MutualTrainer(nnUNetTrainer):
         self.rhythm = SaveRhythm(self.settings.checkpoint_epochs, self.settings.checkpoint_minutes)
         self.plot = ProgressPlot()
         self._split: tuple[list[str], list[str]] | None = None
+        self.labels: label_maps.Labels | None = None
+        self.other_labels: str | None = None  # how they differ from those of the checkpoint that was loaded
         self.epoch_outputs: list[dict] = []
         self.resumed_random_state: dict[str, Any] | None = None
         self.term_log = TermLog(Path(self.output_folder) / "mutual_log.jsonl")
@@ -118,6 +121,7 @@ class MutualTrainer(nnUNetTrainer):
         super().initialize()
         self.validation_batch_size = self.batch_size  # stock's, whatever a method makes of training batches
         training, _ = self.do_split()
+        label_maps.start(self)
         self.knowledge = self.build_knowledge().to(self.device)
         self.table.require_annotated(training, self.fold)
         self.supervised = self.build_supervision()
@@ -264,10 +268,12 @@ class MutualTrainer(nnUNetTrainer):
 
     def run_training(self) -> None:
         """Trains to the end, from wherever a checkpoint left off (nnU-Net's hook)."""
+        label_maps.require_same_labels(self)
         with StopSignals() as signals:
             self.on_train_start()
             while self.current_epoch < self.num_epochs:
                 if self.iteration == 0:
+                    label_maps.watch(self)
                     self.before_epoch(signals)
                 self._run_epoch(signals)
         self.on_train_end()
@@ -419,6 +425,7 @@ class MutualTrainer(nnUNetTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predicts the validation cases whole, restricted to what each annotates (nnU-Net's hook)."""
+        label_maps.before_validation(self)
         validate_fold(self, save_probabilities)
 
     # Checkpoints

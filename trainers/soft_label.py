@@ -58,8 +58,14 @@ class SoftLabelTrainer(TwoStreamTrainer):
 
     def open_unlabelled(self, validation: Iterable[str]) -> Any:
         """Opens the images that have soft labels."""
-        folder = Path(self.preprocessed_dataset_folder_base)
-        return soft_dataset(folder, self.configuration_manager.data_identifier, self.table, validation)
+        return soft_dataset(
+            Path(self.preprocessed_dataset_folder_base),
+            self.plans_manager,
+            self.configuration_manager,
+            self.table,
+            validation,
+            len(self.table.channels) + self.label_manager.num_segmentation_heads,
+        )
 
     def build_objectives(self) -> list[Objective]:
         """Returns what the network learns."""

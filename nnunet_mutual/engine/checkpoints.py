@@ -14,6 +14,7 @@ import torch
 
 from nnunet_mutual.engine.peers import unwrap
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.preprocessing.label_maps import compare_with_checkpoint
 from nnunet_mutual.settings import deep_merge, differences
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def pack(trainer: MutualTrainer) -> dict[str, Any] | None:
         "inference_allowed_mirroring_axes": plain(trainer.inference_allowed_mirroring_axes),
         STATE_KEY: {
             **_author(trainer),
+            "label_maps": None if trainer.labels is None else trainer.labels.began,
             "stage": trainer.stage,
             "deployed": trainer.deployed,
             "ranking": trainer.ranking.state_dict(),
@@ -183,6 +185,7 @@ def unpack(trainer: MutualTrainer, checkpoint: Mapping[str, Any], filename: str)
             f"the settings in the plans changed since this training started ({'; '.join(changed)}); put them back, or "
             "train the new settings in a configuration of their own (nnunet_mutual plan --name)"
         )
+    compare_with_checkpoint(trainer, checkpoint, state.get("label_maps"))
     if not trainer.was_initialized:
         trainer.initialize()
     trainer.my_init_kwargs = checkpoint["init_args"]
