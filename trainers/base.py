@@ -57,6 +57,7 @@ from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.supervised import SupervisedObjective, like_nnunet
 from nnunet_mutual.planning.needs import Needs, one_network
 from nnunet_mutual.plugin import compat
+from nnunet_mutual.preprocessing.label_maps import Labels, LabelWatch
 from nnunet_mutual.settings import PeersSettings, Settings, block_for, merged_block, read_settings
 
 
@@ -98,7 +99,7 @@ class MutualTrainer(nnUNetTrainer):
         require_known_networks(plans, f"{plans['plans_name']}.json")
         self.settings = read_settings(self.settings_class, block_for(type(self), merged_block(plans, configuration)))
         self.autocast_dtype = compat.autocast_dtype(self.settings.amp, device)
-        plans.setdefault("continue_training", False)
+        self.continues = bool(plans.setdefault("continue_training", False))
         with disk_in_one_sentence("nnUNet_results", beginning=True):
             super().__init__(plans, configuration, fold, dataset_json, device)
             require_space(self.output_folder)  # nnU-Net's log would wait for it, line by line
@@ -117,6 +118,7 @@ class MutualTrainer(nnUNetTrainer):
         self.rhythm = SaveRhythm(self.settings.checkpoint_epochs, self.settings.checkpoint_minutes)
         self.plot = ProgressPlot()
         self._split: tuple[list[str], list[str]] | None = None
+        self._labels: LabelWatch | None = None
         self.epoch_outputs: list[dict] = []
         self.resumed_random_state: dict[str, Any] | None = None
         self.foreground = PredictedForeground(Path(self.output_folder) / "unlabelled_foreground")
@@ -231,6 +233,7 @@ class MutualTrainer(nnUNetTrainer):
         super().initialize()
         self.validation_batch_size = self.batch_size  # stock's, whatever a method makes of training batches
         training, _ = self.do_split()
+        self._labels = self.labels  # read before anything is learnt from them
         self.knowledge = self.build_knowledge().to(self.device)
         self.table.require_annotated(training, self.fold)
         self.supervised = self.build_supervision()
@@ -360,6 +363,17 @@ class MutualTrainer(nnUNetTrainer):
         return list(self._split[0]), list(self._split[1])
 
     @property
+    def labels(self) -> LabelWatch:
+        """Whether the labels of the fold change under the training."""
+        if self._labels is None:
+            keys = [key for part in self.do_split() for key in part]
+            read = None
+            if self.ranks.rank == 0:
+                read = Labels(Path(self.preprocessed_dataset_folder), self.dataset_json, keys)
+            self._labels = LabelWatch(read, self.ranks.first, self.print_to_log_file, self.output_folder)
+        return self._labels
+
+    @property
     def fold_cases(self) -> Fold:
         """The preprocessed cases of the fold."""
         folders = self.preprocessed_dataset_folder, self.folder_with_segs_from_previous_stage
@@ -455,10 +469,12 @@ class MutualTrainer(nnUNetTrainer):
 
     def run_training(self) -> None:
         """Trains to the end, from wherever a checkpoint left off (nnU-Net's hook)."""
+        self.labels.require_same()
         with disk_in_one_sentence(self.output_folder), self._stopping() as stopping:
             self.on_train_start()
             while self.current_epoch < self.num_epochs:
                 if self.iteration == 0:
+                    self.labels.look()
                     self.before_epoch(stopping)
                 self._run_epoch(stopping)
             self.on_train_end()
@@ -577,6 +593,7 @@ class MutualTrainer(nnUNetTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predicts the validation cases whole, restricted to what each annotates (nnU-Net's hook)."""
+        self.labels.before_validation()
         with disk_in_one_sentence(self.output_folder):
             self.stage.collect()
             parts = self.window, self.fold_cases, self.output_folder, self.log, self.ranks
@@ -621,6 +638,7 @@ class MutualTrainer(nnUNetTrainer):
             "stage": self.stage_number,
             "deployed": self.deployed,
             "ranking": self.online.ranking.state_dict(),
+            "label_maps": self.labels.began,
             "random": states,
             "iteration": self.iteration,
             "epoch_outputs": plain(self.epoch_outputs) if self.iteration else [],
@@ -651,6 +669,9 @@ class MutualTrainer(nnUNetTrainer):
         checkpoint = load_own(filename_or_checkpoint, self.device)
         with whole(filename_or_checkpoint):
             verify_author(checkpoint[STATE_KEY], type(self).__name__, self.settings, filename_or_checkpoint)
+            self.labels.compare(checkpoint["init_args"]["dataset_json"], checkpoint[STATE_KEY].get("label_maps"))
+        if self.continues:
+            self.labels.require_same()
         if not self.was_initialized:
             self.initialize()
         with whole(filename_or_checkpoint):

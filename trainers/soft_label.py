@@ -68,10 +68,11 @@ class SoftLabelTrainer(MutualTrainer):
         """Returns labelled images and those that have soft labels."""
         folder = Path(self.preprocessed_dataset_folder_base)
         validation = () if self.fold == "all" else self.do_split()[1]
-        images = soft_dataset(folder, self.configuration_manager.data_identifier, self.table, validation)
-        parts = self.fold_cases, self.label_manager, images, sizes_of(self)
         channels = determine_num_input_channels(self.plans_manager, self.configuration_manager, self.dataset_json)
         outputs = self.label_manager.num_segmentation_heads
+        managers = self.plans_manager, self.configuration_manager
+        images = soft_dataset(folder, *managers, self.table, validation, channels + outputs)
+        parts = self.fold_cases, self.label_manager, images, sizes_of(self)
         return said(self, SoftStreams(*parts, channels=channels, outputs=outputs))
 
     def build_objectives(self) -> list[Objective]:

@@ -40,8 +40,9 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     if isinstance(labels, dict) and labels and all(isinstance(name, str) for name in labels.values()):
         raise MutualError(
             f'{folder / "dataset.json"} has the labels the old way ("0": "background"), as nnU-Net v1 and the Medical '
-            "Segmentation Decathlon have them; convert the dataset with nnUNetv2_convert_old_nnUNet_dataset TASK_FOLDER "
-            "Dataset001_Name (of nnU-Net v1) or nnUNetv2_convert_MSD_dataset -i TASK_FOLDER (of the Decathlon)"
+            "Segmentation Decathlon have them; convert the dataset with nnUNetv2_convert_old_nnUNet_dataset "
+            "TASK_FOLDER Dataset001_Name (of nnU-Net v1) or nnUNetv2_convert_MSD_dataset -i TASK_FOLDER (of the "
+            "Decathlon)"
         )
     if not isinstance(content.get("file_ending"), str):
         raise MutualError(
@@ -152,7 +153,7 @@ def _found_files(folder: Path, dataset_json: Mapping[str, Any]) -> tuple[dict[st
 def _refuse_numbered_cases(
     images: Mapping[str, Mapping[int, Path]], labelled: Mapping[str, str], n_channels: int
 ) -> None:
-    """Stops where cases are called P_0000, P_0001, ...: without a channel number that is one case with many channels."""
+    """Stops where cases are called P_0000, P_0001, ...: without channel numbers, one case with many channels."""
     for key, found in images.items():
         own = [path for number, path in found.items() if f"{key}_{number:04d}" in labelled]
         if own and key not in labelled and len(found) > n_channels:

@@ -54,7 +54,7 @@ def raw_and_preprocessed_differ(dataset_name: str | int) -> str | None:
     else:
         what = (
             "the annotation tables of the raw and of the preprocessed dataset differ "
-            f"({_first_difference(raw[BLOCK], preprocessed[BLOCK])})"
+            f"({first_difference(raw[BLOCK], preprocessed[BLOCK])})"
         )
     return f"{folders.name}: {what}; if the raw one is right, run nnunet_mutual sync {folders.name}"
 
@@ -104,10 +104,10 @@ def _paths(folders: DatasetFolders) -> tuple[Path, Path] | None:
     return paths if all(path.is_file() for path in paths) else None
 
 
-def _first_difference(raw: Any, preprocessed: Any, place: str = "") -> str:
+def first_difference(raw: Any, preprocessed: Any, place: str = "") -> str:
     """Names the first entry that differs, such as 'cases/siteA_001/annotated'."""
     if isinstance(raw, dict) and isinstance(preprocessed, dict):
         for key in [*raw, *preprocessed]:
             if raw.get(key) != preprocessed.get(key):
-                return _first_difference(raw.get(key), preprocessed.get(key), f"{place}/{key}" if place else key)
+                return first_difference(raw.get(key), preprocessed.get(key), f"{place}/{key}" if place else key)
     return f"first at {place}"

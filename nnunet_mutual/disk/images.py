@@ -209,9 +209,9 @@ def _verify_nrrd(stream: IO[bytes], size: int) -> None:
     header = []
     while line := stream.readline(_CHUNK).strip():
         header.append(line.lower().replace(b" ", b""))
-    if header and not any(line.startswith((b"datafile:", b"byteskip:", b"lineskip:")) for line in header):
-        if b"encoding:gzip" in header or b"encoding:gz" in header:
-            _inflate(stream)
+    elsewhere = any(line.startswith((b"datafile:", b"byteskip:", b"lineskip:")) for line in header)
+    if not elsewhere and {b"encoding:gzip", b"encoding:gz"} & set(header):
+        _inflate(stream)
 
 
 def _verify_gipl(stream: IO[bytes], size: int) -> None:

@@ -21,6 +21,7 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
 )
 from nnunetv2.utilities import utils as stock_utilities
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY, ModalityGroups
 from nnunet_mutual.annotation.table import AnnotationTable
@@ -37,6 +38,7 @@ from nnunet_mutual.planning.method import Method, method_for
 from nnunet_mutual.plugin.find import public_names, resolve
 from nnunet_mutual.preprocessing.by_group import GroupPreprocessor, present_channels
 from nnunet_mutual.preprocessing.fingerprint import FILE, FingerprintExtractor, counts_ignored
+from nnunet_mutual.preprocessing.label_maps import record
 from nnunet_mutual.preprocessing.unlabelled import unlabelled_keys
 from nnunet_mutual.preprocessing.update import UnlabelledImages, list_unlabelled, preprocess_unlabelled
 from nnunet_mutual.settings import parse_settings
@@ -137,6 +139,7 @@ def plan_and_preprocess(
                 if name in chosen:
                     GroupPreprocessor(verbose=False).run(folders.number, name, plans, count)
             preprocess_dataset(folders.number, plans, [], [])  # only copies the label maps
+        _record_label_maps(preprocessed, plans, chosen, images, training)
     if images.cases:
         preprocess_unlabelled(dataset, configurations=chosen, plans=plans, processes=max(counts) if processes else None)
     _provide_splits(preprocessed, images, training)
@@ -363,6 +366,16 @@ def _augmentation_processes() -> Iterator[None]:
     finally:
         if old is not None:
             os.environ["nnUNet_n_proc_DA"] = old
+
+
+def _record_label_maps(
+    preprocessed: Path, plans: str, chosen: Sequence[str], images: UnlabelledImages, training: Mapping[str, CaseFiles]
+) -> None:
+    """Notes which label maps were preprocessed; by these notes a training notices that they changed."""
+    manager = PlansManager(read_object(preprocessed / f"{plans}.json"))
+    labels = {key: files.label for key, files in training.items()}
+    for identifier in {manager.get_configuration(name).data_identifier for name in chosen}:
+        record(preprocessed / identifier, labels, images.dataset_json["file_ending"])
 
 
 def _provide_splits(preprocessed: Path, images: UnlabelledImages, training: Mapping[str, CaseFiles]) -> None:

@@ -1,17 +1,20 @@
 """Preprocessed soft labels: beside each unlabelled image, what another model says about it.
 
 They lie in ``nnUNet_preprocessed/D/soft_labels/<data identifier>/`` as cases of nnU-Net whose last channels are
-probabilities, one for each output of the network.
+probabilities, one for each output of the network. ``soft_labels/<data identifier>.jsonl`` says what each was made of.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import blosc2
 import numpy as np
 from acvl_utils.cropping_and_padding.bounding_boxes import bounding_box_to_slice
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
@@ -20,18 +23,25 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.disk.case_files import load_case, read_arrays
+from nnunet_mutual.disk.case_files import load_case
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.folders import temporary_folder
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import locate, plans_file
-from nnunet_mutual.disk.names import inside
 from nnunet_mutual.errors import MutualError, shorten
-from nnunet_mutual.preprocessing.unlabelled import ENDINGS, UNLABELLED, unlabelled_keys
-
-SCALE = 255  # steps of a probability, as it is written
-
-SOFT = "soft_labels"
+from nnunet_mutual.preprocessing.soft_folder import SoftFolder, read_soft
+from nnunet_mutual.preprocessing.unlabelled import (
+    ENDINGS,
+    SOFT,
+    UNLABELLED,
+    add_to_record,
+    plans_fingerprint,
+    read_record,
+    record_of,
+    refuse_withdrawn,
+    unlabelled_keys,
+    write_record,
+)
 
 
 def preprocess_soft(dataset: str | int, folder: str, *, plans: str) -> None:
@@ -50,63 +60,92 @@ def preprocess_soft(dataset: str | int, folder: str, *, plans: str) -> None:
     assert folders.preprocessed is not None
     manager = PlansManager(read_plans(plans_file(folders.preprocessed, plans)))
     content = read_object(folders.preprocessed / "dataset.json")
-    files = {path.name.removesuffix(".npz"): path for path in sorted(Path(folder).glob("*.npz"))}
+    files = SoftFolder(Path(folder)).labels()
     if not (Path(folder) / "dataset.json").is_file() or not files:
         raise MutualError(
             f"{folder} holds no soft labels (CASE.npz and dataset.json); make them with nnunet_mutual pseudo_label "
             "--soft or nnUNetv2_predict --save_probabilities"
         )
-    order = _order(read_object(Path(folder) / "dataset.json"), content)
-    done = 0
+    outputs, order = _order(read_object(Path(folder) / "dataset.json"), content)
+    source = _Source(files, outputs, order, _hashes(files))
+    command = f"nnunet_mutual preprocess_unlabelled -d {folders.number} -p {plans}"
+    first: dict[str, str] = {}  # configurations may share data
     for name in manager.available_configurations:
-        configuration = manager.get_configuration(name)
-        images = folders.preprocessed / UNLABELLED / configuration.data_identifier
-        target = inside(
-            folders.preprocessed,
-            f"{SOFT}/{configuration.data_identifier}",
-            "folder",
-            fix="put a folder in place of the link",
+        first.setdefault(manager.get_configuration(name).data_identifier, name)
+    used = {name: _update(source, folders.preprocessed, manager, name, command) for name in first.values()}
+    trained = [name for name, keys in used.items() if keys]
+    if not trained:
+        raise MutualError(
+            f"none of the {len(files)} soft labels ({shorten(list(files), 3)}) is of a preprocessed unlabelled image "
+            f"of {folders.name}; run {command} first"
         )
-        keys = nnUNetDatasetBlosc2.get_identifiers(str(images)) if images.is_dir() else []
-        pending = [key for key in sorted(keys) if key in files and not _up_to_date(key, target, images, files[key])]
-        done += sum(key in files for key in keys)
-        if not pending:
-            continue
+    idle = sorted(set(files).difference(*used.values()))
+    if idle:
+        print(f"Not used, since no such unlabelled image is preprocessed: {len(idle)} soft label(s) ({shorten(idle)})")
+    chosen = "3d_fullres" if "3d_fullres" in trained else trained[0]
+    print(f"Next:  nnUNetv2_train {folders.number} {chosen} 0 -p {plans} -tr SoftLabelTrainer")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Soft labels of another model: files, number of outputs, which of them are ours, hashes of the files."""
+
+    files: Mapping[str, Path]
+    outputs: int
+    order: Sequence[int]
+    hashes: Mapping[str, str]
+
+    def read(self, key: str) -> NDArray[np.float32]:
+        return read_soft(self.files[key], self.outputs)[list(self.order)]
+
+
+def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
+    return {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in files.items()}
+
+
+def _update(source: _Source, preprocessed: Path, manager: PlansManager, name: str, command: str) -> set[str]:
+    """Makes the soft labels of a configuration those of the source, and no others; returns whose they are."""
+    configuration = manager.get_configuration(name)
+    images = preprocessed / UNLABELLED / configuration.data_identifier
+    target = preprocessed / SOFT / configuration.data_identifier
+    keys = set(nnUNetDatasetBlosc2.get_identifiers(str(images))) if images.is_dir() else set()
+    refuse_withdrawn(preprocessed, keys, command)
+    there = {path.name for path in target.iterdir()} if target.is_dir() else set()
+    made_of = read_record(record_of(images))
+    fingerprint = plans_fingerprint(manager.plans, configuration)
+    wanted = {
+        key: {"soft": source.hashes[key], "order": list(source.order), "plans": fingerprint, "image": made_of.get(key)}
+        for key in sorted(keys & source.files.keys())
+    }
+    done = {
+        key: line
+        for key, line in read_record(record_of(target)).items()
+        if wanted.get(key) == line and all(key + ending in there for ending in ENDINGS)
+    }
+    surplus = sorted(there - {key + ending for key in wanted for ending in ENDINGS})
+    pending = [key for key in wanted if key not in done]
+    if keys or there:
+        print(
+            f"{target.name}: {len(wanted)} of {len(keys)} unlabelled images have soft labels, {len(done)} up to date, "
+            f"{len(pending)} to preprocess, {sum(file.endswith('.pkl') for file in surplus)} to remove"
+        )
+    if pending or surplus:
         target.mkdir(parents=True, exist_ok=True)
-        dataset_of_images = nnUNetDatasetBlosc2(str(images), list(pending))
+        for file in sorted(surplus, key=lambda file: file.endswith(("_seg.b2nd", ".pkl"))):
+            (target / file).unlink()
+        write_record(record_of(target), done)
+        dataset = nnUNetDatasetBlosc2(str(images), pending)
         with temporary_folder(target, "soft", "preprocessing") as scratch:
-            for key in tqdm(pending, desc=f"soft labels, {name}", unit="image", file=sys.stderr):
-                data, seg, _, properties = load_case(dataset_of_images, key)
-                soft = on_grid(
-                    _read(files[key])[order], properties, np.asarray(data[:]).shape[1:], manager, configuration, key
-                )
-                both = np.concatenate([np.asarray(data[:], np.float32), soft])
+            for key in tqdm(pending, desc=f"soft labels, {name}", unit="image", file=sys.stderr, disable=not pending):
+                data, seg, _, properties = load_case(dataset, key)
+                image = np.asarray(data[:], np.float32)
+                soft = on_grid(source.read(key), properties, image.shape[1:], manager, configuration, key)
+                both = np.concatenate([image, soft])
                 nnUNetDatasetBlosc2.save_case(both, np.asarray(seg[:]), properties, str(scratch / key))
                 for ending in reversed(ENDINGS):
                     os.replace(scratch / (key + ending), target / (key + ending))
-    if not done:
-        raise MutualError(
-            f"none of the {len(files)} soft labels ({shorten(list(files), 3)}) is of a preprocessed unlabelled image "
-            f"of {folders.name}; run nnunet_mutual preprocess_unlabelled -d {folders.number} -p {plans} first"
-        )
-    print(f"{folders.name}: {done} unlabelled image(s) with soft labels")
-    print(f"Next:  nnUNetv2_train {folders.number} 3d_fullres 0 -p {plans} -tr SoftLabelTrainer")
-
-
-def _read(file: Path) -> NDArray[np.float32]:
-    anew = "delete it and run nnunet_mutual pseudo_label --soft (or nnUNetv2_predict --save_probabilities) again"
-    arrays = read_arrays(file, anew)
-    if "probabilities" not in arrays:
-        raise MutualError(f"{file} has no probabilities, but {', '.join(arrays) or 'nothing'}; {anew}")
-    found = arrays["probabilities"]
-    steps = SCALE if np.issubdtype(found.dtype, np.integer) else 1
-    return np.asarray(found, np.float32) / np.float32(steps)
-
-
-def _up_to_date(key: str, target: Path, images: Path, soft: Path) -> bool:
-    made = target / f"{key}.b2nd"
-    latest = max(path.stat().st_mtime_ns for path in (images / made.name, soft))
-    return made.is_file() and made.stat().st_mtime_ns >= latest
+                add_to_record(record_of(target), key, wanted[key])
+    return set(wanted)
 
 
 def on_grid(
@@ -150,25 +189,58 @@ def on_grid(
 
 
 def soft_dataset(
-    preprocessed: Path, identifier: str, table: AnnotationTable, validation_keys: Iterable[str]
+    preprocessed: Path,
+    plans: PlansManager,
+    configuration: ConfigurationManager,
+    table: AnnotationTable,
+    validation_keys: Iterable[str],
+    channels: int,
 ) -> nnUNetDatasetBlosc2:
     """Opens the unlabelled images that have soft labels, except those of validation patients.
 
+    Args:
+        preprocessed: the dataset's folder in nnUNet_preprocessed.
+        plans: of the training.
+        configuration: likewise.
+        table: the annotation table.
+        validation_keys: validation cases of the fold.
+        channels: of the image and outputs of the network, together.
+
     Raises:
-        MutualError: there are none, with the commands that make them.
+        MutualError: there are none, or they were made of other images or with other plans; with the commands that
+            make them.
     """
-    folder = preprocessed / SOFT / identifier
-    found = nnUNetDatasetBlosc2.get_identifiers(str(folder)) if folder.is_dir() else []
+    images, folder = (preprocessed / kind / configuration.data_identifier for kind in (UNLABELLED, SOFT))
+    command = f"nnunet_mutual preprocess_unlabelled -d {int(preprocessed.name[7:10])} -p {plans.plans_name}"
+    found = set(nnUNetDatasetBlosc2.get_identifiers(str(folder))) if folder.is_dir() else set()
+    found &= set(nnUNetDatasetBlosc2.get_identifiers(str(images))) if images.is_dir() else set()
     if not found:
         raise MutualError(
-            f"{preprocessed.name} has no soft labels for {identifier}; make them with nnunet_mutual pseudo_label "
-            f"--soft and nnunet_mutual preprocess_unlabelled -d {int(preprocessed.name[7:10])} --soft FOLDER"
+            f"{preprocessed.name} has no soft labels for {folder.name}; make them with nnunet_mutual pseudo_label "
+            f"--soft and {command} --soft FOLDER"
         )
+    refuse_withdrawn(preprocessed, found, command)
+    if record_of(folder).is_file():  # not what version 0.1.0 made
+        made_of, record = read_record(record_of(images)), read_record(record_of(folder))
+        now = plans_fingerprint(plans.plans, configuration)
+        old = [key for key in found if not _is_current(record.get(key), made_of.get(key), now)]
+        _refuse(old, f"were made of other images or with other plans, or not to the end; run {command} --soft FOLDER")
+    wrong = [k for k in found if blosc2.open(urlpath=str(folder / f"{k}.b2nd"), mode="r").shape[0] != channels]
+    _refuse(wrong, f"have not the {channels} channels of image and labels together; run {command} --soft FOLDER")
     return nnUNetDatasetBlosc2(str(folder), unlabelled_keys(table, found, validation_keys))
 
 
-def _order(of_soft: Mapping[str, Any], of_dataset: Mapping[str, Any]) -> list[int]:
-    """Returns which output of the other model is which of this dataset's, by name; background first."""
+def _is_current(line: Mapping[str, Any] | None, image: Mapping[str, Any] | None, plans: str) -> bool:
+    return line is not None and line.get("image") == image and line.get("plans") == plans
+
+
+def _refuse(keys: Sequence[str], why: str) -> None:
+    if keys:
+        raise MutualError(f"{len(keys)} soft label(s) ({shorten(sorted(keys), 3)}) {why}")
+
+
+def _order(of_soft: Mapping[str, Any], of_dataset: Mapping[str, Any]) -> tuple[int, list[int]]:
+    """Returns the number of outputs of the other model, and which is which of this dataset's; background first."""
     theirs, ours = (AnnotationTable.from_dataset_json(content) for content in (of_soft, of_dataset))
     if theirs.is_regions != ours.is_regions:
         raise MutualError("one of the two models has regions, the other plain labels; they must be of the same kind")
@@ -179,4 +251,6 @@ def _order(of_soft: Mapping[str, Any], of_dataset: Mapping[str, Any]) -> list[in
         extra = sorted(set(theirs.labels) - set(ours.labels))
         raise MutualError(f"the soft labels have {', '.join(extra)}, too, which this dataset does not know")
     places = [theirs.labels.index(label) for label in ours.labels]
-    return places if ours.is_regions else [0, *(1 + place for place in places)]
+    if ours.is_regions:
+        return len(theirs.labels), places
+    return 1 + len(theirs.labels), [0, *(1 + place for place in places)]

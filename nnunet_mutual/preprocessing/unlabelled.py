@@ -25,6 +25,7 @@ from nnunet_mutual.disk.writing import written
 from nnunet_mutual.errors import MutualError, shorten
 
 UNLABELLED = "unlabelled"
+SOFT = "soft_labels"  # beside it; see soft_labels.py
 ENDINGS = (".b2nd", "_seg.b2nd", ".pkl")  # a case is complete when the first one, which lists it, is there
 # What the voxels depend on; the patch size decides about chunks on the disk only.
 _OF_PLANS = ("image_reader_writer", "transpose_forward", "foreground_intensity_properties_per_channel", PLANS_KEY)
@@ -74,7 +75,8 @@ def unlabelled_dataset(
         The dataset, or None if there are no unlabelled images.
 
     Raises:
-        MutualError: the images wait in imagesUn or were preprocessed with other plans; with the command that mends it.
+        MutualError: the images wait in imagesUn, were preprocessed with other plans or have been withdrawn from
+            imagesUn; with the command that mends it.
     """
     identifier = configuration.data_identifier
     folder = preprocessed / UNLABELLED / identifier
@@ -87,6 +89,7 @@ def unlabelled_dataset(
                 f"the images in {raw / 'imagesUn'} are not preprocessed for {identifier}; run {command} first"
             )
         return None
+    refuse_withdrawn(preprocessed, found, command)
     record = read_record(record_of(folder))
     now = plans_fingerprint(plans.plans, configuration)
     old = sorted(key for key in found if record.get(key, {}).get("plans") != now)
@@ -96,6 +99,28 @@ def unlabelled_dataset(
             f"{command}"
         )
     return nnUNetDatasetBlosc2(str(folder), unlabelled_keys(table, found, validation_keys))
+
+
+def refuse_withdrawn(preprocessed: Path, keys: Iterable[str], command: str) -> None:
+    """Verifies that preprocessed images are still in imagesUn, where that folder is on this machine.
+
+    Args:
+        preprocessed: the dataset's folder in nnUNet_preprocessed.
+        keys: images.
+        command: that removes them.
+
+    Raises:
+        MutualError: some have been withdrawn.
+    """
+    raw = locate(preprocessed.name).raw
+    if raw is None or not (raw / "imagesUn").is_dir():
+        return
+    gone = sorted(set(keys) - unlabelled_cases(raw, read_dataset_json(raw), ())[0].keys())
+    if gone:
+        raise MutualError(
+            f"{len(gone)} preprocessed unlabelled image(s) are no longer in {raw / 'imagesUn'} ({shorten(gone, 3)}); "
+            f"run {command}, which removes what was made of them, or put them back"
+        )
 
 
 def plans_fingerprint(plans: Mapping[str, Any], configuration: ConfigurationManager) -> str:

@@ -32,6 +32,7 @@ from nnunet_mutual.errors import MutualError, meant, shorten
 from nnunet_mutual.preprocessing.by_group import GroupPreprocessor
 from nnunet_mutual.preprocessing.unlabelled import (
     ENDINGS,
+    SOFT,
     UNLABELLED,
     add_to_record,
     plans_fingerprint,
@@ -190,6 +191,7 @@ def _update(
         f"{configuration.data_identifier}: {len(done)} unlabelled image(s) up to date, {len(pending)} to preprocess, "
         f"{sum(file.endswith('.pkl') for file in surplus)} to remove"
     )
+    _remove_soft(preprocessed / SOFT / folder.name, wanted)
     if not pending and not surplus:
         return {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -223,6 +225,15 @@ def _update(
                 os.replace(scratch / (key + ending), folder / (key + ending))
             add_to_record(record, key, wanted[key])
     return failures
+
+
+def _remove_soft(folder: Path, wanted: Mapping[str, Any]) -> None:
+    """Removes soft labels of images that are no longer there."""
+    endings = sorted(ENDINGS, key=len, reverse=True)  # "_seg.b2nd" ends in ".b2nd", too
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        ending = next((ending for ending in endings if path.name.endswith(ending)), None)
+        if ending is not None and path.name.removesuffix(ending) not in wanted:
+            path.unlink()
 
 
 def _run(jobs: Sequence[_Job], processes: int | None) -> Iterator[tuple[_Job, str | None]]:

@@ -105,6 +105,7 @@ def _load(dataset: str, configuration: str, fold: str, name: str, plans: str, ch
     made = resolve("trainers", name)(
         {**plan, "continue_training": True}, configuration, number, dataset_json, torch.device(device)
     )
+    made.continues = False  # it only asks the networks
     made.load_checkpoint(str(file))
     return made
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from nnunetv2.paths import nnUNet_results
 from tqdm import tqdm
@@ -17,10 +16,9 @@ from nnunet_mutual.datasets.raw import read_dataset_json, unlabelled_cases
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import locate
-from nnunet_mutual.disk.writing import sweep, written
 from nnunet_mutual.engine.stock_model import open_predictor
 from nnunet_mutual.errors import MutualError, meant
-from nnunet_mutual.preprocessing.soft_labels import SCALE
+from nnunet_mutual.preprocessing.soft_folder import SoftFolder, model_of
 
 
 def write_soft_labels(
@@ -37,7 +35,8 @@ def write_soft_labels(
     """Predicts the unlabelled images of a dataset with a trained model and writes probabilities.
 
     Each image in imagesUn becomes ``<case>.npz`` in the geometry of the image, as nnU-Net's ``--save_probabilities``
-    writes it, but in steps of 1/255. What is there already is kept, so an interrupted run goes on where it stopped.
+    writes it, but in steps of 1/255. What this model has written already is kept, so an interrupted run goes on where
+    it stopped; what it wrote of images that are no longer there is removed.
 
     Args:
         dataset: ID or name, whose images are predicted; it may have more channels than the model needs.
@@ -50,7 +49,8 @@ def write_soft_labels(
         device: "cuda", "cpu" or "mps".
 
     Raises:
-        MutualError: the model or the images are missing, or the dataset lacks a channel that the model needs.
+        MutualError: the model or the images are missing, the dataset lacks a channel that the model needs, or the
+            folder holds soft labels of another model.
     """
     folders = locate(dataset, need_raw=True)
     assert folders.raw is not None
@@ -64,18 +64,17 @@ def write_soft_labels(
         raise MutualError("this machine has no CUDA device; add -device cpu")
     predictor = open_predictor(model, fold, checkpoint, torch.device(device))
     folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
+    soft = SoftFolder(folder)
+    soft.claim(model_of(model / f"fold_{fold}" / checkpoint))
+    done = soft.keep(cases)
     write_json(folder / "dataset.json", without_identities(read_object(model / "dataset.json")))
     reader = predictor.plans_manager.image_reader_writer_class()
     for key, files in tqdm(cases.items(), desc="soft labels", unit="case"):
-        target = folder / f"{key}.npz"
-        if target.is_file():
+        if key in done:
             continue
         image, properties = reader.read_images([str(files.images[number]) for number in numbers])
         _, probabilities = predictor.predict_single_npy_array(image, properties, None, None, True)
-        with written(target, ending=".npz", sweeping=False) as temporary:
-            np.savez_compressed(temporary, probabilities=(probabilities * SCALE).round().astype(np.uint8))
+        soft.write(files, probabilities)
     print(f"{len(cases)} soft label(s) in {folder}")
     print(f"Next, for the dataset of the other model:  nnunet_mutual preprocess_unlabelled -d DATASET --soft {folder}")
 

@@ -23,6 +23,7 @@ from nnunet_mutual.disk.folders import temporary_folder
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.swap import BACKUP, OLD, Roots, Swap, swap_all, undo
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.preprocessing.label_maps import note, preprocessed_map, read_record, record_of
 from nnunet_mutual.pseudo_labels.review.merge import MergedCase, merge_case
 from nnunet_mutual.pseudo_labels.review.preprocessed import Data, data_of
 from nnunet_mutual.pseudo_labels.review.table import REJECT, Manifest, Verdict, read_manifest, read_verdicts
@@ -137,6 +138,7 @@ def _change(opened: _Dataset, merged: Mapping[str, MergedCase], scratch: Mapping
             new = scratch[opened.raw] / "labelsTr" / label.name
             swaps += _swaps_of_data(opened, key, new, content, scratch)
             swaps.append(Swap(new, label))
+        swaps += _swaps_of_records(opened, merged, scratch)
         # Last, and the raw one after the preprocessed one: a training that meets them in between refuses to start.
         for root in (opened.preprocessed, opened.raw):
             if root is not None and (root / "dataset.json").is_file():
@@ -208,6 +210,24 @@ def _swaps_of_data(
 def _roots(folders: DatasetFolders) -> Roots:
     """The folders that accept writes into, as its journal calls them."""
     return {"raw": folders.raw, "preprocessed": folders.preprocessed}
+
+
+def _swaps_of_records(opened: _Dataset, merged: Mapping[str, MergedCase], scratch: Mapping[Path, Path]) -> list[Swap]:
+    """Notes the new label maps where trainings look whether theirs changed."""
+    root, swaps = opened.preprocessed, []
+    for data in opened.data if root is not None else ():
+        assert root is not None
+        names = {key: opened.files[key].label.name for key in merged if data.holds(key)}
+        notes = {
+            key: note(scratch[opened.raw] / "labelsTr" / name, scratch[root] / name, preprocessed_map(made, key))
+            for made in [scratch[root] / data.folder.name]
+            for key, name in names.items()
+        }
+        if notes:
+            place = record_of(data.folder)
+            write_json(scratch[root] / place.name, {**read_record(data.folder), **notes})
+            swaps.append(Swap(scratch[root] / place.name, place))
+    return swaps
 
 
 def _mend(folders: DatasetFolders) -> None:
