@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterable
 
 
@@ -13,6 +14,15 @@ class MutualError(Exception):
     The message is one sentence: what was found, what was expected, and the command or edit that fixes it. The command
     line prints it after ``error:`` and ends with exit status 2; inside nnU-Net's commands it ends the run.
     """
+
+
+def shown(value: object) -> str:
+    """Returns a value as a sentence quotes it: short, however long or deep it is."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
