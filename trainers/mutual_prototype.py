@@ -137,9 +137,9 @@ class MutualPrototypeTrainer(TwoStreamTrainer):
         moved = self.to_batch(batch)
         scored = score_batch(self, moved)
         if self.unlabelled_per_batch:
-            annotated, heirs = self.knowledge.scoring(moved.pattern_index)
+            annotated, heirs, left_open = self.knowledge.scoring(moved.pattern_index)
             for name, logits in self._opinions.items():
-                counts = annotated_counts(logits, moved.target[0], annotated, heirs, self.label_manager)
+                counts = annotated_counts(logits, moved.target[0], annotated, heirs, left_open, self.label_manager)
                 self._counts[name].append(counts)
         return scored
 

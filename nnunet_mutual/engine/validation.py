@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import join, maybe_mkdir_p, save_pickle
 from nnunetv2.configuration import default_num_processes
-from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder, save_summary_json
 from nnunetv2.inference.export_prediction import (
     convert_predicted_logits_to_segmentation_with_correct_shape,
     export_prediction_from_logits,
@@ -206,6 +206,34 @@ def _pass_on(trainer: MutualTrainer, pool: ExportPool, key: str, stage: str, log
     pool.submit(resample_and_save, *arguments, default_num_processes, dataset_class)
 
 
+def _leave_out_pseudo(trainer: MutualTrainer, metrics: dict[str, Any], file: str) -> None:
+    """Makes NaN of what nnU-Net has scored against labels that a model drew; writes the summary again if there are any.
+
+    Args:
+        trainer: whose table says which these are.
+        metrics: of nnU-Net, changed in place.
+        file: summary.json.
+    """
+    table, ending = trainer.table, trainer.dataset_json["file_ending"]
+    scored: list[dict[str, float]] = []
+    for entry in metrics["metric_per_case"]:
+        case = table.case(os.path.basename(entry["prediction_file"]).removesuffix(ending))
+        values = [tuple(table.values[label]) for label in case.pseudo]
+        scored += [of for key, of in entry["metrics"].items() if (key if isinstance(key, tuple) else (key,)) in values]
+    if not scored:
+        return
+    for of in scored:
+        of.update(dict.fromkeys(of, float("nan")))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mean of empty slice")
+        for key, mean in metrics["mean"].items():
+            for name in mean:
+                mean[name] = float(np.nanmean([entry["metrics"][key][name] for entry in metrics["metric_per_case"]]))
+    foreground = metrics["foreground_mean"]
+    foreground.update({name: float(np.mean([mean[name] for mean in metrics["mean"].values()])) for name in foreground})
+    save_summary_json(metrics, file)
+
+
 def _summarise(trainer: MutualTrainer, keys: Sequence[str], folder: str, suffix: str) -> None:
     """Writes nnU-Net's summary.json and logs one line per label with its number of cases."""
     labels = trainer.label_manager
@@ -223,6 +251,7 @@ def _summarise(trainer: MutualTrainer, keys: Sequence[str], folder: str, suffix:
             labels.ignore_label,
             num_processes=default_num_processes,
         )
+    _leave_out_pseudo(trainer, metrics, join(folder, "summary.json"))
     scores = []
     for label in trainer.table.labels:
         values = trainer.table.values[label]

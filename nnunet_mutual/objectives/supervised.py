@@ -165,6 +165,7 @@ class SupervisedObjective(Objective):
             annotated,
             ignore_label=self.ignore_label,
             drawn=tables.drawn,
+            leaves_open=tables.open is not None,
             **self.options,
         )
 

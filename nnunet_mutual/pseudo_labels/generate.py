@@ -15,6 +15,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from torch import Tensor, nn
 
 from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
+from nnunet_mutual.annotation.restriction import vouched
 from nnunet_mutual.annotation.table import AnnotationTable, Case, table_fingerprint
 from nnunet_mutual.engine.networks import collect
 from nnunet_mutual.engine.peers import unwrap
@@ -355,7 +356,8 @@ def voxel_volume(properties: dict[str, Any], shape: Sequence[int]) -> float:
 
 def _label_case(labeller: PseudoLabeller, trainer: MutualTrainer, dataset: Any, store: PseudoStore, key: str) -> None:
     data, seg, _, properties = dataset.load_case(key)
-    case, drawn = trainer.table.case(key), np.asarray(seg[0])
+    case = trainer.table.case(key)
+    drawn = vouched(np.asarray(seg[0]), trainer.table, case)
     image = torch.from_numpy(np.array(data[:], copy=True))
     codes, candidates, decisions = labeller.label(case, image, drawn, voxel_volume(properties, drawn.shape))
     accepted = case.annotated | {decision.label for decision in decisions if decision.accepted}
