@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 _FEW = 50  # names that are compared one by one
 _SHARED = 8  # names; a word that more of them share tells nothing
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
 
 
 class MutualError(Exception):
@@ -18,6 +21,11 @@ class MutualError(Exception):
     The message is one sentence: what was found, what was expected, and the command or edit that fixes it. The command
     line prints it after ``error:`` and ends with exit status 2; inside nnU-Net's commands it ends the run.
     """
+
+
+def shown(value: object) -> str:
+    """Returns a value as a sentence quotes it: short, however long or deep it is."""
+    return _SHORT.repr(value)
 
 
 class Spellings:

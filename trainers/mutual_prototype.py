@@ -132,9 +132,9 @@ class MutualPrototypeTrainer(MutualTrainer):
         moved = self.validation_batch(batch)
         scored = self.online.score(moved, self.evaluate, self.autocast)
         if self.stream.unlabelled:
-            annotated, heirs = self.knowledge.scoring(moved.pattern_index)
+            annotated, heirs, left_open = self.knowledge.scoring(moved.pattern_index)
             for name, logits in self._opinions.items():
-                counts = annotated_counts(logits, moved.target[0], annotated, heirs, self.label_manager)
+                counts = annotated_counts(logits, moved.target[0], annotated, heirs, left_open, self.label_manager)
                 self._counts[name].append(counts)
         return scored
 

@@ -1,4 +1,4 @@
-"""Predictions restricted to the labels that a case annotates."""
+"""Predictions, and label maps, restricted to the labels that a case annotates."""
 
 from __future__ import annotations
 
@@ -149,3 +149,20 @@ def _painted(probabilities: np.ndarray, order: Sequence[int]) -> np.ndarray:
     for channel, integer in zip(probabilities, order, strict=True):
         found[channel > 0.5] = integer
     return found
+
+
+def vouched(drawn: np.ndarray, table: AnnotationTable, case: Case) -> np.ndarray:
+    """Takes labels that the case does not annotate (drawn by a model) out of its label map.
+
+    They become 0: none of the annotated labels was drawn there. Where one may be hidden beneath, they stay, since
+    neither is known. Regions stay: an integer says for each annotated region whether it is there.
+
+    Args:
+        drawn: (*spatial) integers.
+        table: labels and their relations.
+        case: what is annotated.
+    """
+    if table.is_regions:
+        return drawn
+    foreign = [a for a in table.labels if a not in case.annotated and not table.beneath(case, a)]
+    return np.where(np.isin(drawn, [table.values[a][0] for a in foreign]), 0, drawn)

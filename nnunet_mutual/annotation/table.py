@@ -33,7 +33,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Case:
-    """One image: its source and the labels that somebody looked for and drew wherever they are present."""
+    """One image: its source and the labels that somebody looked for and drew wherever they are present.
+
+    Attributes:
+        pseudo: labels that a model drew and nobody has looked at; they are never among ``annotated``, so that their
+            voxels say nothing.
+    """
 
     key: str
     source: str
@@ -172,6 +177,16 @@ class AnnotationTable:
         """Returns, per label, all that its drawn area includes in the source of the case, at any depth."""
         return _closure(self.sources[case.source].contains)
 
+    def beneath(self, case: Case, label: str) -> frozenset[str]:
+        """Returns the annotated labels that may have been drawn at voxels of a label that the case does not annotate.
+
+        A label map holds one label per voxel: who wrote a model's tumour into a drawn liver has hidden the liver there.
+        """
+        contained = self.contained(case)
+        return frozenset(b for b in case.annotated if label in contained.get(b, ())) | (
+            self.overlap_partners(label) & case.annotated
+        )
+
     def ever_contains(self, outer: str, inner: str) -> bool:
         """Whether the drawn area of a label includes another one in any source."""
         return any(inner in _closure(source.contains).get(outer, ()) for source in self.sources.values())
@@ -280,12 +295,13 @@ def _case(
     annotated = sources[source].annotated
     if "annotated" in entry:
         annotated = _names(entry["annotated"], labels, f"annotated of {place}", "label")
+    pseudo = _names(entry.get("pseudo", []), labels, f"pseudo of {place}", "label")
     return Case(
         key=key,
         source=source,
-        annotated=annotated,
+        annotated=annotated - pseudo,
         patient=patient,
-        pseudo=_names(entry.get("pseudo", []), labels, f"pseudo of {place}", "label"),
+        pseudo=pseudo,
         missing=_names(entry.get("missing", []), channels, f"missing of {place}", "channel"),
     )
 

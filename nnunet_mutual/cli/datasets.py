@@ -22,7 +22,8 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "Writes the annotation table into dataset.json of a raw nnU-Net dataset, from a CSV or JSON file that lists\n"
         "the annotated labels of every training case. A label that is not listed for a case counts as unknown there,\n"
         "not as absent. CSV: a column 'case' and one column per label (yes/no), or one column 'labels' (a;b); columns\n"
-        "'source' and 'patient' may follow. JSON: {case: [label, ...]}.",
+        "'source', 'patient' and 'missing' (channels) may follow. JSON: {case: [label, ...]}. Images of imagesUn may\n"
+        "be listed, with no labels.",
         "nnunet_mutual annotate Dataset111_Abdomen cases.csv --contains liver=liver_tumour --single liver",
     )
     add_dataset(command)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from nnunet_mutual.annotation.table import VERSION, AnnotationTable
 from nnunet_mutual.datasets.coverage import coverage, format_coverage
-from nnunet_mutual.datasets.raw import read_dataset_json, training_cases
+from nnunet_mutual.datasets.earlier import completed, dropped, earlier_table
+from nnunet_mutual.datasets.raw import read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
-from nnunet_mutual.datasets.tables import Entry, read_table
+from nnunet_mutual.datasets.tables import Entry, Known, read_table
 from nnunet_mutual.disk.files import keep_backup, natural, write_json
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.errors import MutualError, meant, shorten
 from nnunet_mutual.settings import BLOCK
 
 _LONGEST_NAME = 32
+_SHOWN = 5  # names in a sentence
+_NOBODY = "unlabelled"  # source of cases in which nothing was drawn, where the table names no sources
 _SOURCE_HINT = (
     "The table names no sources, so cases with the same labels make one. Training draws the cases of small "
     "sources\nmore often; if all cases come from one hospital and were drawn by one protocol, say so:  --source "
@@ -39,13 +42,15 @@ def annotate(
 
     Args:
         dataset: ID or name of a dataset in nnUNet_raw.
-        table_file: CSV or JSON, see :func:`nnunet_mutual.datasets.tables.read_table`. It must list every training case.
+        table_file: CSV or JSON, see :func:`nnunet_mutual.datasets.tables.read_table`. It must list every training case,
+            and may list images of imagesUn.
         source: name of the one source of all cases. Without it the table's own sources are used, and if it has none,
             cases with the same annotated labels make a source.
         contains: ``"outer=inner"`` for all sources that annotate ``outer``, or ``"source:outer=inner,inner"``.
         may_overlap: pairs ``"aorta,heart"``.
         single: labels of which a body has one connected piece.
-        force: replace an existing block; the old file is kept as ``dataset.json.bak-<n>``.
+        force: replace an existing block; the old file is kept as ``dataset.json.bak-<n>``. What the old block says
+            about patients, pseudo labels, missing channels and images of imagesUn stays where the table is silent.
 
     Raises:
         MutualError: nothing is written then.
@@ -62,13 +67,17 @@ def annotate(
         )
     plain = AnnotationTable.from_dataset_json({key: value for key, value in content.items() if key != BLOCK})
     files, _ = training_cases(folders.raw, content)
-    entries = sorted(read_table(Path(table_file), plain.labels), key=lambda entry: natural(entry.case))
-    _same_cases(entries, list(files), Path(table_file))
-    sources, of_case = _sources(entries, plain.labels, source, folders.name)
+    apart = set(unlabelled_cases(folders.raw, content, files)[0]) - set(files)
+    entries = read_table(Path(table_file), Known(plain.labels, plain.channels, apart))
+    _same_cases(entries, list(files), apart, Path(table_file))
+    earlier = earlier_table(content)
+    entries, kept = completed(entries, earlier, apart)
+    entries = sorted(entries, key=lambda entry: natural(entry.case))
+    sources, of_case = _sources(entries, plain.labels, source, apart)
     block: dict[str, Any] = {
         "version": VERSION,
         "sources": sources,
-        "cases": _cases(entries, sources, of_case, plain.labels),
+        "cases": _cases(entries, sources, of_case, plain, apart),
     }
     _add_contains(block, contains, plain, entries, of_case)
     if single:
@@ -82,12 +91,18 @@ def annotate(
     table.require(files)
     backup = keep_backup(path) if old is not None else None
     write_json(path, content)
-    guessed = len(sources) > 1 and all(entry.source is None for entry in entries)
+    guessed = len(sources) > 1 and all(entry.source is None for entry in entries if entry.case not in apart)
+    if kept:
+        print(f"Kept from the block that was there before: {'; '.join(kept)}")
+    if options := dropped(earlier, table):
+        print(f"No longer said; if it still holds, repeat with  --force {' '.join(options)}")
     _report(folders.name, path, table, list(files), backup, _SOURCE_HINT if guessed else "")
 
 
 def _report(name: str, path: Path, table: AnnotationTable, keys: Sequence[str], backup: Path | None, hint: str) -> None:
-    print(f"{name}: {len(keys)} training cases, {len(table.sources)} source(s), written to {path}")
+    listed = len(table.cases) - len(keys)
+    images = f" and {listed} image(s) of imagesUn" if listed else ""
+    print(f"{name}: {len(keys)} training cases{images}, {len(table.sources)} source(s), written to {path}")
     if backup is not None:
         print(f"The block that was there before is kept in {backup}")
     cases = [table.case(key) for key in keys]
@@ -104,13 +119,16 @@ def _report(name: str, path: Path, table: AnnotationTable, keys: Sequence[str], 
         print(f"Then, because this dataset was preprocessed before:  nnunet_mutual sync {name}")
 
 
-def _same_cases(entries: Sequence[Entry], keys: Sequence[str], path: Path) -> None:
+def _same_cases(entries: Sequence[Entry], keys: Sequence[str], apart: Set[str], path: Path) -> None:
+    """Every training case is listed, images of imagesUn may be, nothing else is."""
     listed = {entry.case for entry in entries}
     absent = [key for key in keys if key not in listed]
-    unknown = [case + meant(case, absent) for case in sorted(listed - set(keys), key=natural)]
+    unknown = sorted(listed - set(keys) - apart, key=natural)
     found = []
     if unknown:
-        found.append(f"{len(unknown)} case(s) that are not in imagesTr: {shorten(unknown)}")
+        possible = [*absent, *sorted(apart - listed)]
+        named = [case + meant(case, possible) for case in unknown[:_SHOWN]]  # a suggestion costs time
+        found.append(f"{len(unknown)} case(s) that are not in imagesTr: {shorten([*named, *unknown[_SHOWN:]], _SHOWN)}")
     if absent:
         found.append(f"no line for {len(absent)} training case(s): {shorten(absent)}")
     if found:
@@ -118,13 +136,21 @@ def _same_cases(entries: Sequence[Entry], keys: Sequence[str], path: Path) -> No
             f"{path} has {' and '.join(found)}; list every training case once, by its file name without channel "
             "number and ending"
         )
+    drawn = [entry for entry in entries if entry.case in apart and entry.annotated | entry.pseudo]
+    if drawn:
+        raise MutualError(
+            f"{path} lists {', '.join(sorted(drawn[0].annotated | drawn[0].pseudo))} for {drawn[0].case}, which is in "
+            "imagesUn, where nothing is drawn; write none there, or move its images to imagesTr and its label map to "
+            "labelsTr"
+        )
 
 
 def _sources(
-    entries: Sequence[Entry], labels: Sequence[str], only: str | None, dataset: str
+    entries: Sequence[Entry], labels: Sequence[str], only: str | None, apart: Set[str]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Returns the sources of the block and the source of each case."""
-    with_source = [entry for entry in entries if entry.source is not None]
+    training = [entry for entry in entries if entry.case not in apart]
+    with_source = [entry for entry in training if entry.source is not None]
     if only is not None:
         if with_source:
             raise MutualError(
@@ -133,38 +159,53 @@ def _sources(
             )
         of_case = {entry.case: only for entry in entries}
     elif with_source:
-        without = [entry.case for entry in entries if entry.source is None]
+        without = [entry.case for entry in training if entry.source is None]
         if without:
             raise MutualError(
                 f"{len(without)} case(s) have no source ({shorten(without)}) while others have one; give it for all "
                 "or for none"
             )
-        of_case = {entry.case: str(entry.source) for entry in entries}
+        of_case = {entry.case: str(entry.source) for entry in training}
     else:
-        names = _names_of_sets({entry.annotated for entry in entries}, labels)
-        of_case = {entry.case: names[entry.annotated] for entry in entries}
+        names = _names_of_sets({entry.annotated for entry in training}, labels)
+        of_case = {entry.case: names[entry.annotated] for entry in training}
     sets: dict[str, Counter[frozenset[str]]] = defaultdict(Counter)
-    for entry in entries:
+    for entry in training:
         sets[of_case[entry.case]][entry.annotated] += 1
     order = sorted(sets, key=lambda name: (-sets[name].total(), natural(name)))
     # A source annotates what most of its cases annotate; the other cases say what they have.
     usual = {name: max(sets[name], key=lambda drawn: (sets[name][drawn], len(drawn), sorted(drawn))) for name in order}
-    return {name: {"annotated": _ordered(usual[name], labels)} for name in order}, of_case
+    sources = {name: {"annotated": _ordered(usual[name], labels)} for name in order}
+    for entry in entries:
+        if entry.case in apart and only is None:
+            # Of an image in imagesUn nothing was drawn, whoever sent it.
+            of_case[entry.case] = entry.source or (next(iter(sources)) if len(order) == 1 else _NOBODY)
+            sources.setdefault(of_case[entry.case], {"annotated": []})
+    return sources, of_case
 
 
 def _cases(
-    entries: Sequence[Entry], sources: Mapping[str, Any], of_case: Mapping[str, str], labels: Sequence[str]
+    entries: Sequence[Entry],
+    sources: Mapping[str, Any],
+    of_case: Mapping[str, str],
+    table: AnnotationTable,
+    apart: Set[str],
 ) -> dict[str, Any]:
     cases = {}
     for entry in entries:
         name = of_case[entry.case]
         case: dict[str, Any] = {"source": name}
-        drawn = _ordered(entry.annotated, labels)
-        if drawn != sources[name]["annotated"]:
+        drawn = _ordered(entry.annotated, table.labels)
+        usual = [label for label in sources[name]["annotated"] if label not in entry.pseudo]
+        if drawn != usual and entry.case not in apart:
             case["annotated"] = drawn
         if entry.patient is not None:
             case["patient"] = entry.patient
-        cases[entry.case] = case | dict(entry.more)
+        if entry.pseudo:
+            case["pseudo"] = _ordered(entry.pseudo, table.labels)
+        if entry.missing:
+            case["missing"] = _ordered(entry.missing, table.channels)
+        cases[entry.case] = case
     return cases
 
 
@@ -175,7 +216,7 @@ def _names_of_sets(sets: Iterable[frozenset[str]], labels: Sequence[str]) -> dic
         absent = _ordered(frozenset(labels) - drawn, labels)
         present = "+".join(_ordered(drawn, labels))
         if not drawn or not absent:
-            name = "all_labels" if drawn else "unlabelled"
+            name = "all_labels" if drawn else _NOBODY
         elif len(absent) < len(drawn):
             name = "without_" + "+".join(absent)
         else:

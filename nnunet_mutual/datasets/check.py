@@ -227,9 +227,19 @@ def _label_problems(table: AnnotationTable, cases: Sequence[Case], present: Mapp
     for label in table.labels:
         drawn = [case.key for case in cases if label in case.annotated]
         empty = [key for key in drawn if key in present and label not in present[key]]
-        if not drawn:
+        guessed = [case.key for case in cases if label in case.pseudo]
+        if guessed:
             text = (
-                "no case annotates it, so it cannot be learnt; add cases that do, or remove the label from dataset.json"
+                f"a pseudo label in {len(guessed)} case(s) ({shorten(guessed)}), which says nothing until a reader "
+                "accepts it (nnunet_mutual review); stock nnU-Net trains on it as if it were drawn, and its own evaluation "
+                "(find_best_configuration) scores it there"
+            )
+            problems.append(Problem(WARNING, f"label {label}", text))
+        if not drawn:
+            only = f" (in {len(guessed)} case(s) it is a pseudo label, which nobody vouches for)" if guessed else ""
+            text = (
+                f"no case annotates it{only}, so it cannot be learnt; add cases that do, or remove the label from "
+                "dataset.json"
             )
             problems.append(Problem(ERROR, f"label {label}", text))
         elif empty and not table.declared:

@@ -17,7 +17,8 @@ class Cell:
     Attributes:
         annotated: cases in which somebody looked for the label.
         present: cases with voxels of the label among the annotated ones; None if the label maps were not read.
-        outside: cases with voxels of the label although it is not annotated there.
+        outside: cases with voxels of the label although it is neither annotated nor a pseudo label there.
+        pseudo: cases in which it is a pseudo label, whose voxels say nothing.
     """
 
     label: str
@@ -25,6 +26,7 @@ class Cell:
     annotated: int
     present: int | None = None
     outside: int = 0
+    pseudo: int = 0
 
 
 def coverage(
@@ -42,12 +44,14 @@ def coverage(
         for source in table.sources:
             members = [case for case in cases if case.source == source]
             drawn = [case for case in members if label in case.annotated]
+            guessed = {case.key for case in members if label in case.pseudo}
             if present is None:
-                cells.append(Cell(label, source, len(drawn)))
+                cells.append(Cell(label, source, len(drawn), pseudo=len(guessed)))
                 continue
             seen = {case.key for case in members if label in present.get(case.key, ())}
             inside = len(seen & {case.key for case in drawn})
-            cells.append(Cell(label, source, len(drawn), inside, len(seen) - inside))
+            outside = len(seen - guessed) - inside
+            cells.append(Cell(label, source, len(drawn), inside, outside, len(guessed)))
     return cells
 
 
@@ -73,6 +77,8 @@ def format_coverage(table: AnnotationTable, cases: Sequence[Case], cells: Sequen
     outside = (
         "; !n: n cases have voxels although the label is not annotated" if any(cell.outside for cell in cells) else ""
     )
+    if any(cell.pseudo for cell in cells):
+        outside += "; ~n: a pseudo label in n cases, unknown until it is accepted or filtered"
     return f"{what} (-: not annotated{outside})\n" + columns([header, sizes, *rows]) + legend
 
 
@@ -100,11 +106,12 @@ def _total(label: str, row: Sequence[Cell]) -> Cell:
         sum(cell.annotated for cell in row),
         sum(cell.present or 0 for cell in row) if read else None,
         sum(cell.outside for cell in row),
+        sum(cell.pseudo for cell in row),
     )
 
 
 def _text(cell: Cell) -> str:
-    outside = f" !{cell.outside}" if cell.outside else ""
+    outside = (f" !{cell.outside}" if cell.outside else "") + (f" ~{cell.pseudo}" if cell.pseudo else "")
     if not cell.annotated:
         return "-" + outside
     return (str(cell.annotated) if cell.present is None else f"{cell.annotated}/{cell.present}") + outside

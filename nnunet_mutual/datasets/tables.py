@@ -4,49 +4,79 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nnunet_mutual.disk.files import plain_cell, read_object
-from nnunet_mutual.errors import MutualError, meant
+from nnunet_mutual.errors import MutualError, meant, shown
 
 _YES = {"yes", "y", "1", "true", "x"}
 _NO = {"no", "n", "0", "false"}
-_RESERVED = ("case", "labels", "source", "patient")
+_RESERVED = ("case", "labels", "source", "patient", "missing")
+_TOO_LARGE = f"has a cell of more than {csv.field_size_limit()} characters, as after a lost quotation mark"
+_STRAY = "has a quotation mark in the middle of a cell that begins with one"
 _ENTRY_KEYS = ("source", "annotated", "patient", "pseudo", "missing")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One case of a table; ``more`` holds what only JSON can say (``pseudo``, ``missing``)."""
+    """One case of a table.
+
+    Attributes:
+        case: its name.
+        annotated: labels that somebody drew wherever they are present; never one of ``pseudo``.
+        source: None where the table names none.
+        patient: None where the table names none.
+        pseudo: labels that a model drew and nobody corrected.
+        missing: channels that were not acquired.
+        says: which of patient, pseudo and missing the table has a column or a key for.
+    """
 
     case: str
     annotated: frozenset[str]
     source: str | None = None
     patient: str | None = None
-    more: Mapping[str, Any] = field(default_factory=dict)
+    pseudo: frozenset[str] = frozenset()
+    missing: frozenset[str] = frozenset()
+    says: frozenset[str] = frozenset()
 
 
-def read_table(path: Path, labels: Sequence[str]) -> list[Entry]:
+@dataclass(frozen=True)
+class Known:
+    """What a table may name.
+
+    Attributes:
+        labels: foreground labels of the dataset.
+        channels: of its images.
+        unlabelled: images in imagesUn/, whose rows need not say that nothing was drawn.
+    """
+
+    labels: Sequence[str]
+    channels: Sequence[str] = ()
+    unlabelled: Container[str] = ()
+
+
+def read_table(path: Path, known: Known) -> list[Entry]:
     """Reads a table of case -> labels.
 
     JSON: ``{case: [label, ...]}`` or ``{case: {"annotated": [...], "source": ..., "patient": ...}}``.
     CSV: a column ``case`` with one column per label (yes/no, 1/0, or x and empty) or with one column ``labels``
-    (separated by ``;``, or the word ``all`` or ``none``); columns ``source`` and ``patient`` may follow.
+    (separated by ``;``, or the word ``all`` or ``none``); columns ``source``, ``patient`` and ``missing`` (channels,
+    separated by ``;``) may follow.
 
     Args:
         path: a file ending in .json or .csv.
-        labels: the foreground labels of the dataset.
+        known: labels, channels and unlabelled images of the dataset.
 
     Raises:
         MutualError: names the row or case, what it holds, and what was expected.
     """
     if path.suffix.lower() == ".json":
-        entries = [_json_entry(case, value, labels, path) for case, value in read_object(path).items()]
+        entries = [_json_entry(case, value, known, path) for case, value in read_object(path).items()]
     elif path.suffix.lower() in (".csv", ".tsv"):
-        entries = _csv_entries(path, labels)
+        entries = _csv_entries(path, known)
     else:
         raise MutualError(f"{path} is neither .csv nor .json; export the table as CSV (UTF-8)")
     if not entries:
@@ -54,12 +84,16 @@ def read_table(path: Path, labels: Sequence[str]) -> list[Entry]:
     return entries
 
 
-def _json_entry(case: str, value: Any, labels: Sequence[str], path: Path) -> Entry:
+def _json_entry(case: str, value: Any, known: Known, path: Path) -> Entry:
     place = f'{path}, case "{case}"'
     if isinstance(value, list):
         value = {"annotated": value}
+    if isinstance(value, dict) and case in known.unlabelled:
+        value = {"annotated": [], **value}
     if not isinstance(value, dict) or not isinstance(value.get("annotated"), list):
-        raise MutualError(f'{place} holds {value!r}; expected a list of labels, or an object with "annotated": [...]')
+        raise MutualError(
+            f'{place} holds {shown(value)}; expected a list of labels, or an object with "annotated": [...]'
+        )
     for key in value:
         if key not in _ENTRY_KEYS:
             raise MutualError(
@@ -67,24 +101,40 @@ def _json_entry(case: str, value: Any, labels: Sequence[str], path: Path) -> Ent
             )
     for key in ("source", "patient"):
         if key in value and not (isinstance(value[key], str) and value[key].strip()):
-            raise MutualError(f'{place} has "{key}": {value[key]!r}; expected text in quotes')
-    more = {key: value[key] for key in ("pseudo", "missing") if key in value}
-    return Entry(case, _labels(value["annotated"], labels, place), value.get("source"), value.get("patient"), more)
+            raise MutualError(f'{place} has "{key}": {shown(value[key])}; expected text in quotes')
+    for key in ("pseudo", "missing"):
+        if not isinstance(value.get(key, []), list):
+            raise MutualError(f'{place} has "{key}": {shown(value[key])}; expected a list of names')
+    pseudo = _labels(value.get("pseudo", []), known.labels, place)
+    return Entry(
+        case,
+        _labels(value["annotated"], known.labels, place) - pseudo,
+        value.get("source"),
+        value.get("patient"),
+        pseudo,
+        _names(value.get("missing", []), known.channels, place, "channel"),
+        frozenset(value),
+    )
 
 
 def _labels(names: Sequence[Any], labels: Sequence[str], place: str) -> frozenset[str]:
+    return _names(names, labels, place, "label")
+
+
+def _names(names: Sequence[Any], known: Sequence[str], place: str, what: str) -> frozenset[str]:
     for name in names:
-        if name not in labels:
+        if name not in known:
             raise MutualError(
-                f"{place} names the unknown label {name!r}{meant(str(name), labels)}; dataset.json has: "
-                f"{', '.join(labels)}"
+                f"{place} names the unknown {what} {shown(name)}{meant(str(name), known)}; dataset.json has: "
+                f"{', '.join(known)}"
             )
     if len(set(names)) != len(names):
-        raise MutualError(f"{place} names a label twice: {', '.join(names)}; remove the repetition")
+        raise MutualError(f"{place} names a {what} twice: {', '.join(names)}; remove the repetition")
     return frozenset(names)
 
 
-def _csv_entries(path: Path, labels: Sequence[str]) -> list[Entry]:
+def _csv_entries(path: Path, known: Known) -> list[Entry]:
+    labels = known.labels
     header, rows = csv_rows(path)
     label_columns = [name for name in header if name not in _RESERVED]
     crosses = False
@@ -95,7 +145,7 @@ def _csv_entries(path: Path, labels: Sequence[str]) -> list[Entry]:
     elif label_columns:
         raise MutualError(
             f"{path} has a column 'labels' and also "
-            f"{label_columns[0]!r}{meant(label_columns[0], ('source', 'patient'))}; use either one column 'labels' "
+            f"{label_columns[0]!r}{meant(label_columns[0], _RESERVED[2:])}; use either one column 'labels' "
             "or one column per label"
         )
     entries: dict[str, Entry] = {}
@@ -111,11 +161,15 @@ def _csv_entries(path: Path, labels: Sequence[str]) -> list[Entry]:
                 f'{place} has no source for case "{case}"; fill it in for every case or delete the column'
             )
         where = f'{place}, case "{case}"'
+        nothing = crosses or case in known.unlabelled  # then an empty cell needs no word
         if "labels" in header:
-            drawn = _listed(row["labels"], labels, where)
+            drawn = _listed(row["labels"] or ("none" if case in known.unlabelled else ""), labels, where)
         else:
-            drawn = frozenset(name for name in label_columns if _marked(row[name], name, crosses, where))
-        entries[case] = Entry(case, drawn, row.get("source"), row.get("patient") or None)
+            drawn = frozenset(name for name in label_columns if _marked(row[name], name, nothing, where))
+        missing = [name.strip() for name in row.get("missing", "").split(";") if name.strip()]
+        channels = _names(missing, known.channels, where, "channel")
+        says = frozenset({"patient", "missing"} & set(header))
+        entries[case] = Entry(case, drawn, row.get("source"), row.get("patient") or None, missing=channels, says=says)
     return list(entries.values())
 
 
@@ -145,10 +199,12 @@ def csv_rows(
         raise MutualError(
             f"{path} cannot be read ({error.strerror or error}); check the path and its permissions"
         ) from None
+    if "\0" in text:  # UTF-16 without its mark
+        raise MutualError(f"{path} is not UTF-8 text; in the spreadsheet choose 'CSV UTF-8' when saving")
     first = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=first.count)  # spreadsheets in many countries write ';'
-    lines = csv.reader(io.StringIO(text), delimiter=delimiter)
-    header = [plain_cell(cell.strip()) for cell in next(lines, [])]
+    lines = _csv_lines(text, delimiter, path)
+    header = [plain_cell(cell.strip()) for cell in next(lines, (0, []))[1]]
     while header and not header[-1]:
         header.pop()
     header = [cell.lower() if cell.lower() in known else cell for cell in header]
@@ -160,18 +216,38 @@ def csv_rows(
         if header.count(name) > 1:
             raise MutualError(f"{path} has two columns called {name!r}; keep one")
     rows = []
-    for cells in lines:
+    for number, cells in lines:
         cells = [plain_cell(cell.strip()) for cell in cells]
         if not any(cells):
             continue
         if any(cells[len(header) :]):
             raise MutualError(
-                f"{path}, line {lines.line_num} has {len(cells)} cells, but there are {len(header)} columns; "
+                f"{path}, line {number} has {len(cells)} cells, but there are {len(header)} columns; "
                 'put a list that holds the separator in quotes, for example "liver;spleen"'
             )
         cells += [""] * (len(header) - len(cells))
-        rows.append((lines.line_num, dict(zip(header, cells, strict=False))))
+        rows.append((number, dict(zip(header, cells, strict=False))))
     return header, rows
+
+
+def _csv_lines(text: str, delimiter: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yields (number of the first line, cells) of each row; a quotation mark that swallows the rest is an error."""
+    lines = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+    first = 1
+    while True:
+        try:
+            cells = next(lines)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            reasons = {"unexpected end": "opens a quotation mark that is never closed", "field larger": _TOO_LARGE}
+            reason = next((said for start, said in reasons.items() if str(error).startswith(start)), _STRAY)
+            raise MutualError(
+                f"{path}, line {first} {reason}; correct that line, where text that holds a quotation mark is written "
+                'as "a ""b"" c"'
+            ) from None
+        yield first, cells
+        first = lines.line_num + 1
 
 
 def _require_label_columns(columns: Sequence[str], labels: Sequence[str], path: Path) -> None:
@@ -179,7 +255,7 @@ def _require_label_columns(columns: Sequence[str], labels: Sequence[str], path: 
         if name not in labels:
             raise MutualError(
                 f"{path} has a column {name!r}, which is neither a label{meant(name, labels)} nor case, labels, "
-                f"source or patient; dataset.json has: {', '.join(labels)}"
+                f"source, patient or missing; dataset.json has: {', '.join(labels)}"
             )
     absent = [name for name in labels if name not in columns]
     if absent:

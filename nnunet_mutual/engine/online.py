@@ -87,7 +87,7 @@ class OnlineValidation:
             ask: gives the logits of a candidate, highest resolution first.
             autocast: makes the context of mixed precision.
         """
-        annotated, heirs = self.knowledge.scoring(batch.pattern_index)
+        annotated, heirs, left_open = self.knowledge.scoring(batch.pattern_index)
         losses = [torch.zeros((), device=self.device)]
         member = self._membership(batch)
         counts = np.zeros((3, len(self.candidates), len(member), len(self.table.labels)), np.float32)
@@ -98,7 +98,7 @@ class OnlineValidation:
                 levels = ask(n, batch.data)
                 losses.append(self.supervised.labelled(levels, batch, n).detach())
             scored = annotated if batch.sight is None else annotated & batch.sight.device[:, n : n + 1]
-            found = _sample_counts(levels[0], batch.target[0], scored, heirs, self.labels)
+            found = _sample_counts(levels[0], batch.target[0], scored, heirs, left_open, self.labels)
             counts[:, i] = (member @ found).cpu().numpy()
         loss = (torch.stack(losses).sum() / len(self.candidates)).cpu().numpy()
         names = ("tp_hard", "fp_hard", "fn_hard")
@@ -147,7 +147,12 @@ class OnlineValidation:
 
 
 def annotated_counts(
-    logits: Tensor, target: Tensor, annotated: Tensor, heirs: Tensor | None, label_manager: LabelManager
+    logits: Tensor,
+    target: Tensor,
+    annotated: Tensor,
+    heirs: Tensor | None,
+    left_open: Tensor | None,
+    label_manager: LabelManager,
 ) -> np.ndarray:
     """True positive, false positive and false negative voxels per label, over samples that annotate the label.
 
@@ -157,17 +162,23 @@ def annotated_counts(
         annotated: (B, C) bool.
         heirs: (B, C) long or (B, C, C) bool, of plain labels: what a voxel of a predicted class counts as, so that a
             tumour predicted in a liver that was drawn with its tumours is no mistake about the liver.
+        left_open: (B, V, C) bool, annotated labels about which a drawn value says nothing; None if there are none.
         label_manager: nnU-Net's.
 
     Returns:
         (3, K), K foreground labels or regions.
     """
-    counts: np.ndarray = _sample_counts(logits, target, annotated, heirs, label_manager).sum(1).cpu().numpy()
+    counts: np.ndarray = _sample_counts(logits, target, annotated, heirs, left_open, label_manager).sum(1).cpu().numpy()
     return counts
 
 
 def _sample_counts(
-    logits: Tensor, target: Tensor, annotated: Tensor, heirs: Tensor | None, label_manager: LabelManager
+    logits: Tensor,
+    target: Tensor,
+    annotated: Tensor,
+    heirs: Tensor | None,
+    left_open: Tensor | None,
+    label_manager: LabelManager,
 ) -> Tensor:
     """The same of each sample, (3, B, K)."""
     mask = None
@@ -182,6 +193,9 @@ def _sample_counts(
         if label_manager.has_ignore_label:
             mask = (target != label_manager.ignore_label).float()
             target = torch.where(mask.bool(), target, 0)
+        if left_open is not None:
+            said = target.flatten(2).long().expand(-1, logits.shape[1], -1)
+            prediction[left_open.transpose(1, 2).gather(2, said).view_as(prediction)] = 0
     counts = get_tp_fp_fn_tn(prediction, target, tuple(range(2, logits.ndim)), mask)[:3]
     found = torch.stack(counts) * annotated
     return found if label_manager.has_regions else found[:, :, 1:]

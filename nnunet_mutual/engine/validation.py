@@ -224,6 +224,7 @@ class FoldValidation:
         of = f"{suffix.removeprefix('_')}: " if suffix else ""
         if keys:
             metrics = self._score(folder)
+            self._leave_out_pseudo(metrics, folder)
         else:
             metrics = self._no_scores(folder)
             self.log.say(f"{of}no validation case has the channels that this network sees (n = 0)")
@@ -254,6 +255,34 @@ class FoldValidation:
                 num_processes=default_num_processes,
             )
         return found
+
+    def _leave_out_pseudo(self, metrics: dict[str, Any], folder: str) -> None:
+        """Makes NaN of what nnU-Net has scored against labels that a model drew; writes the summary again then.
+
+        Args:
+            metrics: of nnU-Net, changed in place.
+            folder: of the predictions.
+        """
+        table, ending = self.fold.table, self.window.dataset_json["file_ending"]
+        scored: list[dict[str, float]] = []
+        for entry in metrics["metric_per_case"]:
+            case = table.case(os.path.basename(entry["prediction_file"]).removesuffix(ending))
+            drawn = [tuple(table.values[label]) for label in case.pseudo]
+            found = entry["metrics"].items()
+            scored += [of for key, of in found if (key if isinstance(key, tuple) else (key,)) in drawn]
+        if not scored:
+            return
+        for of in scored:
+            of.update(dict.fromkeys(of, float("nan")))
+        cases = [entry["metrics"] for entry in metrics["metric_per_case"]]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Mean of empty slice")
+            for key, mean in metrics["mean"].items():
+                mean.update({name: float(np.nanmean([case[key][name] for case in cases])) for name in mean})
+        foreground, means = metrics["foreground_mean"], metrics["mean"].values()
+        foreground.update({name: float(np.mean([mean[name] for mean in means])) for name in foreground})
+        with written(Path(folder) / "summary.json", ending=".json") as summary:
+            save_summary_json(metrics, str(summary))
 
     def _no_scores(self, folder: str) -> dict[str, Any]:
         """The same where there is nothing to predict, of which nnU-Net can make no summary."""

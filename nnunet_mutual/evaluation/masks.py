@@ -108,7 +108,9 @@ def annotated_masks(
     """Yields the masks of each annotated label of one case, in the order of the table.
 
     A predicted label that the case does not annotate counts as what the reference would have called it: the annotated
-    label that contains it in this source, or, where the reference has a label that it may overlap, that label.
+    label that contains it in this source, or, where the reference has a label that it may overlap, that label. Where
+    the reference has a label that the case does not annotate (drawn by a model), it says that none of the annotated
+    ones was drawn there, except those that it may hide: these are in no mask there.
 
     Args:
         prediction: label map (*spatial) integers.
@@ -131,6 +133,10 @@ def annotated_masks(
         partners = table.overlap_partners(label) - case.annotated
         if partners:
             predicted |= drawn & np.isin(prediction, _integers(table, partners))
+        if not table.is_regions:
+            hiding = {a for a in table.labels if a not in case.annotated and label in table.beneath(case, a)}
+            if hiding:
+                predicted &= ~np.isin(reference, _integers(table, hiding))
         if ignore is not None:
             predicted &= reference != ignore
         yield Masks(label, predicted, drawn)

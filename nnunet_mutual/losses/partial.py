@@ -46,6 +46,7 @@ def partial_softmax_loss(
     *,
     ignore_label: int | None = None,
     drawn: Tensor | None = None,
+    leaves_open: bool = False,
     batch_dice: bool = False,
     smooth: float = 1e-5,
     gather: Gather | None = None,
@@ -68,8 +69,9 @@ def partial_softmax_loss(
         possible: (B, V, C) bool; ``possible[i, y, k]``: may a voxel of sample i with value y be of class k?
         annotated: (B, C) bool; column 0 is not used.
         ignore_label: voxels of this value count for nothing.
-        drawn: (V,) class of each value; None where the values are classes (V = C). With it, values may also leave open
-            whether a voxel belongs to an annotated label; such a voxel does not count in the Dice of that label.
+        drawn: (V,) class of each value; None where the values are classes (V = C).
+        leaves_open: whether a value may leave open if a voxel belongs to an annotated label; with ``drawn`` it always
+            may. Such a voxel does not count in the Dice of that label.
         batch_dice: one Dice over all samples instead of one per sample, as the plans say.
         smooth: the smoothing term s of the Dice, nnU-Net's 1e-5.
         gather: sums Dice statistics over processes (batch Dice under DDP).
@@ -98,7 +100,7 @@ def partial_softmax_loss(
     q = torch.where(positive, log_set[:, None], log_p[:, 1:]).exp()
     if valid is not None:
         q = q * valid  # ignored voxels are drawn as background by now
-    if drawn is not None:
+    if drawn is not None or leaves_open:
         q = q.masked_fill(allowed[:, 1:] & ~positive, 0)
     sums = (q * positive).sum(2), q.sum(2), positive.sum(2, dtype=q.dtype)
     dice = supervised_dice(*sums, annotated[:, 1:], batch_dice, smooth, gather)

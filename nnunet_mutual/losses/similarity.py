@@ -84,6 +84,7 @@ def soft_dice_per_class(
     annotated: Tensor,
     *,
     possible: Tensor | None = None,
+    left_open: Tensor | None = None,
     ignore_label: int | None = None,
 ) -> Tensor:
     r"""Soft Dice of each annotated class in each sample, to rank networks by; no loss.
@@ -99,6 +100,8 @@ def soft_dice_per_class(
         annotated: (B, C) bool; column 0 is not used.
         possible: (B, V, C) bool, rows for all values of the target, as of
             :func:`~nnunet_mutual.losses.partial.partial_softmax_loss`; without it, a voxel is what it is drawn as.
+        left_open: (B, V, C) bool, classes that a voxel of a value may be although it is drawn otherwise: it counts for
+            nothing in theirs.
         ignore_label: voxels of this value count for nothing.
 
     Returns:
@@ -118,6 +121,8 @@ def soft_dice_per_class(
     if possible is not None:
         allowed = possible.transpose(1, 2).gather(2, labels.expand_as(p))
         p = torch.where(drawn, torch.where(allowed, p, 0).sum(1, keepdim=True), p)
+    if left_open is not None:
+        p = p.masked_fill(left_open.transpose(1, 2).gather(2, labels.expand_as(p)), 0)
     dice = _soft_dice(p, drawn, annotated, ignored)
     dice[:, 0] = torch.nan
     return dice

@@ -31,6 +31,8 @@ class Tables:
         relations: (patterns, R, R) for regions.
         drawn: (V,) class of each value with pseudo labels, None where the value is the class.
         decided: (patterns, R) bool for regions, labels whose decided voxels count as known.
+        open: (patterns, V, C) bool for plain labels, annotated labels that a voxel drawn as something else may be as
+            well; None where there is no such voxel.
     """
 
     annotated: Tensor
@@ -39,6 +41,7 @@ class Tables:
     relations: RegionRelations | None = None
     drawn: Tensor | None = None
     decided: Tensor | None = None
+    open: Tensor | None = None
 
     def to(self, device: torch.device) -> Tables:
         """Returns the same tables on a device."""
@@ -120,30 +123,35 @@ class Knowledge:
         """Returns the pattern of each case of a batch."""
         return [self._pattern_of[str(key)] for key in keys]
 
-    def scoring(self, pattern: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns ``annotated`` and ``heirs`` of each case of a batch."""
-        return self.tables.annotated[pattern], None if self.heirs is None else self.heirs[pattern]
+    def scoring(self, pattern: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Returns ``annotated``, ``heirs`` and ``open`` of each case of a batch."""
+        heirs, left_open = (None if t is None else t[pattern] for t in (self.heirs, self.tables.open))
+        return self.tables.annotated[pattern], heirs, left_open
 
     def mask(self, sets: Iterable[Iterable[str]]) -> Tensor:
         """Returns label sets as (number of sets, C) bool on the device."""
+        return self._mask(sets).to(self.device)
+
+    def _mask(self, sets: Iterable[Iterable[str]]) -> Tensor:
         sets = [list(labels) for labels in sets]
         mask = torch.zeros(len(sets), self.num_outputs, dtype=torch.bool)
         for i, labels in enumerate(sets):
             mask[i, [self.channel[label] for label in labels]] = True
-        return mask.to(self.device)
+        return mask
 
     def limited(self, labels: frozenset[str]) -> Tables:
         """Supervision of a network that segments only these labels and calls the rest background.
 
         What a case annotates beyond them says nothing here; see :meth:`rivals`.
         """
-        annotated = self.mask(case.annotated & labels for case in self.cases)
+        annotated = self._mask(case.annotated & labels for case in self.cases)
         is_full = [False] * len(self.cases)
         if self.table.is_regions:
             relations = _stack([self._relations(c, c.annotated & labels, labels - c.annotated) for c in self.cases])
             return Tables(annotated, is_full, relations=relations).to(self.device)
         possible = torch.stack([self._possible_to(case, labels) for case in self.cases])
-        return Tables(annotated, is_full, possible=possible).to(self.device)
+        left_open = _left_open(possible, annotated)
+        return Tables(annotated, is_full, possible=possible, open=left_open).to(self.device)
 
     def rivals(self, labels: frozenset[str]) -> Tensor:
         """Labels of a network that cannot be where another label was drawn.
@@ -175,11 +183,13 @@ class Knowledge:
             return Tables(annotated, full, relations=_stack(relations))
         possible = torch.stack([self._possible(case) for case in self.cases])
         if self.codes is None:
-            return Tables(annotated, full, possible=possible)
+            return Tables(annotated, full, possible=possible, open=_left_open(possible, annotated))
         # A value above the labels is a code: here only what was drawn counts.
         drawn = torch.tensor(self.codes.true_values(np.arange(self.codes.size))).long()
         rows = drawn.clamp_max(self.num_outputs - 1)  # the ignore label is masked before it is looked up
-        return Tables(annotated, full, possible=possible[:, rows], drawn=drawn)
+        left_open = _left_open(possible, annotated)
+        left_open = None if left_open is None else left_open[:, rows]
+        return Tables(annotated, full, possible=possible[:, rows], drawn=drawn, open=left_open)
 
     def _pseudo_tables(self, codes: PseudoCodes) -> Tables:
         known = [case.annotated | pseudo for case, pseudo in zip(self.cases, self.accepted, strict=True)]
@@ -203,10 +213,17 @@ class Knowledge:
         return Tables(annotated, full, possible=possible, drawn=drawn)
 
     def _possible(self, case: Case) -> Tensor:
-        """S(v): classes that a voxel may have, given the value drawn there."""
+        """S(v): classes that a voxel may have, given the value drawn there.
+
+        The value of a label that the case does not annotate (drawn by a model) says as much as 0 does, and less where
+        it may hide an annotated label.
+        """
         possible = torch.eye(self.num_outputs, dtype=torch.bool)
         for drawn, labels in left_open(self.table, case).items():
             possible[drawn, [self.channel[a] for a in labels]] = True
+        for a in set(self.table.labels) - case.annotated:
+            hidden = [self.channel[b] for b in self.table.beneath(case, a)]
+            possible[self.channel[a]] = possible[[0, *hidden]].any(0)
         return possible
 
     def _possible_to(self, case: Case, labels: frozenset[str]) -> Tensor:
@@ -215,10 +232,10 @@ class Knowledge:
         others = [self.channel[label] for label in set(self.table.labels) - labels]
         unknown = [self.channel[label] for label in labels - case.annotated]
         possible[:, others] = False
-        possible[0, others] = True
         for b in others:
-            possible[b] = possible[0]
+            possible[b] |= possible[0]
             possible[b, unknown] = True
+        possible[:, others] = possible[:, :1]
         return possible
 
     def _heirs(self, case: Case) -> Tensor:
@@ -244,6 +261,11 @@ class Knowledge:
                 absent_if_absent[place] = float(asked <= drawn)
                 present_if_present[place] = float(drawn <= asked)
         return absent_if_present, absent_if_absent, present_if_present
+
+
+def _left_open(possible: Tensor, annotated: Tensor) -> Tensor | None:
+    left_open = possible & annotated[:, None] & ~torch.eye(possible.shape[2], dtype=torch.bool)
+    return left_open if left_open.any() else None
 
 
 def _stack(parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> RegionRelations:

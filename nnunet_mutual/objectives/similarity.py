@@ -190,7 +190,7 @@ class SimilarityObjective(Objective[SimilarityStep]):
             return soft_dice_per_region(output.levels[level], target, annotated, has_ignore=ignore is not None)
         drawn = self.knowledge.tables.drawn
         labels = target.long() if drawn is None else drawn[target.long()]
-        possible = self.knowledge.tables.possible
-        assert possible is not None
-        possible = possible[batch.pattern_index]
-        return soft_dice_per_class(output.levels[level], labels, annotated, possible=possible, ignore_label=ignore)
+        tables = self.knowledge.tables
+        rules = (None if t is None else t[batch.pattern_index] for t in (tables.possible, tables.open))
+        options = dict(zip(("possible", "left_open"), rules, strict=True))
+        return soft_dice_per_class(output.levels[level], labels, annotated, **options, ignore_label=ignore)

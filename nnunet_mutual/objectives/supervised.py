@@ -166,6 +166,7 @@ class SupervisedObjective(Objective[Step]):
             annotated,
             ignore_label=self.ignore_label,
             drawn=tables.drawn,
+            leaves_open=tables.open is not None,
             **self.options,
         )
 

@@ -13,6 +13,7 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
+from nnunet_mutual.annotation.restriction import vouched
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.batches.pseudo import CSV, PseudoStore
 from nnunet_mutual.datasets.raw import read_dataset_json
@@ -111,7 +112,7 @@ def _load(dataset: str, configuration: str, fold: str, name: str, plans: str, ch
 
 
 def _write_label_maps(window: Window, fold: Fold, store: PseudoStore, folder: Path) -> None:
-    """Writes drawn and accepted pseudo labels in the geometry of the images."""
+    """Writes drawn and accepted pseudo labels in the geometry of the images; what an earlier model drew is neither."""
     folder.mkdir(parents=True, exist_ok=True)
     reader = window.plans.image_reader_writer_class()
     ending = window.dataset_json["file_ending"]
@@ -126,7 +127,7 @@ def _write_label_maps(window: Window, fold: Fold, store: PseudoStore, folder: Pa
         found = in_image_space(window.plans, np.where(np.isin(decided, values), decided, UNDECIDED), properties)
         reference = fold.references / f"{key}{ending}"
         drawn, described = reader.read_seg(str(reference))
-        drawn = drawn[0].astype(np.int16)
+        drawn = vouched(drawn[0].astype(np.int16), fold.table, fold.table.case(key))
         open_pairs = set(codes.pairs)
         fits = np.isin(drawn * 1000 + found, [y * 1000 + z for y, z in open_pairs]) & (found != UNDECIDED)
         reader.write_seg(np.where(fits, found, drawn).astype(np.uint8), str(folder / f"{key}{ending}"), described)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
 from nnunet_mutual.annotation.possible import hypotheses, left_open, output_channels
+from nnunet_mutual.annotation.restriction import vouched
 from nnunet_mutual.annotation.table import AnnotationTable, Case, table_fingerprint
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.batches.fold import Fold
@@ -361,7 +362,8 @@ def voxel_volume(properties: dict[str, Any], shape: Sequence[int]) -> float:
 
 def _label_case(labeller: PseudoLabeller, dataset: Any, store: PseudoStore, key: str) -> None:
     data, seg, _, properties = load_case(dataset, key)
-    case, drawn = labeller.table.case(key), np.asarray(seg[0])
+    case = labeller.table.case(key)
+    drawn = vouched(np.asarray(seg[0]), labeller.table, case)
     image = torch.from_numpy(np.array(data[:], copy=True))
     codes, candidates, decisions = labeller.label(case, image, drawn, voxel_volume(properties, drawn.shape))
     accepted = case.annotated | {decision.label for decision in decisions if decision.accepted}

@@ -128,6 +128,90 @@ def test_everything_else_in_dataset_json_is_kept(raw: RawDataset, tmp_path: Path
     assert raw.files() == ["dataset.json", "imagesTr", "labelsTr"]
 
 
+def unlabelled_images(raw: RawDataset, *keys: str) -> None:
+    (raw.folder / "imagesUn").mkdir()
+    for key in keys:
+        (raw.folder / "imagesUn" / f"{key}_0000.nii.gz").touch()
+
+
+UNLABELLED: dict[str, str | dict[str, Any]] = {
+    "none": LONG.replace("labels", "labels,source,patient,missing").replace("\n", ",A,,\n").replace("g,A,,\n", "g\n")
+    + "un_1,none,B,p1,\nun_2,,B,,CT\n",
+    "json": {
+        **{case: {"annotated": names, "source": "A"} for case, names in DRAWN.items()},
+        "un_1": {"source": "B", "patient": "p1"},
+        "un_2": {"annotated": [], "source": "B", "missing": ["CT"]},
+    },
+}
+
+
+@pytest.mark.parametrize("content", UNLABELLED.values(), ids=UNLABELLED)
+def test_images_of_images_un_may_be_listed(
+    raw: RawDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | dict[str, Any]
+) -> None:
+    unlabelled_images(raw, "un_1", "un_2", "un_3")
+    annotate(777, table(tmp_path, content))
+    block = raw.block
+    assert block["cases"]["un_1"] == {"source": "B", "patient": "p1"}
+    assert block["cases"]["un_2"] == {"source": "B", "missing": ["CT"]}
+    assert "un_3" not in block["cases"]
+    assert block["sources"]["B"] == {"annotated": []}
+    assert "5 training cases and 2 image(s) of imagesUn" in capsys.readouterr().out
+    parsed = AnnotationTable.from_dataset_json(json.loads(raw.json.read_text()))
+    assert not parsed.case("un_1").annotated
+
+
+def test_column_per_label_needs_no_word_for_images_un(raw: RawDataset, tmp_path: Path) -> None:
+    unlabelled_images(raw, "un_1", "un_2")
+    rows = [
+        ",".join([case, *("no" if n not in names else "yes" for n in ("liver", "spleen", "kidney"))])
+        for case, names in DRAWN.items()
+    ]
+    annotate(777, table(tmp_path, WIDE + "\n".join([*rows, "un_1,,,", "un_2,no,no,no"])))
+    assert raw.block["cases"]["un_1"] == raw.block["cases"]["un_2"] == {"source": "unlabelled"}
+
+
+def test_labels_of_an_image_in_images_un_are_refused(raw: RawDataset, tmp_path: Path) -> None:
+    unlabelled_images(raw, "un_1")
+    with pytest.raises(MutualError, match="lists liver for un_1, which is in imagesUn, where nothing is drawn"):
+        annotate(777, table(tmp_path, LONG + "un_1,liver\n"))
+
+
+def test_what_a_table_does_not_say_stays(raw: RawDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A lost patient would let an image of a validation patient into the training."""
+    unlabelled_images(raw, "un_1", "un_2")
+    raw.declare(labels={"spleen": {"single": True}}, may_overlap=[["kidney", "liver"]])
+    cases = raw.block["cases"]
+    cases["toy_001"] |= {"patient": "p1", "pseudo": ["spleen", "kidney"]}
+    cases["toy_002"] |= {"missing": ["CT"]}
+    cases |= {"un_1": {"source": "b", "patient": "p1", "missing": ["CT"]}, "un_2": {"source": "a", "patient": "p2"}}
+    raw.save(mutual=raw.block | {"sources": {"a": {"annotated": []}, "b": {"annotated": []}}, "cases": cases})
+    corrected = LONG.replace("toy_001,liver", "toy_001,liver;spleen") + "un_2,none\n"
+    annotate(777, table(tmp_path, corrected), source="c", force=True)
+    new = raw.block["cases"]
+    assert new["un_1"] == {"source": "c", "patient": "p1", "missing": ["CT"]}
+    assert new["un_2"] == {"source": "c", "patient": "p2"}
+    assert new["toy_001"] == {"source": "c", "annotated": ["liver", "spleen"], "patient": "p1", "pseudo": ["kidney"]}
+    assert new["toy_002"]["missing"] == ["CT"]
+    printed = capsys.readouterr().out
+    assert "1 image(s) of imagesUn, which the table does not list" in printed
+    assert "repeat with  --force --single spleen --may-overlap kidney,liver" in printed
+    without_patients = "case,labels,patient\n" + LONG.split("\n", 1)[1].replace("\n", ",\n")
+    annotate(777, table(tmp_path, without_patients), force=True)
+    assert "patient" not in raw.block["cases"]["toy_001"]  # said: nobody knows
+    assert raw.block["cases"]["un_1"] == {"source": "c", "patient": "p1", "missing": ["CT"]}
+
+
+def test_misspelt_names_are_compared_for_those_that_are_shown(
+    raw: RawDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("nnunet_mutual.datasets.annotate.meant", lambda name, known: asked.append(name) or "")
+    with pytest.raises(MutualError, match=r"40 case\(s\) that are not in imagesTr: wrong_0, .* and 35 more"):
+        annotate(777, table(tmp_path, LONG + "".join(f"wrong_{i},liver\n" for i in range(40))))
+    assert len(asked) == 5
+
+
 def test_replacing_needs_force_and_keeps_the_old_file(raw: RawDataset, tmp_path: Path) -> None:
     raw.declare(modality_groups={"ct": ["CT"]})
     old = raw.json.read_bytes()
@@ -194,6 +278,21 @@ BAD: dict[str, tuple[str | dict[str, Any], str]] = {
         "case;labels\ntoy_001;liver;spleen\n",
         r"line 2 has 3 cells, but there are 2 columns; put a list",
     ),
+    "quotation mark never closed": (
+        LONG.replace("toy_002,liver", 'toy_002,"liver'),
+        r"line 3 opens a quotation mark that is never closed; correct that line",
+    ),
+    "quotation mark inside": (
+        LONG.replace("toy_002,liver", 'toy_002,"liver" old'),
+        r"line 3 has a quotation mark in the middle of a cell",
+    ),
+    "endless cell": (
+        LONG + 'toy_002,"' + "liver;" * 30000 + '"\n',
+        r"line 7 has a cell of more than 131072 characters",
+    ),
+    "unknown channel": ("case,labels,missing\ntoy_001,liver,CTT\n", r"unknown channel 'CTT' \(did you mean 'CT'\?\)"),
+    "pseudo as text": ({"toy_001": {"annotated": [], "pseudo": "liver"}}, r'"pseudo": \'liver\'; expected a list'),
+    "unknown pseudo": ({"toy_001": {"annotated": [], "pseudo": ["livr"]}}, r"'livr' \(did you mean 'liver'\?\)"),
     "source missing once": ("case,labels,source\ntoy_001,liver,A\ntoy_002,liver,\n", r'no source for case "toy_002"'),
     "empty": ("case,labels\n", r"lists no case"),
     "no object": ('["toy_001"]', r"holds a list, expected an object"),
@@ -266,6 +365,9 @@ def test_table_file_that_cannot_be_read(raw: RawDataset, tmp_path: Path) -> None
         annotate(777, tmp_path / "table.xlsx")
     with pytest.raises(MutualError, match="not UTF-8 text; in the spreadsheet choose"):
         annotate(777, table(tmp_path, LONG + "tö", encoding="latin-1"))
+    for encoding in ("utf-16", "utf-16-le", "utf-32"):
+        with pytest.raises(MutualError, match="not UTF-8 text; in the spreadsheet choose"):
+            annotate(777, table(tmp_path, LONG, encoding=encoding))
 
 
 def test_full_disk_leaves_the_old_file(raw: RawDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

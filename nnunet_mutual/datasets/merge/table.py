@@ -190,7 +190,7 @@ def _entry(
         own = [scan.source.case(scan.key) for scan in case.group]
         annotated = frozenset[str]().union(*(c.annotated for c in own))
         pseudo = frozenset[str]().union(*(c.pseudo for c in own))
-        if annotated != frozenset(block["sources"][source]["annotated"]):
+        if annotated != frozenset(block["sources"][source]["annotated"]) - pseudo:
             entry["annotated"] = _ordered(annotated, target)
         if pseudo:
             entry["pseudo"] = _ordered(pseudo, target)

@@ -87,7 +87,7 @@ def block_of(original: Original, cases: Sequence[NewCase], keep: Mapping[str, fr
         )
         entry: dict[str, Any] = {"source": case.source}
         annotated = case.kept & listed.annotated
-        if case.use == "labelled" and annotated != drawn:
+        if case.use == "labelled" and annotated != drawn - listed.pseudo:
             entry["annotated"] = _ordered(annotated, table)
         if case.use == "labelled" and case.kept & listed.pseudo:
             entry["pseudo"] = _ordered(case.kept & listed.pseudo, table)
