@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nnunet_mutual.annotation.table import AnnotationTable, Case
-from nnunet_mutual.errors import MutualError
+from nnunet_mutual.errors import MutualError, meant
 
 PLANS_KEY = "modality_groups"  # of plans whose data were preprocessed by group
 
@@ -102,7 +102,8 @@ def parse_groups(entries: Sequence[str], channels: Sequence[str]) -> dict[str, l
             raise MutualError(f"the group {name} is given twice; choose another name for one of them")
         for channel in members:
             if channel not in channels:
-                raise MutualError(f"group {name}: unknown channel {channel!r}; known: {', '.join(channels)}")
+                known = f"{meant(channel, channels)}; known: {', '.join(channels)}"
+                raise MutualError(f"group {name}: unknown channel {channel!r}{known}")
         found[name] = [channel for channel in channels if channel in members]
     return found
 

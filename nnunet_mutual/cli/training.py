@@ -66,6 +66,8 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _require_plans(options: argparse.Namespace) -> None:
+    from nnunet_mutual.datasets.raw import read_dataset_json
+    from nnunet_mutual.disk.host_files import read_plans
     from nnunet_mutual.disk.locate import locate
 
     folder = locate(options.dataset, need_preprocessed=True).preprocessed
@@ -73,6 +75,8 @@ def _require_plans(options: argparse.Namespace) -> None:
     if not (folder / f"{options.plans}.json").is_file():
         there = sorted(file.stem for file in folder.glob("*Plans*.json"))
         raise MutualError(f"{folder} has no {options.plans}.json; give -p one of: {', '.join(there)}")
+    read_plans(folder / f"{options.plans}.json")  # nnU-Net's own words about a damaged one do not name it
+    read_dataset_json(folder)
 
 
 def _require_trainer(name: str) -> None:

@@ -231,8 +231,8 @@ def _label_problems(table: AnnotationTable, cases: Sequence[Case], present: Mapp
         if guessed:
             text = (
                 f"a pseudo label in {len(guessed)} case(s) ({shorten(guessed)}), which says nothing until a reader "
-                "accepts it (nnunet_mutual review); stock nnU-Net trains on it as if it were drawn, and its own evaluation "
-                "(find_best_configuration) scores it there"
+                "accepts it (nnunet_mutual review); stock nnU-Net trains on it as if it were drawn, and its own "
+                "evaluation (find_best_configuration) scores it there"
             )
             problems.append(Problem(WARNING, f"label {label}", text))
         if not drawn:

@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 
 from nnunet_mutual.datasets.raw import CaseFiles
+from nnunet_mutual.disk.images import sidecar
 from nnunet_mutual.disk.locate import require_root
 from nnunet_mutual.errors import MutualError
 
@@ -58,9 +59,21 @@ def place_images(files: CaseFiles, folder: Path, key: str, ending: str, *, copy:
             link_or_copy(path, place, copy=copy)
         else:
             sitk.WriteImage(sitk.ReadImage(str(path)), str(place), useCompression=True)
-    sidecar = next(iter(files.images.values())).with_name(f"{files.key}.json")
-    if ending.startswith(".tif") and sidecar.is_file():  # nnU-Net reads the spacing of tif files from there
-        link_or_copy(sidecar, folder / f"{key}.json", copy=copy)
+    spacing = sidecar(next(iter(files.images.values())), is_label=False)
+    if ending.startswith(".tif") and spacing is not None:
+        link_or_copy(spacing, folder / f"{key}.json", copy=copy)
+
+
+def place_label_map(path: Path, place: Path, *, copy: bool) -> None:
+    """Links a label map, and the file that says the spacing of a tif.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    link_or_copy(path, place, copy=copy)
+    spacing = sidecar(path, is_label=True)
+    if spacing is not None:
+        link_or_copy(spacing, place.with_suffix(".json"), copy=copy)
 
 
 def link_or_copy(path: Path, place: Path, *, copy: bool) -> None:

@@ -17,6 +17,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
 from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.disk.images import read_label_map
 from nnunet_mutual.errors import MutualError, shorten
 
 
@@ -210,7 +211,7 @@ def _require_same_shape(prediction: np.ndarray, reference: np.ndarray) -> None:
 
 
 def _read(reader: BaseReaderWriter, path: Path) -> np.ndarray:
-    return reader.read_seg(str(path))[0][0]
+    return read_label_map(reader, path)[0]
 
 
 def _integers(table: AnnotationTable, labels: Iterable[str]) -> list[int]:

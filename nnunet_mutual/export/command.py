@@ -112,6 +112,8 @@ def export(
         MutualError: a file is missing (with the command that makes it), or the target exists; nothing is written then.
     """
     folders = locate(dataset)
+    if len(set(folds)) < len(folds):
+        raise MutualError(f"-f {' '.join(folds)} names a fold more than once; give each fold once")
     source = training_folder(folders.name, trainer, plans, configuration)
     if peers and len(folds) != 1:
         raise MutualError(

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from nnunet_mutual.datasets.raw import read_dataset_json, training_cases
 from nnunet_mutual.disk.case_files import load_case
+from nnunet_mutual.disk.images import read_images, read_label_map
 from nnunet_mutual.disk.locate import DatasetFolders
 from nnunet_mutual.engine.stock_model import open_predictor
 
@@ -86,9 +87,9 @@ def compare(
     found = []
     for key in tqdm(keys, desc=f"comparing {model.name.split('__')[1]}", unit="case"):
         files = [str(cases[key].images[channel]) for channel in channels]
-        image, properties = reader.read_images(files)
+        image, properties = read_images(reader, [Path(file) for file in files])
         theirs = predictor.predict_single_npy_array(image, properties)
-        ours = reader.read_seg(str(validated / f"{key}{ending}"))[0][0]
+        ours, _ = read_label_map(reader, validated / f"{key}{ending}")
         alone = DefaultPreprocessor(verbose=False).run_case(files, None, manager, configuration, predictor.dataset_json)
         before = folders.preprocessed / configuration.data_identifier
         data, _, _, of_all = load_case(infer_dataset_class(str(before))(str(before), [key]), key)

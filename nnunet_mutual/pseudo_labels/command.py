@@ -19,7 +19,9 @@ from nnunet_mutual.batches.pseudo import CSV, PseudoStore
 from nnunet_mutual.datasets.raw import read_dataset_json
 from nnunet_mutual.disk.case_files import load_case
 from nnunet_mutual.disk.host_files import read_plans
+from nnunet_mutual.disk.images import read_label_map, write_label_map
 from nnunet_mutual.disk.locate import locate
+from nnunet_mutual.disk.writing import require_space
 from nnunet_mutual.engine.window import Window
 from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.plugin.find import resolve, training_names
@@ -126,11 +128,13 @@ def _write_label_maps(window: Window, fold: Fold, store: PseudoStore, folder: Pa
         values = [v for label in accepted.get(key, ()) for v in fold.table.values[label]]
         found = in_image_space(window.plans, np.where(np.isin(decided, values), decided, UNDECIDED), properties)
         reference = fold.references / f"{key}{ending}"
-        drawn, described = reader.read_seg(str(reference))
-        drawn = vouched(drawn[0].astype(np.int16), fold.table, fold.table.case(key))
+        drawn, described = read_label_map(reader, reference)
+        drawn = vouched(drawn, fold.table, fold.table.case(key))
         open_pairs = set(codes.pairs)
-        fits = np.isin(drawn * 1000 + found, [y * 1000 + z for y, z in open_pairs]) & (found != UNDECIDED)
-        reader.write_seg(np.where(fits, found, drawn).astype(np.uint8), str(folder / f"{key}{ending}"), described)
+        fits = np.isin(drawn * codes.offset + found, [y * codes.offset + z for y, z in open_pairs])
+        merged = np.where(fits & (found != UNDECIDED), found, drawn)
+        write_label_map(reader, merged, folder / f"{key}{ending}", described)
+        require_space(folder)
 
 
 def in_image_space(plans: PlansManager, values: np.ndarray, properties: dict[str, Any]) -> np.ndarray:

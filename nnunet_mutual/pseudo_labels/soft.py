@@ -15,6 +15,7 @@ from nnunet_mutual.annotation.travelling import without_identities
 from nnunet_mutual.datasets.raw import read_dataset_json, unlabelled_cases
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.host_files import read_plans
+from nnunet_mutual.disk.images import read_images
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.engine.stock_model import open_predictor
 from nnunet_mutual.errors import MutualError, meant
@@ -72,7 +73,7 @@ def write_soft_labels(
     for key, files in tqdm(cases.items(), desc="soft labels", unit="case"):
         if key in done:
             continue
-        image, properties = reader.read_images([str(files.images[number]) for number in numbers])
+        image, properties = read_images(reader, [files.images[number] for number in numbers])
         _, probabilities = predictor.predict_single_npy_array(image, properties, None, None, True)
         soft.write(files, probabilities)
     print(f"{len(cases)} soft label(s) in {folder}")

@@ -11,6 +11,8 @@ from typing import Any
 
 import pandas as pd
 
+from nnunet_mutual.disk.files import read_object
+from nnunet_mutual.disk.shapes import Shape, require_shape
 from nnunet_mutual.engine.checkpoint_file import read_checkpoint
 from nnunet_mutual.errors import MutualError
 
@@ -22,6 +24,13 @@ _ALARM, _EPOCH, _VERSIONS = (
     re.compile(r"Versions: (.*)"),
 )
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+_FIX = "delete the line, or the file to do without its curves"
+_LINE: Shape = {
+    "epoch": int,
+    "loss?": float,
+    **dict.fromkeys(("terms?", "weights?", "diagnostics?", "validation?"), {...: float}),
+}
 
 
 @dataclass(frozen=True)
@@ -64,11 +73,14 @@ def read_curves(folder: Path, labels: Sequence[str]) -> pd.DataFrame:
 
 def _of_log(file: Path) -> Iterator[tuple[int, str, str, float]]:
     kinds = {"terms": "term", "weights": "weight", "diagnostics": "diagnostic", "validation": "validation"}
-    for text in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines() if file.is_file() else [], 1):
         try:
             line = json.loads(text)
         except ValueError:  # cut off by a crash
             continue
+        except RecursionError:
+            raise MutualError(f"{file}, line {number} is nested too deeply to be read; {_FIX}") from None
+        require_shape(line, _LINE, f"{file}, line {number}", _FIX)
         if "loss" in line:
             yield line["epoch"], "loss", "training", line["loss"]
         for key, kind in kinds.items():
@@ -125,13 +137,23 @@ def read_alarms(folder: Path) -> list[Alarm]:
 def read_versions(folder: Path) -> dict[str, str]:
     """Returns versions that the log names, or what nnU-Net's debug.json knows."""
     said = [match[1] for line in _lines(folder) if (match := _VERSIONS.search(line))]
-    versions: dict[str, str] = json.loads(said[-1]) if said else {}
+    versions = _versions(said[-1], folder) if said else {}
     file = folder / "debug.json"
-    debug = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    debug = read_object(file) if file.is_file() else {}
     if "torch_version" in debug:
         versions.setdefault("torch", debug["torch_version"])
     device = debug.get("gpu_name", debug.get("device"))
     return {**versions, "device": device} if device else versions
+
+
+def _versions(text: str, folder: Path) -> dict[str, str]:
+    place = ", ".join(file.name for file in sorted(folder.glob("training_log_*.txt")))
+    try:
+        versions: dict[str, str] = json.loads(text)
+    except (ValueError, RecursionError):
+        raise MutualError(f'"Versions" in {place} of {folder} is no JSON ({text[:60]}); delete that line') from None
+    require_shape(versions, {...: str}, f'"Versions" in {place} of {folder}', "delete that line")
+    return versions
 
 
 def networks_per_epoch(curves: pd.DataFrame) -> dict[int, int]:

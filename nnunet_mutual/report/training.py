@@ -15,6 +15,7 @@ from nnunet_mutual.datasets.raw import read_dataset_json, unlabelled_cases
 from nnunet_mutual.disk.files import natural, read_object
 from nnunet_mutual.disk.host_files import read_plans, read_splits
 from nnunet_mutual.disk.locate import DatasetFolders, locate
+from nnunet_mutual.disk.shapes import require_shape
 from nnunet_mutual.disk.trainings import training_folder
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.plugin.find import resolve, training_names
@@ -85,7 +86,12 @@ class Training:
     def settings(self) -> dict[str, Any] | None:
         """Settings in force; None of a trainer that is not of this package."""
         file = self.base / "mutual_settings.json"
-        return read_object(file) if file.is_file() else None
+        if not file.is_file():
+            return None
+        found = read_object(file)
+        shape = {"num_epochs?": int, "num_iterations_per_epoch?": int, "trainer?": str}
+        require_shape(found, shape, file, "delete it; the next start of the training writes it anew")
+        return found
 
     @property
     def changed_settings(self) -> list[str]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from nnunet_mutual.datasets.merge.scan import Scan
 from nnunet_mutual.datasets.merge.sources import MergeSource
 from nnunet_mutual.datasets.merge.views import View, resolve
+from nnunet_mutual.disk.images import read_label_map
 from nnunet_mutual.errors import MutualError, shorten
 
 
@@ -84,9 +85,9 @@ def combine(
     index = np.zeros(1, np.int64)
     properties: dict[str, Any] = {}
     for scan in group:
-        voxels, own = reader_of[scan.source].read_seg(str(scan.files.label))
+        voxels, own = read_label_map(reader_of[scan.source], scan.files.label)
         properties = properties or own
-        drawn = np.rint(voxels[0]).astype(np.int64)
+        drawn = voxels.astype(np.int64)
         base = int(drawn.max()) + 1
         code = index * base + drawn
         values = np.unique(code)

@@ -20,6 +20,7 @@ from nnunet_mutual.datasets.merge.views import View
 from nnunet_mutual.datasets.new_dataset import place_images
 from nnunet_mutual.disk.files import write_csv, write_json
 from nnunet_mutual.disk.folders import finish, not_written, temporary_folder
+from nnunet_mutual.disk.images import read_label_map, write_label_map
 
 CASES = "merged_cases.csv"
 CONTRADICTIONS = "contradictions.csv"
@@ -116,10 +117,9 @@ def _write_label(
     if len(case.group) > 1:
         voxels, properties, _ = combine(case.group, views, preferred, reader_of)
     else:
-        drawn, properties = reader.read_seg(str(first.files.label))
-        old = np.rint(drawn[0]).astype(np.int64)
+        old, properties = read_label_map(reader, first.files.label)
         new = np.zeros(old.max() + 1, np.int64)
         for value in np.flatnonzero(np.bincount(old.ravel())):
             new[value] = views[first].write(views[first].read(int(value)))
         voxels = new[old]
-    reader.write_seg(voxels, str(place), properties)
+    write_label_map(reader, voxels, place, properties)

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nnunet_mutual.annotation.table import VERSION, AnnotationTable, Case
-from nnunet_mutual.datasets.new_dataset import link_or_copy, place_images
+from nnunet_mutual.datasets.new_dataset import place_images, place_label_map
 from nnunet_mutual.datasets.raw import CaseFiles
 from nnunet_mutual.disk.files import write_csv, write_json
 from nnunet_mutual.disk.folders import finish, not_written, temporary_folder
+from nnunet_mutual.disk.images import read_label_map, write_label_map
 from nnunet_mutual.settings import BLOCK
 
 TRUTH = "truth"  # nnU-Net and this package read imagesTr, imagesUn, labelsTr and dataset.json only
@@ -170,22 +171,17 @@ def _write_case(case: NewCase, folder: Path, original: Original, *, copy: bool) 
         return
     whole = folder / TRUTH / "labels" / (files.key + ending)
     if files.label.name.endswith(ending):
-        link_or_copy(files.label, whole, copy=copy)
+        place_label_map(files.label, whole, copy=copy)
     else:
-        voxels, properties = _label_map(files, original)
-        original.reader.write_seg(voxels, str(whole), properties)
+        voxels, properties = read_label_map(original.reader, files.label)
+        write_label_map(original.reader, voxels, whole, properties)
     if case.use == "labelled" and listed is not None:
         label = folder / "labelsTr" / whole.name
         if case.kept == listed.annotated | listed.pseudo:
-            link_or_copy(whole, label, copy=copy)
+            place_label_map(whole, label, copy=copy)
         else:
-            voxels, properties = _label_map(files, original)
-            original.reader.write_seg(restricted(voxels, table, case.kept), str(label), properties)
-
-
-def _label_map(files: CaseFiles, original: Original) -> tuple[NDArray[Any], dict[str, Any]]:
-    voxels, properties = original.reader.read_seg(str(files.label))
-    return np.rint(voxels[0]).astype(np.int64), properties
+            voxels, properties = read_label_map(original.reader, files.label)
+            write_label_map(original.reader, restricted(voxels, table, case.kept), label, properties)
 
 
 def _write_zeros(path: Path, place: Path) -> None:

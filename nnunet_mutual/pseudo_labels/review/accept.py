@@ -20,8 +20,10 @@ from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_ca
 from nnunet_mutual.datasets.sync import INTERRUPTED, raw_and_preprocessed_differ
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.folders import temporary_folder
+from nnunet_mutual.disk.images import write_label_map
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.swap import BACKUP, OLD, Roots, Swap, swap_all, undo
+from nnunet_mutual.disk.writing import require_space
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.preprocessing.label_maps import note, preprocessed_map, read_record, record_of
 from nnunet_mutual.pseudo_labels.review.merge import MergedCase, merge_case
@@ -122,7 +124,8 @@ def _staged(merged: MergedCase, opened: _Dataset, folder: Path) -> MergedCase:
     (folder / "labelsTr").mkdir(exist_ok=True)
     target = folder / "labelsTr" / opened.files[merged.case.key].label.name
     try:
-        opened.reader.write_seg(merged.voxels, str(target), merged.properties)
+        write_label_map(opened.reader, merged.voxels, target, merged.properties)
+        require_space(target.parent)
     except (OSError, RuntimeError) as error:  # SimpleITK reports a full disk as RuntimeError
         raise _nothing_changed(opened, error) from error
     return MergedCase(merged.case, np.empty(0), {}, merged.said)

@@ -16,6 +16,7 @@ from nnunet_mutual import __version__
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.disk.files import write_csv, write_json
 from nnunet_mutual.disk.folders import finish, not_written, temporary_folder
+from nnunet_mutual.disk.images import read_images, read_label_map, voxel_ml, write_label_map
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.pseudo_labels.review.doubt import Doubt, by_doubt
 from nnunet_mutual.pseudo_labels.review.figures import CANDIDATE, DRAWN, Scene, draw
@@ -35,7 +36,7 @@ class Entry:
     Attributes:
         decision: of the filter.
         doubt: why it is here.
-        candidate_ml: volume of the mask, sure or not, in millilitres.
+        size: of the mask, sure or not, in words.
         file: the mask, relative to the folder of the page.
         sha256: of that file.
         picture: content of an HTML image.
@@ -45,7 +46,7 @@ class Entry:
 
     decision: Decision
     doubt: Doubt
-    candidate_ml: float
+    size: str
     file: str
     sha256: str
     picture: str
@@ -113,9 +114,9 @@ def _entries_of(source: Source, key: str, shown: Iterable[tuple[Decision, Doubt]
     case, files, table = source.table.case(key), source.files[key], source.table
     there = {table.channels[n]: file for n, file in files.images.items() if table.channels[n] not in case.missing}
     channel, path = next(iter(there.items()))
-    image, _ = source.reader.read_images((str(path),))
-    read, properties = source.reader.read_seg(str(files.label))
-    drawn = read[0].astype(np.int16)
+    image, _ = read_images(source.reader, [path])
+    drawn, properties = read_label_map(source.reader, files.label)
+    size = voxel_ml(properties)
     frame = frame_of(properties)
     annotated = [label for label in table.labels if label in case.annotated]
     outlines = {label: frame.turn(np.isin(drawn, table.values[label])) for label in annotated}
@@ -126,20 +127,28 @@ def _entries_of(source: Source, key: str, shown: Iterable[tuple[Decision, Doubt]
         mask = source.mask(case, decision.label, drawn)
         number = table.labels.index(decision.label) + 1  # two labels may differ in a character that no file name has
         name = f"{_MASKS}/{key}__{number:02d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', decision.label)}{ending}"
-        source.reader.write_seg(mask.astype(np.uint8), str(folder / name), properties)
+        write_label_map(source.reader, mask.astype(np.uint8), folder / name, properties)
         scene = Scene(
             frame.turn(image[0]), frame.turn(mask), outlines, frame.spacing, oriented=frame.transform is not None
         )
         yield Entry(
             decision,
             doubt,
-            float(mask.sum() * np.prod(properties["spacing"])) / 1000,
+            _size(int(mask.sum()), size, decision),
             name,
             hashlib.sha256((folder / name).read_bytes()).hexdigest(),
             draw(scene),
             colours,
             channel,
         )
+
+
+def _size(voxels: int, voxel_ml: float | None, decision: Decision) -> str:
+    if not voxels:
+        return "nothing was found"
+    if voxel_ml is None:
+        return f"{voxels} voxels; the image says no size"
+    return f"{voxels * voxel_ml:.3g} ml, {decision.volume_ml:.3g} ml of it sure"
 
 
 def _manifest(source: Source, entries: Sequence[Entry]) -> dict:

@@ -14,6 +14,7 @@ from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.datasets.images import inspect_case
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles
+from nnunet_mutual.disk.images import read_label_map, voxel_ml
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.pseudo_labels.review.rules import Rule, put_in, rules_for
 from nnunet_mutual.pseudo_labels.review.table import Verdict
@@ -59,13 +60,9 @@ def merge_case(
         MutualError: a mask cannot be used; names it, and what is wrong.
     """
     case = table.case(files.key)
-    try:
-        read, properties = reader.read_seg(str(files.label))
-    except Exception as error:  # every format fails in its own way; the sentence names the file
-        raise MutualError(f"{files.label} cannot be read ({error}); see nnunet_mutual check") from None
-    voxels = read[0].astype(np.int16)
+    voxels, properties = read_label_map(reader, files.label)
     said = []
-    volume = float(np.prod(properties["spacing"])) / 1000
+    volume = voxel_ml(properties)
     for verdict in sorted(verdicts, key=lambda verdict: _number_of_inner(table, verdict.label)):
         mask = _read_mask(verdict, files, table, ignore, reader)
         rules = rules_for(table, case, verdict.label, ignore)
@@ -93,7 +90,7 @@ def _read_mask(
     errors = [f"{problem.place}: {problem.text}" for problem in finding.problems if problem.severity == ERROR]
     if errors:
         raise MutualError(f"{verdict.place}: {errors[0]}")
-    voxels = reader.read_seg(str(verdict.file))[0][0].astype(np.int16)
+    voxels, _ = read_label_map(reader, verdict.file)
     own = sorted(table.values[verdict.label])
     present = set(np.unique(voxels).tolist())
     if not (present <= {0, 1} or present <= {0, *own}):
@@ -125,11 +122,12 @@ def _describe(
     before: np.ndarray,
     after: np.ndarray,
     mask: np.ndarray,
-    voxel_ml: float,
+    size: float | None,
     ignore: int | None,
 ) -> str:
     own = np.isin(after, table.values[verdict.label])
-    parts = [f"{own.sum() * voxel_ml:.3g} ml" if own.any() else "absent"]
+    number = int(own.sum())
+    parts = ["absent" if not number else f"{number} voxel(s)" if size is None else f"{number * size:.3g} ml"]
     # Regions that were drawn stay drawn, whatever the integer.
     replaced = np.zeros(mask.shape, bool) if table.is_regions else own & (before != after) & (before != 0)
     if replaced.any():

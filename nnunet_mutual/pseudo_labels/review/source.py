@@ -22,11 +22,17 @@ from nnunet_mutual.disk.case_files import load_case
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import DatasetFolders, locate
+from nnunet_mutual.disk.shapes import Shape, require_shape
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.pseudo_labels.command import in_image_space
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.review.rules import rules_for
 from nnunet_mutual.pseudo_labels.review.training import Training
+
+_MADE_BY: Shape = {
+    "labels": dict,
+    "settings": {"low?": float, "high?": float, "min_agreement?": float, "max_z?": float, "min_component?": float},
+}
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,9 @@ def open_source(training: Training, checkpoint: str | None) -> Source:
     table = AnnotationTable.from_dataset_json(content)
     folder, store = _store(training, checkpoint)
     made_by = read_object(store.folder / IDENTITY)
+    require_shape(
+        made_by, _MADE_BY, store.folder / IDENTITY, "make the pseudo labels again: nnunet_mutual pseudo_label"
+    )
     if made_by["labels"] != content["labels"]:
         raise MutualError(
             f'"labels" of {folders.raw / "dataset.json"} are no longer those of {store.folder}; make the pseudo labels '
