@@ -44,7 +44,7 @@ def outcome(row: Row, world: Path) -> tuple[str, list[str]]:
         if row.command.startswith("check ") and not said:
             sentence = out
         changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-        changed = [name for name in changed if not name.startswith(row.leaves or ("\0",))]
+        changed = [name for name in changed if not name.startswith(row.leaves or ("\0",)) and not _is_log(name)]
         faults = [f"exit status {status}"] if status != 2 else []
         faults += [f"{len(said)} sentences"] if len(said) > 1 or not sentence else []
         faults += ["traceback"] if "Traceback" in out + err else []
@@ -53,6 +53,11 @@ def outcome(row: Row, world: Path) -> tuple[str, list[str]]:
         faults += [f"changed {', '.join(changed[:5])}"] if changed else []
         shown = sentence.replace(str(root.resolve()), "").replace(str(root), "") or err[-1500:]
         return shown, faults
+
+
+def _is_log(name: str) -> bool:
+    """nnU-Net writes a log file of every start of a training; that is no result."""
+    return "/training_log_" in name
 
 
 def _in_child(row: Row, root: Path) -> tuple[int, str, str]:
