@@ -244,7 +244,11 @@ def _refuse_unknown(configurations: Sequence[str], preprocessed: Path) -> None:
     for path in preprocessed.glob("*.json"):
         if path.name == FILE:
             continue
-        content = read_json(path)
+        try:
+            content = read_json(path)
+        except MutualError as error:
+            said = str(error).rpartition("; ")[0] or str(error)
+            raise MutualError(f"{said}; correct it, or delete it, then what planning writes is written anew") from None
         planned = content.get("configurations") if isinstance(content, dict) else None
         known += planned if isinstance(planned, Mapping) else []
     for name in configurations:
