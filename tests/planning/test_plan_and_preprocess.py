@@ -210,7 +210,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], None], list[str], str]] = {
     "half a fingerprint": (
         half_written("dataset_fingerprint.json"),
         [],
-        "not written to its end, or was changed; add --clean",
+        "to its end, or was changed; add --clean",
     ),
     "half of the plans": (
         half_written("nnUNetPlans.json"),
