@@ -221,6 +221,11 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="also write a new folder that a container of the model is built from, as challenges ask for",
     )
     command.add_argument(
+        "--validate",
+        action="store_true",
+        help="predict the validation cases first, with this checkpoint: of a training that was stopped",
+    )
+    command.add_argument(
         "--compared",
         metavar="NUMBER",
         type=cli_types.at_least(0),
@@ -348,6 +353,7 @@ def _export(options: argparse.Namespace) -> int:
         peers=options.peers,
         compared=options.compared,
         container=options.container,
+        validate=options.validate,
     )
     return 0
 

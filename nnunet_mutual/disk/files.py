@@ -14,8 +14,7 @@ from typing import Any
 from nnunet_mutual.disk.writing import written
 from nnunet_mutual.errors import MutualError
 
-_FORMULA = re.compile(r"'*\s*[=+\-@＝＋－＠\t\r\n]")  # also after apostrophes, so that it can be undone
-_FORMULA_WITHIN = re.compile(r"[;\t]\s*[=+\-@＝＋－＠]")
+_BEGIN, _FORMULA = r"^|[;\t\r\n]", r"'*\s*[=+\-@＝＋－＠\t\r\n]"  # apostrophes count, so that ours can be undone
 _LINE = 110  # longest entry that stays on one line, so that a case of the table is one line
 
 
@@ -91,30 +90,27 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:
     """Returns rows as CSV in which text that a spreadsheet would take for a formula begins with an apostrophe.
 
-    Numbers stay numbers; :func:`plain_cell` undoes it.
+    So do parts of a text that become cells where ';' or tabs separate them. Numbers stay numbers; :func:`plain_cell`
+    undoes it.
     """
     stream = io.StringIO()
-    for row in rows:
-        cells = [f"'{cell}" if _is_formula(cell) else cell for cell in row]
-        # Where ';' separates cells, a part of a text would be a cell of its own if it were not in quotes.
-        split = any(isinstance(cell, str) and _FORMULA_WITHIN.search(cell) for cell in cells)
-        csv.writer(stream, quoting=csv.QUOTE_ALL if split else csv.QUOTE_MINIMAL).writerow(cells)
+    csv.writer(stream).writerows([_as_text(cell) for cell in row] for row in rows)
     return stream.getvalue()
 
 
 def plain_cell(cell: str) -> str:
     """Returns what :func:`csv_text` was given for a cell."""
-    return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell
+    return re.sub(rf"({_BEGIN})'(?={_FORMULA})", r"\1", cell)
 
 
-def _is_formula(cell: Any) -> bool:
-    if not isinstance(cell, str) or not _FORMULA.match(cell):
-        return False
+def _as_text(cell: Any) -> Any:
+    if not isinstance(cell, str):
+        return cell
     try:
         float(cell)
     except ValueError:
-        return True
-    return False
+        return re.sub(rf"({_BEGIN})(?={_FORMULA})", r"\1'", cell)
+    return cell
 
 
 def keep_backup(path: Path) -> Path:

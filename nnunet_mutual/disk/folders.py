@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from nnunet_mutual.disk.writing import abandoned, sweep, temporary_beside
 from nnunet_mutual.errors import MutualError
+
+_JOURNAL = ".unfinished"  # in the first of several folders, until all have their names
 
 
 @contextlib.contextmanager
@@ -42,6 +46,57 @@ def temporary_folder(output: Path, work: str, ending: str) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # after the rename it is no longer there
+
+
+@contextlib.contextmanager
+def written_folders(targets: Sequence[Path]) -> Iterator[list[Path]]:
+    """Yields names of temporary folders beside some folders; at the end they get those names, all or none.
+
+    What a killed process left is removed, unless it was whole: :func:`finish_interrupted` gives it its names.
+
+    Args:
+        targets: none of them exists.
+
+    Raises:
+        OSError: a folder cannot be renamed.
+    """
+    for target in targets:
+        sweep(target.parent, target.name)
+    staged, named = [temporary_beside(target) for target in targets], []
+    try:
+        yield staged
+        (staged[0] / _JOURNAL).write_text(json.dumps([folder.name for folder in staged]), encoding="utf-8")
+        for folder, target in zip(staged, targets, strict=True):
+            os.replace(folder, target)
+            named.append(target)
+        (targets[0] / _JOURNAL).unlink()
+    except BaseException:
+        for folder in [*staged, *named]:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def finish_interrupted(targets: Sequence[Path]) -> bool:
+    """Gives the remaining names where :func:`written_folders` of the same targets was killed between its renames.
+
+    Returns:
+        Whether it was; all targets are then whole.
+    """
+    journal = targets[0] / _JOURNAL
+    try:
+        names = json.loads(journal.read_text(encoding="utf-8"))
+        left = list(zip(map(str, names), targets, strict=True))
+    except (OSError, ValueError, TypeError):
+        return False
+    if not all(abandoned(name, target) for name, target in left):
+        return False
+    for name, target in left:
+        if not target.exists() and target.with_name(name).is_dir():
+            os.replace(target.with_name(name), target)
+    if not all(target.is_dir() for target in targets):
+        return False
+    journal.unlink()
+    return True
 
 
 def finish(folder: Path, output: Path) -> None:

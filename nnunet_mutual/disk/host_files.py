@@ -114,6 +114,21 @@ def require_configuration(plans: Mapping[str, Any], name: str, file: object) -> 
         raise MutualError(f"{file} has no configuration {name!r}{meant(name, known)}; it has: {', '.join(known)}")
 
 
+def read_fingerprint(path: Path) -> dict[str, Any]:
+    """Reads the dataset_fingerprint.json that nnU-Net copies beside a training.
+
+    Raises:
+        MutualError: it is missing or was not written to its end.
+    """
+    try:
+        return read_object(path)
+    except MutualError:
+        raise MutualError(
+            f"{path} is missing, was not written to its end or was changed; copy it anew from the dataset's folder in "
+            "nnUNet_preprocessed (if it is damaged there, too, delete it and run nnunet_mutual plan_and_preprocess)"
+        ) from None
+
+
 def read_splits(path: Path) -> list[dict[str, list[str]]]:
     """Reads a splits_final.json.
 

@@ -7,6 +7,7 @@ import functools
 import itertools
 import os
 import re
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ def written(path: Path, *, ending: str = "", sweeping: bool = True) -> Iterator[
     path = written_at(path)
     if sweeping:
         sweep(path.parent, path.name)
-    temporary = path.with_name(f".{path.name}.{_place()}-{os.getpid()}-{next(_NUMBERS)}.tmp{ending}")
+    temporary = temporary_beside(path, ending)
     try:
         yield temporary
         with temporary.open("rb" if os.name == "posix" else "rb+") as stream:  # it may be the copy of a read-only file
@@ -52,8 +53,19 @@ def written(path: Path, *, ending: str = "", sweeping: bool = True) -> Iterator[
         temporary.unlink(missing_ok=True)
 
 
+def temporary_beside(path: Path, ending: str = "") -> Path:
+    """Returns a name that says which process uses it, for what is about to become ``path``."""
+    return path.with_name(f".{path.name}.{_place()}-{os.getpid()}-{next(_NUMBERS)}.tmp{ending}")
+
+
+def abandoned(name: str, path: Path) -> bool:
+    """Whether :func:`temporary_beside` gave this name for ``path`` to a process of this machine that no longer runs."""
+    match = _TEMPORARY.fullmatch(name) if name.startswith(f".{path.name}.") and "/" not in name else None
+    return match is not None and match[1] == _place() and not runs(int(match[2]))
+
+
 def sweep(folder: Path, name: str | None = None) -> None:
-    """Removes temporary files of :func:`written` whose process no longer runs.
+    """Removes temporary files and folders whose process no longer runs.
 
     Of a process of another machine (or container) this cannot be asked; its files go when they are a day old.
 
@@ -70,7 +82,10 @@ def sweep(folder: Path, name: str | None = None) -> None:
             with contextlib.suppress(OSError):
                 here = match[1] == _place()
                 if not runs(int(match[2])) if here else time() - entry.stat().st_mtime > _ABANDONED:
-                    os.unlink(entry.path)
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path)
+                    else:
+                        os.unlink(entry.path)
 
 
 def require_space(folder: str | os.PathLike[str]) -> None:

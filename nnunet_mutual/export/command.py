@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,15 +24,18 @@ from nnunet_mutual.batches.decisions import read_decisions
 from nnunet_mutual.batches.pseudo import CSV as DECISIONS
 from nnunet_mutual.datasets.raw import read_dataset_json, training_cases
 from nnunet_mutual.disk.files import read_object, write_json
-from nnunet_mutual.disk.host_files import read_plans, read_summary
+from nnunet_mutual.disk.folders import finish_interrupted, written_folders
+from nnunet_mutual.disk.host_files import read_fingerprint, read_plans, read_summary
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.trainings import training_folder
 from nnunet_mutual.engine.checkpoints import STATE_KEY, STOCK_TRAINER, load_own, save_atomically
+from nnunet_mutual.engine.trained import open_trained
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.export import model_card
 from nnunet_mutual.export.container.write import require_container, tag, write_container
 from nnunet_mutual.export.groups import group_dataset, group_plan, group_weights, groups_of_training
 from nnunet_mutual.export.model_card import TrainedFold
+from nnunet_mutual.plugin.find import resolve
 from nnunet_mutual.preprocessing.unlabelled import UNLABELLED, read_record, record_of
 
 CARD = "model_card.md"
@@ -90,6 +92,7 @@ def export(
     peers: bool = False,
     compared: int = 5,
     container: str | None = None,
+    validate: bool = False,
 ) -> None:
     """Writes ``nnUNetTrainer__<plans>_<method>__<configuration>`` beside the training folder.
 
@@ -106,6 +109,8 @@ def export(
         output_name: plans name of the export; by default ``<plans>_<trainer without "Trainer">``.
         peers: export all networks that learnt together, network p as fold_p: stock prediction averages them.
         container: new folder for what a container of the model is built from; of modality groups, one in it for each.
+        validate: predict the validation cases first, with the checkpoint that is exported; of a training that was
+            stopped, nnU-Net does not.
         compared: validation cases that each modality group's model predicts, to compare it with the training.
 
     Raises:
@@ -127,52 +132,49 @@ def export(
         raise MutualError(
             "the networks of modality groups have different inputs and are no ensemble; leave --peers out"
         )
-    command = f"nnUNetv2_train {folders.number} {configuration} FOLD -p {plans} -tr {trainer}"
+    chosen = None if container is None else Path(container).absolute()
+    targets = [*([] if chosen is None else [chosen]), *(model.target for model in models)]
+    request = _Request(source, folders, trainer, folds, checkpoint, peers)
+    if finish_interrupted(targets):
+        print("What an interrupted export had written is now in its place")
+    else:
+        _require_new(models, chosen, configuration)
+        _require_trained(models, request, validate)
+        _write_all(models, request, compared, targets)
+    _say(models, folders, configuration, chosen)
+
+
+def _say(models: Sequence[_Model], folders: DatasetFolders, configuration: str, container: Path | None) -> None:
+    for model in models:
+        print(f"{model.target}: a stock nnU-Net model, read model_card.md in it first")
+    for model in models:
+        folds = sorted(path.name.removeprefix("fold_") for path in model.target.glob("fold_*"))
+        options = f"-d {folders.number} -c {configuration} -p {model.plan['plans_name']} -f {' '.join(folds)}"
+        print(f"Next: nnUNetv2_predict {options} -i IMAGES -o SEGMENTATIONS")
+        if container is not None:
+            print(f"Or:   docker build -t {tag(model.plan['plans_name'])} {container / (model.group or '')}")
+
+
+def _require_new(models: Sequence[_Model], container: Path | None, configuration: str) -> None:
     for model in models:
         if model.target.exists():
             raise MutualError(
                 f"{model.target} exists and is never overwritten; remove it or choose another name with --name"
             )
-        for fold in folds:
-            _require_trained(source / f"fold_{fold}", checkpoint, model, command.replace("FOLD", fold))
-    chosen = None if container is None else Path(container).absolute()
-    if chosen is not None:
-        require_container(chosen, models[0].plan, configuration)
-    request = _Request(source, folders, trainer, folds, checkpoint, peers)
-    shown = _write_all(models, request, compared, chosen)
-    for model in models:
-        print(f"{model.target}: a stock nnU-Net model, read model_card.md in it first")
-    for model in models:
-        options = f"-d {folders.number} -c {configuration} -p {model.plan['plans_name']} -f {' '.join(shown)}"
-        print(f"Next: nnUNetv2_predict {options} -i IMAGES -o SEGMENTATIONS")
-        if chosen is not None:
-            print(f"Or:   docker build -t {tag(model.plan['plans_name'])} {chosen / (model.group or '')}")
+    if container is not None:
+        require_container(container, models[0].plan, configuration)
 
 
-def _write_all(models: Sequence[_Model], request: _Request, compared: int, container: Path | None) -> list[str]:
-    """Writes models and containers under temporary names, then gives all their names; returns those of the folds."""
-    moves: list[tuple[Path, Path]] = []
-
-    def temporary(target: Path) -> Path:
-        moves.append((target.with_name(f".{target.name}.tmp{os.getpid()}"), target))
-        return moves[-1][0]
-
-    try:
-        staged = None if container is None else temporary(container)
-        for model in models:
-            folder = temporary(model.target)
+def _write_all(models: Sequence[_Model], request: _Request, compared: int, targets: Sequence[Path]) -> None:
+    """Writes models, and a container where there is one more target, under temporary names, then gives all names."""
+    with written_folders(targets) as staged:
+        container = staged[0] if len(staged) > len(models) else None
+        for model, folder in zip(models, staged[-len(models) :], strict=True):
             shown = _write_model(folder, model, request)
             if model.group is not None and request.checkpoint == "checkpoint_final.pth":
                 _compare(folder, model, request, shown[0], compared)
-            if staged is not None:
-                write_container(staged / (model.group or ""), folder)
-        for written, target in moves:
-            os.replace(written, target)
-    except BaseException:
-        for written, _ in moves:
-            shutil.rmtree(written, ignore_errors=True)
-        raise
-    return shown
+            if container is not None:
+                write_container(container / (model.group or ""), folder)
 
 
 def _compare(folder: Path, model: _Model, request: _Request, fold: str, number: int) -> None:
@@ -227,7 +229,7 @@ def _write_model(folder: Path, model: _Model, request: _Request) -> list[str]:
     folder.mkdir()
     write_json(folder / "plans.json", model.plan)
     write_json(folder / "dataset.json", model.dataset_json)
-    fingerprint = fingerprint_of(read_object(request.source / "dataset_fingerprint.json"))
+    fingerprint = fingerprint_of(read_fingerprint(request.source / "dataset_fingerprint.json"))
     write_json(folder / "dataset_fingerprint.json", fingerprint)
     trained_folds, shown = [], []
     for name, origin, trained in _models(model, request):
@@ -274,17 +276,42 @@ def _of_training_cases(table: AnnotationTable, references: Path, ending: str) ->
     return replace(table, cases=cases) if cases else table
 
 
-def _require_trained(fold: Path, checkpoint: str, model: _Model, command: str) -> None:
-    if not fold.is_dir():
-        raise MutualError(f"{fold} does not exist; train it with: {command}")
-    if not _checkpoint(fold, checkpoint, model).is_file():
-        there = sorted(file.name for file in fold.glob("checkpoint_*.pth"))
-        also = f", or export one of {', '.join(there)} with -chk" if there else ""
-        raise MutualError(f"{fold} has no {checkpoint}; finish the training with: {command} --c{also}")
-    if not (fold / f"validation{model.suffix}" / "summary.json").is_file():
+def _require_trained(models: Sequence[_Model], request: _Request, validate: bool) -> None:
+    """Verifies that all folds were trained and validated; validates them if that was asked for."""
+    for fold in request.folds:
+        folder = request.source / f"fold_{fold}"
+        trainer, plans, configuration = request.source.name.split("__")
+        command = f"nnUNetv2_train {request.folders.number} {configuration} {fold} -p {plans} -tr {trainer}"
+        if not folder.is_dir():
+            raise MutualError(f"{folder} does not exist; train it with: {command}")
+        finished = (folder / "checkpoint_final.pth").is_file()  # nnU-Net's --val validates no other training
+        for model in models:
+            if not _checkpoint(folder, request.checkpoint, model).is_file():
+                there = sorted(file.name for file in folder.glob("checkpoint_*.pth"))
+                also = f", or export one of {', '.join(there)} with -chk" if there else ""
+                also += " --validate" if there and not finished else ""
+                raise MutualError(
+                    f"{folder} has no {request.checkpoint}; finish the training with: {command} --c{also}"
+                )
+        if validate:
+            _validate(request, fold)
+        for model in models:
+            if not (folder / f"validation{model.suffix}" / "summary.json").is_file():
+                how = f"validate with: {command} --val" if finished else "add --validate, which predicts them first"
+                raise MutualError(
+                    f"the validation cases of {folder} were not predicted, so nothing is known about the model; {how}"
+                )
+
+
+def _validate(request: _Request, fold: str) -> None:
+    """Predicts the validation cases with the networks that are exported, as the end of a training does."""
+    if resolve("trainers", request.trainer).by_group and request.checkpoint == "checkpoint_best.pth":
         raise MutualError(
-            f"{fold} was not validated, so nothing is known about the model; validate with: {command} --val"
+            "checkpoint_best.pth of modality groups is one file for each, which cannot be validated together; export "
+            "-chk checkpoint_latest.pth --validate, or finish the training"
         )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    open_trained(request.source, fold, request.checkpoint, device).perform_actual_validation()
 
 
 def _checkpoint(fold: Path, checkpoint: str, model: _Model) -> Path:

@@ -242,7 +242,13 @@ def _refuse_unknown(configurations: Sequence[str], preprocessed: Path) -> None:
     """A misspelt configuration would be left out in silence after hours of work."""
     known = list(_STOCK)
     for path in preprocessed.glob("*.json"):
-        content = read_json(path)
+        if path.name == FILE:
+            continue
+        try:
+            content = read_json(path)
+        except MutualError as error:
+            said = str(error).rpartition("; ")[0] or str(error)
+            raise MutualError(f"{said}; correct it, or delete it, then what planning writes is written anew") from None
         planned = content.get("configurations") if isinstance(content, dict) else None
         known += planned if isinstance(planned, Mapping) else []
     for name in configurations:
@@ -256,11 +262,15 @@ def _refuse_old_fingerprint(preprocessed: Path, number: int, dataset_json: Mappi
     path = preprocessed / FILE
     if clean or not path.is_file():
         return
-    if counts_ignored(read_object(path), dataset_json):
+    try:
+        found = read_object(path)
+    except MutualError:
+        raise MutualError(f"{path} was not written to its end, or was changed; add --clean to make it anew") from None
+    if counts_ignored(found, dataset_json):
         raise MutualError(
             f"{path} was made by nnU-Net, which counts ignored voxels as foreground; add --clean to make it anew"
         )
-    old = len(read_object(path).get("spacings", ()))
+    old = len(found.get("spacings", ()))
     if old != number:
         raise MutualError(
             f"{path} was made from {old} training case(s), now there are {number}; add --clean to make it anew"

@@ -16,12 +16,11 @@ from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
 from nnunet_mutual.annotation.restriction import vouched
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.batches.pseudo import CSV, PseudoStore
-from nnunet_mutual.datasets.raw import read_dataset_json
 from nnunet_mutual.disk.case_files import load_case
-from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.images import read_label_map, write_label_map
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.disk.writing import require_space
+from nnunet_mutual.engine.trained import open_trained
 from nnunet_mutual.engine.window import Window
 from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.plugin.find import resolve, training_names
@@ -98,19 +97,12 @@ def _load(dataset: str, configuration: str, fold: str, name: str, plans: str, ch
         raise MutualError(f"{file} does not exist; train it with: {command}{instead}")
     if device == "cuda" and not torch.cuda.is_available():
         raise MutualError("this machine has no CUDA device; add -device cpu")
-    plan, dataset_json = read_plans(folder / "plans.json"), read_dataset_json(folder)
-    number = fold if fold == "all" else int(fold)
     if resolve("trainers", name).by_group:
         raise MutualError(
             f"{name} has a network for each modality group; use --soft with an exported one (-tr nnUNetTrainer and -p "
             "as nnunet_mutual export prints it)"
         )
-    made = resolve("trainers", name)(
-        {**plan, "continue_training": True}, configuration, number, dataset_json, torch.device(device)
-    )
-    made.continues = False  # it only asks the networks
-    made.load_checkpoint(str(file))
-    return made
+    return open_trained(folder, fold, checkpoint, torch.device(device))
 
 
 def _write_label_maps(window: Window, fold: Fold, store: PseudoStore, folder: Path) -> None:

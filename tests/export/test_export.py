@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -161,6 +162,29 @@ def test_bad_exports_write_nothing(folders: Callable[[str], Path], changed: dict
     with pytest.raises(MutualError, match=sentence.replace("(", r"\(")):
         run_export(**changed)
     assert sorted(results.rglob("*")) == before
+
+
+def test_a_training_that_was_stopped_is_validated_and_exported(
+    trained: Path, nnunet_folders: Path, forked_pools: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        shutil.copytree(trained / name, nnunet_folders / name)
+    training = nnunet_folders / "nnUNet_results" / tiny.NAME / "PartialTrainer__nnUNetPlans__3d_fullres"
+    fold = training / "fold_0"
+    (fold / "checkpoint_final.pth").unlink()
+    shutil.rmtree(fold / "validation")
+    with pytest.raises(MutualError, match="--c, or export one of checkpoint_best.pth with -chk --validate"):
+        run_export(output_name="stopped")
+    with pytest.raises(MutualError, match="were not predicted.*; add --validate"):
+        run_export(output_name="stopped", checkpoint="checkpoint_best.pth")
+    run_export(output_name="stopped", checkpoint="checkpoint_best.pth", validate=True)
+    assert "nnUNetv2_predict -d 901 -c 3d_fullres -p stopped -f 0" in capsys.readouterr().out
+    assert (
+        training.with_name("nnUNetTrainer__stopped__3d_fullres") / "fold_0" / "validation" / "summary.json"
+    ).is_file()
+    (training / "dataset_fingerprint.json").write_text('{"spac')
+    with pytest.raises(MutualError, match="fingerprint.json is missing, was not written to its end.*; copy it anew"):
+        run_export(output_name="again", checkpoint="checkpoint_best.pth")
 
 
 def test_an_existing_export_is_never_overwritten(folders: Callable[[str], Path]) -> None:

@@ -154,6 +154,14 @@ def old_fingerprint(raw: Path, preprocessed: Path) -> None:
     (preprocessed / "dataset_fingerprint.json").write_text(json.dumps({"spacings": [[1, 1, 1]] * 4}))
 
 
+def half_written(name: str) -> Callable[[Path, Path], None]:
+    def change(raw: Path, preprocessed: Path) -> None:
+        preprocessed.mkdir()
+        (preprocessed / name).write_text('{"spacings": [[1')
+
+    return change
+
+
 def stock_fingerprint(raw: Path, preprocessed: Path) -> None:
     old_fingerprint(raw, preprocessed)
     content = json.loads((raw / "dataset.json").read_text())
@@ -199,6 +207,16 @@ BAD: dict[str, tuple[Callable[[Path, Path], None], list[str], str]] = {
         "ExperimentPlanner plans for one network whatever --for and --set say; plan with -pl MutualPlanner",
     ),
     "ignored voxels in the fingerprint": (stock_fingerprint, [], "counts ignored voxels as foreground; add --clean"),
+    "half a fingerprint": (
+        half_written("dataset_fingerprint.json"),
+        [],
+        "to its end, or was changed; add --clean",
+    ),
+    "half of the plans": (
+        half_written("nnUNetPlans.json"),
+        [],
+        "column 17; correct it, or delete it",
+    ),
     "old fingerprint": (old_fingerprint, [], "made from 4 training case(s), now there are 6; add --clean"),
     "patient on both sides": (
         splits([{"train": KEYS[1:], "val": KEYS[:1]}]),

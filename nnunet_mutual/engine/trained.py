@@ -1,0 +1,33 @@
+"""A training as its checkpoint left it, to ask its networks outside of ``nnUNetv2_train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunet_mutual.datasets.raw import read_dataset_json
+from nnunet_mutual.disk.host_files import read_plans
+from nnunet_mutual.plugin.find import resolve
+
+
+def open_trained(folder: Path, fold: str, checkpoint: str, device: torch.device) -> Any:
+    """Returns a trainer of this package with the networks of a checkpoint.
+
+    Args:
+        folder: of the training, ``<trainer>__<plans>__<configuration>``.
+        fold: "0" ... "4" or "all".
+        checkpoint: file name in the fold.
+        device: where its networks go.
+
+    Raises:
+        MutualError: a file is missing, damaged or of another training.
+    """
+    name, _, configuration = folder.name.split("__")
+    plan, dataset_json = read_plans(folder / "plans.json"), read_dataset_json(folder)
+    number = fold if fold == "all" else int(fold)
+    made = resolve("trainers", name)({**plan, "continue_training": True}, configuration, number, dataset_json, device)
+    made.continues = False  # it only asks the networks
+    made.load_checkpoint(str(folder / f"fold_{fold}" / checkpoint))
+    return made

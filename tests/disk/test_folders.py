@@ -1,0 +1,80 @@
+"""Several folders get their names together, also when a process is killed in between."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nnunet_mutual.disk.folders import finish_interrupted, written_folders
+
+
+def write(targets: list[Path]) -> None:
+    with written_folders(targets) as staged:
+        for number, folder in enumerate(staged):
+            folder.mkdir()
+            (folder / "content").write_text(str(number))
+
+
+def killed(work: Callable[[], None], renames: int) -> None:
+    """Does something in a process that ends, without any cleaning up, instead of its last rename."""
+    child = os.fork()
+    if child == 0:
+        replace, done = os.replace, []
+
+        def counted(*names: Path) -> None:
+            if len(done) == renames:
+                os._exit(9)
+            done.append(names)
+            replace(*names)
+
+        os.replace = counted  # type: ignore[assignment]
+        work()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_repeating_what_was_killed_ends_well(tmp_path: Path, renames: int) -> None:
+    targets = [tmp_path / "elsewhere" / "container", tmp_path / "a", tmp_path / "b"]
+    targets[0].parent.mkdir()
+    killed(lambda: write(targets), renames)
+    assert sum(target.exists() for target in targets) == renames
+    assert finish_interrupted(targets) == (renames > 0)
+    if not renames:
+        write(targets)
+    assert [(target / "content").read_text() for target in targets] == ["0", "1", "2"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "container", *["content"] * 3, "elsewhere"]
+    assert not finish_interrupted(targets)
+
+
+def test_what_somebody_else_wrote_is_left_alone(tmp_path: Path) -> None:
+    targets = [tmp_path / "a", tmp_path / "b"]
+    killed(lambda: write(targets), 1)
+    journal = targets[0] / ".unfinished"
+    names = journal.read_text()
+    (tmp_path / "secret").mkdir()
+    for text in ("", "3", "[1, 2]", '[".a.x-1-1.tmp", "../secret"]', names.replace("-", "-x"), names[:-1] + ', "c"]'):
+        journal.write_text(text)
+        assert not finish_interrupted(targets) and not targets[1].exists()
+    journal.write_text(names)
+    for path in tmp_path.glob(".b.*"):
+        shutil.rmtree(path)
+    assert not finish_interrupted(targets) and targets[0].exists()
+
+
+def test_an_error_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if target.name == "b":
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        write([tmp_path / "a", tmp_path / "b"])
+    assert list(tmp_path.iterdir()) == []
