@@ -129,6 +129,31 @@ def test_exported_checkpoint_holds_no_training_state(folders: Callable[[str], Pa
     assert "| liver | 3 |" in card and "not a medical device" in card.lower()
 
 
+def test_keys_of_the_group_stay_behind(
+    trained: Path, folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(trained / "nnUNet_results", results)
+    monkeypatch.setenv("nnUNet_results", str(results))
+    training = results / tiny.NAME / "PartialTrainer__nnUNetPlans__3d_fullres"
+    who = {"patients": ["Richard Roe"], "path": "/home/richard-roe", "Richard Roe": 1}
+    for file in ("dataset.json", "plans.json", "dataset_fingerprint.json", "fold_0/validation/summary.json"):
+        content = json.loads((training / file).read_text()) | who
+        for entry in content.get("configurations", {}).values():
+            entry |= who
+        (training / file).write_text(json.dumps(content))
+    path = training / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["init_args"] |= who
+    checkpoint["logging"] |= who
+    torch.save(checkpoint, path)
+    run_export(output_name="nnUNetPlans_Clean", container=str(tmp_path / "box"))
+    model = results / tiny.NAME / "nnUNetTrainer__nnUNetPlans_Clean__3d_fullres"
+    files = [file for folder in (model, tmp_path / "box") for file in folder.rglob("*") if file.is_file()]
+    assert len(files) >= 12
+    assert [str(file) for file in files if re.search(rb"(?i)richard|patients\"|/home/", file.read_bytes())] == []
+
+
 def test_the_card_tells_all_but_names(trained: Path, folders: Callable[[str], Path]) -> None:
     run_export(output_name="nnUNetPlans_Card")
     card = (folders("nnUNet_results") / "nnUNetTrainer__nnUNetPlans_Card__3d_fullres" / "model_card.md").read_text()
