@@ -218,21 +218,18 @@ class MutualTrainer(nnUNetTrainer):
 
     def initialize(self) -> None:
         """Builds networks, optimisers and objectives, unless it would be on a guess (nnU-Net's hook)."""
-        difference = raw_and_preprocessed_differ(self.plans_manager.dataset_name)
-        if difference:  # before a split is made of a wrong table
-            raise MutualError(difference)
         if self.is_cascaded and self.no_cascade is not None:
             raise MutualError(
                 f"{type(self).__name__} does not train cascades, {self.no_cascade}; train 3d_fullres, or the cascade "
                 "with PartialTrainer"
             )
+        training, _ = self.do_split()
         seed(self.settings.seed)
         self.forced_share = self.oversample_foreground_percent  # before nnU-Net makes it 0 or 1 in a process of DDP
         self.plan_stages()
         self.stream = self.build_stream()
         super().initialize()
         self.validation_batch_size = self.batch_size  # stock's, whatever a method makes of training batches
-        training, _ = self.do_split()
         self._labels = self.labels  # read before anything is learnt from them
         self.knowledge = self.build_knowledge().to(self.device)
         self.table.require_annotated(training, self.fold)
@@ -349,6 +346,9 @@ class MutualTrainer(nnUNetTrainer):
     def do_split(self) -> tuple[list[str], list[str]]:
         """Splits by annotated set with patients together, or as an existing splits_final.json says (nnU-Net's hook)."""
         if self._split is None:
+            difference = raw_and_preprocessed_differ(self.plans_manager.dataset_name)
+            if difference:  # before a split is made of a wrong table
+                raise MutualError(difference)
             if self.dataset_class is None:
                 self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
             self.table.require(self._table_keys())

@@ -34,11 +34,14 @@ class TwoStreamDataset:
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict]:
         """Returns data, labels, previous stage and properties of a case."""
-        dataset = self.unlabelled if identifier in self._elsewhere else self.labelled
-        data, seg, previous, properties = dataset.load_case(identifier)
+        data, seg, previous, properties = self.holding(identifier).load_case(identifier)
         if identifier not in self._listed and (predicted := self.predicted(identifier)) is not None:
             properties = {**properties, "class_locations": {**properties["class_locations"], **predicted}}
         return data, seg, previous, properties
+
+    def holding(self, identifier: str) -> Any:
+        """Returns nnU-Net's dataset that holds a case."""
+        return self.unlabelled if identifier in self._elsewhere else self.labelled
 
 
 class TwoStreamLoader(nnUNetDataLoader):

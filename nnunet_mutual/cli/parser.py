@@ -49,7 +49,7 @@ class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong with the arguments, as for every other error."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_ERROR, f"error: {message}; see {self.prog} --help\n")
+        raise MutualError(f"{message}; see {self.prog} --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
     if not arguments[0].startswith("-") and arguments[0] not in commands:
         return _fail(_unknown(arguments[0], commands))
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         _require_names(options)
         return options.handler(options)
     except MutualError as error:

@@ -45,7 +45,7 @@ class PredictedForeground:
         Args:
             window: of the configuration.
             network: the one that would be deployed.
-            dataset: nnU-Net's, of the images.
+            dataset: says which of nnU-Net's datasets holds an image.
             keys: of the images.
             ranks: of the training.
         """
@@ -57,7 +57,7 @@ class PredictedForeground:
         )
         with window.around(network, mirroring=False) as predictor:
             for key in ranks.share(keys):
-                image = torch.from_numpy(load_case(dataset, key)[0][:]).float()
+                image = torch.from_numpy(load_case(dataset.holding(key), key)[0][:]).float()
                 logits = predictor.predict_sliding_window_return_logits(image).cpu().float()
                 found = np.asarray(labels.convert_logits_to_segmentation(logits))
                 places = DefaultPreprocessor._sample_foreground_locations(found[None], classes)

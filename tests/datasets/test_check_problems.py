@@ -82,8 +82,8 @@ ERRORS: dict[str, tuple[Callable[[RawDataset], object], str]] = {
         "be swapped",
     ),
     "NaN": (nan, "imagesTr/toy_002_0000.nii.gz: 2 voxel(s) are NaN or infinite"),
-    "image cannot be read": (broken, "imagesTr/toy_001_0000.nii.gz: cannot be read ("),
-    "label map cannot be read": (broken_label, "labelsTr/toy_001.nii.gz: cannot be read ("),
+    "image cannot be read": (broken, "imagesTr/toy_001_0000.nii.gz: is cut off or damaged ("),
+    "label map cannot be read": (broken_label, "labelsTr/toy_001.nii.gz: is cut off or damaged ("),
     "interpolated label map": (
         lambda raw: raw.label("toy_001", {1: 9, 0.5: 2}, dtype=np.float32),
         "labelsTr/toy_001.nii.gz: 2 voxel(s) are not whole numbers (0.5), as after interpolation",

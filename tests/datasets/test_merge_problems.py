@@ -166,7 +166,7 @@ BAD: dict[str, tuple[Callable[[Pair], object], list[str], str]] = {
     "unreadable image": (
         lambda pair: (pair.liver.folder / "imagesTr" / "c_2_0000.nii.gz").write_bytes(b"no image"),
         [],
-        "imagesTr/c_2_0000.nii.gz: cannot be read (",
+        "imagesTr/c_2_0000.nii.gz: is cut off or damaged (",
     ),
     "NaN": (nan_image, [], "imagesTr/c_2_0000.nii.gz: 1 voxel(s) are NaN or infinite"),
     "geometry": (
@@ -306,6 +306,8 @@ def test_interrupt_at_the_last_step_leaves_nothing(pair: Pair, monkeypatch: pyte
 
 KILLED = """
 import os, signal
+from nnunet_mutual.cli.parser import main
+from nnunet_mutual.datasets import new_dataset
 link = new_dataset.link_or_copy
 def killed(path, place, *, copy):
     if place.name.startswith("Spleen_s_2"):

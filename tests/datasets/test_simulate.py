@@ -264,11 +264,11 @@ BAD: dict[str, tuple[Callable[[Toy], object], list[str], str]] = {
     "none labelled": (
         nothing,
         ["--labelled", "0"],
-        "leaves a site without labelled case; give at least 1",
+        "--labelled: it must be a whole number from 1",
     ),
     "half a patient": (two_patients, ["--labelled", "3"], "3 case(s) cannot be made of whole patients"),
     "all for the test": (nothing, ["--test", "8"], "--test 8 takes every case"),
-    "negative test": (nothing, ["--test", "-1"], "--test -1: a number of cases cannot be negative"),
+    "negative test": (nothing, ["--test", "-1"], "--test: it must be a whole number from 0"),
     "unknown channel": (
         Toy.two_channels,
         ["--missing", "Flair=0.5"],
@@ -321,6 +321,7 @@ def test_full_disk(toy: Toy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 KILLED = """
 import os, signal
+from nnunet_mutual.cli.parser import main
 from nnunet_mutual.datasets.simulate import block as simulated
 place = simulated.place_images
 def killed(files, *arguments, **options):

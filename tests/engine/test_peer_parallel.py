@@ -219,7 +219,7 @@ def test_half_precision_on_the_way_is_close_and_said(dataset: Path, alone: dict[
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("x -tr PartialTrainer", "the fold must be a number"),
+        ("x -tr PartialTrainer", "a fold is a number such as 0"),
         ("0 -tr PartialTrainer -p Nope", "has no Nope.json; give -p one of: nnUNetPlans"),
         ("0 -tr PartialTrianer", "(did you mean 'PartialTrainer'?)"),
         ("0 -tr PartialTrainer --exchange float16", "belong to --peer-parallel"),

@@ -241,7 +241,10 @@ def write(play: Play, array: np.ndarray, spacing: tuple[float, float, float] = S
         (shifted, "the prediction is shifted by 3 x 0 x 0 mm"),
         (lambda play: write(play, np.full((16, 20, 18), 7, np.uint8)), "does not define: 7 (5760 voxels)"),
         (lambda play: write(play, np.full((16, 20, 18), 0.5, np.float32)), "not whole numbers"),
-        (lambda play: (play.root / "A" / "case_02.nii.gz").write_bytes(b"?"), "A/case_02.nii.gz: cannot be read"),
+        (
+            lambda play: (play.root / "A" / "case_02.nii.gz").write_bytes(b"?"),
+            "A/case_02.nii.gz: is cut off or damaged",
+        ),
         (
             lambda play: (play.root / "A" / "case_01.nii.gz").rename(play.root / "A" / "case_1.nii.gz"),
             "without a reference",

@@ -15,6 +15,7 @@ from nnunet_mutual.evaluation.metrics import measure, parse_tolerances
 from nnunet_mutual.evaluation.statistics import describe
 
 SPACING = (3.0, 1.0, 1.0)  # thick slices
+VOXEL_ML = float(np.prod(SPACING)) / 1000
 SHAPE = (24, 60, 60)
 EMPTY = np.zeros(SHAPE, bool)
 NOBODY = {f"c{n}": f"c{n}" for n in range(200)}  # every case its own patient
@@ -35,17 +36,17 @@ def ball(radius: float, shape: tuple[int, int, int] = (30, 80, 80)) -> np.ndarra
 
 def measured(predicted: np.ndarray, drawn: np.ndarray, tolerance: float = 1.0) -> dict[str, float]:
     pytest.importorskip("monai")
-    return measure(predicted, drawn, SPACING, tolerance=tolerance)
+    return measure(predicted, drawn, SPACING, tolerance=tolerance, voxel_ml=VOXEL_ML)
 
 
 def test_overlap_and_volumes_by_hand() -> None:
-    found = measure(box(y=14), box(), SPACING, tolerance=None)
+    found = measure(box(y=14), box(), SPACING, tolerance=None, voxel_ml=VOXEL_ML)
     assert found["Dice"] == pytest.approx(36 / 40)
     assert found["IoU"] == pytest.approx(36 / 44)
     assert found["volume_ml"] == found["reference_volume_ml"] == pytest.approx(57.6)
     half = box()
     half[6:9] = False
-    found = measure(half, box(), SPACING, tolerance=None)
+    found = measure(half, box(), SPACING, tolerance=None, voxel_ml=VOXEL_ML)
     assert found["volume_error_ml"] == pytest.approx(-14.4)
     assert found["volume_error_percent"] == pytest.approx(-25)
     assert "surface_dice" not in found and "hd95_mm" not in found
@@ -111,7 +112,7 @@ def test_empty_masks(predicted: np.ndarray, drawn: np.ndarray, share: float, dis
 def test_one_slice_is_measured_in_its_plane() -> None:
     pytest.importorskip("monai")
     first, second = (mask[8:9] for mask in (box(y=14), box()))
-    found = measure(first, second, (999, 1, 1), tolerance=1)
+    found = measure(first, second, (999, 1, 1), tolerance=1, voxel_ml=VOXEL_ML)
     # of 160 pixels around each square: two sides of 40, but for a rim, and 3 of each side
     assert found["surface_dice"] == pytest.approx(1 - (80 - 2 + 6) / 160, abs=0.03)
     assert found["hd95_mm"] == 4
@@ -124,8 +125,8 @@ def test_without_monai_the_sentence_names_both_ways_out(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(metrics, "version", missing)
     with pytest.raises(MutualError, match=r"pip install 'nnunet_mutual\[evaluate\]'.*--no-surface"):
-        measure(box(), box(), SPACING, tolerance=1)
-    assert measure(box(), box(), SPACING, tolerance=None)["Dice"] == 1
+        measure(box(), box(), SPACING, tolerance=1, voxel_ml=VOXEL_ML)
+    assert measure(box(), box(), SPACING, tolerance=None, voxel_ml=VOXEL_ML)["Dice"] == 1
 
 
 def test_tolerances() -> None:

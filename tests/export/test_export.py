@@ -247,7 +247,7 @@ def test_plan_writes_an_inheriting_configuration(nnunet_folders: Path, capsys: p
     for settings, sentence in (
         (["los.pd=3"], "did you mean 'loss'"),
         (["num_epoch=3"], "did you mean 'num_epochs'"),
-        (["num_epochs=many"], '"mutual.num_epochs" must be int'),
+        (["num_epochs=many"], '"num_epochs" must be int'),
         (["num_epochs"], "key=value"),
     ):
         before = (preprocessed / "nnUNetPlans.json").read_text()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tiny
 from training import SHORT, partial_block, region_block
 from unlabelled_images import add_unlabelled
@@ -38,3 +40,15 @@ def terms_on_one_batch(trainer: Any, steps: int = 12) -> tuple[dict[str, float],
     found = [trainer.train_step(batch)["terms"].tolist() for _ in range(steps)]
     first, last = (dict(zip(trainer.stage.term_names, terms, strict=True)) for terms in (found[0], found[-1]))
     return first, last
+
+
+def with_soft_labels(root: Path, probabilities: np.ndarray, names: dict[str, Any] | None = None) -> tuple[Path, Path]:
+    """A dataset and the same soft label for all its unlabelled images."""
+    preprocessed = two_stream_dataset(root)
+    soft = root / "soft"
+    soft.mkdir()
+    for n in range(3):
+        np.savez_compressed(soft / f"un_{n}.npz", probabilities=probabilities)
+    content = {"channel_names": {"0": "other"}, "labels": names or tiny.PLAIN, "file_ending": ".nii.gz"}
+    (soft / "dataset.json").write_text(json.dumps(content))
+    return preprocessed, soft

@@ -196,10 +196,10 @@ BAD: dict[str, tuple[Callable[[Path, Path], None], list[str], str]] = {
     "a class of another kind": (fine, ["-pl", "DatasetFingerprintExtractor"], "no planner is called 'DatasetFing"),
     "misspelt configuration": (fine, ["-c", "3d_fulres"], "'3d_fulres' (did you mean '3d_fullres'?); known are: 2d"),
     "numbers of processes": (fine, ["-c", "2d", "-np", "2", "2"], "-np 2 2: give one number of processes, or one for"),
-    "no process": (fine, ["-np", "0"], "each 1 or more"),
-    "no memory": (fine, ["-gpu_memory_target", "0"], "-gpu_memory_target 0: give the memory of the GPU in GB"),
+    "no process": (fine, ["-np", "0"], "-np: it must be a whole number from 1"),
+    "no memory": (fine, ["-gpu_memory_target", "0"], "-gpu_memory_target: it must be a positive number"),
     "unknown trainer": (fine, ["--for", "MutualPartailTrainer"], "did you mean 'MutualPartialTrainer'?"),
-    "unknown setting": (fine, ["--for", "MeanTeacherTrainer", "--set", "peers=2"], 'unknown setting "peers" in "--set'),
+    "unknown setting": (fine, ["--for", "MeanTeacherTrainer", "--set", "peers=2"], 'unknown setting "peers" of --set'),
     "no groups": (fine, ["--for", "MutualCrossModalTrainer"], "dataset.json declares no modality group(s)"),
     "planner of nnU-Net": (
         fine,

@@ -216,7 +216,7 @@ def test_impossible_budget_of_one_network(nnunet_folders: Path) -> None:
     [
         ({"trainer": "MutualPartailTrainer"}, "did you mean 'MutualPartialTrainer'"),
         ({"trainer": "RectifiedPredictor"}, "no trainer is called 'RectifiedPredictor'"),
-        ({"trainer": "MeanTeacherTrainer", "settings": {"peers": 2}}, 'unknown setting "peers" in "--set, for Mean'),
+        ({"trainer": "MeanTeacherTrainer", "settings": {"peers": 2}}, 'unknown setting "peers" of --set for Mean'),
         ({"trainer": "MutualCrossModalTrainer"}, "declares no modality group"),
     ],
 )

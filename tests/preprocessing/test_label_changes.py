@@ -15,6 +15,7 @@ import torch
 from reviewing import REVIEW, decided, fabricate, fill, run
 from training import KEYS, curves, largest_difference, stop_at, trainer_for, weights
 
+from nnunet_mutual.engine.validation import FoldValidation
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.preprocessing.label_maps import Maps, difference, read_maps, read_record, record, record_of
 from nnunet_mutual.trainers import MutualPartialTrainer, PartialTrainer
@@ -71,7 +72,7 @@ def test_a_finished_training_is_not_validated_silently(nnunet_folders: Path, mon
         trainer_for(preprocessed, resume="final")
     validated = trainer_for(preprocessed)  # --val
     validated.load_checkpoint(str(Path(validated.output_folder) / "checkpoint_final.pth"))
-    monkeypatch.setattr("nnunet_mutual.trainers.base.validate_fold", lambda *arguments: None)
+    monkeypatch.setattr(FoldValidation, "run", lambda *arguments: None)
     validated.perform_actual_validation()
     assert "learnt the old labels and is scored with the new ones" in log_of(validated)
     with pytest.raises(MutualError, match="changed since this training began"):

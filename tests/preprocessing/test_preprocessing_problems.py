@@ -49,7 +49,7 @@ def flat(tiny: Tiny) -> None:
 
 
 UNUSABLE: dict[str, tuple[Callable[[Tiny], object], str]] = {
-    "unreadable": (truncated, "imagesUn/un_1_0000.nii.gz: cannot be read"),
+    "unreadable": (truncated, "imagesUn/un_1_0000.nii.gz: is cut off or damaged"),
     "NaN": (spoilt(lambda voxels: voxels.__setitem__((0, 0, 0), np.nan)), "un_1_0000.nii.gz: 1 voxel(s) are NaN"),
     "empty": (spoilt(lambda voxels: voxels.fill(0)), "un_1_0000.nii.gz: every voxel is 0; replace or remove it"),
     "a channel too many": (second_channel, "un_1_0001.nii.gz: channel 1 is not in dataset.json, which has 1 (CT)"),
@@ -112,7 +112,7 @@ BAD: dict[str, tuple[Callable[[Tiny], object], list[str], str]] = {
     ),
     "unknown configuration": (fine, ["-c", "3d_fulres"], "no configuration '3d_fulres' (did you mean '3d_fullres'?)"),
     "unknown plans": (fine, ["-p", "Plans"], "Plans.json does not exist; plans of Dataset901_Tiny: nnUNetPlans"),
-    "no process": (fine, ["-np", "0"], "-np 0: the number of processes must be 1 or more"),
+    "no process": (fine, ["-np", "0"], "-np: it must be a whole number from 1"),
     "nothing preprocessed": (
         lambda tiny: shutil.rmtree(tiny.preprocessed / DATA),
         [],

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import tiny
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-from test_soft_label_trainer import DATA, prepared
 from training import trainer_for
-from two_streams import two_stream_dataset
+from two_streams import two_stream_dataset, with_soft_labels
 
 from nnunet_mutual.cli.parser import main
 from nnunet_mutual.datasets.raw import CaseFiles
@@ -23,6 +22,7 @@ from nnunet_mutual.preprocessing.unlabelled import SOFT
 from nnunet_mutual.pseudo_labels import soft as soft_module
 from nnunet_mutual.trainers import MeanTeacherTrainer, SoftLabelTrainer
 
+DATA = "nnUNetPlans_3d_fullres"
 SHAPE = (4, 16, 20, 18)
 FIRST = {"dataset": "D", "model": "T__p__c", "fold": "0", "checkpoint": "c.pth", "sha256": "1" * 64}
 SECOND = {**FIRST, "sha256": "2" * 64}
@@ -47,7 +47,7 @@ def write(file: Path, value: float, *, older: bool = False) -> None:
 
 
 def test_a_second_model_replaces_the_first_one(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    preprocessed, soft = prepared(nnunet_folders, np.full(SHAPE, 0.2, np.float32))
+    preprocessed, soft = with_soft_labels(nnunet_folders, np.full(SHAPE, 0.2, np.float32))
     assert preprocess("--soft", str(soft)) == 0
     assert (
         f"{DATA}: 3 of 3 unlabelled images have soft labels, 0 up to date, 3 to preprocess" in capsys.readouterr().out
@@ -67,7 +67,7 @@ def test_a_second_model_replaces_the_first_one(nnunet_folders: Path, capsys: pyt
 
 
 def test_every_configuration_is_counted(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    preprocessed, soft = prepared(nnunet_folders, np.full(SHAPE, 0.2, np.float32))
+    preprocessed, soft = with_soft_labels(nnunet_folders, np.full(SHAPE, 0.2, np.float32))
     assert preprocess("-c", "2d") == 0
     assert preprocess("--soft", str(soft)) == 0
     said = capsys.readouterr().out
@@ -80,7 +80,7 @@ def test_every_configuration_is_counted(nnunet_folders: Path, capsys: pytest.Cap
 
 
 def test_a_withdrawn_image_is_not_trained_on(nnunet_folders: Path) -> None:
-    preprocessed, soft = prepared(nnunet_folders, np.full(SHAPE, 0.2, np.float32))
+    preprocessed, soft = with_soft_labels(nnunet_folders, np.full(SHAPE, 0.2, np.float32))
     assert preprocess("--soft", str(soft)) == 0
     (nnunet_folders / "nnUNet_raw" / tiny.NAME / "imagesUn" / "un_1_0000.nii.gz").unlink()
     for kind in (SoftLabelTrainer, MeanTeacherTrainer):
@@ -95,7 +95,7 @@ def test_a_withdrawn_image_is_not_trained_on(nnunet_folders: Path) -> None:
 
 
 def test_leftovers_without_image_are_left_out(nnunet_folders: Path) -> None:
-    preprocessed, soft = prepared(nnunet_folders, np.full(SHAPE, 0.2, np.float32))
+    preprocessed, soft = with_soft_labels(nnunet_folders, np.full(SHAPE, 0.2, np.float32))
     assert preprocess("--soft", str(soft)) == 0
     for path in (preprocessed / "unlabelled" / DATA).glob("un_1*"):
         path.unlink()  # as version 0.1.0 did it, which knew nothing of soft labels there
@@ -105,7 +105,7 @@ def test_leftovers_without_image_are_left_out(nnunet_folders: Path) -> None:
 
 
 def test_soft_labels_of_another_image_are_refused(nnunet_folders: Path) -> None:
-    preprocessed, soft = prepared(nnunet_folders, np.full(SHAPE, 0.2, np.float32))
+    preprocessed, soft = with_soft_labels(nnunet_folders, np.full(SHAPE, 0.2, np.float32))
     assert preprocess("--soft", str(soft)) == 0
     raw = nnunet_folders / "nnUNet_raw" / tiny.NAME
     tiny.write_nifti(tiny.image_and_labels(77)[0], raw / "imagesUn" / "un_2_0000.nii.gz")
@@ -117,7 +117,7 @@ def test_soft_labels_of_another_image_are_refused(nnunet_folders: Path) -> None:
 
 
 def test_soft_labels_of_the_first_version_are_used_if_they_have_all_channels(nnunet_folders: Path) -> None:
-    preprocessed, soft = prepared(nnunet_folders, np.full(SHAPE, 0.2, np.float32))
+    preprocessed, soft = with_soft_labels(nnunet_folders, np.full(SHAPE, 0.2, np.float32))
     assert preprocess("--soft", str(soft)) == 0
     (preprocessed / SOFT / f"{DATA}.jsonl").unlink()
     trainer_for(preprocessed, SoftLabelTrainer).initialize()
@@ -188,7 +188,7 @@ def test_contents_that_are_no_probabilities(tmp_path: Path, kind: str, says: str
 def test_contents_are_verified_where_they_are_preprocessed(
     nnunet_folders: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    preprocessed, soft = prepared(nnunet_folders, np.full(SHAPE, 0.2, np.float32))
+    preprocessed, soft = with_soft_labels(nnunet_folders, np.full(SHAPE, 0.2, np.float32))
     write(soft / "un_1.npz", -1.0)
     assert preprocess("--soft", str(soft)) == 2
     assert "un_1.npz holds -1 to -1, not probabilities" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from partial_oracle import dataset
 from torch import Tensor
 from training import SHORT, partial_block, trainer_for
@@ -256,12 +257,14 @@ def test_a_case_is_there_when_all_of_it_is(tmp_path: Path, monkeypatch: pytest.M
     assert not store.claim({"made": "by"}) and store.has("case")
 
 
-def test_volumes_are_in_millilitres() -> None:
+def test_volumes_are_in_millilitres(tmp_path: Path) -> None:
     properties = {"spacing": [3.0, 0.5, 0.5], "shape_after_cropping_and_before_resampling": (10, 40, 40)}
     assert voxel_volume(properties, (10, 40, 40)) == pytest.approx(0.75e-3)
     assert voxel_volume(properties, (30, 20, 20)) == pytest.approx(0.75e-3 * 16000 / 12000)
     seg = np.zeros((1, 10, 40, 40), np.int16)
     seg[:, :2, :10, :10] = 1
     table = AnnotationTable.from_dataset_json(CONTENT)
-    cases: Any = SimpleNamespace(identifiers=["l", "s"], load_case=lambda key: (None, seg, None, properties))
+    for key in ("l", "s"):
+        nnUNetDatasetBlosc2.save_case(seg.astype(np.float32), seg, properties, str(tmp_path / key))
+    cases = nnUNetDatasetBlosc2(str(tmp_path), ["l", "s"])
     assert true_volumes(table, cases) == {"liver": [pytest.approx(0.15)], "spleen": [0.0], "kidney": []}

@@ -116,7 +116,7 @@ def test_what_cannot_be_reviewed(nnunet_folders: Path, tmp_path: Path, capsys: p
         assert not (tmp_path / "review").exists() and not list(tmp_path.glob(".review*"))
 
     refused("so an older version wrote it; delete that folder")
-    refused("the number must be 1 or more", "--max", 0)
+    refused("--max: it must be a whole number from 1", "--max", 0)
     refused(f"-p Other -tr MutualPartialTrainer; pseudo labels are in {TRAINING}/fold_0", "-p", "Other")
     PseudoStore(store).write(
         "case_01", np.zeros((1, 9, 9, 9), np.int16), {}, [], candidates=np.zeros((1, 9, 9, 9), int)

@@ -37,7 +37,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = Path(trainer.output_folder)
         (folder / "progress.png").write_bytes(b"a picture")
         (folder / "validation").mkdir()
-        case = {"reference_file": "x", "prediction_file": "y", "metrics": {"1": {"Dice": 0.5}}}
+        case = {
+            "reference_file": "x",
+            "prediction_file": "y",
+            "metrics": {"1": {"Dice": 0.5, "TP": 1, "n_ref": 2, "n_pred": 2}},
+        }
         summary = {"metric_per_case": [case], "mean": {"1": {"Dice": 0.5}}, "foreground_mean": {"Dice": 0.5}}
         (folder / "validation" / "summary.json").write_text(json.dumps(summary))
     return root

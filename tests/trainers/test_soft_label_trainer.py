@@ -16,7 +16,7 @@ from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from training import trainer_for
-from two_streams import two_stream_dataset
+from two_streams import two_stream_dataset, with_soft_labels
 
 from nnunet_mutual.batches.transforms import SoftChannels
 from nnunet_mutual.cli.parser import main
@@ -66,23 +66,11 @@ def test_from_one_model_to_the_other(
     assert checkpoint["trainer_name"] == "nnUNetTrainer"
 
 
-def prepared(root: Path, probabilities: np.ndarray, names: dict[str, Any] | None = None) -> tuple[Path, Path]:
-    """A dataset and the same soft label for all its unlabelled images."""
-    preprocessed = two_stream_dataset(root)
-    soft = root / "soft"
-    soft.mkdir()
-    for n in range(3):
-        np.savez_compressed(soft / f"un_{n}.npz", probabilities=probabilities)
-    content = {"channel_names": {"0": "other"}, "labels": names or tiny.PLAIN, "file_ending": ".nii.gz"}
-    (soft / "dataset.json").write_text(json.dumps(content))
-    return preprocessed, soft
-
-
 def test_labels_are_matched_by_name(nnunet_folders: Path) -> None:
     found = np.zeros((4, 16, 20, 18), np.float32)
     found[0], found[1, :8], found[2, 8:], found[3, :, :, :2] = 0.1, 0.2, 0.3, 0.4
     other = {"background": 0, "spleen": 1, "liver": 2, "tumour": 3}
-    preprocessed, soft = prepared(nnunet_folders, found, other)
+    preprocessed, soft = with_soft_labels(nnunet_folders, found, other)
     assert main(["preprocess_unlabelled", "-d", "901", "--soft", str(soft)]) == 0
     data = nnUNetDatasetBlosc2(str(preprocessed / SOFT / DATA), ["un_2"]).load_case("un_2")[0][:]
     np.testing.assert_allclose(data[1:], found[[0, 2, 3, 1]], atol=1e-6)
@@ -100,7 +88,7 @@ def test_labels_are_matched_by_name(nnunet_folders: Path) -> None:
 def test_soft_labels_that_do_not_fit(
     nnunet_folders: Path, shape: tuple[int, ...], names: Any, says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    preprocessed, soft = prepared(nnunet_folders, np.ones(shape, np.float32), names)
+    preprocessed, soft = with_soft_labels(nnunet_folders, np.ones(shape, np.float32), names)
     assert main(["preprocess_unlabelled", "-d", "901", "--soft", str(soft)]) == 2
     assert says in capsys.readouterr().err
     folder = preprocessed / SOFT / DATA
@@ -108,7 +96,7 @@ def test_soft_labels_that_do_not_fit(
 
 
 def test_nothing_to_learn_from(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    preprocessed, soft = prepared(nnunet_folders, np.ones((4, 16, 20, 18), np.float32))
+    preprocessed, soft = with_soft_labels(nnunet_folders, np.ones((4, 16, 20, 18), np.float32))
     with pytest.raises(MutualError, match="--soft FOLDER"):
         trainer_for(preprocessed, SoftLabelTrainer).initialize()
     for number in range(3):
@@ -138,7 +126,7 @@ def test_soft_labels_move_with_the_image_and_keep_their_values() -> None:
 
 def test_the_loss_is_that_of_the_soft_label(nnunet_folders: Path) -> None:
     found = np.random.default_rng(0).dirichlet(np.ones(4), (16, 20, 18)).transpose(3, 0, 1, 2).astype(np.float32)
-    preprocessed, soft = prepared(nnunet_folders, found)
+    preprocessed, soft = with_soft_labels(nnunet_folders, found)
     assert main(["preprocess_unlabelled", "-d", "901", "--soft", str(soft)]) == 0
     trainer = trainer_for(preprocessed, SoftLabelTrainer)
     trainer.initialize()
