@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.disk.case_files import load_case
+from nnunet_mutual.disk.case_files import load_case, read_properties
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.folders import temporary_folder
 from nnunet_mutual.disk.host_files import read_plans
@@ -129,12 +129,15 @@ def _update(source: _Source, preprocessed: Path, manager: PlansManager, name: st
             f"{target.name}: {len(wanted)} of {len(keys)} unlabelled images have soft labels, {len(done)} up to date, "
             f"{len(pending)} to preprocess, {sum(file.endswith('.pkl') for file in surplus)} to remove"
         )
+    dataset = nnUNetDatasetBlosc2(str(images), pending)
+    for key in tqdm(pending, desc=f"reading soft labels, {name}", unit="image", file=sys.stderr, disable=not pending):
+        properties = read_properties(images / f"{key}.pkl")
+        _require_grid(source.read(key), properties, manager.transpose_forward, key)  # before anything is written
     if pending or surplus:
         target.mkdir(parents=True, exist_ok=True)
         for file in sorted(surplus, key=lambda file: file.endswith(("_seg.b2nd", ".pkl"))):
             (target / file).unlink()
         write_record(record_of(target), done)
-        dataset = nnUNetDatasetBlosc2(str(images), pending)
         with temporary_folder(target, "soft", "preprocessing") as scratch:
             for key in tqdm(pending, desc=f"soft labels, {name}", unit="image", file=sys.stderr, disable=not pending):
                 data, seg, _, properties = load_case(dataset, key)
@@ -173,19 +176,26 @@ def on_grid(
         MutualError: the grid is not that of the image.
     """
     forward = plans.transpose_forward
-    turned = found.transpose([0, *[axis + 1 for axis in forward]])
-    expected = tuple(properties["shape_before_cropping"])
-    if turned.shape[1:] != expected:
-        raise MutualError(
-            f"the soft label of {key} has the shape {found.shape[1:]}, its image has another one; predict the image "
-            "that is in imagesUn"
-        )
+    turned = _require_grid(found, properties, forward, key)
     cropped = turned[(slice(None), *bounding_box_to_slice(properties["bbox_used_for_cropping"]))]
     spacing = [properties["spacing"][axis] for axis in forward]
     target = list(configuration.spacing)
     target = [spacing[0], *target] if len(target) < len(spacing) else target
     resampled = np.asarray(configuration.resampling_fn_probabilities(cropped, shape, spacing, target), np.float32)
     return np.clip(resampled, 0, 1)
+
+
+def _require_grid(
+    found: NDArray[np.float32], properties: Mapping[str, Any], forward: Sequence[int], key: str
+) -> NDArray[np.float32]:
+    """Returns probabilities with their axes in the order of the preprocessed image."""
+    turned = found.transpose([0, *[axis + 1 for axis in forward]])
+    if turned.shape[1:] != tuple(properties["shape_before_cropping"]):
+        raise MutualError(
+            f"the soft label of {key} has the shape {found.shape[1:]}, its image has another one; predict the image "
+            "that is in imagesUn"
+        )
+    return turned
 
 
 def soft_dataset(

@@ -112,7 +112,7 @@ def test_empty_masks(predicted: np.ndarray, drawn: np.ndarray, share: float, dis
 def test_one_slice_is_measured_in_its_plane() -> None:
     pytest.importorskip("monai")
     first, second = (mask[8:9] for mask in (box(y=14), box()))
-    found = measure(first, second, (999, 1, 1), tolerance=1, voxel_ml=VOXEL_ML)
+    found = measure(first, second, (999, 1, 1), tolerance=1, voxel_ml=None)
     # of 160 pixels around each square: two sides of 40, but for a rim, and 3 of each side
     assert found["surface_dice"] == pytest.approx(1 - (80 - 2 + 6) / 160, abs=0.03)
     assert found["hd95_mm"] == 4

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from training import trainer_for
 from two_streams import two_stream_dataset, with_soft_labels
@@ -19,7 +21,6 @@ from nnunet_mutual.datasets.raw import CaseFiles
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.preprocessing.soft_folder import SoftFolder, model_of, read_soft
 from nnunet_mutual.preprocessing.unlabelled import SOFT
-from nnunet_mutual.pseudo_labels import soft as soft_module
 from nnunet_mutual.trainers import MeanTeacherTrainer, SoftLabelTrainer
 
 DATA = "nnUNetPlans_3d_fullres"
@@ -75,8 +76,9 @@ def test_every_configuration_is_counted(nnunet_folders: Path, capsys: pytest.Cap
         assert said.count(f"nnUNetPlans_{name}: 3 of 3 unlabelled images have soft labels") == 1
     (nnunet_folders / "nnUNet_raw" / tiny.NAME / "imagesUn" / "un_1_0000.nii.gz").unlink()
     assert preprocess("-c", "2d") == 0
-    assert preprocess("--soft", str(soft)) == 2  # 3d_fullres still has the image
-    assert "no longer in" in capsys.readouterr().err
+    assert preprocess("--soft", str(soft)) == 0  # brings 3d_fullres up to date first
+    assert "nnUNetPlans_3d_fullres: 2 of 2 unlabelled images have soft labels" in capsys.readouterr().out
+    assert identifiers(preprocessed) == ["un_0", "un_2"]
 
 
 def test_a_withdrawn_image_is_not_trained_on(nnunet_folders: Path) -> None:
@@ -91,7 +93,7 @@ def test_a_withdrawn_image_is_not_trained_on(nnunet_folders: Path) -> None:
     assert not list((preprocessed / SOFT / DATA).glob("un_1*"))
     trainer = trainer_for(preprocessed, SoftLabelTrainer)
     trainer.initialize()
-    assert trainer.unlabelled_keys == ["un_0", "un_2"]
+    assert trainer.stream.unlabelled_keys == ["un_0", "un_2"]
 
 
 def test_leftovers_without_image_are_left_out(nnunet_folders: Path) -> None:
@@ -101,7 +103,7 @@ def test_leftovers_without_image_are_left_out(nnunet_folders: Path) -> None:
         path.unlink()  # as version 0.1.0 did it, which knew nothing of soft labels there
     trainer = trainer_for(preprocessed, SoftLabelTrainer)
     trainer.initialize()
-    assert trainer.unlabelled_keys == ["un_0", "un_2"]
+    assert trainer.stream.unlabelled_keys == ["un_0", "un_2"]
 
 
 def test_soft_labels_of_another_image_are_refused(nnunet_folders: Path) -> None:
@@ -192,9 +194,9 @@ def test_contents_are_verified_where_they_are_preprocessed(
     write(soft / "un_1.npz", -1.0)
     assert preprocess("--soft", str(soft)) == 2
     assert "un_1.npz holds -1 to -1, not probabilities" in capsys.readouterr().err
-    with pytest.raises(MutualError, match="not to the end|--soft FOLDER"):
-        trainer_for(preprocessed, SoftLabelTrainer).open_unlabelled(())
-    assert "un_1" not in identifiers(preprocessed)
+    assert not (preprocessed / SOFT).exists(), "un_0 alone would be trained on"
+    with pytest.raises(MutualError, match="--soft FOLDER"):
+        trainer_for(preprocessed, SoftLabelTrainer).initialize()
 
 
 def files_of(root: Path, keys: str) -> dict[str, CaseFiles]:
@@ -244,10 +246,12 @@ def test_the_command_refuses_a_folder_of_another_model(
     checkpoint = Path(trainer.output_folder) / "checkpoint_final.pth"
     assert noted == model_of(checkpoint) and noted["model"] == "MeanTeacherTrainer__nnUNetPlans__3d_fullres"
     (nnunet_folders / "nnUNet_raw" / tiny.NAME / "imagesUn" / "un_1_0000.nii.gz").unlink()
-    monkeypatch.setattr(soft_module.nnUNetPredictor, "predict_single_npy_array", None)  # nothing is left to predict
+    monkeypatch.setattr(nnUNetPredictor, "predict_single_npy_array", None)  # nothing is left to predict
     assert main(line) == 0
     assert sorted(path.name for path in soft.glob("*.npz")) == ["un_0.npz", "un_2.npz"]
-    checkpoint.write_bytes(checkpoint.with_name("checkpoint_best.pth").read_bytes())
+    content = torch.load(checkpoint, weights_only=True)
+    next(iter(content["network_weights"].values())).add_(1)
+    torch.save(content, checkpoint)
     assert main(line) == 2
     assert "holds soft labels of another model" in capsys.readouterr().err
     assert len(list(soft.glob("*.npz"))) == 2
