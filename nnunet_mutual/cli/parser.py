@@ -22,7 +22,6 @@ from nnunet_mutual.cli.arguments import add_training
 from nnunet_mutual.disk.names import safe_name
 from nnunet_mutual.errors import MutualError
 
-EXIT_PROBLEM = 1
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 

@@ -185,7 +185,8 @@ def _by_group(plans: dict[str, Any], groups: ModalityGroups) -> dict[str, Any]:
 
 def _group_plans(planner: Any) -> str:
     """Returns the name of a planner's plans for data that are preprocessed by group."""
-    return f"{inspect.signature(planner.__init__).parameters['plans_name'].default}Groups"
+    own = getattr(planner, "default_plans", None)  # of ours; nnU-Net's say it in their signature
+    return f"{own or inspect.signature(planner.__init__).parameters['plans_name'].default}Groups"
 
 
 def _training(images: UnlabelledImages) -> dict[str, CaseFiles]:

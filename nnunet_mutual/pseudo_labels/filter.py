@@ -213,12 +213,6 @@ def keep_main_component(
     return filtered
 
 
-def agreement(a: np.ndarray, b: np.ndarray) -> float:
-    """Returns the Dice of two bool masks of one shape, 1 if both are empty."""
-    total = int(np.count_nonzero(a)) + int(np.count_nonzero(b))
-    return 2 * int(np.count_nonzero(a & b)) / total if total else 1.0
-
-
 def judge_label(
     *,
     volume_ml: float,

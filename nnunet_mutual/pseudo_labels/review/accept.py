@@ -286,4 +286,4 @@ def _say_next(table: Path, manifest: Manifest, opened: _Dataset, changed: bool, 
     else:
         print("Next, check the dataset and train anew (not with --c):")
         print(f"  nnunet_mutual check {number}")
-        print(f"  nnUNetv2_train {manifest.training.words}")
+        print(f"  {manifest.training.command}")

@@ -17,13 +17,13 @@ from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.disk.files import write_csv, write_json
 from nnunet_mutual.disk.folders import finish, not_written, temporary_folder
 from nnunet_mutual.disk.images import read_images, read_label_map, voxel_ml, write_label_map
+from nnunet_mutual.disk.trainings import NamedTraining
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.pseudo_labels.review.doubt import Doubt, by_doubt
 from nnunet_mutual.pseudo_labels.review.figures import CANDIDATE, DRAWN, Scene, draw
 from nnunet_mutual.pseudo_labels.review.orientation import frame_of
 from nnunet_mutual.pseudo_labels.review.source import Source, open_source
 from nnunet_mutual.pseudo_labels.review.table import COLUMNS, MANIFEST, TABLE
-from nnunet_mutual.pseudo_labels.review.training import Training
 
 PAGE = "review.html"
 _MASKS = "candidates"
@@ -54,7 +54,7 @@ class Entry:
     channel: str
 
 
-def review(training: Training, *, checkpoint: str | None, output: str, everything: bool, most: int | None) -> None:
+def review(training: NamedTraining, *, checkpoint: str | None, output: str, everything: bool, most: int | None) -> None:
     """Writes a folder for a reader: ``review.html``, ``review.csv``, and a mask for each doubtful (case, label).
 
     Args:
