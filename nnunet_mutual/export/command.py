@@ -45,7 +45,7 @@ from nnunet_mutual.export import model_card
 from nnunet_mutual.export.container.write import require_container, tag, write_container
 from nnunet_mutual.export.groups import group_dataset, group_plan, group_weights, groups_of_training
 from nnunet_mutual.export.model_card import TrainedFold
-from nnunet_mutual.plugin.find import resolve
+from nnunet_mutual.plugin.find import resolve, training_names
 from nnunet_mutual.preprocessing.unlabelled import UNLABELLED, read_record, record_of
 
 CARD = "model_card.md"
@@ -261,10 +261,11 @@ def _card(model: _Model, request: _Request, trained: Sequence[TrainedFold]) -> s
     dataset_json = read_object(request.source / "dataset.json")
     table = AnnotationTable.from_dataset_json(dataset_json)
     configuration = PlansManager(model.plan).get_configuration(request.configuration)
+    trainer = resolve("trainers", request.trainer) if request.trainer in training_names() else None
     unlabelled, preprocessed = 0, request.folders.preprocessed
     if preprocessed is not None:
         table = _of_training_cases(table, preprocessed / "gt_segmentations", dataset_json["file_ending"])
-        if request.trainer in model_card.LEARN_FROM_UNLABELLED:
+        if trainer is not None and trainer.learns_unlabelled():
             unlabelled = len(read_record(record_of(preprocessed / UNLABELLED / configuration.data_identifier)))
     channels = AnnotationTable.from_dataset_json(model.dataset_json).channels
     origin = model_card.Origin(
@@ -277,6 +278,7 @@ def _card(model: _Model, request: _Request, trained: Sequence[TrainedFold]) -> s
         channels,
         len(table.cases) if table.declared else int(dataset_json["numTraining"]),
         unlabelled,
+        None if trainer is None else trainer.paper,
     )
     card = model_card.model_card(origin, table, trained)
     if model.group is not None:
