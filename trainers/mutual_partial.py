@@ -22,9 +22,9 @@ from nnunet_mutual.engine.signals import Stopping
 from nnunet_mutual.engine.two_stages import TwoStages
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Objective
-from nnunet_mutual.objectives.difference import STRIDE, DifferenceObjective, PartialLoss
+from nnunet_mutual.objectives.full_organs import SimilarityObjective
 from nnunet_mutual.objectives.knowledge import Knowledge
-from nnunet_mutual.objectives.similarity import SimilarityObjective
+from nnunet_mutual.objectives.partial_organs import STRIDE, DifferenceObjective, PartialLoss
 from nnunet_mutual.planning.needs import Needs
 from nnunet_mutual.pseudo_labels.audit import summarise
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
@@ -72,7 +72,7 @@ class MutualPartialSettings(PeersSettings):
     Attributes:
         loss: weights of the terms.
         ramp: of the weights.
-        fd_form: "projected" or "own"; see :class:`~nnunet_mutual.objectives.difference.DifferenceObjective`.
+        fd_form: "projected" or "own"; see :class:`~nnunet_mutual.objectives.partial_organs.DifferenceObjective`.
         stage1_share: share of the updates for the partial-organ networks.
         stage1_networks: "one" is a single network for all labels, supervised as by PartialTrainer; "groups" one
             partial-organ network per group of cases, as published.

@@ -13,7 +13,7 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.streams import SoftStreams, TwoStreams
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Objective
-from nnunet_mutual.objectives.soft_labels import SoftLabelObjective
+from nnunet_mutual.objectives.relearning import SoftLabelObjective
 from nnunet_mutual.planning.needs import Needs
 from nnunet_mutual.preprocessing.soft_labels import soft_dataset
 from nnunet_mutual.settings import TwoStreamSettings

@@ -18,9 +18,9 @@ from nnunet_mutual.losses.similarity import (
     teaching_weights,
 )
 from nnunet_mutual.objectives.base import Objective, Output, Progress, Said, Step, Term
-from nnunet_mutual.objectives.difference import PartialLoss
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import organ_masks, ramp
+from nnunet_mutual.objectives.partial_organs import PartialLoss
 from nnunet_mutual.objectives.sampling import summed
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 
