@@ -35,7 +35,7 @@ _MADE_BY: Shape = {
 
 
 @dataclass(frozen=True)
-class Source:
+class ReviewSource:
     """What a review is made of.
 
     Attributes:
@@ -118,7 +118,7 @@ class Source:
         return properties
 
 
-def open_source(training: NamedTraining, checkpoint: str | None) -> Source:
+def open_source(training: NamedTraining, checkpoint: str | None) -> ReviewSource:
     """Opens the pseudo labels that a training, or ``nnunet_mutual pseudo_label``, has made.
 
     Args:
@@ -149,7 +149,7 @@ def open_source(training: NamedTraining, checkpoint: str | None) -> Source:
     known = FilterSettings.__dataclass_fields__
     files, _ = training_cases(folders.raw, content)
     plans = PlansManager(read_plans(folder / "plans.json"))
-    return Source(
+    return ReviewSource(
         training,
         folders,
         content,
