@@ -11,7 +11,7 @@ from batchgenerators.utilities.file_and_folder_operations import join
 from torch import nn
 
 from nnunet_mutual.annotation.codes import PseudoCodes
-from nnunet_mutual.annotation.label_groups import Group, choose_groups
+from nnunet_mutual.annotation.label_groups import Group
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.pseudo import PseudoStore
 from nnunet_mutual.batches.streams import PooledStream, PseudoStream, Stream
@@ -99,6 +99,12 @@ class MutualPartialSettings(PeersSettings):
             )
 
 
+def two_stages(settings: MutualPartialSettings, table: AnnotationTable, cases: Sequence[str]) -> TwoStages:
+    """Returns how a training with these settings and cases proceeds."""
+    grouped = settings.stage1_networks == "groups", settings.stage2_networks == "groups"
+    return TwoStages.of(table, cases, epochs=settings.num_epochs, share=settings.stage1_share, grouped=grouped)
+
+
 class MutualPartialTrainer(MutualTrainer):
     """Two stages around pseudo labels, in one training [S]; how each part is done is our reading [I] or choice [E].
 
@@ -124,9 +130,8 @@ class MutualPartialTrainer(MutualTrainer):
     @classmethod
     def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
         """The stage with more networks."""
-        groups = choose_groups(table, cases)
-        number = len(groups) if "groups" in (settings.stage1_networks, settings.stage2_networks) and groups else 1
-        differ = number > 1 and settings.stage1_networks == "groups" and settings.loss.pd > 0
+        stages = two_stages(settings, table, cases)
+        number, differ = stages.most_networks, bool(stages.first) and settings.loss.pd > 0
         common = super().needs(settings, table, cases)
         return replace(
             common,
@@ -141,16 +146,11 @@ class MutualPartialTrainer(MutualTrainer):
     def plan_stages(self) -> None:
         """Finds the groups, from which the lengths of the stages follow."""
         training, _ = self.do_split()
-        chosen = self.settings
-        grouped = chosen.stage1_networks == "groups", chosen.stage2_networks == "groups"
-        self.stages = TwoStages.of(
-            self.table, training, epochs=chosen.num_epochs, share=chosen.stage1_share, grouped=grouped
-        )
+        self.stages = two_stages(self.settings, self.table, training)
         self.num_epochs = self.stages.epochs
         self.stage_number = 1 if self.stages.first_epochs else 2
         self.store = PseudoStore(Path(self.output_folder) / "pseudo_labels")
-        iterations = self.num_iterations_per_epoch
-        self.print_to_log_file(self.stages.describe(self.table, training, iterations=iterations, asked=any(grouped)))
+        self.print_to_log_file(self.stages.describe(self.table, training, self.num_iterations_per_epoch))
 
     @property
     def stage_groups(self) -> Sequence[Group]:

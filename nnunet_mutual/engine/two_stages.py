@@ -19,6 +19,7 @@ class TwoStages:
         groups: of cases that annotate the same labels, whether they have networks of their own or not.
         first: groups of which each has a network in stage 1; none for a single network.
         second: likewise in stage 2.
+        asked: whether either was to have a network per group.
     """
 
     epochs: int
@@ -26,6 +27,7 @@ class TwoStages:
     groups: Sequence[Group]
     first: Sequence[Group]
     second: Sequence[Group]
+    asked: bool
 
     @classmethod
     def of(
@@ -46,7 +48,8 @@ class TwoStages:
         complete = all(table.case(key).annotated == frozenset(table.labels) for key in cases)
         first_epochs = 0 if complete else max(1, round(share * epochs / max(1, len(first))))
         rest = (1 - share) * epochs if first_epochs else epochs
-        return cls(first_epochs + max(1, round(rest / max(1, len(second)))), first_epochs, groups, first, second)
+        epochs = first_epochs + max(1, round(rest / max(1, len(second))))
+        return cls(epochs, first_epochs, groups, first, second, any(grouped))
 
     def groups_of(self, stage: int) -> Sequence[Group]:
         """Returns the groups of which each has a network in a stage, 1 or 2; none for a single network."""
@@ -61,21 +64,14 @@ class TwoStages:
         """Of either stage."""
         return max(1, len(self.first), len(self.second))
 
-    def describe(self, table: AnnotationTable, cases: Iterable[str], *, iterations: int, asked: bool) -> str:
-        """Says in words what is trained, and how long.
-
-        Args:
-            table: who drew what.
-            cases: training cases.
-            iterations: in an epoch.
-            asked: whether a stage was to have a network per group.
-        """
+    def describe(self, table: AnnotationTable, cases: Iterable[str], iterations: int) -> str:
+        """Says in words what is trained, and how long, in epochs of so many iterations."""
         if not self.first_epochs:
             return "Every case annotates every label: there is nothing to be mutual about; trained as by PartialTrainer"
         said = "One network for all labels in both stages, with a round of pseudo labels between them"
         if self.first or self.second:
             said = describe_groups(table, cases, self.groups)
-        elif asked:
+        elif self.asked:
             said = f"One annotated set covers all labels, so there are no groups. {said}"
         first, second = max(1, len(self.first)), max(1, len(self.second))
         later = self.epochs - self.first_epochs
