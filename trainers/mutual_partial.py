@@ -11,7 +11,7 @@ from batchgenerators.utilities.file_and_folder_operations import join
 from torch import nn
 
 from nnunet_mutual.annotation.codes import PseudoCodes
-from nnunet_mutual.annotation.label_groups import Group
+from nnunet_mutual.annotation.label_groups import LabelGroup
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.pseudo import PseudoStore
 from nnunet_mutual.batches.streams import PooledStream, PseudoStream, Stream
@@ -153,7 +153,7 @@ class MutualPartialTrainer(MutualTrainer):
         self.print_to_log_file(self.stages.describe(self.table, training, self.num_iterations_per_epoch))
 
     @property
-    def stage_groups(self) -> Sequence[Group]:
+    def stage_groups(self) -> Sequence[LabelGroup]:
         """The groups of which each has a network in this stage; none for one network."""
         return self.stages.groups_of(self.stage_number)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nnunet_mutual.annotation.label_groups import Group, choose_groups, describe_groups
+from nnunet_mutual.annotation.label_groups import LabelGroup, choose_label_groups, describe_label_groups
 from nnunet_mutual.annotation.table import AnnotationTable
 
 
@@ -24,9 +24,9 @@ class TwoStages:
 
     epochs: int
     first_epochs: int
-    groups: Sequence[Group]
-    first: Sequence[Group]
-    second: Sequence[Group]
+    groups: Sequence[LabelGroup]
+    first: Sequence[LabelGroup]
+    second: Sequence[LabelGroup]
     asked: bool
 
     @classmethod
@@ -43,7 +43,7 @@ class TwoStages:
             grouped: whether each stage shall have a network per group.
         """
         cases = list(cases)
-        groups = choose_groups(table, cases)
+        groups = choose_label_groups(table, cases)
         first, second = (groups if asked and len(groups) > 1 else [] for asked in grouped)
         complete = all(table.case(key).annotated == frozenset(table.labels) for key in cases)
         first_epochs = 0 if complete else max(1, round(share * epochs / max(1, len(first))))
@@ -51,7 +51,7 @@ class TwoStages:
         epochs = first_epochs + max(1, round(rest / max(1, len(second))))
         return cls(epochs, first_epochs, groups, first, second, any(grouped))
 
-    def groups_of(self, stage: int) -> Sequence[Group]:
+    def groups_of(self, stage: int) -> Sequence[LabelGroup]:
         """Returns the groups of which each has a network in a stage, 1 or 2; none for a single network."""
         return self.first if stage == 1 else self.second
 
@@ -70,7 +70,7 @@ class TwoStages:
             return "Every case annotates every label: there is nothing to be mutual about; trained as by PartialTrainer"
         said = "One network for all labels in both stages, with a round of pseudo labels between them"
         if self.first or self.second:
-            said = describe_groups(table, cases, self.groups)
+            said = describe_label_groups(table, cases, self.groups)
         elif self.asked:
             said = f"One annotated set covers all labels, so there are no groups. {said}"
         first, second = max(1, len(self.first)), max(1, len(self.second))

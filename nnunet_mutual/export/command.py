@@ -43,7 +43,7 @@ from nnunet_mutual.engine.trained import open_trained
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.export import model_card
 from nnunet_mutual.export.container.write import require_container, tag, write_container
-from nnunet_mutual.export.groups import group_dataset, group_plan, group_weights, groups_of_training
+from nnunet_mutual.export.groups import group_dataset, group_plan, group_weights, modality_groups_of
 from nnunet_mutual.export.model_card import TrainedFold
 from nnunet_mutual.plugin.find import resolve, training_names
 from nnunet_mutual.preprocessing.unlabelled import UNLABELLED, read_record, record_of
@@ -197,7 +197,7 @@ def _compare(folder: Path, model: _Model, request: _Request, fold: str, number: 
     from nnunet_mutual.export import parity, sequences
 
     source, folders = request.source, request.folders
-    groups = groups_of_training(read_plans(source / "plans.json"), read_object(source / "dataset.json"))
+    groups = modality_groups_of(read_plans(source / "plans.json"), read_object(source / "dataset.json"))
     assert groups is not None and model.group is not None
     validated = fold_of(source, fold) / f"validation_full{model.suffix}"
     place, channels = groups.stored[model.group], groups.channels[model.group]
@@ -228,7 +228,7 @@ def _plan_models(source: Path, plans_name: str, configuration: str) -> list[_Mod
 
     dataset_json, trained_plan = read_dataset_json(source), read_plans(source / "plans.json")
     clean, plan = without_identities(dataset_json), plans_of(trained_plan, configuration)
-    groups = groups_of_training(trained_plan, dataset_json)
+    groups = modality_groups_of(trained_plan, dataset_json)
     if groups is None:
         return [_Model(named(plans_name), {**plan, "plans_name": plans_name}, clean)]
     models = []
@@ -343,7 +343,7 @@ def _models(model: _Model, request: _Request) -> Iterator[tuple[str, Path, dict[
         origin = fold_of(source, fold)
         trained = load_own(_checkpoint(origin, checkpoint, model), torch.device("cpu"))
         if model.group is not None:
-            groups = groups_of_training(plan, dataset_json)
+            groups = modality_groups_of(plan, dataset_json)
             assert groups is not None
             weights = group_weights(
                 trained,

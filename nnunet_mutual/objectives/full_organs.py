@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_mutual.annotation.label_groups import Group, home
+from nnunet_mutual.annotation.label_groups import LabelGroup, home
 from nnunet_mutual.batches.batch import Batch
 from nnunet_mutual.losses.similarity import (
     feature_similarity,
@@ -78,7 +78,7 @@ class SimilarityObjective(Objective[SimilarityStep]):
         self,
         knowledge: Knowledge,
         supervised: SupervisedObjective,
-        groups: Sequence[Group],
+        groups: Sequence[LabelGroup],
         *,
         loss: PartialLoss,
         feature_size: int,
