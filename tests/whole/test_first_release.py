@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import math
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from two_streams import two_stream_dataset
 
 from nnunet_mutual import config, plugin, trainers
 from nnunet_mutual.engine.peers import unwrap
+from nnunet_mutual.plugin.find import SHIM_FOLDER
 from nnunet_mutual.settings import Settings
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "fixtures" / "0.1.0"
@@ -88,6 +90,9 @@ def test_stock_nnunet_predicts(nnunet_folders: Path, name: str) -> None:
     assert predictor.predict_single_npy_array(image, {"spacing": [1.0, 1.0, 1.0]}).shape == (16, 20, 18)
 
 
-def test_names() -> None:
-    assert plugin.resolve("trainers", "PartialTrainer") is trainers.PartialTrainer
+def test_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plugin.resolve("trainers", "PartialTrainer") is trainers.PartialTrainer  # shims that were registered
     assert config.Settings is Settings
+    (script,) = entry_points(group="console_scripts", name="nnunet_mutual")
+    assert script.load()(["trainers"]) == 0
+    assert capsys.readouterr().out.strip() == str(SHIM_FOLDER)
