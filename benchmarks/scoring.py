@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 from settings import CONFIGURATION, Network, Setting, read_json
+
+from nnunet_mutual.evaluation import masks
 
 
 @dataclass(frozen=True)
@@ -129,9 +132,9 @@ def make_predictor(setting: Setting, model: Model) -> nnUNetPredictor:
 
 
 def dice(prediction: NDArray[Any], reference: NDArray[Any]) -> float | None:
-    """Returns 2 |P and R| / (|P| + |R|), None if both are empty."""
-    total = int(prediction.sum()) + int(reference.sum())
-    return None if total == 0 else 2 * int((prediction & reference).sum()) / total
+    """Returns the Dice coefficient of two masks, None if both are empty."""
+    found = masks.dice(prediction, reference)
+    return None if math.isnan(found) else found
 
 
 def precision(prediction: NDArray[Any], reference: NDArray[Any]) -> float | None:

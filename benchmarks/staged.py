@@ -29,7 +29,7 @@ CHECKPOINT, PSEUDO, SECONDS = "checkpoint_stage1.pth", "pseudo_labels", "seconds
 def train(setting: Setting, network: Network, schedule: Schedule, seed: int, trainer: Any) -> dict[str, Any]:
     """Trains to the end and returns what :func:`training.train_network` keeps."""
     output = Path(trainer.output_folder)
-    staged = hasattr(trainer, "stage1_epochs")
+    staged = hasattr(trainer, "stages")
     kept = stage1_folder(setting, network, schedule, seed, trainer) if staged else None
     before = resume(trainer, kept) if kept is not None and (kept / SECONDS).is_file() else 0.0
     if kept is not None and not before:
@@ -51,10 +51,11 @@ def train(setting: Setting, network: Network, schedule: Schedule, seed: int, tra
         networks = len(trainer.peers.networks) if hasattr(trainer, "peers") else 1
         updates = networks * trainer.num_epochs * trainer.num_iterations_per_epoch
         return {**result, "updates": updates, "networks": networks}
-    first, second = max(1, len(trainer.stage1_groups)), max(1, len(trainer.stage2_groups))
-    epochs = trainer.stage1_epochs * first + (trainer.num_epochs - trainer.stage1_epochs) * second
+    stages = trainer.stages
+    first, second = max(1, len(stages.first)), max(1, len(stages.second))
+    epochs = stages.first_epochs * first + (stages.epochs - stages.first_epochs) * second
     checkpoint = torch.load(kept / CHECKPOINT, weights_only=True, map_location="cpu")
-    labels = [sorted(group) for group in trainer.stage1_groups] or [list(trainer.table.labels)]
+    labels = [sorted(group) for group in stages.first] or [list(trainer.table.labels)]
     return {
         **result,
         "updates": epochs * trainer.num_iterations_per_epoch,

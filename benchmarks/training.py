@@ -18,6 +18,8 @@ from scoring import Model, score
 from settings import CONFIGURATION, BenchmarkError, Network, Schedule, Setting, locked, read_json, write_json
 from stock import StockSchedule
 
+from nnunet_mutual.disk.trainings import training_name
+
 
 def run_arm(setting: Setting, arm: str, seed: int, schedule: Schedule, cases: str, out: Path) -> None:
     """Trains what is missing, predicts the cases from the last checkpoints and writes one evidence file.
@@ -161,7 +163,8 @@ def configuration_name(network: Network, schedule: Schedule, seed: int) -> str:
 
 def results_folder(setting: Setting, network: Network, schedule: Schedule, seed: int) -> Path:
     """Returns the folder that nnU-Net gives to this trainer and configuration."""
-    name = f"{trainer_class(network.trainer).__name__}__nnUNetPlans__{configuration_name(network, schedule, seed)}"
+    trainer, configuration = trainer_class(network.trainer).__name__, configuration_name(network, schedule, seed)
+    name = training_name(trainer, "nnUNetPlans", configuration)
     return setting.work / "nnUNet_results" / setting.dataset_name(network.dataset, seed) / name
 
 

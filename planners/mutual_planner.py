@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 from nnunet_mutual.planning.budget import Budget
 from nnunet_mutual.planning.method import method_of
 
-TRIED_BATCH = {2: 2, 3: 2}  # for how many patches nnU-Net's search lets the patch shrink, by dimensions
-
 
 class MutualPlanner(ExperimentPlanner):
     """Plans so that a trainer of this package fits the GPU; for one network alone, nnU-Net's own plans.
 
     Args:
-        dataset_name_or_id: as in nnU-Net.
-        gpu_memory_target_in_gb: as in nnU-Net.
-        plans_name: of the plans.
+        stock: nnU-Net's arguments, by position or by name.
+        plans_name: of the plans; by default :attr:`default_plans`.
         trainer: what to plan for; None chooses by what the dataset holds.
         settings: of that trainer.
-        stock: nnU-Net's other arguments.
+
+    Attributes:
+        default_plans: name of the plans.
+        tried_batch: for how many patches nnU-Net's search lets the patch shrink, by dimensions.
     """
+
+    default_plans = "nnUNetMutualPlans"
+    tried_batch: ClassVar[Mapping[int, int]] = {2: 2, 3: 2}
 
     def __init__(
         self,
-        dataset_name_or_id: str | int,
-        gpu_memory_target_in_gb: float = 8,
-        *,
-        plans_name: str = "nnUNetMutualPlans",
+        *stock: Any,
+        plans_name: str | None = None,
         trainer: str | None = None,
         settings: Mapping[str, Any] | None = None,
-        **stock: Any,
+        **named: Any,
     ):
-        super().__init__(dataset_name_or_id, gpu_memory_target_in_gb, plans_name=plans_name, **stock)
-        self.budget = Budget(self, method_of(self, trainer, settings), TRIED_BATCH)
+        super().__init__(*stock, plans_name=plans_name or self.default_plans, **named)
+        self.budget = Budget(self, method_of(self, trainer, settings), self.tried_batch)
 
     def static_estimate_VRAM_usage(self, *network: Any) -> float:
         """Returns nnU-Net's number for a patch, with what the method adds (nnU-Net's hook)."""

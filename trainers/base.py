@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import join
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
@@ -23,11 +22,8 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.batches.loading import LoaderSettings, case_probabilities, stop_loaders
 from nnunet_mutual.batches.streams import Stream
-from nnunet_mutual.datasets.splits import fold_problems, provide_splits
-from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
-from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.host_files import require_plans
-from nnunet_mutual.disk.names import safe_name
+from nnunet_mutual.disk.trainings import BEST, LATEST
 from nnunet_mutual.disk.writing import require_space, sweep
 from nnunet_mutual.engine.checkpoints import (
     STATE_KEY,
@@ -40,8 +36,9 @@ from nnunet_mutual.engine.checkpoints import (
     verify_author,
     whole,
 )
+from nnunet_mutual.engine.fold_data import FoldData
 from nnunet_mutual.engine.foreground import PredictedForeground
-from nnunet_mutual.engine.log import ProgressPlot, RunLog, TermLog, described
+from nnunet_mutual.engine.log import ProgressPlot, RunLog, TermLog
 from nnunet_mutual.engine.networks import Networks, seed, settle, share_encoder
 from nnunet_mutual.engine.online import OnlineValidation, mean_dice
 from nnunet_mutual.engine.parallel.ranks import ranks_of_process
@@ -57,8 +54,8 @@ from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.supervised import SupervisedObjective, like_nnunet
 from nnunet_mutual.planning.needs import Needs, one_network
 from nnunet_mutual.plugin import compat
-from nnunet_mutual.preprocessing.label_maps import Labels, LabelWatch
-from nnunet_mutual.settings import PeersSettings, Settings, block_for, merged_block, read_settings
+from nnunet_mutual.preprocessing.label_maps import LabelWatch
+from nnunet_mutual.settings import PeersSettings, Settings, TwoStreamSettings, block_for, merged_block, read_settings
 
 
 class MutualTrainer(nnUNetTrainer):
@@ -70,12 +67,14 @@ class MutualTrainer(nnUNetTrainer):
         settings_class: what the ``"mutual"`` block of the plans may hold.
         checkpoint_trainer: which trainer nnU-Net looks for when it predicts from a checkpoint.
         by_group: whether the data are preprocessed by modality group.
+        paper: of the method, for those who publish what they did with it.
         no_cascade: why the method trains no second stage of a cascade; None if it does.
     """
 
     settings_class: type[Settings] = Settings
     checkpoint_trainer = STOCK_TRAINER
     by_group = False
+    paper: str | None = None
     no_cascade: str | None = None
     batch_size: int
     oversample_foreground_percent: float
@@ -111,14 +110,22 @@ class MutualTrainer(nnUNetTrainer):
         self.weight_decay = self.settings.weight_decay
         self.dataset_class: Any = None  # nnU-Net sets it in initialize
         self.ranks = ranks_of_process(self.is_ddp)
+        self.data = FoldData(
+            self.table,
+            fold,
+            self.preprocessed_dataset_folder,
+            self.folder_with_segs_from_previous_stage,
+            dataset_json,
+            ranks=self.ranks,
+            say=self.print_to_log_file,
+            output=self.output_folder,
+        )
         self._best_ema: float | None = None
         self.epochs_done = 0
         self.iteration = 0
         self.stage_number = 1
         self.rhythm = SaveRhythm(self.settings.checkpoint_epochs, self.settings.checkpoint_minutes)
         self.plot = ProgressPlot()
-        self._split: tuple[list[str], list[str]] | None = None
-        self._labels: LabelWatch | None = None
         self.epoch_outputs: list[dict] = []
         self.resumed_random_state: dict[str, Any] | None = None
         self.foreground = PredictedForeground(Path(self.output_folder) / "unlabelled_foreground")
@@ -126,6 +133,11 @@ class MutualTrainer(nnUNetTrainer):
             self.grad_scaler = None
 
     # What the training consists of
+
+    @classmethod
+    def learns_unlabelled(cls) -> bool:
+        """Whether the method learns from images without labels."""
+        return issubclass(cls.settings_class, TwoStreamSettings)
 
     @classmethod
     def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
@@ -142,7 +154,7 @@ class MutualTrainer(nnUNetTrainer):
     def build_knowledge(self) -> Knowledge:
         """Returns what each case says about each label; unlabelled images annotate nothing."""
         heads = self.label_manager.num_segmentation_heads
-        return Knowledge(self.table, self._table_keys(), heads, unlabelled=self.stream.further)
+        return Knowledge(self.table, self.data.keys(), heads, unlabelled=self.stream.further)
 
     def build_supervision(self) -> SupervisedObjective:
         """Returns the supervised loss, also used in validation."""
@@ -230,7 +242,7 @@ class MutualTrainer(nnUNetTrainer):
         self.stream = self.build_stream()
         super().initialize()
         self.validation_batch_size = self.batch_size  # stock's, whatever a method makes of training batches
-        self._labels = self.labels  # read before anything is learnt from them
+        self.labels  # noqa: B018 - read before anything is learnt from them
         self.knowledge = self.build_knowledge().to(self.device)
         self.table.require_annotated(training, self.fold)
         self.supervised = self.build_supervision()
@@ -340,44 +352,21 @@ class MutualTrainer(nnUNetTrainer):
 
     # Data
 
-    def _table_keys(self) -> list[str]:
-        return list(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
-
     def do_split(self) -> tuple[list[str], list[str]]:
         """Splits by annotated set with patients together, or as an existing splits_final.json says (nnU-Net's hook)."""
-        if self._split is None:
-            difference = raw_and_preprocessed_differ(self.plans_manager.dataset_name)
-            if difference:  # before a split is made of a wrong table
-                raise MutualError(difference)
-            if self.dataset_class is None:
-                self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
-            self.table.require(self._table_keys())
-            if self.fold != "all":
-                file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
-                said = provide_splits(self.table, self._table_keys(), self.fold, file)
-                if said:
-                    self.print_to_log_file(said)
-            self._split = super().do_split()
-            for key in (*self._split[0], *self._split[1]):
-                safe_name(key, "case of splits_final.json")
-        return list(self._split[0]), list(self._split[1])
+        return self.data.split(super().do_split)
 
     @property
     def labels(self) -> LabelWatch:
         """Whether the labels of the fold change under the training."""
-        if self._labels is None:
-            keys = [key for part in self.do_split() for key in part]
-            read = None
-            if self.ranks.rank == 0:
-                read = Labels(Path(self.preprocessed_dataset_folder), self.dataset_json, keys)
-            self._labels = LabelWatch(read, self.ranks.first, self.print_to_log_file, self.output_folder)
-        return self._labels
+        self.do_split()
+        return self.data.labels
 
     @property
     def fold_cases(self) -> Fold:
         """The preprocessed cases of the fold."""
-        folders = self.preprocessed_dataset_folder, self.folder_with_segs_from_previous_stage
-        return Fold(self.table, *self.do_split(), self.dataset_class, *folders)
+        self.do_split()
+        return self.data.cases
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """Returns what the loaders read (nnU-Net's hook)."""
@@ -447,13 +436,8 @@ class MutualTrainer(nnUNetTrainer):
         super().on_train_start()
         name = type(self).__name__
         self.log.start(name, self.settings, self.autocast_dtype or "float32")
-        training, validation = self.do_split()
-        split = {"train": training, "val": validation}
-        for problem in [] if self.fold == "all" else fold_problems(self.table, split, self.fold):
-            self.log.warn(f"{problem.place}: {problem.text}")
-        if self.local_rank == 0:
-            write_json(Path(self.output_folder_base) / "mutual_settings.json", described(name, self.settings))
-            self.log.terms.drop_from(self.current_epoch)
+        self.data.warn(self.log)
+        self.log.begin(name, self.settings, Path(self.output_folder_base), self.current_epoch)
         if self.current_epoch == self.iteration == 0:
             self._begin()
         if self.resumed_random_state is not None:
@@ -489,20 +473,13 @@ class MutualTrainer(nnUNetTrainer):
         place = f"epoch {self.current_epoch}, iteration {self.iteration}"
         if self.disable_checkpointing:
             return f"not saved at {place}, as --disable_checkpointing says"
-        self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
+        self.save_checkpoint(join(self.output_folder, LATEST))
         return f"saved at {place}; continue with --c"
 
     def before_epoch(self, stopping: Stopping) -> None:
         """Changes what is learnt, where a method has stages; renews where unlabelled images have foreground."""
-        every = self.stream.foreground_epochs
-        if not every:
+        if not self.foreground.is_due(self.current_epoch, self.stream.foreground_epochs):
             return
-        if self.current_epoch == 0:
-            self.foreground.forget()
-        elif self.current_epoch % every == 0:
-            self._renew_foreground()
-
-    def _renew_foreground(self) -> None:
         keys = self.stream.unlabelled_keys  # type: ignore[attr-defined] # what is renewed is of unlabelled images
         self.print_to_log_file(f"predicting {len(keys)} unlabelled images to draw patches from")
         dataset, _ = self.get_tr_and_val_datasets()
@@ -614,10 +591,10 @@ class MutualTrainer(nnUNetTrainer):
         if self._best_ema is None or value("ema_fg_dice", -1) > self._best_ema:
             self._best_ema = float(value("ema_fg_dice", -1))
             self.print_to_log_file(f"New best moving average of the pseudo Dice: {self._best_ema:.4f}")
-            self.save_checkpoint(join(self.output_folder, "checkpoint_best.pth"))
+            self.save_checkpoint(join(self.output_folder, BEST))
         # Clocks differ, and all processes take part in a checkpoint: the first one decides.
         if self.ranks.first(self.rhythm.due(self.epochs_done)) and self.epochs_done < self.num_epochs:
-            self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
+            self.save_checkpoint(join(self.output_folder, LATEST))
             self.rhythm.saved(self.epochs_done)
         if self.local_rank == 0:
             self.plot.draw(self.logger, self.output_folder, ended=self.epochs_done == self.num_epochs)

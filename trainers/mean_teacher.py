@@ -48,6 +48,10 @@ class MeanTeacherTrainer(MutualTrainer):
     Source: Tarvainen & Valpola, NeurIPS 2017.
     """
 
+    paper = (
+        "Tarvainen, Valpola: Mean teachers are better role models: Weight-averaged consistency targets improve "
+        "semi-supervised deep learning results. NeurIPS (2017)"
+    )
     settings_class = MeanTeacherSettings
     settings: MeanTeacherSettings
     stream: TwoStreams

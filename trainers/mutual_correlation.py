@@ -68,6 +68,10 @@ class MutualCorrelationTrainer(MutualTrainer):
     Source: Gao et al., MICCAI 2023, arXiv 2307.06312; what differs is marked [E] where it is done.
     """
 
+    paper = (
+        "Gao et al.: Correlation-Aware Mutual Learning for Semi-supervised Medical Image Segmentation. MICCAI (2023). "
+        "arXiv:2307.06312"
+    )
     settings_class = MutualCorrelationSettings
     settings: MutualCorrelationSettings
     stream: TwoStreams

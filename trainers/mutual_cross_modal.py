@@ -15,9 +15,9 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.streams import ModalityStreams, TwoStreams
 from nnunet_mutual.engine.checkpoints import save_atomically
 from nnunet_mutual.engine.peers import Peers, unwrap
+from nnunet_mutual.engine.soft_views import over_views
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.losses.area_similarity import PUBLISHED, ROBUST
-from nnunet_mutual.losses.consistency import probabilities
 from nnunet_mutual.modules.input_columns import clear_unused
 from nnunet_mutual.objectives import Objective
 from nnunet_mutual.objectives.crossmodal import CrossModalCourse, CrossModalLoss, CrossModalObjective
@@ -83,6 +83,10 @@ class MutualCrossModalTrainer(MutualTrainer):
     Source: Zhang et al., Med. Image Anal. 83, 102656 (2023); what differs is marked [E] where it is done.
     """
 
+    paper = (
+        "Zhang et al.: Multi-modal contrastive mutual learning and pseudo-label re-learning for semi-supervised "
+        "medical image segmentation. Medical Image Analysis 83, 102656 (2023)"
+    )
     settings_class = MutualCrossModalSettings
     settings: MutualCrossModalSettings
     stream: TwoStreams
@@ -170,18 +174,13 @@ class MutualCrossModalTrainer(MutualTrainer):
 
     def _soft_label(self, network: int, images: Tensor) -> Tensor:
         """Probabilities of a moving average, over an image as it is and mirrored, noised views of it."""
-        seen, regions = self.stream.seen_by(network, images), self.table.is_regions
-        total = probabilities(self._logits(network, seen), regions=regions)
-        axes = [2 + axis for axis in self.inference_allowed_mirroring_axes or ()]
-        for n in range(1, self.settings.passes):
-            flipped = [axes[(n - 1) % len(axes)]] if axes else []
-            noised = seen + 0.1 * torch.randn_like(seen) * (seen != 0)
-            found = probabilities(self._logits(network, noised.flip(flipped)), regions=regions)
-            total = total + found.flip(flipped)
-        return total / self.settings.passes
-
-    def _logits(self, network: int, images: Tensor) -> Tensor:
-        return self.ranks.answer(network, lambda: self.peers.ask(network, images)[0])
+        return over_views(
+            lambda seen: self.ranks.answer(network, lambda: self.peers.ask(network, seen)[0]),
+            self.stream.seen_by(network, images),
+            axes=self.inference_allowed_mirroring_axes or (),
+            passes=self.settings.passes,
+            regions=self.table.is_regions,
+        )
 
     # Validation and checkpoints, group by group
 

@@ -11,18 +11,20 @@ from batchgenerators.utilities.file_and_folder_operations import join
 from torch import nn
 
 from nnunet_mutual.annotation.codes import PseudoCodes
-from nnunet_mutual.annotation.label_groups import Group, choose_groups, describe_groups
+from nnunet_mutual.annotation.label_groups import LabelGroup
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.pseudo import PseudoStore
 from nnunet_mutual.batches.streams import PooledStream, PseudoStream, Stream
+from nnunet_mutual.disk.trainings import LATEST
 from nnunet_mutual.engine.peers import Peers, unwrap
 from nnunet_mutual.engine.rectifier import Rectifier
 from nnunet_mutual.engine.signals import Stopping
+from nnunet_mutual.engine.two_stages import TwoStages
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Objective
-from nnunet_mutual.objectives.difference import STRIDE, DifferenceObjective, PartialLoss
+from nnunet_mutual.objectives.full_organs import SimilarityObjective
 from nnunet_mutual.objectives.knowledge import Knowledge
-from nnunet_mutual.objectives.similarity import SimilarityObjective
+from nnunet_mutual.objectives.partial_organs import STRIDE, DifferenceObjective, PartialLoss
 from nnunet_mutual.planning.needs import Needs
 from nnunet_mutual.pseudo_labels.audit import summarise
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
@@ -70,7 +72,7 @@ class MutualPartialSettings(PeersSettings):
     Attributes:
         loss: weights of the terms.
         ramp: of the weights.
-        fd_form: "projected" or "own"; see :class:`~nnunet_mutual.objectives.difference.DifferenceObjective`.
+        fd_form: "projected" or "own"; see :class:`~nnunet_mutual.objectives.partial_organs.DifferenceObjective`.
         stage1_share: share of the updates for the partial-organ networks.
         stage1_networks: "one" is a single network for all labels, supervised as by PartialTrainer; "groups" one
             partial-organ network per group of cases, as published.
@@ -97,6 +99,12 @@ class MutualPartialSettings(PeersSettings):
             )
 
 
+def two_stages(settings: MutualPartialSettings, table: AnnotationTable, cases: Sequence[str]) -> TwoStages:
+    """Returns how a training with these settings and cases proceeds."""
+    grouped = settings.stage1_networks == "groups", settings.stage2_networks == "groups"
+    return TwoStages.of(table, cases, epochs=settings.num_epochs, share=settings.stage1_share, grouped=grouped)
+
+
 class MutualPartialTrainer(MutualTrainer):
     """Two stages around pseudo labels, in one training [S]; how each part is done is our reading [I] or choice [E].
 
@@ -109,6 +117,10 @@ class MutualPartialTrainer(MutualTrainer):
     Source: after Liu et al., arXiv 2407.12611.
     """
 
+    paper = (
+        "Liu et al.: Deep Mutual Learning among Partially Labeled Datasets for Multi-Organ Segmentation. IEEE "
+        "Transactions on Medical Imaging (2025). doi:10.1109/TMI.2025.3614853"
+    )
     settings_class = MutualPartialSettings
     settings: MutualPartialSettings
     no_cascade = "whose second stage would need the first one's pseudo labels"
@@ -118,9 +130,8 @@ class MutualPartialTrainer(MutualTrainer):
     @classmethod
     def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
         """The stage with more networks."""
-        groups = choose_groups(table, cases)
-        number = len(groups) if "groups" in (settings.stage1_networks, settings.stage2_networks) and groups else 1
-        differ = number > 1 and settings.stage1_networks == "groups" and settings.loss.pd > 0
+        stages = two_stages(settings, table, cases)
+        number, differ = stages.most_networks, bool(stages.first) and settings.loss.pd > 0
         common = super().needs(settings, table, cases)
         return replace(
             common,
@@ -135,29 +146,20 @@ class MutualPartialTrainer(MutualTrainer):
     def plan_stages(self) -> None:
         """Finds the groups, from which the lengths of the stages follow."""
         training, _ = self.do_split()
-        self.groups = choose_groups(self.table, training)
-        mutual = len(self.groups) > 1
-        self.stage1_groups = self.groups if mutual and self.settings.stage1_networks == "groups" else []
-        self.stage2_groups = self.groups if mutual and self.settings.stage2_networks == "groups" else []
-        share, total = self.settings.stage1_share, self.settings.num_epochs
-        self.stage1_epochs = max(1, round(share * total / max(1, len(self.stage1_groups))))
-        if self._nothing_to_decide(training):
-            self.stage1_epochs = 0
-        rest = (1 - share) * total if self.stage1_epochs else total
-        self.num_epochs = self.stage1_epochs + max(1, round(rest / max(1, len(self.stage2_groups))))
+        self.stages = two_stages(self.settings, self.table, training)
+        self.num_epochs = self.stages.epochs
+        self.stage_number = 1 if self.stages.first_epochs else 2
         self.store = PseudoStore(Path(self.output_folder) / "pseudo_labels")
-        if not self.stage1_epochs:
-            self.stage_number = 2
-        self.print_to_log_file(self._describe())
+        self.print_to_log_file(self.stages.describe(self.table, training, self.num_iterations_per_epoch))
 
     @property
-    def stage_groups(self) -> list[Group]:
+    def stage_groups(self) -> Sequence[LabelGroup]:
         """The groups of which each has a network in this stage; none for one network."""
-        return self.stage1_groups if self.stage_number == 1 else self.stage2_groups
+        return self.stages.groups_of(self.stage_number)
 
     def build_stream(self) -> Stream:
         """A batch holds cases of different groups, where several networks learn; stage 2 has pseudo labels."""
-        if self.stage_number == 1 or not self.stage1_epochs:
+        if self.stage_number == 1 or not self.stages.first_epochs:
             return PooledStream(self.table, self.stage_groups)
         codes = PseudoCodes.from_table(self.table, self.label_manager.ignore_label)
         return PseudoStream(self.table, self.stage_groups, store=self.store, codes=codes, labels=self.label_manager)
@@ -168,37 +170,17 @@ class MutualPartialTrainer(MutualTrainer):
             self.print_to_log_file(f"The batch size is raised from {self.batch_size} to 2: a case each of two groups")
         super().start_stage()
 
-    def _nothing_to_decide(self, training: list[str]) -> bool:
-        return all(self.table.case(key).annotated == frozenset(self.table.labels) for key in training)
-
-    def _describe(self) -> str:
-        training, _ = self.do_split()
-        if self._nothing_to_decide(training):
-            return "Every case annotates every label: there is nothing to be mutual about; trained as by PartialTrainer"
-        said = "One network for all labels in both stages, with a round of pseudo labels between them"
-        if self.stage1_groups or self.stage2_groups:
-            said = describe_groups(self.table, training, self.groups)
-        elif "groups" in (self.settings.stage1_networks, self.settings.stage2_networks):
-            said = f"One annotated set covers all labels, so there are no groups. {said}"
-        first, second = max(1, len(self.stage1_groups)), max(1, len(self.stage2_groups))
-        later = self.num_epochs - self.stage1_epochs
-        updates = (self.stage1_epochs * first + later * second) * self.num_iterations_per_epoch
-        return (
-            f"{said}\nStage 1: {self.stage1_epochs} epochs of {first} network(s); stage 2: {later} epochs of {second}; "
-            f"{updates} network updates in all"
-        )
-
     @property
     def stage_span(self) -> tuple[int, int]:
         """First epoch of the stage and the one after its last."""
-        return (0, self.stage1_epochs) if self.stage_number == 1 else (self.stage1_epochs, self.num_epochs)
+        return self.stages.span(self.stage_number)
 
     def before_epoch(self, stopping: Stopping) -> None:
         """Makes the pseudo labels when stage 1 is over, and goes on to stage 2."""
-        if self.stage_number == 2 or self.current_epoch < self.stage1_epochs:
+        if self.stage_number == 2 or self.current_epoch < self.stages.first_epochs:
             return
         self.save_checkpoint(join(self.output_folder, STAGE_1_CHECKPOINT))
-        self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
+        self.save_checkpoint(join(self.output_folder, LATEST))
         self.print_to_log_file("Stage 1 is over: making pseudo labels")
         self.stage.collect()
         decisions = make_pseudo_labels(
@@ -220,7 +202,7 @@ class MutualPartialTrainer(MutualTrainer):
         self._best_ema = None
         self.close_loaders()  # whose processes hold the old dataset
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
-        self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
+        self.save_checkpoint(join(self.output_folder, LATEST))
 
     def restore_stage(self, number: int) -> None:
         """Builds the networks and objectives of a stage, with fresh optimisers."""
@@ -236,7 +218,7 @@ class MutualPartialTrainer(MutualTrainer):
         """Stage 2 knows the accepted pseudo labels, too."""
         if not isinstance(self.stream, PseudoStream):
             return super().build_knowledge()
-        keys, heads = self._table_keys(), self.label_manager.num_segmentation_heads
+        keys, heads = self.data.keys(), self.label_manager.num_segmentation_heads
         return Knowledge(self.table, keys, heads, self.stream.codes, self.store.accepted(keys))
 
     def build_peers(self, objectives: Sequence[Objective]) -> Peers:
@@ -259,8 +241,8 @@ class MutualPartialTrainer(MutualTrainer):
         loss, ramp = self.settings.loss, (self.settings.ramp.start, self.settings.ramp.end)
         common: dict[str, Any] = {"feature_size": self.networks.feature_channels(), "ramp_from_to": ramp}
         if self.stage_number == 2:
-            return [SimilarityObjective(self.knowledge, self.supervised, self.stage2_groups, loss=loss, **common)]
-        if not self.stage1_groups:
+            return [SimilarityObjective(self.knowledge, self.supervised, self.stages.second, loss=loss, **common)]
+        if not self.stages.first:
             if not self._rectifies():
                 return [self.supervised]
             self.rectifier = Rectifier(self.networks, self.supervised, self.settings.ema, 1.0)
@@ -270,7 +252,7 @@ class MutualPartialTrainer(MutualTrainer):
             DifferenceObjective(
                 self.knowledge,
                 self.supervised,
-                self.stage1_groups,
+                self.stages.first,
                 loss=loss,
                 form=self.settings.fd_form,
                 foreground_from=forced,
@@ -281,7 +263,7 @@ class MutualPartialTrainer(MutualTrainer):
     @property
     def most_networks(self) -> int:
         """Of either stage."""
-        return max(1, len(self.stage1_groups), len(self.stage2_groups))
+        return self.stages.most_networks
 
     @property
     def candidates(self) -> tuple[int, ...]:
@@ -290,7 +272,7 @@ class MutualPartialTrainer(MutualTrainer):
 
     def network_labels(self) -> list[frozenset[str]]:
         """Partial-organ networks learn the labels of their group."""
-        return list(self.stage1_groups) if self.stage_number == 1 and self.stage1_groups else super().network_labels()
+        return list(self.stages.first) if self.stage_number == 1 and self.stages.first else super().network_labels()
 
     # Data
 
@@ -298,16 +280,6 @@ class MutualPartialTrainer(MutualTrainer):
         """Stage 2 goes on with all pseudo labels or not at all (nnU-Net's hook)."""
         training, validation = super().get_tr_and_val_datasets()
         if isinstance(self.stream, PseudoStream) and self.current_epoch < self.num_epochs:
-            self._require_pseudo_labels(training.identifiers)
+            labels = frozenset().union(*self.stages.first or [self.table.labels])  # that stage 1 learnt
+            self.store.require(self.table, training.identifiers, labels, STAGE_1_CHECKPOINT)
         return training, validation
-
-    def _require_pseudo_labels(self, cases: Sequence[str]) -> None:
-        """A stage 2 that goes on without what it began with would be another training, and nobody would notice."""
-        learnt = frozenset().union(*self.stage1_groups) if self.stage1_groups else frozenset(self.table.labels)
-        lost = [key for key in cases if learnt - self.table.case(key).annotated and not self.store.has(key)]
-        if lost:
-            raise MutualError(
-                f"{self.store.folder} lacks the pseudo labels of {len(lost)} cases ({', '.join(lost[:5])}"
-                f"{', ...' if len(lost) > 5 else ''}) with which stage 2 began; put them back and continue with --c, "
-                f"or repeat stage 2: copy {STAGE_1_CHECKPOINT} over checkpoint_latest.pth and continue with --c"
-            )

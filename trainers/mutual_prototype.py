@@ -61,6 +61,10 @@ class MutualPrototypeTrainer(MutualTrainer):
     Source: Wang et al., Med. Image Anal. 2025, arXiv 2502.11456; what differs is marked [E] where it is done.
     """
 
+    paper = (
+        "Wang et al.: Leveraging Labelled Data Knowledge: A Cooperative Rectification Learning Network for "
+        "Semi-supervised 3D Medical Image Segmentation. Medical Image Analysis (2025). doi:10.1016/j.media.2025.103461"
+    )
     settings_class = MutualPrototypeSettings
     settings: MutualPrototypeSettings
     stream: TwoStreams

@@ -11,3 +11,8 @@ class PartialTrainer(MutualTrainer):
     Plain labels and regions, ignore label, deep supervision, batch Dice, every configuration including cascades, DDP.
     With a fully annotated dataset of one source it is stock nnU-Net.
     """
+
+    paper = (
+        "Shi et al.: Marginal loss and exclusion loss for partially supervised multi-organ segmentation. Medical Image "
+        "Analysis 70, 101979 (2021)"
+    )

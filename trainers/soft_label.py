@@ -13,11 +13,12 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.streams import SoftStreams, TwoStreams
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Objective
-from nnunet_mutual.objectives.soft_labels import SoftLabelObjective
+from nnunet_mutual.objectives.relearning import SoftLabelObjective
 from nnunet_mutual.planning.needs import Needs
 from nnunet_mutual.preprocessing.soft_labels import soft_dataset
 from nnunet_mutual.settings import TwoStreamSettings
 from nnunet_mutual.trainers.base import MutualTrainer
+from nnunet_mutual.trainers.mutual_cross_modal import MutualCrossModalTrainer
 from nnunet_mutual.trainers.unlabelled import (
     NO_CASCADE,
     said,
@@ -54,6 +55,7 @@ class SoftLabelTrainer(MutualTrainer):
     Source: pseudo-label re-learning (PReL) of Zhang et al., Med. Image Anal. 83, 102656 (2023), for any two models.
     """
 
+    paper = MutualCrossModalTrainer.paper
     settings_class = SoftLabelSettings
     settings: SoftLabelSettings
     stream: TwoStreams

@@ -9,10 +9,10 @@ from nnunet_mutual.annotation.table import AnnotationTable
 
 MOST_GROUPS = 4
 
-Group = frozenset[str]
+LabelGroup = frozenset[str]
 
 
-def choose_groups(table: AnnotationTable, cases: Iterable[str], most: int = MOST_GROUPS) -> list[Group]:
+def choose_label_groups(table: AnnotationTable, cases: Iterable[str], most: int = MOST_GROUPS) -> list[LabelGroup]:
     """Chooses annotated sets that together cover the labels, greedily.
 
     Each step takes the set that adds most labels; among equals the one with most cases, then the first by name.
@@ -28,7 +28,7 @@ def choose_groups(table: AnnotationTable, cases: Iterable[str], most: int = MOST
     Source: greedy set cover [E], methods after arXiv 2407.12611: one partial-organ model per annotated set.
     """
     count = Counter(table.case(key).annotated for key in cases)
-    chosen: list[Group] = []
+    chosen: list[LabelGroup] = []
     covered: frozenset[str] = frozenset()
     while len(chosen) < most:
         best = min(count, key=lambda labels: (-len(labels - covered), -count[labels], sorted(labels)), default=covered)
@@ -39,12 +39,12 @@ def choose_groups(table: AnnotationTable, cases: Iterable[str], most: int = MOST
     return chosen
 
 
-def home(groups: Sequence[Group], annotated: Group) -> int | None:
+def home(groups: Sequence[LabelGroup], annotated: LabelGroup) -> int | None:
     """Returns the group of a case that annotates these labels; None for a case of no group."""
     return groups.index(annotated) if annotated in groups else None
 
 
-def describe_groups(table: AnnotationTable, cases: Iterable[str], groups: Sequence[Group]) -> str:
+def describe_label_groups(table: AnnotationTable, cases: Iterable[str], groups: Sequence[LabelGroup]) -> str:
     """Returns one line per group for the log."""
     cases = list(cases)
     lines = []

@@ -80,7 +80,7 @@ class ModalityGroups:
         return {name: [self.all_channels[n] for n in numbers] for name, numbers in self.channels.items()}
 
 
-def parse_groups(entries: Sequence[str], channels: Sequence[str]) -> dict[str, list[str]]:
+def parse_modality_groups(entries: Sequence[str], channels: Sequence[str]) -> dict[str, list[str]]:
     """Reads ``NAME=CHANNEL,CHANNEL`` entries.
 
     Args:

@@ -14,11 +14,13 @@ from typing import Any
 import blosc2
 import numpy as np
 
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.decisions import Decision, write_decisions
 from nnunet_mutual.batches.locations import read_locations, write_locations
 from nnunet_mutual.disk.case_files import Stored, open_stored
 from nnunet_mutual.disk.files import read_json, write_json
 from nnunet_mutual.disk.writing import sweep, written
+from nnunet_mutual.errors import MutualError
 
 IDENTITY = "made_by.json"
 CSV = "decisions.csv"
@@ -57,6 +59,26 @@ class PseudoStore:
     def has(self, case: str) -> bool:
         """Whether the pseudo labels of a case are complete."""
         return self._decisions(case).exists()
+
+    def require(self, table: AnnotationTable, cases: Iterable[str], labels: frozenset[str], stage1: str) -> None:
+        """Verifies that stage 2 goes on with what it began with: it would be another training, and nobody would notice.
+
+        Args:
+            table: who drew what.
+            cases: of the training.
+            labels: of which pseudo labels were made.
+            stage1: name of the checkpoint at the end of stage 1.
+
+        Raises:
+            MutualError: cases that lack one of these labels have no pseudo labels.
+        """
+        lost = [key for key in cases if labels - table.case(key).annotated and not self.has(key)]
+        if lost:
+            raise MutualError(
+                f"{self.folder} lacks the pseudo labels of {len(lost)} cases ({', '.join(lost[:5])}"
+                f"{', ...' if len(lost) > 5 else ''}) with which stage 2 began; put them back and continue with --c, "
+                f"or repeat stage 2: copy {stage1} over checkpoint_latest.pth and continue with --c"
+            )
 
     def write(
         self,

@@ -14,7 +14,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
 from nnunet_mutual.annotation.codes import PseudoCodes
-from nnunet_mutual.annotation.label_groups import Group, home
+from nnunet_mutual.annotation.label_groups import LabelGroup, home
 from nnunet_mutual.annotation.modality_groups import ModalityGroups
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.batch import Batch, Patterns, Sight, Views, to_device
@@ -90,7 +90,7 @@ class PooledStream(Stream):
         groups: labels of each network; none for one network.
     """
 
-    def __init__(self, table: AnnotationTable, groups: Sequence[Group]):
+    def __init__(self, table: AnnotationTable, groups: Sequence[LabelGroup]):
         self.table = table
         self.groups = list(groups)
 
@@ -122,7 +122,7 @@ class PseudoStream(PooledStream):
     def __init__(
         self,
         table: AnnotationTable,
-        groups: Sequence[Group],
+        groups: Sequence[LabelGroup],
         *,
         store: PseudoStore,
         codes: PseudoCodes,

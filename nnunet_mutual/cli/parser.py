@@ -13,16 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from nnunet_mutual import __version__
-from nnunet_mutual.cli import datasets as cli_datasets
-from nnunet_mutual.cli import results as cli_results
-from nnunet_mutual.cli import training as cli_training
+from nnunet_mutual.cli import dataset_commands, result_commands, training_commands, unforeseen
 from nnunet_mutual.cli import types as cli_types
-from nnunet_mutual.cli import unforeseen
 from nnunet_mutual.cli.arguments import add_training
 from nnunet_mutual.disk.names import safe_name
 from nnunet_mutual.errors import MutualError
 
-EXIT_PROBLEM = 1
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -126,10 +122,10 @@ def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:
         return command
 
     _add_plugin_commands(add)
-    cli_datasets.add_commands(add)
-    cli_training.add_commands(add)
+    dataset_commands.add_commands(add)
+    training_commands.add_commands(add)
     _add_model_commands(add)
-    cli_results.add_commands(add)
+    result_commands.add_commands(add)
     return parser, list(commands.choices)
 
 
@@ -378,7 +374,7 @@ def _pseudo_label(options: argparse.Namespace) -> int:
 
 
 def _soft_label(options: argparse.Namespace) -> int:
-    from nnunet_mutual.pseudo_labels.soft import write_soft_labels
+    from nnunet_mutual.pseudo_labels.soft_prediction import write_soft_labels
 
     if options.output is None or options.settings:
         raise MutualError("--soft needs a folder for the soft labels, -o FOLDER, and knows no --set")

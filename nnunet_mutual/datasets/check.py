@@ -12,8 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.datasets.case_voxels import inspect_case, missing_files, reader_for
 from nnunet_mutual.datasets.coverage import Cell, coverage, format_coverage
-from nnunet_mutual.datasets.images import inspect_case, missing_files, reader_for
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
 from nnunet_mutual.datasets.raw import CaseFiles, hidden_files, read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.datasets.splits import splits_problems

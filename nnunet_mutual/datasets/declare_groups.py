@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nnunet_mutual.annotation.modality_groups import ModalityGroups, parse_groups
+from nnunet_mutual.annotation.modality_groups import ModalityGroups, parse_modality_groups
 from nnunet_mutual.annotation.table import VERSION, AnnotationTable
 from nnunet_mutual.datasets.raw import read_dataset_json, training_cases
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ, sync
@@ -34,7 +34,7 @@ def declare_groups(dataset: str | int, entries: Sequence[str]) -> None:
     if block is None:
         cases = {key: {"source": folders.name} for key in training_cases(folders.raw, content)[0]}
         block = {"version": VERSION, "sources": {folders.name: {"annotated": list(table.labels)}}, "cases": cases}
-    groups = parse_groups(entries, table.channels)
+    groups = parse_modality_groups(entries, table.channels)
     new = {**content, BLOCK: {**block, "modality_groups": groups}}
     ModalityGroups.of(AnnotationTable.from_dataset_json(new))
     backup = keep_backup(path) if BLOCK in content and content[BLOCK] != new[BLOCK] else None

@@ -1,6 +1,6 @@
 """An upper abdomen as a set of shapes: what is where, and how it differs from patient to patient.
 
-Coordinates in mm as in :mod:`nnunet_mutual.demo.shapes`; the origin lies in front of the first lumbar vertebra. Values
+Coordinates in mm as in :mod:`nnunet_mutual.demo.solids`; the origin lies in front of the first lumbar vertebra. Values
 are Hounsfield units, each tissue with its value without contrast medium and its gain in the portal-venous phase.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnunet_mutual.demo.shapes import Array, Canvas, Space, blend, column, ellipsoid, grid, rod, smooth_field, without
+from nnunet_mutual.demo.solids import Array, Canvas, Space, blend, column, ellipsoid, grid, rod, smooth_field, without
 
 SHAPE = (24, 40, 56)
 SPACING = (8.0, 5.25, 5.25)

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 
 from nnunet_mutual.demo.anatomy import LABELS, SHAPE, SPACING, draw_abdomen
-from nnunet_mutual.demo.shapes import Array, smooth_field
+from nnunet_mutual.demo.solids import Array, smooth_field
 
 ENDING = ".nii.gz"
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.splits import stratified_splits
@@ -21,7 +22,9 @@ from nnunet_mutual.demo.folder import HEAVY, ROOTS, DemoFolder
 from nnunet_mutual.demo.network import BASE, SMALL, add_small_configuration
 from nnunet_mutual.demo.phantoms import SITES, write_dataset
 from nnunet_mutual.disk.files import read_object, write_json
-from nnunet_mutual.evaluation.masks import Evaluation, evaluate_folders
+from nnunet_mutual.disk.trainings import checkpoints_in, fold_of, training_name
+from nnunet_mutual.evaluation.command import FOLDER
+from nnunet_mutual.evaluation.output import SUMMARY, without_nan
 from nnunet_mutual.plugin.find import EXPORT_COMMAND, SHIM_FOLDER, VARIABLE
 
 NUMBER = "901"
@@ -186,7 +189,7 @@ class Demo:
 
     def export(self) -> None:
         """Makes a stock model of PartialTrainer's training."""
-        shutil.rmtree(self.results / f"nnUNetTrainer__{EXPORTED}__{CONFIGURATION}", ignore_errors=True)
+        shutil.rmtree(self.results / training_name("nnUNetTrainer", EXPORTED, CONFIGURATION), ignore_errors=True)
         self._run(Command(["nnunet_mutual", "export", NUMBER, CONFIGURATION, "-tr", OURS, "-f", "0"], "export"))
 
     def predict(self) -> None:
@@ -218,17 +221,24 @@ class Demo:
         """Scores both against the full truth and draws the picture."""
         from nnunet_mutual.demo.picture import draw_comparison
 
-        dataset = {k: v for k, v in read_object(self.raw / "dataset.json").items() if k != "mutual"}  # complete truth
-        scores = {t: evaluate_folders(self._predictions(t), self.truth, dataset) for t in (STOCK, OURS)}
+        options = ["-djfile", str(self.raw / "dataset.json"), "--complete", "--no-surface"]
+        self._run(
+            *(
+                Command(
+                    ["nnunet_mutual", "evaluate", str(self._predictions(trainer)), str(self.truth), *options],
+                    f"evaluate_{trainer}",
+                )
+                for trainer in (STOCK, OURS)
+            )
+        )
+        scores = {trainer: dice_of(self._predictions(trainer) / FOLDER / SUMMARY) for trainer in (STOCK, OURS)}
         draw_comparison(
             self.folder.path / PICTURE,
             images=self.raw / "imagesTs",
             truth=self.truth,
             predictions={
-                f"stock nnU-Net: not drawn = background\nmean Dice {scores[STOCK].overall:.2f}": self._predictions(
-                    STOCK
-                ),
-                f"{OURS}\nmean Dice {scores[OURS].overall:.2f}": self._predictions(OURS),
+                f"{said}\nmean Dice {_number(scores[trainer]['overall'])}": self._predictions(trainer)
+                for trainer, said in ((STOCK, "stock nnU-Net: not drawn = background"), (OURS, OURS))
             },
         )
         content = {
@@ -238,7 +248,7 @@ class Demo:
             "updates_of_each_network": self.scale.epochs * self.scale.iterations,
             "settings": self.folder.settings,
             "versions": {name: version(name) for name in ("nnunet_mutual", "nnunetv2", "torch", "numpy")},
-            "dice": {trainer: evaluation.as_json() for trainer, evaluation in scores.items()},
+            "dice": scores,
         }
         write_json(self.folder.path / RESULTS, content)
         print(table(scores))
@@ -266,7 +276,7 @@ class Demo:
         run_commands(commands, self.folder.path / "logs", self.environment)
 
     def _trained(self, trainer: str) -> Path:
-        return self.results / f"{trainer}__nnUNetPlans__{CONFIGURATION}" / "fold_0"
+        return fold_of(self.results / training_name(trainer, "nnUNetPlans", CONFIGURATION), "0")
 
     def _predictions(self, trainer: str) -> Path:
         return self.folder.path / "predictions" / trainer
@@ -305,20 +315,46 @@ def _sharing_the_processor() -> dict[str, str]:
     }
 
 
-def table(scores: Mapping[str, Evaluation]) -> str:
+def dice_of(summary: Path) -> dict[str, Any]:
+    """Returns Dice out of the file of ``nnunet_mutual evaluate``: mean and number of cases by label, of all, of each.
+
+    None is what no case scored: a label that is neither drawn nor predicted.
+    """
+    content = read_object(summary)
+    ours, known = content["nnunet_mutual"], without_nan(content)
+    found = ours["statistics"]["Dice"]
+    cases = zip(ours["cases"], known["metric_per_case"], strict=True)
+    return {
+        "mean": {label: found[label]["mean"] for label in ours["labels"]},
+        "n": {label: found[label]["n"] for label in ours["labels"]},
+        "overall": known["foreground_mean"]["Dice"],
+        "cases": {
+            key: {label: case["metrics"][written]["Dice"] for label, written in ours["labels"].items()}
+            for key, case in cases
+        },
+    }
+
+
+def table(scores: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns the table of mean Dice, label by trainer."""
     annotated_by = {label: site.name for site in SITES for label in site.annotated}
     names = "".join(f"{NAMES[trainer]:>18}" for trainer in scores)
     lines = [f"  {'mean Dice, test images':<26}{'annotated by':<14}{names}"]
     for label in LABELS:
-        values = "".join(f"{evaluation.mean[label]:>18.2f}" for evaluation in scores.values())
+        values = "".join(f"{_number(found['mean'][label]):>18}" for found in scores.values())
         lines.append(f"  {label:<26}{annotated_by[label]:<14}{values}")
-    lines.append(f"  {'mean of the organs':<40}" + "".join(f"{entry.overall:>18.2f}" for entry in scores.values()))
+    lines.append(
+        f"  {'mean of the organs':<40}" + "".join(f"{_number(found['overall']):>18}" for found in scores.values())
+    )
     return "\n" + "\n".join(lines)
 
 
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
 def _resume(fold: Path) -> list[str]:
-    return ["--c"] if any(fold.glob("checkpoint_*.pth")) else []
+    return ["--c"] if checkpoints_in(fold) else []
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from nnunet_mutual.disk.files import read_json, read_object
 from nnunet_mutual.disk.names import safe_name
 from nnunet_mutual.disk.shapes import Shape, require_shape
-from nnunet_mutual.errors import MutualError, meant
+from nnunet_mutual.errors import MutualError
 
 _CONFIGURATION: Shape = {
     "inherits_from?": str,
@@ -101,17 +101,6 @@ def require_safe_names(plans: Mapping[str, Any], place: object) -> None:
                     named[f"{key} of {name}" + (f" ({number + 1})" if number else "")] = one
     for what, value in named.items():
         safe_name(value, f'"{what}" in {place}')
-
-
-def require_configuration(plans: Mapping[str, Any], name: str, file: object) -> None:
-    """Verifies that plans have a configuration.
-
-    Raises:
-        MutualError: with those that there are.
-    """
-    known = tuple(plans["configurations"])
-    if name not in known:
-        raise MutualError(f"{file} has no configuration {name!r}{meant(name, known)}; it has: {', '.join(known)}")
 
 
 def read_fingerprint(path: Path) -> dict[str, Any]:

@@ -1,12 +1,91 @@
-"""Trainings in nnUNet_results: which folder, which files."""
+"""Trainings in nnUNet_results: which folder, which folds and checkpoints."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_results
 
 from nnunet_mutual.errors import MutualError, meant
+
+FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
+CHECKPOINTS = (FINAL, LATEST, BEST)  # nnU-Net's --c takes the first of these that is there
+
+
+@dataclass(frozen=True)
+class NamedTraining:
+    """One fold of a training, as the user names it.
+
+    Attributes:
+        dataset: full name.
+        configuration: that is trained, likewise fold, trainer and plans.
+    """
+
+    dataset: str
+    configuration: str
+    fold: str
+    trainer: str
+    plans: str
+
+    @property
+    def words(self) -> str:
+        """As nnUNetv2_train and nnunet_mutual pseudo_label take them."""
+        number = int(self.dataset[7:10])
+        return f"{number} {self.configuration} {self.fold} -p {self.plans} -tr {self.trainer}"
+
+    @property
+    def command(self) -> str:
+        """The command that trains it."""
+        return f"nnUNetv2_train {self.words}"
+
+    def find_model(self) -> Path:
+        """Returns the folder of all folds.
+
+        Raises:
+            MutualError: nnUNet_results is not set, or there is no such training; says which there are.
+        """
+        return training_folder(self.dataset, self.trainer, self.plans, self.configuration)
+
+    def find_fold(self) -> Path:
+        """Returns the folder of the fold.
+
+        Raises:
+            MutualError: as :meth:`find_model`, or there is no such fold; says which there are.
+        """
+        model = self.find_model()
+        fold = fold_of(model, self.fold)
+        if not fold.is_dir():
+            there = ", ".join(folds_in(model)) or "none"
+            raise MutualError(
+                f"{fold} does not exist: the training has no fold {self.fold} (there: {there}); choose one of these "
+                f"with -f, or train it with: {self.command}"
+            )
+        return fold
+
+    def find_checkpoint(self, name: str) -> Path:
+        """Returns the path of a checkpoint of the fold.
+
+        Raises:
+            MutualError: as :meth:`find_fold`, or there is no such checkpoint; says which there are.
+        """
+        file = self.find_fold() / name
+        if not file.is_file():
+            there = checkpoints_in(file.parent)
+            instead = f", or give -chk one of {', '.join(there)}" if there else ""
+            raise MutualError(f"{file} does not exist; finish the training with: {self.command} --c{instead}")
+        return file
+
+
+def training_name(trainer: str, plans: str, configuration: str) -> str:
+    """Returns what nnU-Net calls the folder of a training."""
+    return f"{trainer}__{plans}__{configuration}"
+
+
+def parts_of_name(folder: Path) -> tuple[str, str, str]:
+    """Returns trainer, plans and configuration of the folder of a training."""
+    trainer, plans, configuration = folder.name.split("__")
+    return trainer, plans, configuration
 
 
 def training_folder(dataset_name: str, trainer: str, plans: str, configuration: str) -> Path:
@@ -20,7 +99,7 @@ def training_folder(dataset_name: str, trainer: str, plans: str, configuration: 
             'nnUNet_results is not set; set it as for nnU-Net: export nnUNet_results="/path/to/nnUNet_results"'
         )
     base = Path(nnUNet_results) / dataset_name
-    wanted = f"{trainer}__{plans}__{configuration}"
+    wanted = training_name(trainer, plans, configuration)
     trained = sorted(f.name for f in base.glob("[!.]*__*") if f.is_dir())
     if wanted not in trained:
         raise MutualError(
@@ -28,3 +107,19 @@ def training_folder(dataset_name: str, trainer: str, plans: str, configuration: 
             f"{', '.join(trained) or 'nothing yet'}"
         )
     return base / wanted
+
+
+def fold_of(model: Path, fold: str) -> Path:
+    """Returns the folder of a fold, "0" to "4" or "all", whether it exists or not."""
+    return model / f"fold_{fold}"
+
+
+def folds_in(model: Path, holding: str = "") -> list[str]:
+    """Returns the folds of a training, only those that hold a file of this name if one is given."""
+    there = (folder for folder in model.glob("fold_*") if folder.is_dir() and (folder / holding).exists())
+    return sorted(folder.name.removeprefix("fold_") for folder in there)
+
+
+def checkpoints_in(fold: Path) -> list[str]:
+    """Returns the names of the checkpoints of a fold."""
+    return sorted(file.name for file in fold.glob("checkpoint_*.pth"))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nnunet_mutual.disk.trainings import CHECKPOINTS
 from nnunet_mutual.disk.writing import written
 from nnunet_mutual.engine.checkpoint_file import read_checkpoint
 from nnunet_mutual.errors import MutualError
@@ -82,8 +83,7 @@ def load_own(filename: str | os.PathLike[str], device: torch.device) -> dict[str
 
 def _what_else(file: Path) -> str:
     """What to do where a checkpoint cannot be read: nnU-Net's ``--c`` takes the first of these that is there."""
-    order = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
-    there = [name for name in order if name != file.name and file.with_name(name).is_file()]
+    there = [name for name in CHECKPOINTS if name != file.name and file.with_name(name).is_file()]
     if not there:
         return "remove it and train anew, there is no other checkpoint"
     return f"remove it, then --c goes on from {there[0]} (-chk {there[0]} for other commands)"

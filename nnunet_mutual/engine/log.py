@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.writing import written
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.plugin import compat
@@ -199,6 +200,19 @@ class RunLog:
             self.warn(untested)
         self.say(f"Settings: {json.dumps(described(trainer, settings))}", f"Precision: {precision}")
         self.say(f"Versions: {json.dumps({name: version(name) for name in VERSIONS})}")
+
+    def begin(self, trainer: str, settings: Settings, folder: Path, epoch: int) -> None:
+        """Saves the settings in force beside plans.json, and drops what the log says of epochs that are now done again.
+
+        Args:
+            trainer: name of its class.
+            settings: in force.
+            folder: of the training.
+            epoch: that is the next.
+        """
+        if self.writes:
+            write_json(folder / "mutual_settings.json", described(trainer, settings))
+            self.terms.drop_from(epoch)
 
     def training(self, epoch: int, found: EpochTerms) -> None:
         """Logs the loss, every term by name and what objectives report about an epoch."""

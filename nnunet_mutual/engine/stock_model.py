@@ -13,6 +13,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_mutual.disk.files import read_object
+from nnunet_mutual.disk.trainings import fold_of
 from nnunet_mutual.engine import standalone as predict
 from nnunet_mutual.engine.checkpoint_file import read_checkpoint
 from nnunet_mutual.errors import MutualError
@@ -48,7 +49,7 @@ def open_predictor(folder: Path, fold: str, checkpoint: str, device: torch.devic
         MutualError: a file is missing or damaged, asks for something to be run, or the files do not fit each other.
     """
     plans, dataset_json = read_object(folder / "plans.json"), read_object(folder / "dataset.json")
-    trained = read_checkpoint(folder / f"fold_{fold}" / checkpoint)
+    trained = read_checkpoint(fold_of(folder, fold) / checkpoint)
     require_known_networks(plans, folder / "plans.json")
     with _in_our_words(folder):
         predictor: nnUNetPredictor = predict.make_predictor(

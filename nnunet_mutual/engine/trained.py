@@ -9,6 +9,7 @@ import torch
 
 from nnunet_mutual.datasets.raw import read_dataset_json
 from nnunet_mutual.disk.host_files import read_plans
+from nnunet_mutual.disk.trainings import fold_of, parts_of_name
 from nnunet_mutual.plugin.find import resolve
 
 
@@ -24,10 +25,10 @@ def open_trained(folder: Path, fold: str, checkpoint: str, device: torch.device)
     Raises:
         MutualError: a file is missing, damaged or of another training.
     """
-    name, _, configuration = folder.name.split("__")
+    name, _, configuration = parts_of_name(folder)
     plan, dataset_json = read_plans(folder / "plans.json"), read_dataset_json(folder)
     number = fold if fold == "all" else int(fold)
     made = resolve("trainers", name)({**plan, "continue_training": True}, configuration, number, dataset_json, device)
     made.continues = False  # it only asks the networks
-    made.load_checkpoint(str(folder / f"fold_{fold}" / checkpoint))
+    made.load_checkpoint(str(fold_of(folder, fold) / checkpoint))
     return made

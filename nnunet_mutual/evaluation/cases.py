@@ -17,7 +17,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from tqdm import tqdm
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.datasets.images import Finding, Volume, compare_grids, count_labels, read_volume
+from nnunet_mutual.datasets.case_voxels import Finding, Volume, compare_grids, count_labels, read_volume
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.evaluation.masks import annotated_masks

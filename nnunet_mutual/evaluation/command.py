@@ -16,8 +16,8 @@ from nnunet_mutual.errors import MutualError
 from nnunet_mutual.evaluation import output
 from nnunet_mutual.evaluation.cases import COUNTS, LabelScores, Pair, Rules, measure_cases
 from nnunet_mutual.evaluation.comparison import MARGIN, compare, pair_scores
-from nnunet_mutual.evaluation.folders import find_references, pair_up
 from nnunet_mutual.evaluation.metrics import TOLERANCE, implementation, require_monai
+from nnunet_mutual.evaluation.pairing import find_references, pair_up
 from nnunet_mutual.evaluation.statistics import describe
 
 FOLDER = "evaluation"

@@ -59,7 +59,7 @@ class Paired:
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """A metric of one label: differences and verdicts."""
 
     difference: Statistic
@@ -92,7 +92,7 @@ def pair_scores(
 
 def compare(
     rows: Sequence[Paired], labels: Sequence[str], patients: Mapping[str, str], *, seed: int
-) -> dict[str, dict[str, Compared]]:
+) -> dict[str, dict[str, Comparison]]:
     """Returns metric -> label (and "overall") -> differences and verdicts.
 
     Args:
@@ -113,7 +113,7 @@ def compare(
         verdicts = {label: Counter(row.verdict for row in chosen if row.label == label) for label in labels}
         verdicts["overall"] = sum(verdicts.values(), Counter())
         result[metric] = {
-            name: Compared(statistic, {word: verdicts[name][word] for word in VERDICTS})
+            name: Comparison(statistic, {word: verdicts[name][word] for word in VERDICTS})
             for name, statistic in differences.items()
         }
     return result

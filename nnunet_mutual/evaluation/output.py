@@ -14,7 +14,7 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.disk.files import write_csv
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.evaluation.cases import COUNTS, LabelScores, Pair, Rules
-from nnunet_mutual.evaluation.comparison import VERDICTS, Compared, Paired, worst
+from nnunet_mutual.evaluation.comparison import VERDICTS, Comparison, Paired, worst
 from nnunet_mutual.evaluation.metrics import (
     DICE,
     HD95,
@@ -182,7 +182,7 @@ def results_table(statistics: Mapping[str, Mapping[str, Statistic]], counts: Map
     return columns(rows)
 
 
-def comparison_table(compared: Mapping[str, Mapping[str, Compared]]) -> str:
+def comparison_table(compared: Mapping[str, Mapping[str, Comparison]]) -> str:
     """Returns, per metric, one line per label: difference with interval, verdicts."""
     blocks = []
     for metric, found in compared.items():
@@ -198,7 +198,7 @@ def comparison_table(compared: Mapping[str, Mapping[str, Compared]]) -> str:
     return "\n\n".join(blocks)
 
 
-def comparison_json(rows: Sequence[Paired], compared: Mapping[str, Mapping[str, Compared]]) -> dict[str, Any]:
+def comparison_json(rows: Sequence[Paired], compared: Mapping[str, Mapping[str, Comparison]]) -> dict[str, Any]:
     """Returns, per metric, differences and verdicts by label and the cases that became worst."""
     content = {
         "metrics": {

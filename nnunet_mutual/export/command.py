@@ -27,15 +27,25 @@ from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.folders import finish_interrupted, written_folders
 from nnunet_mutual.disk.host_files import read_fingerprint, read_plans, read_summary
 from nnunet_mutual.disk.locate import DatasetFolders, locate
-from nnunet_mutual.disk.trainings import training_folder
+from nnunet_mutual.disk.trainings import (
+    BEST,
+    FINAL,
+    NamedTraining,
+    checkpoints_in,
+    fold_of,
+    folds_in,
+    parts_of_name,
+    training_folder,
+    training_name,
+)
 from nnunet_mutual.engine.checkpoints import STATE_KEY, STOCK_TRAINER, load_own, save_atomically
 from nnunet_mutual.engine.trained import open_trained
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.export import model_card
 from nnunet_mutual.export.container.write import require_container, tag, write_container
-from nnunet_mutual.export.groups import group_dataset, group_plan, group_weights, groups_of_training
+from nnunet_mutual.export.groups import group_dataset, group_plan, group_weights, modality_groups_of
 from nnunet_mutual.export.model_card import TrainedFold
-from nnunet_mutual.plugin.find import resolve
+from nnunet_mutual.plugin.find import resolve, training_names
 from nnunet_mutual.preprocessing.unlabelled import UNLABELLED, read_record, record_of
 
 CARD = "model_card.md"
@@ -77,7 +87,12 @@ class _Request:
     @property
     def configuration(self) -> str:
         """The trained configuration."""
-        return self.source.name.split("__")[2]
+        return parts_of_name(self.source)[2]
+
+    def training(self, fold: str) -> NamedTraining:
+        """Returns one fold of the training."""
+        trainer, plans, configuration = parts_of_name(self.source)
+        return NamedTraining(self.folders.name, configuration, fold, trainer, plans)
 
 
 def export(
@@ -148,8 +163,8 @@ def _say(models: Sequence[_Model], folders: DatasetFolders, configuration: str, 
     for model in models:
         print(f"{model.target}: a stock nnU-Net model, read model_card.md in it first")
     for model in models:
-        folds = sorted(path.name.removeprefix("fold_") for path in model.target.glob("fold_*"))
-        options = f"-d {folders.number} -c {configuration} -p {model.plan['plans_name']} -f {' '.join(folds)}"
+        options = f"-d {folders.number} -c {configuration} -p {model.plan['plans_name']}"
+        options += f" -f {' '.join(folds_in(model.target))}"
         print(f"Next: nnUNetv2_predict {options} -i IMAGES -o SEGMENTATIONS")
         if container is not None:
             print(f"Or:   docker build -t {tag(model.plan['plans_name'])} {container / (model.group or '')}")
@@ -171,7 +186,7 @@ def _write_all(models: Sequence[_Model], request: _Request, compared: int, targe
         container = staged[0] if len(staged) > len(models) else None
         for model, folder in zip(models, staged[-len(models) :], strict=True):
             shown = _write_model(folder, model, request)
-            if model.group is not None and request.checkpoint == "checkpoint_final.pth":
+            if model.group is not None and request.checkpoint == FINAL:
                 _compare(folder, model, request, shown[0], compared)
             if container is not None:
                 write_container(container / (model.group or ""), folder)
@@ -182,9 +197,9 @@ def _compare(folder: Path, model: _Model, request: _Request, fold: str, number: 
     from nnunet_mutual.export import parity, sequences
 
     source, folders = request.source, request.folders
-    groups = groups_of_training(read_plans(source / "plans.json"), read_object(source / "dataset.json"))
+    groups = modality_groups_of(read_plans(source / "plans.json"), read_object(source / "dataset.json"))
     assert groups is not None and model.group is not None
-    validated = source / f"fold_{fold}" / f"validation_full{model.suffix}"
+    validated = fold_of(source, fold) / f"validation_full{model.suffix}"
     place, channels = groups.stored[model.group], groups.channels[model.group]
     if folders.raw is not None:
         content = read_object(folders.raw / "dataset.json")
@@ -209,11 +224,11 @@ def _plan_models(source: Path, plans_name: str, configuration: str) -> list[_Mod
     """Returns the models of a training: one, or one for each modality group."""
 
     def named(name: str) -> Path:
-        return source.parent / f"{STOCK_TRAINER}__{name}__{configuration}"
+        return source.parent / training_name(STOCK_TRAINER, name, configuration)
 
     dataset_json, trained_plan = read_dataset_json(source), read_plans(source / "plans.json")
     clean, plan = without_identities(dataset_json), plans_of(trained_plan, configuration)
-    groups = groups_of_training(trained_plan, dataset_json)
+    groups = modality_groups_of(trained_plan, dataset_json)
     if groups is None:
         return [_Model(named(plans_name), {**plan, "plans_name": plans_name}, clean)]
     models = []
@@ -233,7 +248,7 @@ def _write_model(folder: Path, model: _Model, request: _Request) -> list[str]:
     write_json(folder / "dataset_fingerprint.json", fingerprint)
     trained_folds, shown = [], []
     for name, origin, trained in _models(model, request):
-        trained_folds.append(_export_fold(origin, folder / f"fold_{name}", trained, model))
+        trained_folds.append(_export_fold(origin, fold_of(folder, name), trained, model))
         shown.append(name)
     card = _card(model, request, trained_folds[:1] if request.peers else trained_folds)
     card += model_card.PEERS.format(number=len(shown)) if request.peers else ""
@@ -246,10 +261,11 @@ def _card(model: _Model, request: _Request, trained: Sequence[TrainedFold]) -> s
     dataset_json = read_object(request.source / "dataset.json")
     table = AnnotationTable.from_dataset_json(dataset_json)
     configuration = PlansManager(model.plan).get_configuration(request.configuration)
+    trainer = resolve("trainers", request.trainer) if request.trainer in training_names() else None
     unlabelled, preprocessed = 0, request.folders.preprocessed
     if preprocessed is not None:
         table = _of_training_cases(table, preprocessed / "gt_segmentations", dataset_json["file_ending"])
-        if request.trainer in model_card.LEARN_FROM_UNLABELLED:
+        if trainer is not None and trainer.learns_unlabelled():
             unlabelled = len(read_record(record_of(preprocessed / UNLABELLED / configuration.data_identifier)))
     channels = AnnotationTable.from_dataset_json(model.dataset_json).channels
     origin = model_card.Origin(
@@ -262,6 +278,7 @@ def _card(model: _Model, request: _Request, trained: Sequence[TrainedFold]) -> s
         channels,
         len(table.cases) if table.declared else int(dataset_json["numTraining"]),
         unlabelled,
+        None if trainer is None else trainer.paper,
     )
     card = model_card.model_card(origin, table, trained)
     if model.group is not None:
@@ -279,15 +296,12 @@ def _of_training_cases(table: AnnotationTable, references: Path, ending: str) ->
 def _require_trained(models: Sequence[_Model], request: _Request, validate: bool) -> None:
     """Verifies that all folds were trained and validated; validates them if that was asked for."""
     for fold in request.folds:
-        folder = request.source / f"fold_{fold}"
-        trainer, plans, configuration = request.source.name.split("__")
-        command = f"nnUNetv2_train {request.folders.number} {configuration} {fold} -p {plans} -tr {trainer}"
-        if not folder.is_dir():
-            raise MutualError(f"{folder} does not exist; train it with: {command}")
-        finished = (folder / "checkpoint_final.pth").is_file()  # nnU-Net's --val validates no other training
+        command = request.training(fold).command
+        folder = request.training(fold).find_fold()
+        finished = (folder / FINAL).is_file()  # nnU-Net's --val validates no other training
         for model in models:
             if not _checkpoint(folder, request.checkpoint, model).is_file():
-                there = sorted(file.name for file in folder.glob("checkpoint_*.pth"))
+                there = checkpoints_in(folder)
                 also = f", or export one of {', '.join(there)} with -chk" if there else ""
                 also += " --validate" if there and not finished else ""
                 raise MutualError(
@@ -305,7 +319,7 @@ def _require_trained(models: Sequence[_Model], request: _Request, validate: bool
 
 def _validate(request: _Request, fold: str) -> None:
     """Predicts the validation cases with the networks that are exported, as the end of a training does."""
-    if resolve("trainers", request.trainer).by_group and request.checkpoint == "checkpoint_best.pth":
+    if resolve("trainers", request.trainer).by_group and request.checkpoint == BEST:
         raise MutualError(
             "checkpoint_best.pth of modality groups is one file for each, which cannot be validated together; export "
             "-chk checkpoint_latest.pth --validate, or finish the training"
@@ -316,7 +330,7 @@ def _validate(request: _Request, fold: str) -> None:
 
 def _checkpoint(fold: Path, checkpoint: str, model: _Model) -> Path:
     """Path of a checkpoint; of the best one, each modality group has its own."""
-    if model.group is not None and checkpoint == "checkpoint_best.pth":
+    if model.group is not None and checkpoint == BEST:
         return fold / f"checkpoint_best_{model.group}.pth"
     return fold / checkpoint
 
@@ -326,10 +340,10 @@ def _models(model: _Model, request: _Request) -> Iterator[tuple[str, Path, dict[
     source, checkpoint = request.source, request.checkpoint
     dataset_json, plan = read_object(source / "dataset.json"), read_plans(source / "plans.json")
     for fold in request.folds:
-        origin = source / f"fold_{fold}"
+        origin = fold_of(source, fold)
         trained = load_own(_checkpoint(origin, checkpoint, model), torch.device("cpu"))
         if model.group is not None:
-            groups = groups_of_training(plan, dataset_json)
+            groups = modality_groups_of(plan, dataset_json)
             assert groups is not None
             weights = group_weights(
                 trained,
@@ -358,7 +372,7 @@ def _models(model: _Model, request: _Request) -> Iterator[tuple[str, Path, dict[
 def _export_fold(source: Path, folder: Path, trained: Mapping[str, Any], model: _Model) -> TrainedFold:
     (folder / "validation").mkdir(parents=True)
     content = checkpoint_of(trained, STOCK_TRAINER, model.plan, model.dataset_json)
-    save_atomically(content, folder / "checkpoint_final.pth")
+    save_atomically(content, folder / FINAL)
     progress = source / "progress.png"
     if not progress.is_file():
         raise MutualError(

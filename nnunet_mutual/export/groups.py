@@ -19,7 +19,7 @@ from nnunet_mutual.modules.input_columns import input_keys, only_used
 _PER_CHANNEL = ("normalization_schemes", "use_mask_for_norm")
 
 
-def groups_of_training(plan: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> ModalityGroups | None:
+def modality_groups_of(plan: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> ModalityGroups | None:
     """Returns the modality groups of a training, None if it has no networks by group."""
     if PLANS_KEY not in plan:
         return None

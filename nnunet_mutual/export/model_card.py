@@ -19,33 +19,6 @@ NNUNET_PAPER = (
     "Isensee et al.: nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation. Nature "
     "Methods 18, 203-211 (2021). doi:10.1038/s41592-020-01008-z"
 )
-_PARTIAL = (
-    "Liu et al.: Deep Mutual Learning among Partially Labeled Datasets for Multi-Organ Segmentation. IEEE Transactions "
-    "on Medical Imaging (2025). doi:10.1109/TMI.2025.3614853"
-)
-_CROSS_MODAL = (
-    "Zhang et al.: Multi-modal contrastive mutual learning and pseudo-label re-learning for semi-supervised medical "
-    "image segmentation. Medical Image Analysis 83, 102656 (2023)"
-)
-PAPERS = {
-    "PartialTrainer": _PARTIAL,
-    "MutualPartialTrainer": _PARTIAL,
-    "MeanTeacherTrainer": (
-        "Tarvainen, Valpola: Mean teachers are better role models: Weight-averaged consistency targets improve "
-        "semi-supervised deep learning results. NeurIPS (2017)"
-    ),
-    "MutualCorrelationTrainer": (
-        "Gao et al.: Correlation-Aware Mutual Learning for Semi-supervised Medical Image Segmentation. MICCAI (2023). "
-        "arXiv:2307.06312"
-    ),
-    "MutualPrototypeTrainer": (
-        "Wang et al.: Leveraging Labelled Data Knowledge: A Cooperative Rectification Learning Network for "
-        "Semi-supervised 3D Medical Image Segmentation. Medical Image Analysis (2025). doi:10.1016/j.media.2025.103461"
-    ),
-    "MutualCrossModalTrainer": _CROSS_MODAL,
-    "SoftLabelTrainer": _CROSS_MODAL,
-}
-LEARN_FROM_UNLABELLED = frozenset(PAPERS) - {"PartialTrainer", "MutualPartialTrainer"}
 PEERS = """
 ## Ensemble
 
@@ -101,6 +74,7 @@ class Origin:
         channels: names of the input channels.
         cases: number of training cases of the dataset.
         unlabelled: images without any drawing that the training could learn from.
+        paper: of the method, if its trainer names one.
     """
 
     name: str
@@ -112,6 +86,7 @@ class Origin:
     channels: Sequence[str]
     cases: int
     unlabelled: int = 0
+    paper: str | None = None
 
 
 def model_card(origin: Origin, table: AnnotationTable, trained: Sequence[TrainedFold]) -> str:
@@ -123,7 +98,7 @@ def model_card(origin: Origin, table: AnnotationTable, trained: Sequence[Trained
         trained: one entry per exported fold.
     """
     settings = json.dumps(settings_of(trained[0].settings), indent=2)
-    papers = [NNUNET_PAPER, *([PAPERS[origin.trainer]] if origin.trainer in PAPERS else [])]
+    papers = [NNUNET_PAPER, *([origin.paper] if origin.paper else [])]
     sections = [
         f"# {origin.name}\n\nNot a medical device. For research; results need the eyes of a physician.",
         _model(origin, trained[0].epochs),

@@ -20,7 +20,9 @@ from nnunet_mutual.datasets.raw import read_dataset_json, training_cases
 from nnunet_mutual.disk.case_files import load_case
 from nnunet_mutual.disk.images import read_images, read_label_map
 from nnunet_mutual.disk.locate import DatasetFolders
+from nnunet_mutual.disk.trainings import FINAL
 from nnunet_mutual.engine.stock_model import open_predictor
+from nnunet_mutual.evaluation.masks import dice
 
 BAR = 0.999  # of voxels with the same label
 CARD = """
@@ -80,7 +82,7 @@ def compare(
     ending = content["file_ending"]
     keys = [path.name.removesuffix(ending) for path in sorted(validated.glob(f"*{ending}"))][:number]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    predictor = open_predictor(model, fold, "checkpoint_final.pth", device)
+    predictor = open_predictor(model, fold, FINAL, device)
     manager = predictor.plans_manager
     configuration = predictor.configuration_manager
     reader = manager.image_reader_writer_class()
@@ -96,7 +98,10 @@ def compare(
         difference = np.abs(alone[0] - _own_box(np.asarray(data[stored]), of_all, alone[2], alone[0].shape[1:]))
         found.append(
             Parity(
-                float((ours == theirs).mean()), _dice(ours, theirs), float(difference.mean()), float(difference.max())
+                float((ours == theirs).mean()),
+                _mean_dice(ours, theirs),
+                float(difference.mean()),
+                float(difference.max()),
             )
         )
     return found
@@ -130,7 +135,6 @@ def _own_box(
     return resized[0].numpy()
 
 
-def _dice(a: NDArray[Any], b: NDArray[Any]) -> float:
+def _mean_dice(a: NDArray[Any], b: NDArray[Any]) -> float:
     labels = sorted({*np.unique(a), *np.unique(b)} - {0})
-    each = [2 * ((a == n) & (b == n)).sum() / ((a == n).sum() + (b == n).sum()) for n in labels]
-    return float(np.mean(each)) if each else 1.0
+    return statistics.fmean(dice(a == n, b == n) for n in labels) if labels else 1.0

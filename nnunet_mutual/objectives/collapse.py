@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_mutual.annotation.label_groups import Group
+from nnunet_mutual.annotation.label_groups import LabelGroup
 from nnunet_mutual.batches.batch import Batch
 from nnunet_mutual.objectives.base import Output
 from nnunet_mutual.objectives.knowledge import Knowledge
@@ -30,7 +30,7 @@ class CollapseAlarm:
         foreground_from: first sample of a batch with forced foreground.
     """
 
-    def __init__(self, knowledge: Knowledge, groups: Sequence[Group], foreground_from: int):
+    def __init__(self, knowledge: Knowledge, groups: Sequence[LabelGroup], foreground_from: int):
         self.knowledge = knowledge
         self.groups = list(groups)
         self.foreground_from = foreground_from

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from nnunet_mutual.batches.batch import Batch
 from nnunet_mutual.losses.consistency import probabilities, squared_difference
-from nnunet_mutual.losses.correlation import (
+from nnunet_mutual.losses.numerics import without_autocast
+from nnunet_mutual.losses.omni_correlation import (
     correlation,
     correlation_cross_entropy,
     most_and_any,
     row_entropy,
     scale_of,
 )
-from nnunet_mutual.losses.numerics import without_autocast
 from nnunet_mutual.losses.soft import soft_label_loss
 from nnunet_mutual.modules.bank import FeatureBank
 from nnunet_mutual.objectives.base import Objective, Output, Progress, Said, Step, Term

@@ -25,8 +25,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY, ModalityGroups
 from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.datasets.case_voxels import reader_for
 from nnunet_mutual.datasets.check import Examination, examine
-from nnunet_mutual.datasets.images import reader_for
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, training_cases
 from nnunet_mutual.datasets.splits import describe_splits, splits_problems, stratified_splits
@@ -185,7 +185,8 @@ def _by_group(plans: dict[str, Any], groups: ModalityGroups) -> dict[str, Any]:
 
 def _group_plans(planner: Any) -> str:
     """Returns the name of a planner's plans for data that are preprocessed by group."""
-    return f"{inspect.signature(planner.__init__).parameters['plans_name'].default}Groups"
+    own = getattr(planner, "default_plans", None)  # of ours; nnU-Net's say it in their signature
+    return f"{own or inspect.signature(planner.__init__).parameters['plans_name'].default}Groups"
 
 
 def _training(images: UnlabelledImages) -> dict[str, CaseFiles]:

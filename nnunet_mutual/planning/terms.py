@@ -17,8 +17,8 @@ from torch import Tensor
 
 from nnunet_mutual.losses.consistency import probabilities, squared_difference
 from nnunet_mutual.losses.contrast import info_nce
-from nnunet_mutual.losses.correlation import correlation, correlation_cross_entropy
 from nnunet_mutual.losses.difference import prediction_difference
+from nnunet_mutual.losses.omni_correlation import correlation, correlation_cross_entropy
 from nnunet_mutual.losses.partial import RegionRelations, partial_sigmoid_loss, partial_softmax_loss
 from nnunet_mutual.losses.soft import soft_label_loss
 from nnunet_mutual.objectives import correlation as of_correlation

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import insert_crop_into_image
-from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
@@ -19,6 +19,7 @@ from nnunet_mutual.batches.pseudo import CSV, PseudoStore
 from nnunet_mutual.disk.case_files import load_case
 from nnunet_mutual.disk.images import read_label_map, write_label_map
 from nnunet_mutual.disk.locate import locate
+from nnunet_mutual.disk.trainings import NamedTraining
 from nnunet_mutual.disk.writing import require_space
 from nnunet_mutual.engine.trained import open_trained
 from nnunet_mutual.engine.window import Window
@@ -58,8 +59,8 @@ def pseudo_label(
     Raises:
         MutualError: the training or its checkpoint is missing, or an entry is wrong.
     """
-    folders = locate(dataset)
-    made = _load(folders.name, configuration, fold, trainer, plans, checkpoint, device)
+    training = NamedTraining(locate(dataset).name, configuration, fold, trainer, plans)
+    made = _load(training, checkpoint, device)
     base = getattr(made.settings, "pseudo_labels", FilterSettings())
     chosen = read_settings(
         type(base), {**vars(base), **parse_settings(settings)}, "", "of --set, for the filter of pseudo labels"
@@ -75,26 +76,17 @@ def pseudo_label(
     if output is not None:
         _write_label_maps(made.window, made.fold_cases, store, Path(output))
         print(f"Label maps: {output}; what was drawn is in them as it was drawn")
-    place = f"{folders.number} {configuration} {fold} -p {plans} -tr"
     print("Next, to show the doubtful ones to a reader, or to train with pseudo labels:")
-    print(f"  nnunet_mutual review {place} {trainer} -chk {checkpoint} -o review")
-    print(f"  nnUNetv2_train {place} MutualPartialTrainer")
+    print(f"  nnunet_mutual review {training.words} -chk {checkpoint} -o review")
+    print(f"  {replace(training, trainer='MutualPartialTrainer').command}")
 
 
-def _load(dataset: str, configuration: str, fold: str, name: str, plans: str, checkpoint: str, device: str) -> Any:
+def _load(training: NamedTraining, checkpoint: str, device: str) -> Any:
     """Returns the trainer with the networks of the checkpoint."""
-    known = training_names()
+    name, known = training.trainer, training_names()
     if name not in known:
         raise MutualError(f"{name} is no trainer of this package{meant(name, known)}; it has {', '.join(known)}")
-    if not nnUNet_results.is_set():
-        raise MutualError('nnUNet_results is not set; set it as for nnU-Net: export nnUNet_results="/path/to/it"')
-    folder = Path(nnUNet_results) / dataset / f"{name}__{plans}__{configuration}"
-    file = folder / f"fold_{fold}" / checkpoint
-    if not file.is_file():
-        there = sorted(f.name for f in file.parent.glob("checkpoint_*.pth"))
-        instead = f", or give -chk one of {', '.join(there)}" if there else ""
-        command = f"nnUNetv2_train {dataset} {configuration} {fold} -p {plans} -tr {name}"
-        raise MutualError(f"{file} does not exist; train it with: {command}{instead}")
+    file = training.find_checkpoint(checkpoint)
     if device == "cuda" and not torch.cuda.is_available():
         raise MutualError("this machine has no CUDA device; add -device cpu")
     if resolve("trainers", name).by_group:
@@ -102,7 +94,7 @@ def _load(dataset: str, configuration: str, fold: str, name: str, plans: str, ch
             f"{name} has a network for each modality group; use --soft with an exported one (-tr nnUNetTrainer and -p "
             "as nnunet_mutual export prints it)"
         )
-    return open_trained(folder, fold, checkpoint, torch.device(device))
+    return open_trained(file.parents[1], training.fold, checkpoint, torch.device(device))
 
 
 def _write_label_maps(window: Window, fold: Fold, store: PseudoStore, folder: Path) -> None:

@@ -58,7 +58,7 @@ class FilterSettings:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """Whether a pseudo label of a case is used.
 
     Attributes:
@@ -213,19 +213,13 @@ def keep_main_component(
     return filtered
 
 
-def agreement(a: np.ndarray, b: np.ndarray) -> float:
-    """Returns the Dice of two bool masks of one shape, 1 if both are empty."""
-    total = int(np.count_nonzero(a)) + int(np.count_nonzero(b))
-    return 2 * int(np.count_nonzero(a & b)) / total if total else 1.0
-
-
 def judge_label(
     *,
     volume_ml: float,
     agreement: float | None,
     true_volumes_ml: Sequence[float],
     settings: FilterSettings,
-) -> Verdict:
+) -> Judgement:
     r"""Level 3: whether a label of a case is used at all; if not, it counts as not annotated in this case.
 
     .. math:: z = \frac{\log V - \operatorname{mean} \log V_i}{\max(\operatorname{sd} \log V_i, 0.2)}
@@ -245,25 +239,27 @@ def judge_label(
         (children, resections): right predictions are then rejected.
     """
     if not settings.label:
-        return Verdict(True, "not judged: pseudo_labels.label is off")
+        return Judgement(True, "not judged: pseudo_labels.label is off")
     verdict = _judge_volume(volume_ml, true_volumes_ml, settings.max_z)
     if agreement is None:
         return verdict
     if not agreement >= settings.min_agreement:
         reason = f"predictions disagree: their Dice is {agreement:.3g}, at least {settings.min_agreement:g} is needed"
-        return Verdict(False, reason, verdict.z)
+        return Judgement(False, reason, verdict.z)
     return replace(verdict, reason=f"{verdict.reason}; independent predictions agree with Dice {agreement:.3g}")
 
 
-def _judge_volume(volume: float, true_volumes: Sequence[float], max_z: float) -> Verdict:
+def _judge_volume(volume: float, true_volumes: Sequence[float], max_z: float) -> Judgement:
     present = [other for other in true_volumes if other > 0]
     lacking = len(true_volumes) - len(present)
     if volume == 0 and lacking:
-        return Verdict(True, f"absent: nothing was found, as in {lacking} of {len(true_volumes)} truly labelled cases")
+        return Judgement(
+            True, f"absent: nothing was found, as in {lacking} of {len(true_volumes)} truly labelled cases"
+        )
     if volume == 0:
-        return Verdict(False, f"missing: nothing was found, but all {len(present)} truly labelled cases have it")
+        return Judgement(False, f"missing: nothing was found, but all {len(present)} truly labelled cases have it")
     if len(present) < _MIN_CASES:
-        return Verdict(
+        return Judgement(
             True,
             f"volume not judged: {_ml(volume)} ml, but only {len(present)} truly labelled case(s) have the label, "
             f"at least {_MIN_CASES} are needed",
@@ -273,8 +269,8 @@ def _judge_volume(volume: float, true_volumes: Sequence[float], max_z: float) ->
     usual = f"{_ml(math.exp(logs.mean()))} ml in {len(present)} truly labelled cases"
     if not abs(z) <= max_z:
         headline = "too small" if z < 0 else "too large"
-        return Verdict(False, f"{headline}: {_ml(volume)} ml, usual {usual} (z = {z:.2f}, limit {max_z:g})", z)
-    return Verdict(True, f"plausible: {_ml(volume)} ml, usual {usual} (z = {z:.2f})", z)
+        return Judgement(False, f"{headline}: {_ml(volume)} ml, usual {usual} (z = {z:.2f}, limit {max_z:g})", z)
+    return Judgement(True, f"plausible: {_ml(volume)} ml, usual {usual} (z = {z:.2f})", z)
 
 
 def _sure(p: np.ndarray, settings: FilterSettings) -> tuple[np.ndarray, np.ndarray]:

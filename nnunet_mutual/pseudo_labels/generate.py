@@ -27,9 +27,9 @@ from nnunet_mutual.engine.parallel.ranks import Ranks
 from nnunet_mutual.engine.peers import unwrap
 from nnunet_mutual.engine.validation import BARRIER_EVERY
 from nnunet_mutual.engine.window import Window
+from nnunet_mutual.evaluation.masks import dice
 from nnunet_mutual.pseudo_labels.filter import (
     FilterSettings,
-    agreement,
     decide_regions,
     decide_voxels,
     judge_label,
@@ -176,7 +176,7 @@ class PseudoLabeller:
                 masks[name] += list(above[1:, i] if alone else above[:1, i])
             total = total + weight * p
         agreements = {
-            name: min((agreement(a, b) for a, b in itertools.combinations(found, 2)), default=None)
+            name: min((dice(a, b, empty=1.0) for a, b in itertools.combinations(found, 2)), default=None)
             for name, found in masks.items()
         }
         # Within one softmax only one label can exceed one half: two of them come from two networks.

@@ -87,7 +87,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Notice:
     """Something to know before anything else; ``level`` is "alarm" (the training said so) or "note" (the page does)."""
 
     level: str
@@ -112,7 +112,7 @@ class Page:
     title: str
     kind: str
     facts: Sequence[tuple[str, str]]
-    findings: Sequence[Finding]
+    findings: Sequence[Notice]
     questions: Sequence[tuple[str, str]]
     sections: Sequence[Section]
     footer: Sequence[str]

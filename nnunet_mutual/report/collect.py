@@ -12,7 +12,7 @@ import pandas as pd
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.report.data import coverage_table, decisions_of
-from nnunet_mutual.report.findings import Finding, findings
+from nnunet_mutual.report.findings import Notice, findings
 from nnunet_mutual.report.identities import Identities
 from nnunet_mutual.report.logs import read_alarms, read_curves
 from nnunet_mutual.report.scores import first_network, paired, read_other, read_scores, validations
@@ -43,7 +43,7 @@ class Collected:
     curves: pd.DataFrame
     coverage: pd.DataFrame
     decisions: Sequence[Decision]
-    findings: Sequence[Finding]
+    findings: Sequence[Notice]
 
     @property
     def alarms(self) -> int:

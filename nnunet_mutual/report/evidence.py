@@ -14,9 +14,9 @@ import pandas as pd
 from nnunet_mutual.disk.files import read_json
 from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.report import blocks, plots
-from nnunet_mutual.report.blocks import Figure, Finding, Missing, Page, Section, Table, Text
+from nnunet_mutual.report.blocks import Figure, Missing, Notice, Page, Section, Table, Text
 from nnunet_mutual.report.identities import Identities
-from nnunet_mutual.report.scores import Difference, compare
+from nnunet_mutual.report.scores import ModelDifference, compare
 
 KEYS = ("arm", "seed", "dice")
 FEW_SEEDS = 3
@@ -121,7 +121,7 @@ def report_evidence(
     return path
 
 
-def difference(scores: pd.DataFrame, arm: str, reference: str) -> Difference:
+def difference(scores: pd.DataFrame, arm: str, reference: str) -> ModelDifference:
     """Compares two arms case by case: the mean over labels and over the seeds that both have."""
     seeds = set(scores.seed[scores.arm == arm]) & set(scores.seed[scores.arm == reference])
     common = scores[scores.seed.isin(seeds)]
@@ -160,7 +160,7 @@ def _plot(evidence: Evidence, arms: Sequence[str]) -> Figure:
     )
 
 
-def _differences(differences: Sequence[Difference], reference: str) -> list[blocks.Block]:
+def _differences(differences: Sequence[ModelDifference], reference: str) -> list[blocks.Block]:
     paired = [one for one in differences if one.n]
     found: list[blocks.Block] = []
     if paired:
@@ -187,16 +187,16 @@ def _differences(differences: Sequence[Difference], reference: str) -> list[bloc
     return found
 
 
-def _notes(evidence: Evidence, arms: Sequence[str]) -> list[Finding]:
+def _notes(evidence: Evidence, arms: Sequence[str]) -> list[Notice]:
     seeds = evidence.means.groupby("arm").size()
     few = [arm for arm in arms if seeds[arm] < FEW_SEEDS]
-    notes = [Finding("note", f"Fewer than {FEW_SEEDS} seeds: {', '.join(few)}.")] if few else []
+    notes = [Notice("note", f"Fewer than {FEW_SEEDS} seeds: {', '.join(few)}.")] if few else []
     cases = evidence.scores.groupby(["arm", "seed"]).case.agg(frozenset)
     if len(set(cases)) > 1:
-        notes.append(Finding("note", "Not all runs were scored on the same cases; differences use those in common."))
+        notes.append(Notice("note", "Not all runs were scored on the same cases; differences use those in common."))
     updates = {run["total_updates"] for run in evidence.runs if "total_updates" in run}
     if len(updates) > 1:
-        notes.append(Finding("note", "The arms differ in their number of updates; the table says which had more."))
+        notes.append(Notice("note", "The arms differ in their number of updates; the table says which had more."))
     return notes
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from nnunet_mutual.batches.decisions import Decision
-from nnunet_mutual.report.blocks import Finding
+from nnunet_mutual.report.blocks import Notice
 from nnunet_mutual.report.identities import Identities
 from nnunet_mutual.report.logs import Alarm
 from nnunet_mutual.report.training import Training
@@ -24,11 +24,11 @@ def findings(
     curves: pd.DataFrame,
     decisions: Sequence[Decision],
     names: Identities,
-) -> list[Finding]:
+) -> list[Notice]:
     """Returns alarms first, then notes in the order of their weight."""
-    found = [Finding("alarm", names.clean(alarm.text), alarm.when) for alarm in alarms]
+    found = [Notice("alarm", names.clean(alarm.text), alarm.when) for alarm in alarms]
     notes = [*_state(training, scores), *_scores(training, scores), *_course(curves), *_pseudo(decisions)]
-    return found + [Finding("note", text) for text in notes]
+    return found + [Notice("note", text) for text in notes]
 
 
 def _state(training: Training, scores: pd.DataFrame) -> Iterator[str]:

@@ -13,11 +13,11 @@ import pandas as pd
 
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.shapes import Shape, require_shape
+from nnunet_mutual.disk.trainings import CHECKPOINTS
 from nnunet_mutual.engine.checkpoint_file import read_checkpoint
 from nnunet_mutual.errors import MutualError
 
 COLUMNS = ("epoch", "kind", "name", "value")
-CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 _ALARM, _EPOCH, _VERSIONS = (
     re.compile(r"WARNING[:!]?\s+(.*)"),
     re.compile(r": Epoch (\d+)\s*$"),

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from nnunet_mutual.report.scores import Difference
+from nnunet_mutual.report.scores import ModelDifference
 from nnunet_mutual.report.svg import (
     COLOURS,
     FAINT,
@@ -218,7 +218,7 @@ def _scores(title: str, scores: pd.DataFrame, labels: Sequence[str], sources: Se
 
 
 def paired_plot(
-    label: str, first: np.ndarray, second: np.ndarray, difference: Difference, limits: tuple[float, float]
+    label: str, first: np.ndarray, second: np.ndarray, difference: ModelDifference, limits: tuple[float, float]
 ) -> str:
     """Draws the same cases under two models: a line per case from the other model (left) to this one (right)."""
     with style():
@@ -268,7 +268,7 @@ def arms_plot(means: pd.DataFrame, arms: Sequence[str]) -> str:
         return to_svg(figure, "Mean Dice by arm. " + " ".join(words))
 
 
-def differences_plot(differences: Sequence[Difference], reference: str) -> str:
+def differences_plot(differences: Sequence[ModelDifference], reference: str) -> str:
     """Draws the mean paired difference of each arm from a reference, with its interval."""
     words = []
     with style():

@@ -12,7 +12,7 @@ from nnunet_mutual.report import overlays, plots
 from nnunet_mutual.report.blocks import Block, Figure, Missing, Section, Table, Text
 from nnunet_mutual.report.findings import FEW
 from nnunet_mutual.report.identities import Identities
-from nnunet_mutual.report.scores import Difference, compare, first_network, paired
+from nnunet_mutual.report.scores import ModelDifference, compare, first_network, paired
 from nnunet_mutual.report.training import Training
 
 MOST_PAIRED = 12
@@ -167,7 +167,7 @@ def comparison(scores: pd.DataFrame, other: tuple[str, pd.DataFrame], labels: Se
     return [table, lines]
 
 
-def _difference(label: str, rows: pd.DataFrame) -> Difference:
+def _difference(label: str, rows: pd.DataFrame) -> ModelDifference:
     return compare(label, rows.dice.to_numpy(float), rows.dice_other.to_numpy(float))
 
 

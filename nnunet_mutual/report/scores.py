@@ -100,7 +100,7 @@ def _key(file: str) -> str:
 
 
 @dataclass(frozen=True)
-class Difference:
+class ModelDifference:
     """How two models differ on the same cases.
 
     Attributes:
@@ -127,7 +127,7 @@ class Difference:
         return self.first - self.second
 
 
-def compare(label: str, first: np.ndarray, second: np.ndarray) -> Difference:
+def compare(label: str, first: np.ndarray, second: np.ndarray) -> ModelDifference:
     """Compares paired scores (n,) of two models; pairs with a NaN are left out."""
     both = ~(np.isnan(first) | np.isnan(second))
     first, second = first[both], second[both]
@@ -135,7 +135,7 @@ def compare(label: str, first: np.ndarray, second: np.ndarray) -> Difference:
     low, high = bootstrap(difference) if len(difference) >= 5 else (None, None)
     means = (float(first.mean()), float(second.mean())) if len(first) else (float("nan"), float("nan"))
     better, worse = int((difference >= 0.005).sum()), int((difference <= -0.005).sum())
-    return Difference(label, *means, len(difference), low, high, better, worse)
+    return ModelDifference(label, *means, len(difference), low, high, better, worse)
 
 
 def bootstrap(values: np.ndarray) -> tuple[float, float]:

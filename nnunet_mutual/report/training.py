@@ -16,8 +16,7 @@ from nnunet_mutual.disk.files import natural, read_object
 from nnunet_mutual.disk.host_files import read_plans, read_splits
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.shapes import require_shape
-from nnunet_mutual.disk.trainings import training_folder
-from nnunet_mutual.errors import MutualError
+from nnunet_mutual.disk.trainings import FINAL, NamedTraining, fold_of
 from nnunet_mutual.plugin.find import resolve, training_names
 from nnunet_mutual.preprocessing.unlabelled import UNLABELLED, unlabelled_keys
 from nnunet_mutual.settings import differences
@@ -54,7 +53,7 @@ class Training:
     @property
     def folder(self) -> Path:
         """Folder of the fold."""
-        return self.base / f"fold_{self.fold}"
+        return fold_of(self.base, self.fold)
 
     @property
     def options(self) -> str:
@@ -116,7 +115,7 @@ class Training:
     @property
     def finished(self) -> bool:
         """Whether the last epoch is done."""
-        return (self.folder / "checkpoint_final.pth").is_file()
+        return (self.folder / FINAL).is_file()
 
     @cached_property
     def split(self) -> Split:
@@ -173,14 +172,8 @@ def open_training(dataset: str, configuration: str, *, trainer: str, plans: str,
         MutualError: there is no such dataset, training or fold; says what there is.
     """
     folders = locate(dataset)
-    base = training_folder(folders.name, trainer, plans, configuration)
+    base = NamedTraining(folders.name, configuration, fold, trainer, plans).find_fold().parent
     training = Training(base, folders, trainer, plans, configuration, fold)
-    if not training.folder.is_dir():
-        there = sorted(entry.name.removeprefix("fold_") for entry in base.glob("fold_*") if entry.is_dir())
-        raise MutualError(
-            f"{base} has no fold {fold} (there: {', '.join(there) or 'none'}); choose one of these with -f, or train "
-            f"it with: {training.command}"
-        )
     training.table  # noqa: B018 - a folder that is no training shall say so before anything is written
     training.plan  # noqa: B018
     return training

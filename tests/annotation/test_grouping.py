@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from partial_oracle import dataset
 
-from nnunet_mutual.annotation.label_groups import choose_groups, describe_groups, home
+from nnunet_mutual.annotation.label_groups import choose_label_groups, describe_label_groups, home
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.loading import PooledLoader
 
@@ -24,7 +24,7 @@ def table_of(**cases: str) -> AnnotationTable:
 
 
 def groups_of(**cases: str) -> list[str]:
-    return ["".join(sorted(group)) for group in choose_groups(table_of(**cases), cases)]
+    return ["".join(sorted(group)) for group in choose_label_groups(table_of(**cases), cases)]
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,9 @@ def test_groups_cover_the_labels(cases: dict[str, str], expected: list[str]) -> 
 
 def test_cases_of_other_sets_have_no_home() -> None:
     table = table_of(x="ab", y="cd", z="a", u="")
-    groups = choose_groups(table, ["x", "y", "z", "u"])
+    groups = choose_label_groups(table, ["x", "y", "z", "u"])
     assert [home(groups, table.case(key).annotated) for key in "xyzu"] == [0, 1, None, None]
-    text = describe_groups(table, ["x", "y", "z", "u"], groups)
+    text = describe_label_groups(table, ["x", "y", "z", "u"], groups)
     assert "network 0: a, b (1 cases" in text and "2 cases annotate other sets" in text
 
 
@@ -120,5 +120,5 @@ def test_groups_are_drawn_by_the_probability_of_their_cases() -> None:
 def test_the_order_of_cases_does_not_matter_to_the_groups() -> None:
     cases = {"x": "ab", "y": "bc", "z": "cd", "u": "ad"}
     table, names = table_of(**cases), list(cases)
-    chosen = {tuple(choose_groups(table, order)) for order in (names, names[::-1], names[2:] + names[:2])}
+    chosen = {tuple(choose_label_groups(table, order)) for order in (names, names[::-1], names[2:] + names[:2])}
     assert chosen == {(frozenset("ab"), frozenset("cd"))}

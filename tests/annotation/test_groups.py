@@ -14,7 +14,11 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny import NAME
 
-from nnunet_mutual.annotation.modality_groups import ModalityGroups, parse_groups, require_preprocessed_by_group
+from nnunet_mutual.annotation.modality_groups import (
+    ModalityGroups,
+    parse_modality_groups,
+    require_preprocessed_by_group,
+)
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.cli.parser import main
 from nnunet_mutual.errors import MutualError
@@ -82,7 +86,10 @@ def test_groups_are_not_settings(nnunet_folders: Path, capsys: pytest.CaptureFix
     assert "run the command twice" in capsys.readouterr().err
     assert main(["plan", "-d", "901"]) == 2
     assert "--name" in capsys.readouterr().err
-    assert parse_groups(["T1=T1", "b=FLAIR, T1"], list(CHANNELS.values())) == {"T1": ["T1"], "b": ["T1", "FLAIR"]}
+    assert parse_modality_groups(["T1=T1", "b=FLAIR, T1"], list(CHANNELS.values())) == {
+        "T1": ["T1"],
+        "b": ["T1", "FLAIR"],
+    }
 
 
 def preprocessed_alone(raw: Path, plans: dict[str, Any], key: str, channels: tuple[int, ...]) -> np.ndarray:

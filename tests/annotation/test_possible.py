@@ -10,7 +10,7 @@ from random_tables import LABELS, REGIONS, plain_datasets, region_datasets
 from nnunet_mutual.annotation.codes import PseudoCodes
 from nnunet_mutual.annotation.possible import agreeing_integers, hypotheses, left_open, unseen_labels
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.datasets.merge.views import BACKGROUND, IGNORE, PlainView, RegionView
+from nnunet_mutual.datasets.merge.readings import BACKGROUND, IGNORE, PlainView, RegionView
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.generate import PseudoLabeller

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nnunet_mutual.datasets.merge.readings import PlainView, RegionView, resolve
 from nnunet_mutual.datasets.merge.sources import BACKGROUND, IGNORE
-from nnunet_mutual.datasets.merge.views import PlainView, RegionView, resolve
 
 NAMES = ("liver", "tumour", "spleen")
 VALUES = {BACKGROUND: 0, "liver": 1, "tumour": 2, "spleen": 3, IGNORE: 4}

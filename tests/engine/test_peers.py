@@ -23,9 +23,9 @@ from nnunet_mutual.engine.peers import Memory, Peers, unwrap
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.modules.tap import FeatureTap, feature_stage
 from nnunet_mutual.objectives import Batch, Objective, Progress, collect_terms
-from nnunet_mutual.objectives.difference import DifferenceObjective, PartialLoss
+from nnunet_mutual.objectives.full_organs import SimilarityObjective
 from nnunet_mutual.objectives.knowledge import Knowledge
-from nnunet_mutual.objectives.similarity import SimilarityObjective
+from nnunet_mutual.objectives.partial_organs import DifferenceObjective, PartialLoss
 from nnunet_mutual.objectives.supervised import SupervisedObjective, deep_supervision_weights
 
 PLAIN = dataset({"liver": 1, "spleen": 2}, {"a": {"annotated": ["liver"]}, "b": {"annotated": ["spleen"]}})

@@ -35,13 +35,13 @@ from nnunet_mutual.modules.tap import FeatureTap
 from nnunet_mutual.objectives import Batch, Objective, Views, collect_terms
 from nnunet_mutual.objectives.correlation import CorrelationLoss, CorrelationObjective
 from nnunet_mutual.objectives.crossmodal import CrossModalCourse, CrossModalLoss, CrossModalObjective
-from nnunet_mutual.objectives.difference import DifferenceObjective, PartialLoss
+from nnunet_mutual.objectives.full_organs import SimilarityObjective
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.mean_teacher import MeanTeacherObjective
+from nnunet_mutual.objectives.partial_organs import DifferenceObjective, PartialLoss
 from nnunet_mutual.objectives.prototypes import PrototypeLoss, PrototypeObjective
 from nnunet_mutual.objectives.rectification import RectificationObjective
-from nnunet_mutual.objectives.similarity import SimilarityObjective
-from nnunet_mutual.objectives.soft_labels import SoftLabelObjective
+from nnunet_mutual.objectives.relearning import SoftLabelObjective
 from nnunet_mutual.objectives.supervised import SupervisedObjective, deep_supervision_weights
 
 Make = Callable[[Knowledge, SupervisedObjective], Sequence[Objective]]

@@ -18,7 +18,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.cli import parser as cli
-from nnunet_mutual.datasets.images import reader_for
+from nnunet_mutual.datasets.case_voxels import reader_for
 from nnunet_mutual.evaluation.cases import Pair, Rules, measure_cases
 
 KEYS = [f"case_{i:02d}" for i in range(6)]

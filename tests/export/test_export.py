@@ -19,9 +19,11 @@ import SimpleITK as sitk
 import tiny
 import torch
 
+from nnunet_mutual import trainers
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.export.command import export
 from nnunet_mutual.planning.configuration import plan
+from nnunet_mutual.plugin.find import training_names
 from nnunet_mutual.settings import parse_settings
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 4, "num_val_iterations_per_epoch": 1, "amp": "off", "seed": 1}
@@ -166,7 +168,7 @@ def test_the_card_tells_all_but_names(trained: Path, folders: Callable[[str], Pa
     assert "6 cases of 2 sources" in card and "| liver | 3 |\n| tumour, spleen | 3 |" in card
     for version in ("nnunetv2", "torch", "nnunet_mutual"):
         assert f"{version} {metadata.version(version)}" in card
-    for words in ("PartialTrainer", "2 epochs", "(1 x 1 x 1 mm)", "Intended use", "Limits", "10.1109/TMI.2025.3614853"):
+    for words in ("PartialTrainer", "2 epochs", "(1 x 1 x 1 mm)", "Intended use", "Limits", "70, 101979 (2021)"):
         assert words in card
     assert not re.search(r"case_\d|Jane", card) and str(trained) not in card
 
@@ -260,3 +262,12 @@ def test_plan_writes_an_inheriting_configuration(nnunet_folders: Path, capsys: p
 
 def test_settings_on_the_command_line_go_into_objects() -> None:
     assert parse_settings(["loss.pd=0.5", "loss.fd=0", "amp=off"]) == {"loss": {"pd": 0.5, "fd": 0}, "amp": "off"}
+
+
+def test_every_method_names_its_paper_and_says_what_it_learns_from() -> None:
+    classes = {name: getattr(trainers, name) for name in training_names()}
+    assert all(found.paper for found in classes.values())
+    assert {name for name, found in classes.items() if not found.learns_unlabelled()} == {
+        "PartialTrainer",
+        "MutualPartialTrainer",
+    }

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nnunet_mutual.engine.networks import share_encoder
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.losses.correlation import (
+from nnunet_mutual.losses.omni_correlation import (
     correlation,
     correlation_cross_entropy,
     most_and_any,

@@ -14,10 +14,10 @@ from torch import Tensor
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.objectives import Batch, Output, Progress
 from nnunet_mutual.objectives.collapse import LEAST_SAMPLES, CollapseAlarm
-from nnunet_mutual.objectives.difference import BANK_MOMENTUM, DifferenceObjective, PartialLoss
+from nnunet_mutual.objectives.full_organs import MOMENTUM, SimilarityObjective, SimilarityStep
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import organ_masks, ramp
-from nnunet_mutual.objectives.similarity import MOMENTUM, SimilarityObjective, SimilarityStep
+from nnunet_mutual.objectives.partial_organs import BANK_MOMENTUM, DifferenceObjective, PartialLoss
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 
 CONTENT = dataset({"liver": 1, "spleen": 2}, {"a": {"annotated": ["liver"]}, "b": {"annotated": ["spleen"]}})

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.pseudo_labels.filter import (
     FilterSettings,
-    agreement,
     decide_regions,
     decide_voxels,
     judge_label,
@@ -246,15 +245,6 @@ def test_corners_connect_and_a_region_is_one_thing() -> None:
 def test_an_absent_label_has_no_component() -> None:
     decided = np.array([[-1, 0], [2, 2]])
     np.testing.assert_array_equal(keep_main_component(decided, [1, np.int64(7)], DEFAULT), decided)
-
-
-def test_agreement() -> None:
-    a, b = np.array([1, 1, 0, 0], bool), np.array([1, 0, 1, 0], bool)
-    assert agreement(a, b) == 0.5
-    assert agreement(a, a) == 1
-    assert agreement(a, ~a) == 0
-    assert agreement(a & ~a, b & ~b) == 1
-    assert agreement(np.ones(300, bool), np.ones(300, bool)) == 1
 
 
 CASES = [100.0, 120.0, 150.0]

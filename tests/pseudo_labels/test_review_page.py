@@ -117,7 +117,7 @@ def test_what_cannot_be_reviewed(nnunet_folders: Path, tmp_path: Path, capsys: p
 
     refused("so an older version wrote it; delete that folder")
     refused("--max: it must be a whole number from 1", "--max", 0)
-    refused(f"-p Other -tr MutualPartialTrainer; pseudo labels are in {TRAINING}/fold_0", "-p", "Other")
+    refused(f"trained there: {TRAINING}", "-p", "Other")
     PseudoStore(store).write(
         "case_01", np.zeros((1, 9, 9, 9), np.int16), {}, [], candidates=np.zeros((1, 9, 9, 9), int)
     )

@@ -152,8 +152,10 @@ def test_nothing_to_be_mutual_about_is_partial_training(nnunet_folders: Path, bl
 
 def test_one_set_that_covers_all_labels(nnunet_folders: Path) -> None:
     trainer = trained(nnunet_folders, block_of(EVERYTHING, ["liver"]))
-    assert trainer.groups == [frozenset(EVERYTHING)] and len(trainer.peers.networks) == 1
-    assert (trainer.stage1_epochs, trainer.num_epochs) == (2, 5), "one network in each stage: no epochs are shared"
+    assert trainer.stages.groups == [frozenset(EVERYTHING)] and len(trainer.peers.networks) == 1
+    assert (trainer.stages.first_epochs, trainer.num_epochs) == (2, 5), (
+        "one network in each stage: no epochs are shared"
+    )
     assert set(lines_of(trainer)[0]["terms"]) == {"supervised"}
     assert all(labels == {"tumour", "spleen"} for labels in decisions_of(trainer).values())
     assert_predicts_in_stock(trainer)
@@ -163,7 +165,7 @@ def test_many_sets_and_an_unlabelled_case(nnunet_folders: Path) -> None:
     keys = [f"case_{i:02d}" for i in range(12)]
     block = block_of(["liver"], ["tumour"], ["spleen"], ["liver", "spleen"], [], keys=keys)
     trainer = trained(nnunet_folders, block, cases=12)
-    assert trainer.groups == [frozenset({"liver", "spleen"}), frozenset({"tumour"})]
+    assert trainer.stages.groups == [frozenset({"liver", "spleen"}), frozenset({"tumour"})]
     unlabelled = [key for key in keys if not trainer.table.case(key).annotated]
     training, validation = trainer.do_split()
     assert unlabelled and not set(unlabelled) & set(validation)
@@ -199,8 +201,8 @@ def test_single_networks(nnunet_folders: Path, first: str, second: str) -> None:
     settings = {"num_epochs": 10, "stage1_networks": first, "stage2_networks": second}
     trainer = trained(nnunet_folders, partial_block(), settings=settings)
     number = {"one": 1, "groups": 2}
-    assert trainer.stage1_epochs == 4 // number[first]
-    assert trainer.num_epochs - trainer.stage1_epochs == 6 // number[second]
+    assert trainer.stages.first_epochs == 4 // number[first]
+    assert trainer.num_epochs - trainer.stages.first_epochs == 6 // number[second]
     assert len(trainer.peers.networks) == number[second]
     assert isinstance(trainer.dataloader_train.data_loader, PooledLoader) == (second == "groups")
 

@@ -16,11 +16,11 @@ from nnunet_mutual.datasets.merge import traps
 from nnunet_mutual.datasets.merge.agreement import Target, agree, similar_labels
 from nnunet_mutual.datasets.merge.contains import decide_contains
 from nnunet_mutual.datasets.merge.identical import Contradiction, combine, group_equal, refuse_pseudo
+from nnunet_mutual.datasets.merge.merged_cases import MergedCase, merged_cases, merged_dataset_json, view_of
+from nnunet_mutual.datasets.merge.merged_folder import CONTRADICTIONS, write_contradictions, write_dataset
+from nnunet_mutual.datasets.merge.readings import View
 from nnunet_mutual.datasets.merge.scan import Scan, readers, scan
 from nnunet_mutual.datasets.merge.sources import MergeSource, dataset_named, load_sources
-from nnunet_mutual.datasets.merge.table import MergedCase, merged_cases, merged_dataset_json, view_of
-from nnunet_mutual.datasets.merge.views import View
-from nnunet_mutual.datasets.merge.write import CONTRADICTIONS, write_contradictions, write_dataset
 from nnunet_mutual.datasets.new_dataset import free_place
 from nnunet_mutual.errors import MutualError
 

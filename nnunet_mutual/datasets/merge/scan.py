@@ -16,7 +16,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from nnunet_mutual.datasets.images import Finding, inspect_case, reader_for
+from nnunet_mutual.datasets.case_voxels import Finding, inspect_case, reader_for
 from nnunet_mutual.datasets.merge.agreement import NIFTI
 from nnunet_mutual.datasets.merge.sources import MergeSource
 from nnunet_mutual.datasets.problems import ERROR, Problem

@@ -15,8 +15,8 @@ from typing import Any
 from tqdm import tqdm
 
 from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.datasets.case_voxels import inspect_case, reader_for
 from nnunet_mutual.datasets.coverage import coverage, format_coverage
-from nnunet_mutual.datasets.images import inspect_case, reader_for
 from nnunet_mutual.datasets.new_dataset import free_place
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import read_dataset_json, training_cases, unlabelled_cases

@@ -15,7 +15,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from tqdm import tqdm
 
 from nnunet_mutual.annotation.table import AnnotationTable, Case
-from nnunet_mutual.datasets.images import reader_for
+from nnunet_mutual.datasets.case_voxels import reader_for
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases
 from nnunet_mutual.datasets.sync import INTERRUPTED, raw_and_preprocessed_differ
 from nnunet_mutual.disk.files import read_object, write_json
@@ -26,7 +26,7 @@ from nnunet_mutual.disk.swap import BACKUP, OLD, Roots, Swap, swap_all, undo
 from nnunet_mutual.disk.writing import require_space
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.preprocessing.label_maps import note, preprocessed_map, read_record, record_of
-from nnunet_mutual.pseudo_labels.review.merge import MergedCase, merge_case
+from nnunet_mutual.pseudo_labels.review.merge import CorrectedCase, merge_case
 from nnunet_mutual.pseudo_labels.review.preprocessed import Data, data_of
 from nnunet_mutual.pseudo_labels.review.table import REJECT, Manifest, Verdict, read_manifest, read_verdicts
 from nnunet_mutual.settings import BLOCK
@@ -119,7 +119,7 @@ def _open(folders: DatasetFolders) -> _Dataset:
     return _Dataset(folders, folders.raw, content, AnnotationTable.from_dataset_json(content), files, reader, data)
 
 
-def _staged(merged: MergedCase, opened: _Dataset, folder: Path) -> MergedCase:
+def _staged(merged: CorrectedCase, opened: _Dataset, folder: Path) -> CorrectedCase:
     """Writes a new label map aside, so that not all of them are in memory."""
     (folder / "labelsTr").mkdir(exist_ok=True)
     target = folder / "labelsTr" / opened.files[merged.case.key].label.name
@@ -128,10 +128,10 @@ def _staged(merged: MergedCase, opened: _Dataset, folder: Path) -> MergedCase:
         require_space(target.parent)
     except (OSError, RuntimeError) as error:  # SimpleITK reports a full disk as RuntimeError
         raise _nothing_changed(opened, error) from error
-    return MergedCase(merged.case, np.empty(0), {}, merged.said)
+    return CorrectedCase(merged.case, np.empty(0), {}, merged.said)
 
 
-def _change(opened: _Dataset, merged: Mapping[str, MergedCase], scratch: Mapping[Path, Path], table: Path) -> None:
+def _change(opened: _Dataset, merged: Mapping[str, CorrectedCase], scratch: Mapping[Path, Path], table: Path) -> None:
     """Prepares everything aside, then puts it into place at once."""
     content = _new_content(opened, [case.case for case in merged.values()])
     try:
@@ -177,7 +177,7 @@ def _new_content(opened: _Dataset, cases: Sequence[Case]) -> dict[str, Any]:
     return content
 
 
-def _backup(opened: _Dataset, merged: Mapping[str, MergedCase], scratch: Path, table: Path) -> Swap:
+def _backup(opened: _Dataset, merged: Mapping[str, CorrectedCase], scratch: Path, table: Path) -> Swap:
     """A copy of all that changes in the raw dataset, and of the table that says why."""
     number = 1
     while (place := opened.raw / f"{BACKUP}{number}").exists():
@@ -215,7 +215,9 @@ def _roots(folders: DatasetFolders) -> Roots:
     return {"raw": folders.raw, "preprocessed": folders.preprocessed}
 
 
-def _swaps_of_records(opened: _Dataset, merged: Mapping[str, MergedCase], scratch: Mapping[Path, Path]) -> list[Swap]:
+def _swaps_of_records(
+    opened: _Dataset, merged: Mapping[str, CorrectedCase], scratch: Mapping[Path, Path]
+) -> list[Swap]:
     """Notes the new label maps where trainings look whether theirs changed."""
     root, swaps = opened.preprocessed, []
     for data in opened.data if root is not None else ():
@@ -260,7 +262,7 @@ def _nothing_changed(opened: _Dataset, error: Exception) -> MutualError:
     )
 
 
-def _say(verdicts: Sequence[Verdict], merged: Mapping[str, MergedCase], opened: _Dataset, dry_run: bool) -> None:
+def _say(verdicts: Sequence[Verdict], merged: Mapping[str, CorrectedCase], opened: _Dataset, dry_run: bool) -> None:
     """Says what becomes of what, before it does."""
     for case in merged.values():
         print("\n".join(case.said))
@@ -286,4 +288,4 @@ def _say_next(table: Path, manifest: Manifest, opened: _Dataset, changed: bool, 
     else:
         print("Next, check the dataset and train anew (not with --c):")
         print(f"  nnunet_mutual check {number}")
-        print(f"  nnUNetv2_train {manifest.training.words}")
+        print(f"  {manifest.training.command}")

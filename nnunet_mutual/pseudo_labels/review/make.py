@@ -17,20 +17,20 @@ from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.disk.files import write_csv, write_json
 from nnunet_mutual.disk.folders import finish, not_written, temporary_folder
 from nnunet_mutual.disk.images import read_images, read_label_map, voxel_ml, write_label_map
+from nnunet_mutual.disk.trainings import NamedTraining
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.pseudo_labels.review.doubt import Doubt, by_doubt
 from nnunet_mutual.pseudo_labels.review.figures import CANDIDATE, DRAWN, Scene, draw
 from nnunet_mutual.pseudo_labels.review.orientation import frame_of
-from nnunet_mutual.pseudo_labels.review.source import Source, open_source
+from nnunet_mutual.pseudo_labels.review.source import ReviewSource, open_source
 from nnunet_mutual.pseudo_labels.review.table import COLUMNS, MANIFEST, TABLE
-from nnunet_mutual.pseudo_labels.review.training import Training
 
 PAGE = "review.html"
 _MASKS = "candidates"
 
 
 @dataclass(frozen=True)
-class Entry:
+class PageRow:
     """One (case, label) on the page.
 
     Attributes:
@@ -54,7 +54,7 @@ class Entry:
     channel: str
 
 
-def review(training: Training, *, checkpoint: str | None, output: str, everything: bool, most: int | None) -> None:
+def review(training: NamedTraining, *, checkpoint: str | None, output: str, everything: bool, most: int | None) -> None:
     """Writes a folder for a reader: ``review.html``, ``review.csv``, and a mask for each doubtful (case, label).
 
     Args:
@@ -99,18 +99,20 @@ def review(training: Training, *, checkpoint: str | None, output: str, everythin
     print(f"  nnunet_mutual accept {number} {place / TABLE} --dry-run")
 
 
-def _entries(source: Source, shown: Sequence[tuple[Decision, Doubt]], folder: Path) -> list[Entry]:
+def _entries(source: ReviewSource, shown: Sequence[tuple[Decision, Doubt]], folder: Path) -> list[PageRow]:
     """Writes the masks and draws the pictures, case by case; returns entries in the order of ``shown``."""
     (folder / _MASKS).mkdir()
     cases = list(dict.fromkeys(decision.case for decision, _ in shown))
-    made: dict[tuple[str, str], Entry] = {}
+    made: dict[tuple[str, str], PageRow] = {}
     for key in tqdm(cases, desc="drawing", unit="case", leave=False):
         for entry in _entries_of(source, key, [pair for pair in shown if pair[0].case == key], folder):
             made[entry.decision.case, entry.decision.label] = entry
     return [made[decision.case, decision.label] for decision, _ in shown]
 
 
-def _entries_of(source: Source, key: str, shown: Iterable[tuple[Decision, Doubt]], folder: Path) -> Iterator[Entry]:
+def _entries_of(
+    source: ReviewSource, key: str, shown: Iterable[tuple[Decision, Doubt]], folder: Path
+) -> Iterator[PageRow]:
     case, files, table = source.table.case(key), source.files[key], source.table
     there = {table.channels[n]: file for n, file in files.images.items() if table.channels[n] not in case.missing}
     channel, path = next(iter(there.items()))
@@ -131,7 +133,7 @@ def _entries_of(source: Source, key: str, shown: Iterable[tuple[Decision, Doubt]
         scene = Scene(
             frame.turn(image[0]), frame.turn(mask), outlines, frame.spacing, oriented=frame.transform is not None
         )
-        yield Entry(
+        yield PageRow(
             decision,
             doubt,
             _size(int(mask.sum()), size, decision),
@@ -151,7 +153,7 @@ def _size(voxels: int, voxel_ml: float | None, decision: Decision) -> str:
     return f"{voxels * voxel_ml:.3g} ml, {decision.volume_ml:.3g} ml of it sure"
 
 
-def _manifest(source: Source, entries: Sequence[Entry]) -> dict:
+def _manifest(source: ReviewSource, entries: Sequence[PageRow]) -> dict:
     """What `accept` needs to know, and where everything came from."""
     return {
         "dataset": source.folders.name,
@@ -164,7 +166,7 @@ def _manifest(source: Source, entries: Sequence[Entry]) -> dict:
     }
 
 
-def _page(source: Source, entries: Sequence[Entry], judged: int, chosen: int, place: Path) -> str:
+def _page(source: ReviewSource, entries: Sequence[PageRow], judged: int, chosen: int, place: Path) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     return template.render(

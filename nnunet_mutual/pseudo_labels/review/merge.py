@@ -11,7 +11,7 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from nnunet_mutual.annotation.table import AnnotationTable, Case
-from nnunet_mutual.datasets.images import inspect_case
+from nnunet_mutual.datasets.case_voxels import inspect_case
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles
 from nnunet_mutual.disk.images import read_label_map, voxel_ml
@@ -21,7 +21,7 @@ from nnunet_mutual.pseudo_labels.review.table import Verdict
 
 
 @dataclass(frozen=True)
-class MergedCase:
+class CorrectedCase:
     """A case as it will be.
 
     Attributes:
@@ -45,7 +45,7 @@ def merge_case(
     reader: BaseReaderWriter,
     *,
     keep_drawn: bool,
-) -> MergedCase:
+) -> CorrectedCase:
     """Puts all accepted masks of a case into its label map, inner labels first.
 
     Args:
@@ -77,7 +77,7 @@ def merge_case(
         said.append(_describe(verdict, table, case, voxels, merged, mask, volume, ignore))
         voxels = merged
         case = replace(case, annotated=case.annotated | {verdict.label}, pseudo=case.pseudo - {verdict.label})
-    return MergedCase(case, voxels, properties, said)
+    return CorrectedCase(case, voxels, properties, said)
 
 
 def _read_mask(

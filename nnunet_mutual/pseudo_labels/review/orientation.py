@@ -13,7 +13,7 @@ _TOWARDS = ("L", "P", "S")  # of the axes x, y, z, as SimpleITK and DICOM count
 
 
 @dataclass(frozen=True)
-class Frame:
+class Turn:
     """How to turn the voxels of an image.
 
     Attributes:
@@ -30,7 +30,7 @@ class Frame:
         return volume if self.transform is None else apply_orientation(volume.T, self.transform).T
 
 
-def frame_of(properties: Mapping[str, Any]) -> Frame:
+def frame_of(properties: Mapping[str, Any]) -> Turn:
     """Returns the frame of an image.
 
     Args:
@@ -39,11 +39,11 @@ def frame_of(properties: Mapping[str, Any]) -> Frame:
     spacing = tuple(float(s) for s in properties["spacing"])
     axes = _axes(properties)
     if axes is None:
-        return Frame(None, spacing)
+        return Turn(None, spacing)
     transform = ornt_transform(io_orientation(axes), axcodes2ornt(_TOWARDS))
     # Row i of a transform says where axis i of the file goes; spacing is counted backwards, as arrays are.
     order = np.argsort(transform[:, 0])
-    return Frame(transform, tuple(np.array(spacing[::-1])[order][::-1]))
+    return Turn(transform, tuple(np.array(spacing[::-1])[order][::-1]))
 
 
 def _axes(properties: Mapping[str, Any]) -> np.ndarray | None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -23,11 +22,11 @@ from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.shapes import Shape, require_shape
+from nnunet_mutual.disk.trainings import NamedTraining
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.pseudo_labels.command import in_image_space
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.review.rules import rules_for
-from nnunet_mutual.pseudo_labels.review.training import Training
 
 _MADE_BY: Shape = {
     "labels": dict,
@@ -36,7 +35,7 @@ _MADE_BY: Shape = {
 
 
 @dataclass(frozen=True)
-class Source:
+class ReviewSource:
     """What a review is made of.
 
     Attributes:
@@ -52,7 +51,7 @@ class Source:
         plans: of the training.
     """
 
-    training: Training
+    training: NamedTraining
     folders: DatasetFolders
     content: Mapping[str, Any]
     table: AnnotationTable
@@ -119,7 +118,7 @@ class Source:
         return properties
 
 
-def open_source(training: Training, checkpoint: str | None) -> Source:
+def open_source(training: NamedTraining, checkpoint: str | None) -> ReviewSource:
     """Opens the pseudo labels that a training, or ``nnunet_mutual pseudo_label``, has made.
 
     Args:
@@ -150,7 +149,7 @@ def open_source(training: Training, checkpoint: str | None) -> Source:
     known = FilterSettings.__dataclass_fields__
     files, _ = training_cases(folders.raw, content)
     plans = PlansManager(read_plans(folder / "plans.json"))
-    return Source(
+    return ReviewSource(
         training,
         folders,
         content,
@@ -168,18 +167,9 @@ def open_source(training: Training, checkpoint: str | None) -> Source:
     )
 
 
-def _store(training: Training, checkpoint: str | None) -> tuple[Path, PseudoStore]:
+def _store(training: NamedTraining, checkpoint: str | None) -> tuple[Path, PseudoStore]:
     """Returns the folder of the training and the pseudo labels in it."""
-    if not nnUNet_results.is_set():
-        raise MutualError('nnUNet_results is not set; set it as for nnU-Net: export nnUNet_results="/path/to/it"')
-    name = f"{training.trainer}__{training.plans}__{training.configuration}"
-    folder = Path(nnUNet_results) / training.dataset / name
-    fold = folder / f"fold_{training.fold}"
-    if not fold.is_dir():
-        made = folder.parent.glob(f"*/fold_*/pseudo_labels*/{IDENTITY}")
-        there = sorted(str(path.parents[1].relative_to(folder.parent)) for path in made)
-        instead = f"; pseudo labels are in {', '.join(dict.fromkeys(there))}" if there else ""
-        raise MutualError(f"{fold} does not exist; train it with: nnUNetv2_train {training.words}{instead}")
+    fold = training.find_fold()
     found = {path.parent.name: path.parent for path in sorted(fold.glob(f"pseudo_labels*/{CSV}"))}
     if checkpoint is not None:
         wanted = f"pseudo_labels_{Path(checkpoint).stem.removeprefix('checkpoint_')}"
@@ -194,4 +184,4 @@ def _store(training: Training, checkpoint: str | None) -> tuple[Path, PseudoStor
         raise MutualError(
             f"{fold} has no finished pseudo labels{of}; make them with: nnunet_mutual pseudo_label {training.words}{of}"
         )
-    return folder, PseudoStore(chosen)
+    return fold.parent, PseudoStore(chosen)

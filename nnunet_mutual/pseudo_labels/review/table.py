@@ -11,8 +11,8 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.tables import csv_rows
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.names import inside
+from nnunet_mutual.disk.trainings import NamedTraining
 from nnunet_mutual.errors import MutualError, meant
-from nnunet_mutual.pseudo_labels.review.training import Training
 
 TABLE = "review.csv"
 MANIFEST = "review.json"
@@ -45,7 +45,7 @@ class Manifest:
     """What `review` has written: the dataset, and file and hash of the candidate of each (case, label)."""
 
     dataset: str
-    training: Training
+    training: NamedTraining
     candidates: Mapping[tuple[str, str], tuple[str, str]]
 
 
@@ -64,7 +64,7 @@ def read_manifest(table: Path) -> Manifest:
     content = read_object(file)
     try:
         candidates = {(e["case"], e["label"]): (str(e["file"]), str(e["sha256"])) for e in content["candidates"]}
-        return Manifest(content["dataset"], Training(**content["training"]), candidates)
+        return Manifest(content["dataset"], NamedTraining(**content["training"]), candidates)
     except (KeyError, TypeError):
         raise MutualError(f"{file} is damaged; run nnunet_mutual review again") from None
 

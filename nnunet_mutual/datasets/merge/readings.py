@@ -101,7 +101,7 @@ class RegionView:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Agreed:
     """What is written at a voxel.
 
     Attributes:
@@ -115,7 +115,7 @@ class Verdict:
     decided: bool
 
 
-def resolve(drawn: Sequence[Word], views: Sequence[View], ranks: Sequence[int]) -> Verdict:
+def resolve(drawn: Sequence[Word], views: Sequence[View], ranks: Sequence[int]) -> Agreed:
     """Finds the label of a voxel that agrees with what all label maps of the image say about it.
 
     Args:
@@ -126,7 +126,7 @@ def resolve(drawn: Sequence[Word], views: Sequence[View], ranks: Sequence[int]) 
     order = sorted(range(len(drawn)), key=ranks.__getitem__)
     speaking = [i for i in order if drawn[i] != IGNORE]
     if not speaking:
-        return Verdict(IGNORE, False, True)
+        return Agreed(IGNORE, False, True)
     believed, decided = speaking[:1], True
     for i in speaking[1:]:
         if _common([*believed, i], drawn, views) is not None:
@@ -142,7 +142,7 @@ def resolve(drawn: Sequence[Word], views: Sequence[View], ranks: Sequence[int]) 
     silent = frozenset[str]().union(*(view.annotated for view in views)) - known
     if silent and views[speaking[0]].open(silent, allowed, chosen):
         chosen = IGNORE
-    return Verdict(chosen, len(believed) < len(speaking), decided)
+    return Agreed(chosen, len(believed) < len(speaking), decided)
 
 
 def _common(

@@ -147,11 +147,11 @@ def _add_report(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _review(options: argparse.Namespace) -> int:
+    from nnunet_mutual.disk.trainings import NamedTraining
     from nnunet_mutual.pseudo_labels.review.make import review
-    from nnunet_mutual.pseudo_labels.review.training import Training
 
     review(
-        Training(options.dataset, options.configuration, options.fold, options.trainer, options.plans),
+        NamedTraining(options.dataset, options.configuration, options.fold, options.trainer, options.plans),
         checkpoint=options.checkpoint,
         output=options.output,
         everything=options.everything,

@@ -8,10 +8,10 @@ from typing import Any
 
 from nnunet_mutual.annotation.table import VERSION, AnnotationTable, Case
 from nnunet_mutual.datasets.merge.agreement import Target, canonical_channel
+from nnunet_mutual.datasets.merge.readings import PlainView, RegionView, View
 from nnunet_mutual.datasets.merge.scan import Scan
 from nnunet_mutual.datasets.merge.sources import MergeSource
 from nnunet_mutual.datasets.merge.traps import shared_patients
-from nnunet_mutual.datasets.merge.views import PlainView, RegionView, View
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.settings import BLOCK
 

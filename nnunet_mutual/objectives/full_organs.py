@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_mutual.annotation.label_groups import Group, home
+from nnunet_mutual.annotation.label_groups import LabelGroup, home
 from nnunet_mutual.batches.batch import Batch
 from nnunet_mutual.losses.similarity import (
     feature_similarity,
@@ -18,9 +18,9 @@ from nnunet_mutual.losses.similarity import (
     teaching_weights,
 )
 from nnunet_mutual.objectives.base import Objective, Output, Progress, Said, Step, Term
-from nnunet_mutual.objectives.difference import PartialLoss
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import organ_masks, ramp
+from nnunet_mutual.objectives.partial_organs import PartialLoss
 from nnunet_mutual.objectives.sampling import summed
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 
@@ -78,7 +78,7 @@ class SimilarityObjective(Objective[SimilarityStep]):
         self,
         knowledge: Knowledge,
         supervised: SupervisedObjective,
-        groups: Sequence[Group],
+        groups: Sequence[LabelGroup],
         *,
         loss: PartialLoss,
         feature_size: int,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.paths import nnUNet_results
 from tqdm import tqdm
 
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
@@ -17,8 +16,9 @@ from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.images import read_images
 from nnunet_mutual.disk.locate import locate
+from nnunet_mutual.disk.trainings import NamedTraining
 from nnunet_mutual.engine.stock_model import open_predictor
-from nnunet_mutual.errors import MutualError, meant
+from nnunet_mutual.errors import MutualError
 from nnunet_mutual.preprocessing.soft_folder import SoftFolder, model_of
 
 
@@ -55,7 +55,8 @@ def write_soft_labels(
     """
     folders = locate(dataset, need_raw=True)
     assert folders.raw is not None
-    model = _model(folders.name, f"{trainer}__{plans}__{configuration}", fold, checkpoint)
+    weights = _weights(NamedTraining(folders.name, configuration, fold, trainer, plans), checkpoint)
+    model = weights.parents[1]
     content = read_dataset_json(folders.raw)
     cases = unlabelled_cases(folders.raw, content, ())[0]
     if not cases:
@@ -66,7 +67,7 @@ def write_soft_labels(
     predictor = open_predictor(model, fold, checkpoint, torch.device(device))
     folder = Path(output)
     soft = SoftFolder(folder)
-    soft.claim(model_of(model / f"fold_{fold}" / checkpoint))
+    soft.claim(model_of(weights))
     done = soft.keep(cases)
     write_json(folder / "dataset.json", without_identities(read_object(model / "dataset.json")))
     reader = predictor.plans_manager.image_reader_writer_class()
@@ -80,23 +81,15 @@ def write_soft_labels(
     print(f"Next, for the dataset of the other model:  nnunet_mutual preprocess_unlabelled -d DATASET --soft {folder}")
 
 
-def _model(dataset: str, name: str, fold: str, checkpoint: str) -> Path:
-    if not nnUNet_results.is_set():
-        raise MutualError('nnUNet_results is not set; set it as for nnU-Net: export nnUNet_results="/path/to/it"')
-    base = Path(nnUNet_results) / dataset
-    trained = sorted(f.name for f in base.glob("[!.]*__*") if f.is_dir())
-    if name not in trained:
+def _weights(training: NamedTraining, checkpoint: str) -> Path:
+    """Returns the checkpoint."""
+    model = training.find_model()
+    if PLANS_KEY in read_plans(model / "plans.json"):
         raise MutualError(
-            f"{base} has no model called {name}{meant(name, trained)}; there are: {', '.join(trained) or 'none'}"
+            f"{model.name} has a network for each modality group; export it and name one, with -tr nnUNetTrainer and "
+            "-p as nnunet_mutual export prints it"
         )
-    if PLANS_KEY in read_plans(base / name / "plans.json"):
-        raise MutualError(
-            f"{name} has a network for each modality group; export it and name one, with -tr nnUNetTrainer and -p as "
-            "nnunet_mutual export prints it"
-        )
-    if not (base / name / f"fold_{fold}" / checkpoint).is_file():
-        raise MutualError(f"{base / name / f'fold_{fold}' / checkpoint} does not exist; train it, or give -chk")
-    return base / name
+    return training.find_checkpoint(checkpoint)
 
 
 def _channels(of_model: Mapping[str, Any], of_dataset: Mapping[str, Any]) -> Sequence[int]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nnunet_mutual.annotation.label_groups import Group, home
+from nnunet_mutual.annotation.label_groups import LabelGroup, home
 from nnunet_mutual.batches.batch import Batch
 from nnunet_mutual.losses.difference import (
     feature_difference,
@@ -89,7 +89,7 @@ class DifferenceObjective(Objective[DifferenceStep]):
         self,
         knowledge: Knowledge,
         supervised: SupervisedObjective,
-        groups: Sequence[Group],
+        groups: Sequence[LabelGroup],
         *,
         loss: PartialLoss,
         form: Literal["projected", "own"],

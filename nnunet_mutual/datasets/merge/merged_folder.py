@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from nnunet_mutual.datasets.merge.agreement import Target
 from nnunet_mutual.datasets.merge.identical import Contradiction, combine
+from nnunet_mutual.datasets.merge.merged_cases import MergedCase
+from nnunet_mutual.datasets.merge.readings import View
 from nnunet_mutual.datasets.merge.scan import Scan
 from nnunet_mutual.datasets.merge.sources import MergeSource
-from nnunet_mutual.datasets.merge.table import MergedCase
-from nnunet_mutual.datasets.merge.views import View
 from nnunet_mutual.datasets.new_dataset import place_images
 from nnunet_mutual.disk.files import write_csv, write_json
 from nnunet_mutual.disk.folders import finish, not_written, temporary_folder

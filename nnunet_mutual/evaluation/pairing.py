@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.datasets.images import reader_for
+from nnunet_mutual.datasets.case_voxels import reader_for
 from nnunet_mutual.datasets.raw import read_dataset_json, training_cases
 from nnunet_mutual.disk.files import natural, read_object
 from nnunet_mutual.disk.host_files import read_splits

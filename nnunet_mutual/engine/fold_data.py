@@ -1,0 +1,115 @@
+"""The preprocessed cases of a fold of a training: how they are split, and whether their labels change under it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.batches.fold import Fold
+from nnunet_mutual.datasets.splits import fold_problems, provide_splits
+from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
+from nnunet_mutual.disk.names import safe_name
+from nnunet_mutual.engine.log import RunLog
+from nnunet_mutual.engine.parallel.ranks import Ranks
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.preprocessing.label_maps import Labels, LabelWatch
+
+Split = tuple[list[str], list[str]]
+
+
+class FoldData:
+    """What a training knows about its cases.
+
+    Args:
+        table: who drew what.
+        fold: number, or "all".
+        folder: of the configuration's preprocessed cases.
+        previous_stage: folder with the segmentations of a cascade's first stage.
+        dataset_json: of the preprocessed dataset.
+        ranks: of the training; the first process reads labels.
+        say: prints to the log.
+        output: folder of the fold of the training.
+    """
+
+    def __init__(
+        self,
+        table: AnnotationTable,
+        fold: int | str,
+        folder: str,
+        previous_stage: str | None,
+        dataset_json: dict[str, Any],
+        *,
+        ranks: Ranks,
+        say: Callable[[str], Any],
+        output: str,
+    ):
+        self.table = table
+        self.fold = fold
+        self.folder = folder
+        self.previous_stage = previous_stage
+        self.dataset_json = dataset_json
+        self.ranks = ranks
+        self.say = say
+        self.output = output
+        self._split: Split | None = None
+
+    @cached_property
+    def dataset_class(self) -> Any:
+        """nnU-Net's, of the folder's files."""
+        return infer_dataset_class(self.folder)
+
+    def keys(self) -> list[str]:
+        """Returns all cases of the folder."""
+        return list(self.dataset_class.get_identifiers(self.folder))
+
+    def split(self, draw: Callable[[], Split]) -> Split:
+        """Returns the training and the validation cases of the fold.
+
+        By annotated set with patients together, or as an existing splits_final.json says.
+
+        Args:
+            draw: nnU-Net's way, from splits_final.json.
+
+        Raises:
+            MutualError: raw and preprocessed tables differ, the table lacks a case, or splits_final.json is wrong.
+        """
+        if self._split is None:
+            difference = raw_and_preprocessed_differ(Path(self.folder).parent.name)
+            if difference:  # before a split is made of a wrong table
+                raise MutualError(difference)
+            self.table.require(self.keys())
+            if self.fold != "all":
+                said = provide_splits(
+                    self.table, self.keys(), self.fold, Path(self.folder).parent / "splits_final.json"
+                )
+                if said:
+                    self.say(said)
+            self._split = draw()
+            for key in (*self._split[0], *self._split[1]):
+                safe_name(key, "case of splits_final.json")
+        return list(self._split[0]), list(self._split[1])
+
+    @property
+    def cases(self) -> Fold:
+        """The cases of the fold, once they are split."""
+        assert self._split is not None
+        return Fold(self.table, *self._split, self.dataset_class, self.folder, self.previous_stage)
+
+    @cached_property
+    def labels(self) -> LabelWatch:
+        """Whether the labels of the fold change under the training; what they were when it was first asked for."""
+        read = None
+        if self.ranks.rank == 0:
+            read = Labels(Path(self.folder), self.dataset_json, [*self.cases.training, *self.cases.validation])
+        return LabelWatch(read, self.ranks.first, self.say, self.output)
+
+    def warn(self, log: RunLog) -> None:
+        """Says what to know of the split."""
+        split = {"train": list(self.cases.training), "val": list(self.cases.validation)}
+        for problem in [] if self.fold == "all" else fold_problems(self.table, split, int(self.fold)):
+            log.warn(f"{problem.place}: {problem.text}")
