@@ -36,6 +36,7 @@ class Entry:
     Attributes:
         decision: of the filter.
         doubt: why it is here.
+        found: whether the mask has a voxel.
         size: of the mask, sure or not, in words.
         file: the mask, relative to the folder of the page.
         sha256: of that file.
@@ -46,6 +47,7 @@ class Entry:
 
     decision: Decision
     doubt: Doubt
+    found: bool
     size: str
     file: str
     sha256: str
@@ -134,6 +136,7 @@ def _entries_of(source: Source, key: str, shown: Iterable[tuple[Decision, Doubt]
         yield Entry(
             decision,
             doubt,
+            bool(mask.any()),
             _size(int(mask.sum()), size, decision),
             name,
             hashlib.sha256((folder / name).read_bytes()).hexdigest(),

@@ -17,8 +17,8 @@ from nnunet_mutual.pseudo_labels.review.training import Training
 TABLE = "review.csv"
 MANIFEST = "review.json"
 COLUMNS = ("case", "label", "decision", "corrected_file", "comment")
-ACCEPT, REJECT, CORRECTED = "accept", "reject", "corrected"
-DECISIONS = (ACCEPT, REJECT, CORRECTED)
+ACCEPT, CORRECTED, ABSENT, REJECT = "accept", "corrected", "absent", "reject"
+DECISIONS = (ACCEPT, CORRECTED, ABSENT, REJECT)
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Verdict:
         case: the case.
         label: a label that the case does not annotate.
         decision: one of ``DECISIONS``, or empty.
-        file: the mask to use; None if the case stays as it is.
+        file: the mask to use; None if there is none.
         place: line of the table, for sentences.
     """
 
@@ -38,6 +38,11 @@ class Verdict:
     decision: str
     file: Path | None
     place: str
+
+    @property
+    def annotates(self) -> bool:
+        """Whether the label becomes a true one in the case: with a mask, or without a voxel if it is absent."""
+        return self.decision in (ACCEPT, CORRECTED, ABSENT)
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,8 @@ def _verdict(
             f"{place}: {label} is already annotated in {case}; if its drawing is wrong, correct labelsTr by hand, else "
             "remove the decision"
         )
+    if decision == ABSENT:
+        return Verdict(case, label, decision, None, place)
     if decision == ACCEPT:
         return Verdict(case, label, decision, _candidate(folder, *manifest.candidates[case, label], place), place)
     if not corrected:
