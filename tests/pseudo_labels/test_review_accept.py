@@ -347,6 +347,12 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "no column": (edited("decision", "verdict"), "has no column 'decision'"),
     "no file": (edited("accept,", "corrected,"), "names no corrected_file"),
     "missing file": (edited("accept,,", "corrected,here.nii.gz,"), "review/here.nii.gz does not exist"),
+    "home of nobody": (
+        edited("accept,,", "corrected,~no_such_user/m.nii.gz,"),
+        "m.nii.gz' does not exist; give its path",
+    ),
+    "endless file name": (edited("accept,,", f"corrected,{'m' * 5000},"), "mmm' does not exist; give its path as seen"),
+    "endless case": (edited("case_01", "c" * 100_000), "ccc'; the review does not have it"),
     "file of an accepted one": (
         edited("accept,,", "accept,here.nii.gz,"),
         "names a corrected file, but the decision is",

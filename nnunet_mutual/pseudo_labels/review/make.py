@@ -27,6 +27,7 @@ from nnunet_mutual.pseudo_labels.review.training import Training
 
 PAGE = "review.html"
 _MASKS = "candidates"
+_LONGEST = 60  # letters of a label in a file name
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ def _entries_of(source: Source, key: str, shown: Iterable[tuple[Decision, Doubt]
     for decision, doubt in shown:
         mask = source.mask(case, decision.label, drawn)
         number = table.labels.index(decision.label) + 1  # two labels may differ in a character that no file name has
-        name = f"{_MASKS}/{key}__{number:02d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', decision.label)}{ending}"
+        words = re.sub(r"[^A-Za-z0-9.-]+", "_", decision.label)[:_LONGEST]
+        name = f"{_MASKS}/{key}__{number:02d}_{words}{ending}"
         write_label_map(source.reader, mask.astype(np.uint8), folder / name, properties)
         scene = Scene(
             frame.turn(image[0]), frame.turn(mask), outlines, frame.spacing, oriented=frame.transform is not None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.tables import csv_rows
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.names import inside
-from nnunet_mutual.errors import MutualError, meant
+from nnunet_mutual.errors import MutualError, meant, shown
 from nnunet_mutual.pseudo_labels.review.training import Training
 
 TABLE = "review.csv"
@@ -52,6 +53,11 @@ class Manifest:
     dataset: str
     training: Training
     candidates: Mapping[tuple[str, str], tuple[str, str]]
+
+    @cached_property
+    def cases(self) -> frozenset[str]:
+        """The cases under review."""
+        return frozenset(case for case, _ in self.candidates)
 
 
 def read_manifest(table: Path) -> Manifest:
@@ -102,20 +108,20 @@ def _verdict(
     row: Mapping[str, str], place: str, folder: Path, manifest: Manifest, annotations: AnnotationTable
 ) -> Verdict:
     case, label, decision = row["case"], row["label"], row["decision"].lower()
-    cases = {key for key, _ in manifest.candidates}
-    if case not in cases:
-        raise MutualError(f"{place} names the unknown case {case!r}{meant(case, cases)}; the review does not have it")
+    if case not in manifest.cases:
+        known = meant(case, sorted(manifest.cases))
+        raise MutualError(f"{place} names the unknown case {shown(case)}{known}; the review does not have it")
     if label not in annotations.labels:
         known = ", ".join(annotations.labels)
         raise MutualError(
-            f"{place} names the unknown label {label!r}{meant(label, annotations.labels)}; dataset.json has: {known}"
+            f"{place} names the unknown label {shown(label)}{meant(label, annotations.labels)}; dataset.json has: {known}"
         )
     if (case, label) not in manifest.candidates:
         reviewed = ", ".join(name for key, name in manifest.candidates if key == case)
         raise MutualError(f"{place}: {label} of {case} is not in this review, which has {reviewed} of it")
     if decision not in ("", *DECISIONS):
         raise MutualError(
-            f"{place} has the decision {row['decision']!r}{meant(decision, DECISIONS)}; expected "
+            f"{place} has the decision {shown(row['decision'])}{meant(decision, DECISIONS)}; expected "
             f"{', '.join(DECISIONS)}, or nothing"
         )
     corrected = row.get("corrected_file", "")
@@ -137,12 +143,19 @@ def _verdict(
         return Verdict(case, label, decision, _candidate(folder, *manifest.candidates[case, label], place), place)
     if not corrected:
         raise MutualError(f"{place} is corrected, but names no corrected_file; give the path of your mask")
-    file = folder / Path(corrected).expanduser()
-    if not file.is_file():
-        raise MutualError(
-            f"{place}: the corrected file {file} does not exist; give its path as seen from {folder}, or the whole path"
-        )
-    return Verdict(case, label, decision, file, place)
+    return Verdict(case, label, decision, _corrected(folder, corrected, place), place)
+
+
+def _corrected(folder: Path, path: str, place: str) -> Path:
+    try:
+        file = folder / Path(path).expanduser()
+        if file.is_file():
+            return file
+    except (OSError, RuntimeError):  # too long a name; the home of an unknown user
+        file = Path(shown(path))
+    raise MutualError(
+        f"{place}: the corrected file {file} does not exist; give its path as seen from {folder}, or the whole path"
+    )
 
 
 def _candidate(folder: Path, name: str, sha256: str, place: str) -> Path:
