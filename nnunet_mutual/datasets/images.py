@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
 from nnunet_mutual.datasets.raw import CaseFiles
-from nnunet_mutual.disk.images import TIFF, is_flat, quiet, verify_whole, voxel_ml
+from nnunet_mutual.disk.images import is_flat, quiet, verify_whole, voxel_ml
+from nnunet_mutual.disk.whole import TIFF
 from nnunet_mutual.errors import MutualError, shorten
 
 

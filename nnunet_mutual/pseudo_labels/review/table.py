@@ -112,9 +112,9 @@ def _verdict(
         known = meant(case, sorted(manifest.cases))
         raise MutualError(f"{place} names the unknown case {shown(case)}{known}; the review does not have it")
     if label not in annotations.labels:
-        known = ", ".join(annotations.labels)
         raise MutualError(
-            f"{place} names the unknown label {shown(label)}{meant(label, annotations.labels)}; dataset.json has: {known}"
+            f"{place} names the unknown label {shown(label)}{meant(label, annotations.labels)}; dataset.json has: "
+            f"{', '.join(annotations.labels)}"
         )
     if (case, label) not in manifest.candidates:
         reviewed = ", ".join(name for key, name in manifest.candidates if key == case)
