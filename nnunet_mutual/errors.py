@@ -29,6 +29,15 @@ def shown(value: object) -> str:
     return _SHORT.repr(value)
 
 
+def telling(value: float, *limits: float, digits: int = 4) -> str:
+    """Returns a number with so many digits, or as many more as tell it from its limits: 0.9999999 is not 1."""
+    for number in range(digits, 17):
+        text = f"{value:.{number}g}"
+        if float(text) == value or float(text) not in limits:
+            return text
+    return repr(float(value))
+
+
 class Spellings:
     """Known names, indexed once, so that many misspelt names are looked up in linear time.
 

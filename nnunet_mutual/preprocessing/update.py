@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable, Case
-from nnunet_mutual.datasets.images import inspect_case, missing_files
+from nnunet_mutual.datasets.images import exact, inspect_case, missing_files
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.disk.case_files import read_properties
@@ -280,7 +280,7 @@ def _preprocess(job: _Job) -> str | None:
         errors.append(f"case {files.key}: has no image of {', '.join(lacking)}; add one of zeros, or declare groups")
     if not errors and all(volume.voxels.min() == volume.voxels.max() for volume in volumes):
         errors.append(
-            f"imagesUn/{volumes[0].path.name}: every voxel is {volumes[0].voxels.flat[0]:g}; replace or remove it"
+            f"imagesUn/{volumes[0].path.name}: every voxel is {exact(volumes[0].voxels.flat[0])}; replace or remove it"
         )
     if errors:
         return errors[0]

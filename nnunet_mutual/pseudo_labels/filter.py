@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from nnunet_mutual.annotation.codes import UNDECIDED
-from nnunet_mutual.errors import MutualError
+from nnunet_mutual.errors import MutualError, telling
 
 _MIN_CASES = 3  # truly labelled cases with a label, fewer say nothing about its usual volume
 _MIN_SPREAD = 0.2  # of log volumes: a few cases of almost equal volume must not make every other one an outlier
@@ -250,7 +250,8 @@ def judge_label(
     if agreement is None:
         return verdict
     if not agreement >= settings.min_agreement:
-        reason = f"predictions disagree: their Dice is {agreement:.3g}, at least {settings.min_agreement:g} is needed"
+        found = telling(agreement, settings.min_agreement, digits=3)
+        reason = f"predictions disagree: their Dice is {found}, at least {settings.min_agreement:g} is needed"
         return Verdict(False, reason, verdict.z)
     return replace(verdict, reason=f"{verdict.reason}; independent predictions agree with Dice {agreement:.3g}")
 
@@ -273,7 +274,11 @@ def _judge_volume(volume: float, true_volumes: Sequence[float], max_z: float) ->
     usual = f"{_ml(math.exp(logs.mean()))} ml in {len(present)} truly labelled cases"
     if not abs(z) <= max_z:
         headline = "too small" if z < 0 else "too large"
-        return Verdict(False, f"{headline}: {_ml(volume)} ml, usual {usual} (z = {z:.2f}, limit {max_z:g})", z)
+        return Verdict(
+            False,
+            f"{headline}: {_ml(volume)} ml, usual {usual} (z = {telling(z, max_z, -max_z, digits=3)}, limit {max_z:g})",
+            z,
+        )
     return Verdict(True, f"plausible: {_ml(volume)} ml, usual {usual} (z = {z:.2f})", z)
 
 

@@ -1,4 +1,4 @@
-"""Suggestions for misspelt names: right, and in time that grows with the number of names."""
+"""Words in sentences: suggestions for misspelt names, in time that grows with their number, and telling numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from nnunet_mutual import errors
-from nnunet_mutual.errors import Spellings, closest, meant
+from nnunet_mutual.errors import Spellings, closest, meant, telling
 
 NAMES: dict[str, tuple[Callable[[int], str], Callable[[int], str]]] = {
     "a slip": (lambda i: f"case_{i:05d}", lambda i: f"cas_{i:05d}"),
@@ -51,3 +51,20 @@ def test_endless_names_get_no_suggestion() -> None:
     assert meant(endless, ["liver", "spleen"]) == "" and meant(endless, [f"liver{i}" for i in range(100)]) == ""
     assert closest("livr", ["liver", endless]) == "liver"
     assert Spellings([endless, *map(str, range(100))]).closest("liver") is None
+
+
+@pytest.mark.parametrize(
+    ("value", "limits", "text"),
+    [
+        (0.9999999, (1,), "0.9999999"),
+        (1.00000012, (0, 1), "1.0000001"),
+        (-1e-9, (0, 1), "-1e-09"),
+        (0.69999, (0.7,), "0.69999"),
+        (1.5, (0, 1), "1.5"),
+        (1, (0, 1), "1"),
+        (0.123456, (), "0.1235"),
+        (1 - 2**-53, (1,), "0.9999999999999999"),
+    ],
+)
+def test_numbers_differ_from_their_limits(value: float, limits: tuple[float, ...], text: str) -> None:
+    assert telling(value, *limits) == text

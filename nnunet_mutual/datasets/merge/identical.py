@@ -11,6 +11,7 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 
+from nnunet_mutual.datasets.images import exact, voxel_sizes
 from nnunet_mutual.datasets.merge.scan import Scan
 from nnunet_mutual.datasets.merge.sources import MergeSource
 from nnunet_mutual.datasets.merge.views import View, resolve
@@ -55,8 +56,8 @@ def group_equal(scans: Sequence[Scan]) -> list[tuple[Scan, ...]]:
         if other is not None:
             raise MutualError(
                 f"{found[0]} and {other} are the same image, except that all values differ by "
-                f"{other.minimum - found[0].minimum:g}; bring one of the two datasets to the values of the other (CT "
-                "in HU), or remove one of the two cases"
+                f"{exact(other.minimum - found[0].minimum)}; bring one of the two datasets to the values of the other "
+                "(CT in HU), or remove one of the two cases"
             )
     for found in groups.values():
         _require_same_headers(found)
@@ -126,14 +127,12 @@ def _require_same_headers(found: Sequence[Scan]) -> None:
     first = found[0]
     for scan in found[1:]:
         if not np.allclose(scan.spacing, first.spacing, rtol=1e-3) or scan.orientation != first.orientation:
+            sizes = zip(voxel_sizes(first.spacing, scan.spacing), (first, scan), strict=True)
+            one, other = (f"{size} mm {which.orientation or ''}".rstrip() for size, which in sizes)
             raise MutualError(
                 f"{first} and {scan} are the same image voxel for voxel, but with different headers (voxels of "
-                f"{_header(first)} and {_header(scan)}), so one header is wrong; correct it or remove one of the two"
+                f"{one} and {other}), so one header is wrong; correct it or remove one of the two"
             )
-
-
-def _header(scan: Scan) -> str:
-    return " x ".join(f"{number:.4g}" for number in reversed(scan.spacing)) + f" mm {scan.orientation or ''}".rstrip()
 
 
 def _contradiction(

@@ -16,7 +16,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from nnunet_mutual.datasets.images import Finding, inspect_case, reader_for
+from nnunet_mutual.datasets.images import Finding, exact, inspect_case, reader_for
 from nnunet_mutual.datasets.merge.agreement import NIFTI
 from nnunet_mutual.datasets.merge.sources import MergeSource
 from nnunet_mutual.datasets.problems import ERROR, Problem
@@ -138,7 +138,7 @@ def _inspect(source: MergeSource, files: CaseFiles, labelled: bool, reader: Base
     if wanted and all(volume.voxels.min() == volume.voxels.max() for volume in wanted):
         path = wanted[0].path
         finding.error(
-            path, f"is empty: every voxel is {wanted[0].voxels.flat[0]:g}; replace the image or remove the case"
+            path, f"is empty: every voxel is {exact(wanted[0].voxels.flat[0])}; replace the image or remove the case"
         )
     if drawn and finding.present is not None and not finding.present and source.table.declared:
         finding.warning(files.label, "holds no label at all, although the table says that somebody looked")
