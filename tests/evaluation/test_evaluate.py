@@ -224,6 +224,20 @@ def test_a_volume_error_is_of_the_cases_that_count_and_have_a_size(
     assert len(errors) == 2
 
 
+def test_a_link_in_a_folder_of_predictions_is_not_written_through(
+    play: Play, capsys: pytest.CaptureFixture[str]
+) -> None:
+    precious = play.root / "validation"
+    precious.mkdir()
+    (precious / "summary.json").write_text("mine")
+    (play.root / "A" / "evaluation").symlink_to(precious)
+    play.run("{root}/A -d 901 --no-surface", 2)
+    assert f"leads out of {play.root}/A" in (said := capsys.readouterr().err) and "name another one with -o" in said
+    assert [path.read_text() for path in precious.iterdir()] == ["mine"]
+    play.run("{root}/A -d 901 --no-surface -o {root}/A_scores")
+    assert (play.root / "A_scores" / "summary.json").is_file()
+
+
 def test_comparison(play: Play, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.write_nifti(np.zeros((16, 20, 18), np.uint8), play.root / "B" / "case_04.nii.gz", SPACING)
     play.run("--compare {root}/A {root}/B -d 901 --no-surface")

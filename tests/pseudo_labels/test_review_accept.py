@@ -507,6 +507,40 @@ def test_a_stranger_s_dataset_deletes_nothing(copy: Path, capsys: pytest.Capture
     assert precious.is_dir() and snapshot(copy) == before
 
 
+@pytest.mark.parametrize(
+    "training", [{"dataset": 3}, {"fold": 0}, {"dataset": "Dataset902_Other"}, {"more": "x"}, None]
+)
+def test_a_damaged_review_is_one_sentence(copy: Path, capsys: pytest.CaptureFixture[str], training: Any) -> None:
+    file = copy / "review" / "review.json"
+    content = json.loads(file.read_text())
+    content["training"] = training and {**content["training"], **training}
+    file.write_text(json.dumps(content))
+    before = snapshot(copy)
+    assert run("accept", 901, copy / "review" / "review.csv") == 2
+    assert "review.json is damaged; run nnunet_mutual review again" in capsys.readouterr().err
+    assert snapshot(copy) == before
+
+
+def test_the_next_command_of_a_stranger_s_review_is_safe_to_copy(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = copy / "review" / "review.json"
+    file.write_text(file.read_text().replace('"3d_fullres"', '"3d_fullres; rm -r ~"'))
+    assert run("accept", 901, copy / "review" / "review.csv") == 0
+    assert "nnUNetv2_train 901 '3d_fullres; rm -r ~' 0 -p nnUNetPlans" in capsys.readouterr().out
+
+
+def test_links_of_a_stranger_s_dataset_are_not_followed(copy: Path) -> None:
+    precious = copy / "precious"
+    (precious / "labelsTr").mkdir(parents=True)
+    (precious / "labelsTr" / "case_00.nii.gz").write_text("mine")
+    (copy / "nnUNet_raw" / tiny.NAME / ".accept.old").symlink_to(precious)
+    assert run("accept", 901, copy / "review" / "review.csv") == 0
+    assert [path.name for path in precious.rglob("*")] == ["labelsTr", "case_00.nii.gz"]
+    assert (precious / "labelsTr" / "case_00.nii.gz").read_text() == "mine"
+    assert not (copy / "nnUNet_raw" / tiny.NAME / ".accept.old").is_symlink()
+
+
 def link(inside: Path, outside: Path) -> None:
     shutil.move(inside, outside)
     inside.symlink_to(outside)

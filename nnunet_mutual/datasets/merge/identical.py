@@ -27,7 +27,7 @@ class Contradiction:
         group: the scans of the case.
         drawn: what each of them says there.
         voxels: how many.
-        volume: in millilitres.
+        volume: in millilitres; None where the image says no size.
         place: index (x, y, z) of one of the voxels, near their middle.
         kept: the label that is written there; None if nobody decided.
     """
@@ -35,7 +35,7 @@ class Contradiction:
     group: tuple[Scan, ...]
     drawn: tuple[str, ...]
     voxels: int
-    volume: float
+    volume: float | None
     place: tuple[int, ...]
     kept: str | None
 
@@ -140,5 +140,6 @@ def _contradiction(
 ) -> Contradiction:
     voxels = np.argwhere(where)
     nearest = voxels[np.argmin(((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1))]
-    volume = len(voxels) * float(np.prod(group[0].spacing)) / 1000
+    size = group[0].voxel_ml
+    volume = None if size is None else len(voxels) * size
     return Contradiction(group, drawn, len(voxels), volume, tuple(int(n) for n in nearest[::-1]), kept)

@@ -37,6 +37,7 @@ class Scan:
         equal_but_offset: a hash that they share if the voxels differ by a constant only, such as HU and HU + 1024.
         minimum: smallest value of the first channel.
         spacing: of the first channel, in mm (Z, Y, X).
+        voxel_ml: volume of a voxel in millilitres; None where the image says no size.
         orientation: axis codes such as 'RAS'; None where the format has none.
         percentiles: ``(channels, len(PERCENTILES))``; NaN for a channel that is missing.
     """
@@ -49,6 +50,7 @@ class Scan:
     equal_but_offset: str
     minimum: float
     spacing: tuple[float, ...]
+    voxel_ml: float | None
     orientation: str | None
     percentiles: NDArray[Any]
 
@@ -164,6 +166,7 @@ def _remember(source: MergeSource, files: CaseFiles, labelled: bool, finding: Fi
         _hash(volume.voxels - volume.voxels.min() for volume in volumes),
         float(first.voxels.min()),
         first.spacing,
+        first.voxel_ml,
         orientation(first.path),
         rows,
     )

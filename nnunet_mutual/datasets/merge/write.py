@@ -86,7 +86,7 @@ def write_contradictions(path: Path, contradictions: Sequence[Contradiction]) ->
             " | ".join(map(str, found.group)),
             " | ".join(found.drawn),
             found.voxels,
-            f"{found.volume:.3f}",
+            None if found.volume is None else f"{found.volume:.3f}",
             *found.place,
             found.kept or "",
         ]

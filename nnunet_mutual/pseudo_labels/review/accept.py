@@ -23,7 +23,7 @@ from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.folders import temporary_folder
 from nnunet_mutual.disk.images import write_label_map
 from nnunet_mutual.disk.locate import DatasetFolders, locate
-from nnunet_mutual.disk.swap import BACKUP, OLD, Roots, Swap, swap_all, undo
+from nnunet_mutual.disk.swap import BACKUP, Roots, Swap, forget_old, swap_all, undo
 from nnunet_mutual.disk.writing import require_space
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.preprocessing.label_maps import note, preprocessed_map, read_record, record_of
@@ -160,7 +160,7 @@ def _change(opened: _Dataset, merged: Mapping[str, MergedCase], scratch: Mapping
     finally:
         if not (opened.raw / INTERRUPTED).exists():
             for root in scratch:
-                shutil.rmtree(root / OLD, ignore_errors=True)
+                forget_old(root)
     print(f"The label maps and dataset.json as they were before: {swaps[0].target}")
 
 
@@ -249,7 +249,7 @@ def _mend(folders: DatasetFolders) -> None:
         print("An accept that was interrupted has been undone first")
     for root in _roots(folders).values():
         if root is not None:
-            shutil.rmtree(root / OLD, ignore_errors=True)
+            forget_old(root)
 
 
 def _nothing_changed(opened: _Dataset, error: Exception) -> MutualError:

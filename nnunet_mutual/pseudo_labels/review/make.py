@@ -151,7 +151,7 @@ def _entries_of(source: Source, key: str, shown: Iterable[tuple[Decision, Doubt]
 def _size(voxels: int, voxel_ml: float | None, decision: Decision) -> str:
     if not voxels:
         return "nothing was found"
-    if voxel_ml is None:
+    if voxel_ml is None or decision.volume_ml is None:
         return f"{voxels} voxels; the image says no size"
     return f"{voxels * voxel_ml:.3g} ml, {decision.volume_ml:.3g} ml of it sure"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -75,7 +75,10 @@ def read_manifest(table: Path) -> Manifest:
     content = read_object(file)
     try:
         candidates = {(e["case"], e["label"]): (str(e["file"]), str(e["sha256"])) for e in content["candidates"]}
-        return Manifest(content["dataset"], Training(**content["training"]), candidates)
+        training = Training(**content["training"])
+        if training.dataset != content["dataset"] or not all(isinstance(word, str) for word in astuple(training)):
+            raise TypeError
+        return Manifest(training.dataset, training, candidates)
     except (KeyError, TypeError):
         raise MutualError(f"{file} is damaged; run nnunet_mutual review again") from None
 

