@@ -15,7 +15,7 @@ import tifffile
 from nnunet_mutual.disk.whole import DAMAGED, read_to_end
 
 ENDINGS = (".nii", ".nii.gz", ".mha", ".nrrd", ".gipl", ".tif")
-VOXELS = np.random.default_rng(0).integers(0, 99, (4, 5, 6)).astype(np.int16)
+VOXELS = np.random.default_rng(0).integers(0, 99, (6, 7, 8)).astype(np.int16)
 
 
 def written(folder: Path, ending: str) -> Path:
