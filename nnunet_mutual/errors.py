@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 _FEW = 50  # names that are compared one by one
+_LONGEST = 255  # letters, as in a file name; the likeness of longer texts takes too long and tells nothing
 _SHARED = 8  # names; a word that more of them share tells nothing
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
@@ -28,6 +29,15 @@ def shown(value: object) -> str:
     return _SHORT.repr(value)
 
 
+def telling(value: float, *limits: float, digits: int = 4) -> str:
+    """Returns a number with so many digits, or as many more as tell it from its limits: 0.9999999 is not 1."""
+    for number in range(digits, 17):
+        text = f"{value:.{number}g}"
+        if float(text) == value or float(text) not in limits:
+            return text
+    return repr(float(value))
+
+
 class Spellings:
     """Known names, indexed once, so that many misspelt names are looked up in linear time.
 
@@ -36,7 +46,7 @@ class Spellings:
     """
 
     def __init__(self, known: Iterable[str]):
-        self._plain = {spelling_key(name): name for name in known}
+        self._plain = {spelling_key(name): name for name in known if len(name) <= _LONGEST}
         self._near: dict[str, list[str]] = defaultdict(list)
         if len(self._plain) > _FEW:
             for key in self._plain:
@@ -45,6 +55,8 @@ class Spellings:
 
     def closest(self, name: str) -> str | None:
         """Returns the known name that was probably meant (other case or separators, lost zeros, a slip), or None."""
+        if len(name) > _LONGEST:
+            return None
         key = spelling_key(name)
         if key in self._plain:
             return self._plain[key]

@@ -25,7 +25,7 @@ class Decision:
         label: a label that is not annotated in the case.
         accepted: whether its pseudo label is used.
         reason: ``headline: details``, as :func:`~nnunet_mutual.pseudo_labels.filter.judge_label` words it.
-        volume_ml: volume of the pseudo label in millilitres.
+        volume_ml: volume of the pseudo label in millilitres; None if there is one, but its image says no size.
         agreement: Dice between independent predictions; None if there was only one.
         z: distance from the usual volume in standard deviations of log volumes; None if not measured.
         decided_share: share of the voxels open to the label that were decided, 0 to 1; None if none was open.
@@ -37,7 +37,7 @@ class Decision:
     label: str
     accepted: bool
     reason: str
-    volume_ml: float
+    volume_ml: float | None
     agreement: float | None
     z: float | None
     decided_share: float | None
@@ -45,8 +45,7 @@ class Decision:
 
 
 _COLUMNS = tuple(field.name for field in fields(Decision))
-_OPTIONAL = ("agreement", "z", "decided_share")
-_NUMBERS = ("volume_ml", *_OPTIONAL)
+_NUMBERS = ("volume_ml", "agreement", "z", "decided_share")  # each may be missing
 
 
 def write_decisions(file: Path, decisions: Iterable[Decision]) -> None:
@@ -116,7 +115,7 @@ def _decision(row: Sequence[str], place: str) -> Decision:
         raise MutualError(f'{place}: "accepted" is {values["accepted"]!r}, expected yes or no; {_FIX}')
     values["accepted"] = values["accepted"] == "yes"
     for name in _NUMBERS:
-        values[name] = None if name in _OPTIONAL and not values[name] else _number(values[name], name, place)
+        values[name] = _number(values[name], name, place) if values[name] else None
     return Decision(**values)
 
 

@@ -19,11 +19,17 @@ from nnunet_mutual.batches.decisions import Decision, write_decisions
 from nnunet_mutual.batches.locations import read_locations, write_locations
 from nnunet_mutual.disk.case_files import Stored, open_stored
 from nnunet_mutual.disk.files import read_json, write_json
+from nnunet_mutual.disk.shapes import Shape, require_shape
 from nnunet_mutual.disk.writing import sweep, written
 from nnunet_mutual.errors import MutualError
 
 IDENTITY = "made_by.json"
 CSV = "decisions.csv"
+_DECISION: Shape = {
+    **dict.fromkeys(("case", "source", "label", "reason", "networks"), str),
+    "accepted": bool,
+    **dict.fromkeys(("volume_ml", "agreement", "z", "decided_share"), (float, None)),
+}
 
 
 class PseudoStore:
@@ -123,7 +129,12 @@ class PseudoStore:
 
     def decisions(self, cases: Iterable[str]) -> list[Decision]:
         """Returns all decisions about some cases."""
-        return [Decision(**entry) for case in cases for entry in read_json(self._decisions(case))]
+        found = []
+        for case in cases:
+            entries = read_json(self._decisions(case))
+            require_shape(entries, [_DECISION], self._decisions(case), self._anew())
+            found += [Decision(**{name: entry[name] for name in _DECISION}) for entry in entries]
+        return found
 
     def accepted(self, cases: Iterable[str]) -> dict[str, frozenset[str]]:
         """Returns the accepted labels of every case that has any."""

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
 from nnunet_mutual.datasets.raw import CaseFiles
-from nnunet_mutual.disk.images import TIFF, is_flat, quiet, verify_whole, voxel_ml
+from nnunet_mutual.disk.images import is_flat, quiet, verify_whole, voxel_ml
+from nnunet_mutual.disk.whole import TIFF
 from nnunet_mutual.errors import MutualError, shorten
 
 
@@ -252,7 +253,7 @@ def _check_intensities(volume: Volume, channel: str | None, finding: Finding) ->
     if channel is not None and volume.voxels.min() == volume.voxels.max():
         finding.warning(
             volume.path,
-            f'every voxel is {_exact(volume.voxels.flat[0])}; if {channel} was not acquired, say "missing": '
+            f'every voxel is {exact(volume.voxels.flat[0])}; if {channel} was not acquired, say "missing": '
             f'["{channel}"] in the table, else replace the image',
         )
 
@@ -352,14 +353,19 @@ def _compare_spacings(image: Volume, other: Volume, what: str, of: str, finding:
     """With NumPy's default tolerance, as nnU-Net's readers and its verify_dataset_integrity do."""
     if np.allclose(image.spacing, other.spacing):
         return
-    own, wanted = (volume.spacing[::-1] for volume in (other, image))
-    digits = next((n for n in range(4, 17) if _mm(own, n) != _mm(wanted, n)), 17)
+    own, wanted = voxel_sizes(other.spacing, image.spacing)
     fix = f"write it into {other.path.stem}.json" if other.path.suffix in TIFF else "correct the header"
-    text = f"{what} {_mm(own, digits)} mm, {of} of {_mm(wanted, digits)} mm; {fix} or resample"
+    text = f"{what} {own} mm, {of} of {wanted} mm; {fix} or resample"
     if exactly or not np.allclose(image.spacing, other.spacing, rtol=1e-3):
         finding.error(other.path, text)
     else:
         finding.warning(other.path, f"{text} (nnU-Net trains with it, its --verify_dataset_integrity refuses it)")
+
+
+def voxel_sizes(one: Sequence[float], other: Sequence[float]) -> tuple[str, str]:
+    """Returns two voxel sizes (Z, Y, X) as x, y, z, with as many digits as tell them apart."""
+    digits = next((n for n in range(4, 17) if _mm(one[::-1], n) != _mm(other[::-1], n)), 17)
+    return _mm(one[::-1], digits), _mm(other[::-1], digits)
 
 
 def _size(volume: Volume) -> str:
@@ -370,7 +376,7 @@ def _mm(numbers: Iterable[float], digits: int = 4) -> str:
     return " x ".join(f"{number:.{digits}g}" for number in numbers)
 
 
-def _exact(number: float) -> str:
+def exact(number: float) -> str:
     """As few digits as tell it from its neighbours: 0.9999999 is not 1."""
     return str(np.float32(number)).removesuffix(".0")
 
@@ -381,7 +387,7 @@ def _count(label: Volume, finding: Finding) -> dict[int, int]:
     whole = np.rint(voxels)
     fractions = voxels[whole != voxels]
     if fractions.size:
-        examples = shorten(map(_exact, np.unique(fractions)), 3)
+        examples = shorten(map(exact, np.unique(fractions)), 3)
         finding.error(
             label.path,
             f"{fractions.size} voxel(s) are not whole numbers ({examples}), as after interpolation; resample the "

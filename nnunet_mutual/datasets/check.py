@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.datasets.case_voxels import inspect_case, missing_files, reader_for
-from nnunet_mutual.datasets.coverage import Cell, coverage, format_coverage
+from nnunet_mutual.datasets.coverage import Cell, coverage, format_coverage, fully_drawn
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
 from nnunet_mutual.datasets.raw import CaseFiles, hidden_files, read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.datasets.splits import splits_problems
@@ -308,11 +308,9 @@ def _copy_problems(
 def _print(folders: DatasetFolders, result: Examination, failed: bool) -> None:
     print(f"{folders.name} ({folders.raw}): {result.n_files} training cases")
     if not result.table.declared:
-        print(
-            'dataset.json has no "mutual" block: every case counts as fully annotated. If some organs were not '
-            f"drawn in some cases, say so:\n  nnunet_mutual annotate {folders.name} TABLE.csv      (columns: "
-            "case,labels - labels separated by ;)"
-        )
+        present = {cell.label: cell.present or 0 for cell in result.cells}
+        print(fully_drawn(folders.name, len(result.cases), present))
+        print("(columns of TABLE.csv: case,labels - labels separated by ;)")
     print()
     print(format_coverage(result.table, result.cases, result.cells))
     print()

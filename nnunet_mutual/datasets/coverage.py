@@ -82,6 +82,24 @@ def format_coverage(table: AnnotationTable, cases: Sequence[Case], cells: Sequen
     return f"{what} (-: not annotated{outside})\n" + columns([header, sizes, *rows]) + legend
 
 
+def fully_drawn(name: str, cases: int, present: Mapping[str, int]) -> str:
+    """Says what a dataset without a table claims, with the numbers by which its owner sees whether that is true.
+
+    Args:
+        name: of the dataset.
+        cases: how many it has.
+        present: in how many of them each label has voxels.
+    """
+    text = f"{name} has no table: every case counts as fully drawn"
+    some = [f"{label} has voxels in {number} of {cases} cases" for label, number in present.items() if number < cases]
+    if not some:
+        return text
+    return (
+        f"WARNING: {text}; {', '.join(some)}; where it was not drawn in the others, trainings learn that it is "
+        f"absent there, so say who drew what: nnunet_mutual annotate {name} TABLE.csv"
+    )
+
+
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Aligns cells: the first column left, the others right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -89,6 +89,7 @@ def unlabelled_cases(
     Returns:
         The cases by key in natural order (``label`` names a file that does not exist), and problems of names.
     """
+    drawn = set(training)
     images, problems = images_of(folder / "imagesUn", dataset_json["file_ending"])
     images_un = folder / "imagesUn"
     cases = {
@@ -102,7 +103,7 @@ def unlabelled_cases(
             f"the name {key} is in imagesTr too; remove it here if it is the same image, else rename it",
         )
         for key in cases
-        if key in set(training)
+        if key in drawn
     ]
     return cases, problems + _reserved_names(cases)
 

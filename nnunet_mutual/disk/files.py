@@ -103,14 +103,13 @@ def plain_cell(cell: str) -> str:
     return re.sub(rf"({_BEGIN})'(?={_FORMULA})", r"\1", cell)
 
 
-def _as_text(cell: Any) -> Any:
-    if not isinstance(cell, str):
-        return cell
+def _as_text(cell: Any) -> str:
+    text = "" if cell is None else str(cell)
     try:
-        float(cell)
+        float(text)
     except ValueError:
-        return re.sub(rf"({_BEGIN})(?={_FORMULA})", r"\1'", cell)
-    return cell
+        return re.sub(rf"({_BEGIN})(?={_FORMULA})", r"\1'", text)
+    return text
 
 
 def keep_backup(path: Path) -> Path:

@@ -8,11 +8,13 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_mutual.disk.writing import abandoned, sweep, temporary_beside
+from nnunet_mutual.disk.writing import abandoned, runs, sweep, temporary_beside
 from nnunet_mutual.errors import MutualError
 
+_OWNER = "_in_progress"  # end of the name of the file that says who writes a temporary folder
 _JOURNAL = ".unfinished"  # in the first of several folders, until all have their names
 
 
@@ -31,21 +33,28 @@ def temporary_folder(output: Path, work: str, ending: str) -> Iterator[Path]:
         MutualError: another process is at it, or the folder cannot be made.
     """
     folder = output.with_name(f".{output.name}.{ending}")
-    owner = folder / f"{work}_in_progress"
+    owner = folder / f"{work}{_OWNER}"
+    sweep(folder.parent, folder.name)
     if folder.exists():
         _refuse_running(folder, owner, work)
         shutil.rmtree(folder, ignore_errors=True)
+    begun = temporary_beside(folder)
     try:
-        folder.mkdir()
-        owner.write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
+        begun.mkdir()
+        _this_process().write(begun / owner.name)
+        os.rename(begun, folder)  # with its owner in it from the first moment
     except OSError as error:
+        shutil.rmtree(begun, ignore_errors=True)
+        if folder.exists():
+            _refuse_running(folder, owner, work)
         raise MutualError(
             f"{folder} could not be made ({error.strerror or error}); get write permission for {output.parent}"
         ) from None
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # after the rename it is no longer there
+        if _Process.read(owner) == _this_process():  # else it has its final name, and this one may be another's by now
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -58,6 +67,7 @@ def written_folders(targets: Sequence[Path]) -> Iterator[list[Path]]:
         targets: none of them exists.
 
     Raises:
+        MutualError: another process has made one of them meanwhile, which stays.
         OSError: a folder cannot be renamed.
     """
     for target in targets:
@@ -67,7 +77,7 @@ def written_folders(targets: Sequence[Path]) -> Iterator[list[Path]]:
         yield staged
         (staged[0] / _JOURNAL).write_text(json.dumps([folder.name for folder in staged]), encoding="utf-8")
         for folder, target in zip(staged, targets, strict=True):
-            os.replace(folder, target)
+            _take_name(folder, target)
             named.append(target)
         (targets[0] / _JOURNAL).unlink()
     except BaseException:
@@ -103,11 +113,13 @@ def finish(folder: Path, output: Path) -> None:
     """Gives a temporary folder its final name.
 
     Raises:
+        MutualError: another process has made a folder of that name meanwhile, which stays.
         OSError: the folder cannot be renamed.
     """
-    for owner in folder.glob("*_in_progress"):
-        owner.unlink()
-    os.replace(folder, output)
+    _take_name(folder, output)
+    with contextlib.suppress(OSError):  # it says nothing any more, wherever it stays
+        for owner in output.glob(f"*{_OWNER}"):
+            owner.unlink()
 
 
 def not_written(output: Path, error: Exception) -> MutualError:
@@ -119,22 +131,44 @@ def not_written(output: Path, error: Exception) -> MutualError:
     )
 
 
-def _refuse_running(folder: Path, owner: Path, work: str) -> None:
+def _take_name(folder: Path, output: Path) -> None:
     try:
-        host, text = owner.read_text(encoding="utf-8").split()
-        number = int(text)
-    except (OSError, ValueError):
-        return  # not even begun, or finished but for the rename
-    if host == socket.gethostname() and os.name == "posix":
+        os.replace(folder, output)
+    except OSError:
+        if output.exists():
+            raise MutualError(
+                f"{output} was made by another command while this one worked; that one is whole and was left as it is, "
+                "what this one made was not kept; use that one, or choose another name"
+            ) from None
+        raise
+
+
+@dataclass(frozen=True)
+class _Process:
+    host: str
+    number: int
+
+    @classmethod
+    def read(cls, owner: Path) -> _Process | None:
         try:
-            os.kill(number, 0)
-        except ProcessLookupError:
-            return
-        except PermissionError:
-            pass  # alive, of another user
-        if number == os.getpid():
-            return
+            host, text = owner.read_text(encoding="utf-8").split()
+            return cls(host, int(text))
+        except (OSError, ValueError):
+            return None
+
+    def write(self, owner: Path) -> None:
+        owner.write_text(f"{self.host} {self.number}", encoding="utf-8")
+
+
+def _this_process() -> _Process:
+    return _Process(socket.gethostname(), os.getpid())
+
+
+def _refuse_running(folder: Path, owner: Path, work: str) -> None:
+    process, this = _Process.read(owner), _this_process()
+    if process is None or process == this or (process.host == this.host and not runs(process.number)):
+        return
     raise MutualError(
-        f"another {work} (process {number} on {host}) is writing {folder}; wait for it, or remove that folder if it no "
-        "longer runs"
+        f"another {work} (process {process.number} on {process.host}) is writing {folder}; wait for it, or remove that "
+        "folder if it no longer runs"
     )

@@ -1,40 +1,30 @@
 """Image files: read to their end, label maps written whole and wide enough, and which size of a voxel is real.
 
-nnU-Net's readers leave three traps. SimpleITK fills a truncated ``.nii.gz`` with zeros, compares no checksum and reads
-NaN as 0. Writers choose a type by the largest value, if they get one that can hold it. And an image without a spacing
-gets one that looks real.
+nnU-Net's readers do not notice files that are cut off (:mod:`nnunet_mutual.disk.whole`). Writers choose a type by the
+largest value, if they get one that can hold it. And an image without a spacing gets one that looks real.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
-import logging
 import math
 import re
-import struct
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import nibabel
 import numpy as np
-import tifffile
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIOWithReorient
 from numpy.typing import NDArray
 
+from nnunet_mutual.disk.whole import DAMAGED, TIFF, read_to_end
 from nnunet_mutual.errors import MutualError
 
-_CHUNK = 1 << 22  # bytes
-_GIPL_HEADER = 256
-_GIPL_BYTES = {7: 1, 8: 1, 15: 2, 16: 2, 31: 4, 32: 4, 64: 4, 65: 8}  # of a voxel, by the type in the header
 _ML = 1000  # cubic millimetres
 _THICK = 998  # nnU-Net makes a 2d image 999 times as thick as its largest pixel
-TIFF = (".tif", ".tiff")
 
 
 def read_images(reader: BaseReaderWriter, paths: Sequence[Path]) -> tuple[NDArray[Any], dict[str, Any]]:
@@ -101,7 +91,7 @@ def verify_whole(path: Path) -> int:
     state = path.stat()
     try:
         return _broken_values(path, state.st_size, state.st_mtime_ns)
-    except (EOFError, zlib.error, gzip.BadGzipFile, struct.error) as error:
+    except DAMAGED as error:
         raise MutualError(
             f"{path} is cut off or damaged ({error}); copy it again from where it came from, or export it again"
         ) from None
@@ -164,93 +154,4 @@ def _read(read: Any, argument: Any, paths: Sequence[Path]) -> tuple[NDArray[Any]
 @lru_cache(maxsize=4096)
 def _broken_values(path: Path, size: int, changed: int) -> int:
     """As :func:`verify_whole`; size and time of change tell contents apart, so that none is read twice."""
-    if path.name.endswith((".nii", ".nii.gz")):
-        return _verify_nifti(path)
-    if path.suffix in TIFF:
-        _verify_tiff(path)
-    elif path.suffix in (".mha", ".nrrd", ".gipl"):
-        with path.open("rb") as stream:
-            {".mha": _verify_metaimage, ".nrrd": _verify_nrrd, ".gipl": _verify_gipl}[path.suffix](stream, size)
-    return 0
-
-
-def _verify_nifti(path: Path) -> int:
-    start, left, dtype = 0, 0, np.dtype(np.uint8)
-    with contextlib.suppress(nibabel.filebasedimages.ImageFileError):  # no NIfTI at all: the reader says why
-        image: Any = nibabel.load(path)
-        start, dtype = int(image.dataobj.offset), np.dtype(image.dataobj.dtype)
-        left = math.prod(image.shape) * dtype.itemsize
-    broken = 0
-    with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as stream:
-        stream.read(start)
-        while left and (chunk := stream.read(min(_CHUNK, left))):
-            left -= len(chunk)
-            if dtype.kind == "f" and len(chunk) % dtype.itemsize == 0:
-                broken += int(np.count_nonzero(~np.isfinite(np.frombuffer(chunk, dtype))))
-        if left:
-            raise EOFError(f"{left} bytes of its voxels are missing")
-        while stream.read(_CHUNK):  # gzip compares the checksum at the very end
-            pass
-    return broken
-
-
-def _verify_metaimage(stream: IO[bytes], size: int) -> None:
-    header: dict[bytes, bytes] = {}
-    while b"ElementDataFile" not in header:
-        key, equals, value = stream.readline(_CHUNK).partition(b"=")
-        if not equals:
-            return  # no MetaImage: the reader says why
-        header[key.strip()] = value.strip()
-    if header.get(b"CompressedData", b"").lower() == b"true" and header[b"ElementDataFile"] == b"LOCAL":
-        _inflate(stream)
-
-
-def _verify_nrrd(stream: IO[bytes], size: int) -> None:
-    header = []
-    while line := stream.readline(_CHUNK).strip():
-        header.append(line.lower().replace(b" ", b""))
-    elsewhere = any(line.startswith((b"datafile:", b"byteskip:", b"lineskip:")) for line in header)
-    if not elsewhere and {b"encoding:gzip", b"encoding:gz"} & set(header):
-        _inflate(stream)
-
-
-def _verify_gipl(stream: IO[bytes], size: int) -> None:
-    *shape, kind = struct.unpack(">5H", stream.read(10))
-    missing = _GIPL_HEADER + math.prod(max(n, 1) for n in shape) * _GIPL_BYTES.get(kind, 0) - size
-    if missing > 0:
-        raise EOFError(f"{missing} bytes of its voxels are missing")
-
-
-def _verify_tiff(path: Path) -> None:
-    """Tifffile reads as many slices as it finds, and logs that the rest is gone."""
-    said: list[str] = []
-    handler = logging.Handler(logging.ERROR)
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign] # a whole class for one line
-    logger = logging.getLogger("tifffile")
-    logger.addHandler(handler)
-    try:
-        with tifffile.TiffFile(path) as file:
-            size = path.stat().st_size
-            for page in file.pages:
-                ends = zip(page.dataoffsets, page.databytecounts, strict=False)
-                if any(offset + count > size for offset, count in ends):
-                    raise EOFError("pixels are missing")
-    except tifffile.TiffFileError:
-        return  # no TIFF: the reader says why
-    finally:
-        logger.removeHandler(handler)
-    if said:
-        raise EOFError(said[0])
-
-
-def _inflate(stream: IO[bytes]) -> None:
-    """Decompresses to the end, where the checksum is compared, and keeps nothing."""
-    inflate = zlib.decompressobj(wbits=47)  # zlib or gzip, as the stream says itself
-    while not inflate.eof:
-        data = inflate.unconsumed_tail or stream.read(_CHUNK)
-        if not data:
-            inflate.flush()
-            if not inflate.eof:
-                raise EOFError("its compressed voxels end too early")
-            return
-        inflate.decompress(data, _CHUNK)
+    return read_to_end(path)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from nnunet_mutual.errors import MutualError
+from nnunet_mutual.errors import MutualError, shown
 
 # Separators of any system, drive letters, control characters and what turns the reading direction around.
+_LONGEST = 255  # bytes, on usual file systems
 _FORBIDDEN = re.compile(r"[/\\:\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
@@ -22,12 +23,20 @@ def safe_name(name: object, what: str) -> str:
         MutualError: not a string, empty, or it would name another folder.
     """
     # Windows drops dots and spaces at the end of a name, so that ".. ." is "..".
-    if not isinstance(name, str) or not name.strip(" .") or _FORBIDDEN.search(name):
+    if not isinstance(name, str) or not name.strip(" .") or _FORBIDDEN.search(name) or not _fits(name):
         raise MutualError(
-            f"the {what} {name!r} cannot be used as a file name (it is empty or holds a slash, a colon or a control "
-            "character, or nothing but dots); rename it"
+            f"the {what} {shown(name)} cannot be used as a file name (it is empty, too long or no UTF-8, or holds a "
+            "slash, a colon or a control character, or nothing but dots); rename it"
         )
     return name
+
+
+def _fits(name: str) -> bool:
+    """Whether a disk takes a name, and readers in C++ do."""
+    try:
+        return len(name.encode()) <= _LONGEST
+    except UnicodeEncodeError:
+        return False
 
 
 def written_at(path: Path) -> Path:
@@ -59,9 +68,11 @@ def inside(folder: Path, path: str | Path, what: str, *, followed: bool = True, 
     try:
         if "\0" in str(path):
             raise ValueError("zero byte")
+        if not all(map(_fits, Path(path).parts)):
+            raise ValueError("a name in it is too long or no UTF-8")
         found = place.resolve() if followed or place.name == ".." else place.parent.resolve() / place.name
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a circle of links
-        raise MutualError(f"the {what} {str(path)!r} is no usable path ({error}); {fix}") from None
+        raise MutualError(f"the {what} {shown(str(path))} is no usable path ({error}); {fix}") from None
     if root not in found.parents and not (followed and found == root):
         raise MutualError(
             f"the {what} {str(path)!r} leads out of {folder} (to {found}); nothing there was touched, {fix}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -53,7 +54,7 @@ def swap_all(swaps: Sequence[Swap], journal: Path, roots: Roots) -> None:
     places = [_place(swap.target, roots) for swap in swaps]
     entries = []
     for swap, (name, relative) in zip(swaps, places, strict=True):
-        old = _of(roots, name) / OLD / relative
+        old = inside(_of(roots, name), Path(OLD) / relative, "copy of a file to replace", followed=False, fix=_FIX)
         old.parent.mkdir(parents=True, exist_ok=True)
         there = os.path.lexists(swap.target)
         if there:
@@ -69,6 +70,15 @@ def swap_all(swaps: Sequence[Swap], journal: Path, roots: Roots) -> None:
         undo(journal, roots)
         raise
     journal.unlink()
+
+
+def forget_old(root: Path) -> None:
+    """Removes what was kept for :func:`undo`; of a link in its place, the link."""
+    place = root / OLD
+    with contextlib.suppress(OSError):
+        if place.is_symlink():
+            place.unlink()
+    shutil.rmtree(place, ignore_errors=True)
 
 
 def undo(journal: Path, roots: Roots) -> None:

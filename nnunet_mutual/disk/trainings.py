@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,9 +31,9 @@ class NamedTraining:
 
     @property
     def words(self) -> str:
-        """As nnUNetv2_train and nnunet_mutual pseudo_label take them."""
-        number = int(self.dataset[7:10])
-        return f"{number} {self.configuration} {self.fold} -p {self.plans} -tr {self.trainer}"
+        """As nnUNetv2_train and nnunet_mutual pseudo_label take them; safe to copy, whoever wrote the names."""
+        number = str(int(self.dataset[7:10]))
+        return shlex.join([number, self.configuration, self.fold, "-p", self.plans, "-tr", self.trainer])
 
     @property
     def command(self) -> str:

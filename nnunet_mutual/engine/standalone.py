@@ -14,6 +14,7 @@ import json
 import os
 import pydoc
 import re
+import stat
 import sys
 import tempfile
 from collections import defaultdict
@@ -23,6 +24,8 @@ from typing import Any
 
 MODEL = Path(__file__).resolve().parent / "model"
 CHECKPOINT = "checkpoint_final.pth"
+ZIP = b"PK\x03\x04"  # what torch.save writes; the older format has its own, less careful reader
+ENDING = r"(\.[A-Za-z0-9]+)+"  # nothing that would lead out of a folder or match other files
 TRUSTED = ("torch", "dynamic_network_architectures")
 VARIABLE = "nnUNet_mutual_networks"  # further packages whose networks plans.json may name, separated by commas
 
@@ -58,7 +61,23 @@ def find_model(folder: Path) -> tuple[list[str], dict[str, Any]]:
     if missing or not folds:
         what = ", ".join([*missing, *([] if folds else [f"fold_*/{CHECKPOINT}"])])
         raise InputError(f"the model in {folder} lacks {what}; put the whole folder that was exported there")
-    return folds, json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    dataset_json = _read_json(folder / "dataset.json")
+    ending = dataset_json.get("file_ending")
+    if not isinstance(ending, str) or re.fullmatch(ENDING, ending) is None:
+        raise InputError(f"dataset.json has the file_ending {ending!r}; expected an ending such as .nii.gz")
+    if not isinstance(dataset_json.get("channel_names") or dataset_json.get("modality"), dict):
+        raise InputError('dataset.json has no "channel_names"; use the model as nnunet_mutual export has written it')
+    return folds, dataset_json
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(f"{path.name} is damaged; use the model as nnunet_mutual export has written it")
+    return content
 
 
 def require_known_networks(plans: dict[str, Any], place: str) -> None:
@@ -128,12 +147,19 @@ def open_model(folder: Path, folds: list[str], dataset_json: dict[str, Any]) -> 
     import torch
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    plans = json.loads((folder / "plans.json").read_text(encoding="utf-8"))
-    require_known_networks(plans, "plans.json")
+    plans = _read_json(folder / "plans.json")
+    try:
+        require_known_networks(plans, "plans.json")
+    except (KeyError, TypeError, AttributeError):
+        raise InputError("plans.json is no plans file of nnU-Net 2.2 or newer") from None
     trained = []
     for fold in folds:
+        path = folder / f"fold_{fold}" / CHECKPOINT
         try:
-            trained.append(torch.load(folder / f"fold_{fold}" / CHECKPOINT, map_location="cpu", weights_only=True))
+            with path.open("rb") as stream:
+                if stream.read(len(ZIP)) != ZIP:
+                    raise ValueError("not what torch.save writes")
+            trained.append(torch.load(path, map_location="cpu", weights_only=True))
         except Exception:  # torch's own words advise to run what is in the file
             raise InputError(
                 f"fold_{fold}/{CHECKPOINT} is damaged, or holds more than tensors, numbers and text; nothing of it was "
@@ -151,6 +177,13 @@ def channel_names(dataset_json: dict[str, Any]) -> list[str]:
 def find_cases(folder: Path, ending: str, channels: list[str]) -> dict[str, list[Path]]:
     """Returns case -> its images in the order of the channels."""
     files = sorted(path for path in folder.glob(f"*{ending}") if not path.name.startswith("."))
+    for path in files:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:  # readers in C++ end the process
+            raise InputError(f"the name {ascii(str(path))} is no UTF-8; rename it") from None
+        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+            raise InputError(f"{path} is no file; move it away")
     if not files:
         raise InputError(f"{folder} holds no image; expected files such as CASE_0000{ending}")
     found: dict[str, dict[int, Path]] = defaultdict(dict)
@@ -168,29 +201,50 @@ def find_cases(folder: Path, ending: str, channels: list[str]) -> dict[str, list
     return {case: [images[number] for number in sorted(images)] for case, images in found.items()}
 
 
+def whole_files() -> Any:
+    """Returns the module whole.py beside this file; afterwards nothing beside it is a package that plans could name."""
+    try:
+        from nnunet_mutual.disk import whole
+    except ImportError:
+        import whole  # type: ignore[import-not-found, no-redef] # in a container
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != MODEL.parent]
+    return whole
+
+
 def segment(cases: dict[str, list[Path]], folds: list[str], dataset_json: dict[str, Any], output: Path) -> None:
     """Segments case by case; a label map appears under its name when it is whole."""
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):  # not used, but nnU-Net asks for them
         os.environ.setdefault(variable, tempfile.gettempdir())
     try:
+        whole = whole_files()
         predictor = open_model(MODEL, folds, dataset_json)
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is not installed; install nnunetv2") from None
-    output.mkdir(parents=True, exist_ok=True)
     reader = predictor.plans_manager.image_reader_writer_class()
-    needed = len(channel_names(dataset_json))
+    ending, needed = dataset_json["file_ending"], len(channel_names(dataset_json))
+    if ending not in reader.supported_file_endings:
+        raise InputError(f"{type(reader).__name__} of plans.json neither reads nor writes {ending} of dataset.json")
+    output.mkdir(parents=True, exist_ok=True)
     for number, (case, files) in enumerate(cases.items(), 1):
         print(f"{number} of {len(cases)}: {case} ({predictor.device.type})", flush=True)
         try:
+            for path in files:
+                whole.read_to_end(path)
             image, properties = reader.read_images([str(path) for path in files])
+        except whole.DAMAGED as error:
+            raise InputError(f"{path} is cut off or damaged ({error}); copy it again") from None
         except Exception as error:  # every format fails in its own way
             raise InputError(f"case {case} cannot be read ({type(error).__name__}); export its images again") from None
         if len(image) != needed:
             raise InputError(f"case {case} has {len(image)} channel(s); the model needs {needed}")
-        labels = predictor.predict_single_npy_array(image, properties)
         # In a folder that was not there before: no symbolic link in it leads the writer somewhere else.
         with tempfile.TemporaryDirectory(prefix=".partial_", dir=output) as partial:
-            reader.write_seg(labels, str(Path(partial) / f"{case}{dataset_json['file_ending']}"), properties)
+            try:
+                labels = predictor.predict_single_npy_array(image, properties)
+                reader.write_seg(labels, str(Path(partial) / f"{case}{ending}"), properties)
+            except RuntimeError as error:  # memory is short, or the disk is full, of which SimpleITK says no more
+                reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
+                raise InputError(f"case {case} could not be segmented or written ({reason}); mend that") from None
             for path in sorted(Path(partial).iterdir()):  # of .tif also the file with its spacing
                 os.replace(path, output / path.name)
 

@@ -12,6 +12,7 @@ from typing import Any
 from nnunetv2.configuration import default_num_processes
 
 from nnunet_mutual.disk.files import write_json
+from nnunet_mutual.disk.names import inside
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.evaluation import output
 from nnunet_mutual.evaluation.cases import COUNTS, LabelScores, Pair, Rules, measure_cases
@@ -193,7 +194,10 @@ def _metrics(cases: Mapping[str, LabelScores]) -> list[str]:
 
 
 def _folder(chosen: str | None, predictions: Path) -> Path:
-    folder = Path(chosen) if chosen is not None else predictions / FOLDER
+    # A folder of predictions may come from elsewhere, links in it included.
+    folder = (
+        Path(chosen) if chosen is not None else inside(predictions, FOLDER, "folder", fix="name another one with -o")
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

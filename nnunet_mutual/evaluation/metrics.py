@@ -12,13 +12,13 @@ the other one; HD95 is the larger of the two 95th percentiles of the distances f
 
 What an empty mask gives:
 
-==========================  =======================  =====================
-P, R                        Dice, IoU, surface Dice  HD95
-==========================  =======================  =====================
-both empty (absent)         NaN                      NaN
-only P is empty (missed)    0                        diagonal of the image
-only R is empty (invented)  0                        diagonal of the image
-==========================  =======================  =====================
+==========================  =======================  =====================  ================
+P, R                        Dice, IoU, surface Dice  HD95                   volume error
+==========================  =======================  =====================  ================
+both empty (absent)         NaN                      NaN                    NaN
+only P is empty (missed)    0                        diagonal of the image  - volume of R
+only R is empty (invented)  0                        diagonal of the image  volume of P
+==========================  =======================  =====================  ================
 
 NaN is left out of every mean: a label that is absent and not predicted neither raises nor lowers it. The diagonal is
 the largest distance that the image allows, so that a missed organ does not improve a mean distance.
@@ -82,12 +82,15 @@ def intersection_over_union(predicted: NDArray[np.bool_], drawn: NDArray[np.bool
 
 
 def volumes(predicted: NDArray[np.bool_], drawn: NDArray[np.bool_], voxel_ml: float) -> dict[str, float]:
-    """Returns the volumes of two masks and the error, in ml and in percent of the drawn volume (NaN if that is 0)."""
+    """Returns the volumes of two masks and the error, in ml and in percent of the drawn volume.
+
+    The error is NaN if both are empty, in percent also if nothing was drawn.
+    """
     ours, theirs = (int(np.count_nonzero(mask)) * voxel_ml for mask in (predicted, drawn))
     return {
         VOLUME: ours,
         REFERENCE_VOLUME: theirs,
-        VOLUME_ERROR: ours - theirs,
+        VOLUME_ERROR: ours - theirs if ours or theirs else math.nan,
         RELATIVE_VOLUME_ERROR: 100 * (ours - theirs) / theirs if theirs else math.nan,
     }
 

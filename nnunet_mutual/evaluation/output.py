@@ -171,12 +171,15 @@ def save_rows(path: Path, rows: Sequence[Sequence[Any]]) -> None:
 
 
 def results_table(statistics: Mapping[str, Mapping[str, Statistic]], counts: Mapping[str, Mapping[str, int]]) -> str:
-    """Returns one line per label: cases, means with intervals, missed and invented organs."""
+    """Returns one line per label: cases, means with intervals, missed and invented organs.
+
+    A mean of other cases than the Dice, such as a volume that some images have no size for, says of how many.
+    """
     shown = {metric: heading for metric, heading in _SHOWN.items() if metric in statistics}
     rows = [["label", "n", *(heading for heading, _ in shown.values()), "missed", "invented"]]
     for label in statistics[DICE]:
         found = counts.get(label) or {word: sum(c[word] for c in counts.values()) for word in ("missed", "invented")}
-        cells = [_interval(statistics[metric][label], digits) for metric, (_, digits) in shown.items()]
+        cells = [_mean_of(statistics[metric][label], statistics[DICE][label].n, n) for metric, (_, n) in shown.items()]
         n = str(statistics[DICE][label].n) if label in counts else ""
         rows.append([label, n, *cells, str(found["missed"]), str(found["invented"])])
     return columns(rows)
@@ -231,6 +234,10 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     """Aligns cells, the first column to the left."""
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
     return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
+
+
+def _mean_of(one: Statistic, usual: int, digits: int) -> str:
+    return _interval(one, digits) + (f" n = {one.n}" if one.n != usual else "")
 
 
 def _interval(one: Statistic, digits: int) -> str:

@@ -20,7 +20,7 @@ from nnunet_mutual.datasets.raw import CaseFiles
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.names import safe_name
 from nnunet_mutual.disk.writing import sweep, written
-from nnunet_mutual.errors import MutualError, shorten
+from nnunet_mutual.errors import MutualError, shorten, telling
 from nnunet_mutual.preprocessing.unlabelled import add_to_record, read_record, state_of, write_record
 
 SCALE = 255  # steps of a probability, as it is written
@@ -171,7 +171,8 @@ def read_soft(file: Path, outputs: int) -> NDArray[np.float32]:
         raise MutualError(f"{file} holds {found.dtype}, not probabilities or steps of 1/{SCALE} (uint8); {again}")
     values = np.asarray(found, np.float32) / np.float32(SCALE if found.dtype == np.uint8 else 1)
     if values.size and not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1 + ROUNDING):
-        raise MutualError(f"{file} holds {values.min():g} to {values.max():g}, not probabilities from 0 to 1; {again}")
+        low, high = (telling(float(value), 0, 1) for value in (values.min(), values.max()))
+        raise MutualError(f"{file} holds {low} to {high}, not probabilities from 0 to 1; {again}")
     return values
 
 

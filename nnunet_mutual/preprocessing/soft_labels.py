@@ -35,6 +35,7 @@ from nnunet_mutual.preprocessing.unlabelled import (
     SOFT,
     UNLABELLED,
     add_to_record,
+    folder_of,
     plans_fingerprint,
     read_record,
     record_of,
@@ -107,7 +108,7 @@ def _update(source: _Source, preprocessed: Path, manager: PlansManager, name: st
     """Makes the soft labels of a configuration those of the source, and no others; returns whose they are."""
     configuration = manager.get_configuration(name)
     images = preprocessed / UNLABELLED / configuration.data_identifier
-    target = preprocessed / SOFT / configuration.data_identifier
+    target = folder_of(preprocessed, SOFT, configuration.data_identifier)
     keys = set(nnUNetDatasetBlosc2.get_identifiers(str(images))) if images.is_dir() else set()
     refuse_withdrawn(preprocessed, keys, command)
     there = {path.name for path in target.iterdir()} if target.is_dir() else set()

@@ -21,6 +21,7 @@ from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, unlabelled_cases
 from nnunet_mutual.disk.locate import locate
+from nnunet_mutual.disk.names import inside
 from nnunet_mutual.disk.writing import written
 from nnunet_mutual.errors import MutualError, shorten
 
@@ -39,6 +40,20 @@ _OF_CONFIGURATION = (
     "resampling_fn_seg",
     "resampling_fn_seg_kwargs",
 )
+
+
+def folder_of(preprocessed: Path, kind: str, data_identifier: str) -> Path:
+    """Returns the folder of the images or soft labels of a configuration, in which what is surplus is deleted.
+
+    Args:
+        preprocessed: the dataset's folder in nnUNet_preprocessed.
+        kind: ``UNLABELLED`` or ``SOFT``.
+        data_identifier: of the configuration.
+
+    Raises:
+        MutualError: it lies elsewhere, by its name or through a link.
+    """
+    return inside(preprocessed, f"{kind}/{data_identifier}", "folder", fix="put a folder in place of the link")
 
 
 def unlabelled_keys(

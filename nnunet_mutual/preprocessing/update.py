@@ -20,14 +20,13 @@ from tqdm import tqdm
 
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable, Case
-from nnunet_mutual.datasets.case_voxels import inspect_case, missing_files
+from nnunet_mutual.datasets.case_voxels import exact, inspect_case, missing_files
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.disk.case_files import read_properties
 from nnunet_mutual.disk.folders import temporary_folder
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import DatasetFolders, locate, plans_file
-from nnunet_mutual.disk.names import inside
 from nnunet_mutual.errors import MutualError, meant, shorten
 from nnunet_mutual.preprocessing.by_group import GroupPreprocessor
 from nnunet_mutual.preprocessing.unlabelled import (
@@ -35,6 +34,7 @@ from nnunet_mutual.preprocessing.unlabelled import (
     SOFT,
     UNLABELLED,
     add_to_record,
+    folder_of,
     plans_fingerprint,
     read_record,
     record_of,
@@ -168,9 +168,7 @@ def _update(
     processes: int | None,
 ) -> dict[str, str]:
     """Does one configuration; returns a sentence for each image that cannot be used."""
-    folder = inside(  # what is surplus there is deleted
-        preprocessed, f"{UNLABELLED}/{configuration.data_identifier}", "folder", fix="put a folder in place of the link"
-    )
+    folder = folder_of(preprocessed, UNLABELLED, configuration.data_identifier)
     record = record_of(folder)
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if there and not images.cases:
@@ -191,7 +189,7 @@ def _update(
         f"{configuration.data_identifier}: {len(done)} unlabelled image(s) up to date, {len(pending)} to preprocess, "
         f"{sum(file.endswith('.pkl') for file in surplus)} to remove"
     )
-    _remove_soft(preprocessed / SOFT / folder.name, wanted)
+    _remove_soft(folder_of(preprocessed, SOFT, folder.name), wanted)
     if not pending and not surplus:
         return {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -280,7 +278,7 @@ def _preprocess(job: _Job) -> str | None:
         errors.append(f"case {files.key}: has no image of {', '.join(lacking)}; add one of zeros, or declare groups")
     if not errors and all(volume.voxels.min() == volume.voxels.max() for volume in volumes):
         errors.append(
-            f"imagesUn/{volumes[0].path.name}: every voxel is {volumes[0].voxels.flat[0]:g}; replace or remove it"
+            f"imagesUn/{volumes[0].path.name}: every voxel is {exact(volumes[0].voxels.flat[0])}; replace or remove it"
         )
     if errors:
         return errors[0]

@@ -7,14 +7,14 @@ and their thresholds are [E].
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
 from nnunet_mutual.annotation.codes import UNDECIDED
-from nnunet_mutual.errors import MutualError
+from nnunet_mutual.errors import MutualError, telling
 
 _MIN_CASES = 3  # truly labelled cases with a label, fewer say nothing about its usual volume
 _MIN_SPREAD = 0.2  # of log volumes: a few cases of almost equal volume must not make every other one an outlier
@@ -219,6 +219,7 @@ def judge_label(
     agreement: float | None,
     true_volumes_ml: Sequence[float],
     settings: FilterSettings,
+    said: Callable[[float], str] | None = None,
 ) -> Judgement:
     r"""Level 3: whether a label of a case is used at all; if not, it counts as not annotated in this case.
 
@@ -233,6 +234,7 @@ def judge_label(
         agreement: Dice between independent predictions, None if there was only one.
         true_volumes_ml: volumes in truly labelled training cases, 0 where the label is absent.
         settings: thresholds; with ``label`` off everything is accepted.
+        said: how a volume is written where it is not one in millilitres, since the image says no size.
 
     Source: [E], methods after arXiv 2407.12611.
     Fails when: the image shows a part of the organ only, or the truly labelled cases are of another population
@@ -240,16 +242,19 @@ def judge_label(
     """
     if not settings.label:
         return Judgement(True, "not judged: pseudo_labels.label is off")
-    verdict = _judge_volume(volume_ml, true_volumes_ml, settings.max_z)
+    verdict = _judge_volume(volume_ml, true_volumes_ml, settings.max_z, said or _ml)
     if agreement is None:
         return verdict
     if not agreement >= settings.min_agreement:
-        reason = f"predictions disagree: their Dice is {agreement:.3g}, at least {settings.min_agreement:g} is needed"
+        found = telling(agreement, settings.min_agreement, digits=3)
+        reason = f"predictions disagree: their Dice is {found}, at least {settings.min_agreement:g} is needed"
         return Judgement(False, reason, verdict.z)
     return replace(verdict, reason=f"{verdict.reason}; independent predictions agree with Dice {agreement:.3g}")
 
 
-def _judge_volume(volume: float, true_volumes: Sequence[float], max_z: float) -> Judgement:
+def _judge_volume(
+    volume: float, true_volumes: Sequence[float], max_z: float, said: Callable[[float], str]
+) -> Judgement:
     present = [other for other in true_volumes if other > 0]
     lacking = len(true_volumes) - len(present)
     if volume == 0 and lacking:
@@ -261,16 +266,20 @@ def _judge_volume(volume: float, true_volumes: Sequence[float], max_z: float) ->
     if len(present) < _MIN_CASES:
         return Judgement(
             True,
-            f"volume not judged: {_ml(volume)} ml, but only {len(present)} truly labelled case(s) have the label, "
+            f"volume not judged: {said(volume)}, but only {len(present)} truly labelled case(s) have the label, "
             f"at least {_MIN_CASES} are needed",
         )
     logs = np.log(present)
     z = float((math.log(volume) - logs.mean()) / max(logs.std(ddof=1), _MIN_SPREAD))
-    usual = f"{_ml(math.exp(logs.mean()))} ml in {len(present)} truly labelled cases"
+    usual = f"{said(math.exp(logs.mean()))} in {len(present)} truly labelled cases"
     if not abs(z) <= max_z:
         headline = "too small" if z < 0 else "too large"
-        return Judgement(False, f"{headline}: {_ml(volume)} ml, usual {usual} (z = {z:.2f}, limit {max_z:g})", z)
-    return Judgement(True, f"plausible: {_ml(volume)} ml, usual {usual} (z = {z:.2f})", z)
+        return Judgement(
+            False,
+            f"{headline}: {said(volume)}, usual {usual} (z = {telling(z, max_z, -max_z, digits=3)}, limit {max_z:g})",
+            z,
+        )
+    return Judgement(True, f"plausible: {said(volume)}, usual {usual} (z = {z:.2f})", z)
 
 
 def _sure(p: np.ndarray, settings: FilterSettings) -> tuple[np.ndarray, np.ndarray]:
@@ -279,4 +288,4 @@ def _sure(p: np.ndarray, settings: FilterSettings) -> tuple[np.ndarray, np.ndarr
 
 
 def _ml(volume: float) -> str:
-    return f"{volume:.0f}" if volume >= 100 else f"{volume:.3g}"
+    return f"{volume:.0f} ml" if volume >= 100 else f"{volume:.3g} ml"

@@ -23,6 +23,7 @@ from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.batches.pseudo import PseudoStore
 from nnunet_mutual.disk.case_files import load_case
+from nnunet_mutual.disk.images import voxel_ml
 from nnunet_mutual.engine.parallel.ranks import Ranks
 from nnunet_mutual.engine.peers import unwrap
 from nnunet_mutual.engine.validation import BARRIER_EVERY
@@ -110,7 +111,12 @@ class PseudoLabeller:
         return [label for label in self.table.labels if label in everything - case.annotated]
 
     def label(
-        self, case: Case, image: Tensor, drawn: np.ndarray, voxel_ml: float
+        self,
+        case: Case,
+        image: Tensor,
+        drawn: np.ndarray,
+        voxel_ml: float,
+        said: Callable[[float], str] | None = None,
     ) -> tuple[np.ndarray, np.ndarray, list[Decision]]:
         """Makes the pseudo labels of a case.
 
@@ -119,6 +125,7 @@ class PseudoLabeller:
             image: (M, *spatial), preprocessed.
             drawn: (*spatial) integers of the preprocessed label map.
             voxel_ml: volume of a voxel in millilitres.
+            said: how a volume is written where that is none in millilitres, since the image says no size.
 
         Returns:
             (*spatial) int16 codes of drawn and decided values; (*spatial) int16 candidates, the likelier value of every
@@ -140,6 +147,7 @@ class PseudoLabeller:
                 agreement=found.agreements[name],
                 true_volumes_ml=self.true_volumes.get(name, []),
                 settings=self.settings,
+                said=said,
             )
             if not verdict.accepted and not self.table.is_regions:
                 rejected |= inside
@@ -149,7 +157,7 @@ class PseudoLabeller:
                 label=name,
                 accepted=verdict.accepted,
                 reason=verdict.reason,
-                volume_ml=volume,
+                volume_ml=volume if said is None or not volume else None,
                 agreement=found.agreements[name],
                 z=verdict.z,
                 decided_share=share,
@@ -360,12 +368,21 @@ def voxel_volume(properties: dict[str, Any], shape: Sequence[int]) -> float:
     return float(cubic_millimetres) / 1000
 
 
+def _in_voxels(properties: dict[str, Any]) -> Callable[[float], str] | None:
+    """Returns what says a volume in voxels of an image whose size nnU-Net's reader has invented."""
+    if voxel_ml(properties) is not None:
+        return None
+    voxel = float(np.prod(properties["spacing"])) / 1000
+    return lambda volume: f"{volume / voxel:.0f} voxels"
+
+
 def _label_case(labeller: PseudoLabeller, dataset: Any, store: PseudoStore, key: str) -> None:
     data, seg, _, properties = load_case(dataset, key)
     case = labeller.table.case(key)
     drawn = vouched(np.asarray(seg[0]), labeller.table, case)
     image = torch.from_numpy(np.array(data[:], copy=True))
-    codes, candidates, decisions = labeller.label(case, image, drawn, voxel_volume(properties, drawn.shape))
+    size = voxel_volume(properties, drawn.shape)
+    codes, candidates, decisions = labeller.label(case, image, drawn, size, _in_voxels(properties))
     accepted = case.annotated | {decision.label for decision in decisions if decision.accepted}
     decided = labeller.codes.decided_values(codes)
     merged = np.where(decided == UNDECIDED, drawn, decided)

@@ -60,9 +60,19 @@ def test_dataset_without_a_block(raw: RawDataset, capsys: pytest.CaptureFixture[
     raw.save()
     assert check(777) == 0
     printed = capsys.readouterr().out
-    assert "every case counts as fully annotated" in printed
-    assert f"nnunet_mutual annotate {NAME}" in printed
+    counts = "liver has voxels in 3 of 5 cases, spleen has voxels in 3 of 5 cases, kidney has voxels in 3 of 5 cases"
+    assert f"WARNING: {NAME} has no table: every case counts as fully drawn; {counts}; where it was not" in printed
+    assert f"say who drew what: nnunet_mutual annotate {NAME} TABLE.csv" in printed
     assert "label liver: no voxel in 2 of 5 cases (toy_003, toy_004): absent there, or only not drawn?" in printed
+
+
+def test_a_dataset_without_a_block_in_which_everything_is_drawn(
+    nnunet_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RawDataset(nnunet_folders, {"a": ["liver"], "b": ["liver"]}, {"background": 0, "liver": 1})
+    assert check(777) == 0
+    printed = capsys.readouterr().out
+    assert "has no table: every case counts as fully drawn\n" in printed and "WARNING" not in printed
 
 
 def test_checking_changes_nothing(raw: RawDataset, capsys: pytest.CaptureFixture[str]) -> None:

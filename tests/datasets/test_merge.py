@@ -53,6 +53,31 @@ def test_labels_by_name_images_linked_table_written(pair: Pair, capsys: pytest.C
     assert check(111) == 0
 
 
+def test_datasets_without_a_table_are_taken_for_fully_drawn_loudly(
+    pair: Pair, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pair.merge() == 0
+    printed = capsys.readouterr().out
+    counts = "kidney has voxels in 2 of 3 cases, spleen has voxels in 2 of 3 cases"
+    assert f"WARNING: Dataset012_Spleen has no table: every case counts as fully drawn; {counts}; where" in printed
+    said = f"nnunet_mutual annotate Dataset012_Spleen TABLE.csv, then remove {pair.out} and merge again"
+    assert said in printed and printed.count("WARNING") == 1, "the liver is in every case of its dataset"
+
+
+def test_a_table_is_believed(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    block_of(
+        pair.spleen,
+        {"Spleen": {"annotated": ["kidney", "spleen"]}},
+        {
+            "s_1": {"source": "Spleen", "annotated": ["spleen"]},
+            "s_2": {"source": "Spleen"},
+            "s_3": {"source": "Spleen", "annotated": ["kidney"]},
+        },
+    )
+    assert pair.merge() == 0
+    assert "WARNING" not in capsys.readouterr().out
+
+
 def test_case_list_says_where_each_case_came_from(pair: Pair) -> None:
     assert pair.merge() == 0
     with (pair.out / "merged_cases.csv").open(newline="") as stream:

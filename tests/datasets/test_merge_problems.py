@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from merging import FLIPPED, LIVER, OUT, SPLEEN, Pair, block_of, regions, unlabe
 from nnunet_mutual.cli.parser import main
 from nnunet_mutual.datasets import new_dataset
 from nnunet_mutual.datasets.check import check
+from nnunet_mutual.datasets.merge import command
 
 LIVER_TABLE = {"c_1": {"source": "a"}, "c_2": {"source": "a"}}
 
@@ -343,6 +345,47 @@ def test_two_merges_into_one_place(pair: Pair, capsys: pytest.CaptureFixture[str
     assert pair.merge() == 2
     assert "another merge (process 4711 on another-computer) is writing" in capsys.readouterr().err
     assert stale.is_dir() and not pair.out.exists()
+
+
+@pytest.mark.parametrize("name", [OUT, "Dataset111_Other"], ids=["same name", "same ID"])
+def test_the_loser_of_two_merges_says_so_and_harms_nothing(
+    pair: Pair, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Another merge begins and ends while this one reads."""
+    scan = command.scan
+
+    def meanwhile(*arguments: Any) -> Any:
+        monkeypatch.setattr(command, "scan", scan)
+        assert main(["merge", "11", "12", name]) == 0
+        return scan(*arguments)
+
+    monkeypatch.setattr(command, "scan", meanwhile)
+    assert pair.merge() == 2
+    said = capsys.readouterr().err.rpartition("error: ")[2]
+    assert f"the ID 111 is already used by {name}" in said and said.count("\n") == 1
+    assert [path.name for path in pair.root.iterdir() if "111" in path.name] == [name]
+    assert check(111) == 0
+
+
+def test_merges_that_end_at_the_same_moment(
+    pair: Pair, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def late(source: Any, target: Any) -> None:
+        if Path(target) == pair.out and not pair.out.exists():
+            pair.out.mkdir()
+            (pair.out / "dataset.json").write_text("of the other one")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    assert pair.merge() == 2
+    said = capsys.readouterr().err.rpartition("error: ")[2]
+    assert f"{pair.out} was made by another command while this one worked; that one is whole" in said
+    assert said.count("\n") == 1 and "free space" not in said
+    assert [path.name for path in pair.out.iterdir()] == ["dataset.json"]
+    assert (pair.out / "dataset.json").read_text() == "of the other one"
+    assert not any("merging" in path.name for path in pair.root.iterdir())
 
 
 def test_no_answer_at_the_terminal(

@@ -176,6 +176,27 @@ def test_missing_channels_are_zeros_on_the_same_grid_and_declared(toy: Toy, caps
             np.testing.assert_array_equal(sitk.GetArrayFromImage(new), expected)
 
 
+@pytest.mark.parametrize("copy", [[], ["--copy"]], ids=["linked", "copied"])
+def test_3d_tif_keeps_its_spacing(nnunet_folders: Path, copy: list[str]) -> None:
+    toy = RawDataset(nnunet_folders, {f"toy_{i:03d}": [] for i in range(6)}, ending=".tif")
+    toy.save(overwrite_image_reader_writer="Tiff3DIO")  # else four slices are taken for four colours
+    for key in toy.drawn:
+        toy.label(key, {1: 10, 2: 20, 3: 30})
+        for folder in ("imagesTr", "labelsTr"):
+            (toy.folder / folder / f"{key}.json").write_text(json.dumps({"spacing": [5.0, 0.5, 0.7]}))
+    before = {path: path.read_bytes() for path in toy.folder.rglob("*") if path.is_file()}
+    assert main(["simulate", NAME, OUT, *SITES, "--labelled", "4", *copy]) == 0
+    out = toy.folder.with_name(OUT)
+    images = [*(out / "imagesTr").glob("*.tif"), *(out / "imagesUn").glob("*.tif")]
+    maps = [*(out / "labelsTr").glob("*.tif"), *(out / "truth" / "labels").glob("*.tif")]
+    assert (len(images), len(maps)) == (6, 4 + 6)
+    for path in images + maps:
+        sizes = path.with_name(path.stem.removesuffix("_0000") + ".json")
+        assert json.loads(sizes.read_text()) == {"spacing": [5.0, 0.5, 0.7]}
+    assert {path: path.read_bytes() for path in before} == before, "a link is never written through"
+    assert check(778) == 0
+
+
 def test_a_table_that_is_there_is_restricted(toy: Toy) -> None:
     sources: dict[str, Any] = {
         "h": {"annotated": ["liver", "spleen"], "contains": {"liver": ["kidney"]}},

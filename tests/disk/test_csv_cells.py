@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
+import nnunet_mutual
 from nnunet_mutual.batches.decisions import Decision, read_decisions, write_decisions
 from nnunet_mutual.datasets.tables import csv_rows
 from nnunet_mutual.disk.files import csv_text, plain_cell, write_csv
@@ -42,6 +44,17 @@ def test_no_part_of_a_text_becomes_a_cell_where_others_separate_cells(cell: str)
         rows = list(csv.reader(io.StringIO(csv_text([["case", cell, 3]]), newline=""), delimiter=delimiter))
         assert not any(re.match(r"\s*[=+\-@]", part) for row in rows for part in row)
     assert plain_cell(next(csv.reader(io.StringIO(csv_text([[cell]]), newline="")))[0]) == cell
+
+
+def test_whatever_is_no_number_is_text() -> None:
+    assert csv_text([[Path("=1+1"), np.str_("@x"), None, True, np.float32(-0.5)]]) == "'=1+1,'@x,,True,-0.5\r\n"
+
+
+def test_every_table_is_written_in_one_place() -> None:
+    package = Path(nnunet_mutual.__file__).parent
+    writing = re.compile(r"csv\.(?:writer|DictWriter)|\bto_csv\b")
+    found = [str(path.relative_to(package)) for path in package.rglob("*.py") if writing.search(path.read_text())]
+    assert found == ["disk/files.py"]
 
 
 def test_tables_and_decisions_come_back(tmp_path: Path) -> None:

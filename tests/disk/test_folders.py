@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_mutual.disk.folders import finish_interrupted, written_folders
+from nnunet_mutual.disk.folders import finish, finish_interrupted, temporary_folder, written_folders
+from nnunet_mutual.errors import MutualError
 
 
 def write(targets: list[Path]) -> None:
@@ -78,3 +79,38 @@ def test_an_error_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(OSError, match="No space"):
         write([tmp_path / "a", tmp_path / "b"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_that_begin_at_the_same_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The owner is in the folder from its first moment, so that the second one finds it."""
+    rename = os.rename
+
+    def late(source: Path, target: Path) -> None:
+        target.mkdir()
+        (target / "merge_in_progress").write_text("another-computer 4711")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", late)
+    said = r"another merge \(process 4711 on another-computer\) is writing .*wait for it"
+    with pytest.raises(MutualError, match=said), temporary_folder(tmp_path / "out", "merge", "merging"):
+        raise AssertionError("the folder is another's")
+    assert [path.name for path in tmp_path.rglob("*")] == [".out.merging", "merge_in_progress"]
+
+
+def test_the_folder_of_the_next_one_is_left_alone(tmp_path: Path) -> None:
+    with temporary_folder(tmp_path / "out", "merge", "merging") as folder:
+        (folder / "content").write_text("1")
+        finish(folder, tmp_path / "out")
+        folder.mkdir()
+        (folder / "merge_in_progress").write_text("another-computer 4711")
+    assert folder.is_dir() and [path.name for path in (tmp_path / "out").iterdir()] == ["content"]
+
+
+def test_a_name_that_was_taken_meanwhile(tmp_path: Path) -> None:
+    targets = [tmp_path / "a", tmp_path / "b"]
+    said = r"b was made by another command .* that one is whole and was left as it is"
+    with pytest.raises(MutualError, match=said), written_folders(targets) as staged:
+        for folder in [*staged, targets[1]]:
+            folder.mkdir()
+        (targets[1] / "content").write_text("another's")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["b", "content"]

@@ -20,7 +20,7 @@ from nnunet_mutual.disk.host_files import require_safe_names
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.pseudo_labels.review.preprocessed import data_of
 
-HOSTILE = ["../../../x", "/etc/x", "..", "a/../../b", "..\\..\\x", "C:x", "x\n", ""]
+HOSTILE = ["../../../x", "/etc/x", "..", "a/../../b", "..\\..\\x", "C:x", "x\n", "", "x\0", "é" * 200, "\ud800", ".. ."]
 UNSAFE = "cannot be used as a file name"
 CONTENT: dict[str, Any] = {"labels": {"background": 0, "liver": 1}, "channel_names": {"0": "T1"}, "file_ending": ".nii"}
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nnunet_mutual.disk import swap
-from nnunet_mutual.disk.swap import BACKUP, OLD, Swap, swap_all, undo
+from nnunet_mutual.disk.swap import BACKUP, OLD, Swap, forget_old, swap_all, undo
 from nnunet_mutual.errors import MutualError
 
 FOLDER = f"{BACKUP}1"
@@ -175,6 +175,8 @@ HOSTILE: dict[str, Any] = {
     "other data": lambda outside: ["preprocessed", "target/b", False],
     "no root": lambda outside: ["home", "file", False],
     "a number": lambda outside: 3,
+    "endless": lambda outside: ["raw", "a" * 5000, False],
+    "no UTF-8": lambda outside: ["raw", "a\ud800", False],
     "zero byte": lambda outside: ["raw", "a\0b", False],
     "nested": lambda outside: ["raw", ["a"], False],
 }
@@ -219,3 +221,17 @@ def test_a_file_that_is_a_link_is_replaced_itself(swaps: list[Swap], tmp_path: P
     swap_all(swaps, tmp_path / "raw" / "journal", roots(tmp_path))
     assert target.read_text() == "new a" and not target.is_symlink()
     assert (tmp_path / "of another dataset").read_text() == "old a"
+
+
+def test_a_link_where_old_files_are_kept_is_not_followed(swaps: list[Swap], tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "target").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "target" / "a").write_text("mine")
+    (tmp_path / "raw" / OLD).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(MutualError, match="leads out of"):
+        swap_all(swaps, tmp_path / "raw" / "journal", roots(tmp_path))
+    forget_old(tmp_path / "raw")
+    assert not (tmp_path / "raw" / OLD).exists()
+    assert [path.read_text() for path in (tmp_path / "elsewhere").rglob("a")] == ["mine"]
+    assert len(list((tmp_path / "elsewhere").rglob("*"))) == 2
+    swap_all(swaps, tmp_path / "raw" / "journal", roots(tmp_path))
+    assert content(tmp_path)["raw/target/a"] == "new a"

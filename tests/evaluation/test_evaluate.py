@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.cli import parser as cli
 from nnunet_mutual.datasets.case_voxels import reader_for
+from nnunet_mutual.evaluation import cases
 from nnunet_mutual.evaluation.cases import Pair, Rules, measure_cases
 
 KEYS = [f"case_{i:02d}" for i in range(6)]
@@ -186,6 +188,54 @@ def test_one_fold(play: Play, capsys: pytest.CaptureFixture[str]) -> None:
         assert {row["case"] for row in rows(play.root / "A" / "evaluation" / "metrics.csv")} == set(KEYS[:2])
     play.run("{root}/A -d 901 --no-surface -f 1", status=2)
     assert "folds 0 to 0" in capsys.readouterr().err
+
+
+def test_a_volume_error_is_of_the_cases_that_count_and_have_a_size(
+    play: Play, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An absent organ that is not predicted is no error of 0 ml, and an image without a size has no millilitres."""
+    nothing = np.zeros((16, 20, 18), np.uint8)
+    for folder in (play.raw / "labelsTr", play.root / "A"):
+        tiny.write_nifti(nothing, folder / "case_00.nii.gz", SPACING)
+    of_case = cases.measure_case
+
+    def without_a_size(pair: Pair, rules: Rules) -> Any:
+        found = of_case(pair, rules)
+        if pair.key == "case_05":
+            for scores in found.values():
+                for metric in [name for name in scores if "volume" in name]:
+                    del scores[metric]
+        return found
+
+    monkeypatch.setattr(cases, "measure_case", without_a_size)
+    play.run("{root}/A -d 901 --no-surface")
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert lines["liver"].split()[1] == "2" and "n =" not in lines["liver"]
+    assert lines["spleen"].split()[1] == "3" and lines["spleen"].count(" n = 2") == 1
+    content = json.loads((play.root / "A" / "evaluation" / "summary.json").read_text())["nnunet_mutual"]
+    numbers = {label: found["n"] for label, found in content["statistics"]["volume_error_ml"].items()}
+    assert numbers == {"liver": 2, "tumour": 2, "spleen": 2, "overall": 3}
+    errors = [
+        float(row["value"])
+        for row in rows(play.root / "A" / "evaluation" / "metrics.csv")
+        if (row["label"], row["metric"]) == ("liver", "volume_error_ml") and row["value"]
+    ]
+    assert content["statistics"]["volume_error_ml"]["liver"]["mean"] == pytest.approx(np.mean(errors), abs=1e-6)
+    assert len(errors) == 2
+
+
+def test_a_link_in_a_folder_of_predictions_is_not_written_through(
+    play: Play, capsys: pytest.CaptureFixture[str]
+) -> None:
+    precious = play.root / "validation"
+    precious.mkdir()
+    (precious / "summary.json").write_text("mine")
+    (play.root / "A" / "evaluation").symlink_to(precious)
+    play.run("{root}/A -d 901 --no-surface", 2)
+    assert f"leads out of {play.root}/A" in (said := capsys.readouterr().err) and "name another one with -o" in said
+    assert [path.read_text() for path in precious.iterdir()] == ["mine"]
+    play.run("{root}/A -d 901 --no-surface -o {root}/A_scores")
+    assert (play.root / "A_scores" / "summary.json").is_file()
 
 
 def test_comparison(play: Play, capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,6 +107,7 @@ def test_empty_masks(predicted: np.ndarray, drawn: np.ndarray, share: float, dis
         assert found[metric] == pytest.approx(share, nan_ok=True)
     assert found["hd95_mm"] == pytest.approx(distance, nan_ok=True)
     assert math.isnan(found["volume_error_percent"]) == (not drawn.any())
+    assert math.isnan(found["volume_error_ml"]) == (not drawn.any() and not predicted.any())
 
 
 def test_one_slice_is_measured_in_its_plane() -> None:

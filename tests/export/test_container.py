@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import multiprocessing
 import os
@@ -11,11 +12,14 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import tiny
+import torch
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from test_export import BLOCKED
 from training import SHORT, partial_block, trainer_for
 
@@ -82,13 +86,13 @@ def run_export(name: str, container: Path, configuration: str = "3d_fullres") ->
     export(tiny.NAME, configuration, trainer="PartialTrainer", container=str(container), **options)
 
 
-def start(script: Path, *arguments: Path | str) -> subprocess.CompletedProcess[str]:
+def start(script: Path, *arguments: Path | str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Runs the script as a user would, in an environment that holds nnU-Net only."""
     site = script.parent / "offline"
     site.mkdir(exist_ok=True)
     (site / "sitecustomize.py").write_text(OFFLINE)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet_")}
-    environment |= {"PYTHONPATH": str(site), "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"PYTHONPATH": str(site), "CUDA_VISIBLE_DEVICES": "", **variables}
     return subprocess.run(
         [sys.executable, str(script), *map(str, arguments)],
         env=environment,
@@ -118,7 +122,7 @@ def test_the_script_segments_like_the_training(container: Path, trained: Path, t
 def test_what_is_in_the_folder(container: Path, trained: Path) -> None:
     found = sorted(str(path.relative_to(container)) for path in container.rglob("*") if path.is_file())
     model = ["dataset.json", "fold_0/checkpoint_final.pth", "model_card.md", "plans.json"]
-    assert found == ["Dockerfile", "README.md", *(f"model/{name}" for name in model), "predict.py"]
+    assert found == ["Dockerfile", "README.md", *(f"model/{name}" for name in model), "predict.py", "whole.py"]
     contents = b"".join((container / name).read_bytes() for name in found)
     assert b"Jane Roe" not in contents and str(trained).encode() not in contents and b"case_0" not in contents
     docker = (container / "Dockerfile").read_text()
@@ -175,10 +179,114 @@ def test_bad_input_is_one_sentence(
 def test_what_is_wrong_inside_a_file_is_one_sentence(failure: Callable[[Path], str], tmp_path: Path) -> None:
     (tmp_path / "a_0000.nii.gz").write_bytes(b"?")
     image(tmp_path, "b_0000.nii.gz", shape=(2, 16, 20, 18))
+    assert f"{tmp_path / 'a_0000.nii.gz'} is cut off or damaged" in failure(tmp_path)
+    (tmp_path / "a_0000.nii.gz").write_bytes(gzip.compress(b"no image"))
     assert "case a cannot be read" in failure(tmp_path)
     (tmp_path / "a_0000.nii.gz").unlink()
     assert "case b has 2 channel(s); the model needs 1" in failure(tmp_path)
     assert list((tmp_path / "output").iterdir()) == []
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.999])
+def test_a_truncated_image_is_refused_by_name(failure: Callable[[Path], str], tmp_path: Path, share: float) -> None:
+    """SimpleITK would fill it with zeros."""
+    tiny.write_nifti(tiny.image_and_labels(0)[0].astype(np.int16), tmp_path / "a_0000.nii.gz")
+    whole = (tmp_path / "a_0000.nii.gz").read_bytes()
+    (tmp_path / "a_0000.nii.gz").write_bytes(whole[: int(len(whole) * share)])
+    assert SimpleITKIO().read_images([str(tmp_path / "a_0000.nii.gz")])[0].size == 16 * 20 * 18
+    assert f"{tmp_path / 'a_0000.nii.gz'} is cut off or damaged" in failure(tmp_path)
+    assert list((tmp_path / "output").iterdir()) == []
+
+
+def test_a_complete_gzip_of_half_an_image_and_a_wrong_checksum(failure: Callable[[Path], str], tmp_path: Path) -> None:
+    tiny.write_nifti(tiny.image_and_labels(0)[0], tmp_path / "a_0000.nii.gz")
+    whole = (tmp_path / "a_0000.nii.gz").read_bytes()
+    (tmp_path / "a_0000.nii.gz").write_bytes(gzip.compress(gzip.decompress(whole)[:-1000]))
+    assert "1000 bytes of its voxels are missing" in failure(tmp_path)
+    (tmp_path / "a_0000.nii.gz").write_bytes(whole[:-8] + b"0000" + whole[-4:])
+    assert "is cut off or damaged" in failure(tmp_path)
+
+
+def test_names_that_readers_cannot_open(failure: Callable[[Path], str], tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9_0000.nii.gz")
+    image(tmp_path, "a_0000.nii.gz")
+    (tmp_path / "a_0000.nii.gz").rename(tmp_path / name)
+    assert r"caf\udce9_0000.nii.gz' is no UTF-8; rename it" in failure(tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / "b_0000.nii.gz")
+    assert "b_0000.nii.gz is no file; move it away" in failure(tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["/../../evil.nii.gz", "", "*", "..", ".nii.gz/", "\\..\\x.nii.gz", 3, None, ".a\0"])
+def test_the_file_ending_of_a_model_leads_nowhere(tmp_path: Path, container: Path, ending: Any) -> None:
+    model = shutil.copytree(container / "model", tmp_path / "model")
+    content = json.loads((model / "dataset.json").read_text())
+    (model / "dataset.json").write_text(json.dumps({**content, "file_ending": ending}))
+    with pytest.raises(predict.InputError, match=r"dataset.json has the file_ending .*; expected an ending such as"):
+        predict.find_model(model)
+
+
+def test_an_ending_that_the_reader_does_not_know(
+    failure: Callable[[Path], str], tmp_path: Path, container: Path
+) -> None:
+    file = container / "model" / "dataset.json"
+    before = file.read_text()
+    image(tmp_path, "a_0000.nii.gz")
+    (tmp_path / "a_0000.nii.gz").rename(tmp_path / "a_0000.xyz")
+    try:
+        file.write_text(json.dumps({**json.loads(before), "file_ending": ".xyz"}))
+        assert "SimpleITKIO of plans.json neither reads nor writes .xyz of dataset.json" in failure(tmp_path)
+    finally:
+        file.write_text(before)
+
+
+@pytest.mark.parametrize("name", ["plans.json", "dataset.json"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 100_000, '{"configurations": {"2d": 3}}', "\udce9"])
+def test_damaged_json_of_the_model_is_one_sentence(
+    failure: Callable[[Path], str], tmp_path: Path, container: Path, name: str, content: str
+) -> None:
+    file = container / "model" / name
+    before = file.read_bytes()
+    (tmp_path / "in").mkdir()
+    image(tmp_path / "in", "a_0000.nii.gz")
+    try:
+        file.write_bytes(content.encode(errors="surrogateescape"))
+        assert name in failure(tmp_path / "in")
+    finally:
+        file.write_bytes(before)
+
+
+def test_a_checkpoint_of_the_old_format_is_not_opened(
+    failure: Callable[[Path], str], tmp_path: Path, container: Path
+) -> None:
+    file = container / "model" / "fold_0" / "checkpoint_final.pth"
+    before = file.read_bytes()
+    (tmp_path / "in").mkdir()
+    image(tmp_path / "in", "a_0000.nii.gz")
+    try:
+        content = torch.load(file, weights_only=True)
+        torch.save(content, file, _use_new_zipfile_serialization=False)
+        assert "fold_0/checkpoint_final.pth is damaged, or holds more than tensors" in failure(tmp_path / "in")
+    finally:
+        file.write_bytes(before)
+
+
+def test_nothing_beside_the_script_is_a_package(container: Path, trained: Path, tmp_path: Path) -> None:
+    """Not even where somebody allows a package of the same name."""
+    copy = shutil.copytree(container, tmp_path / "elsewhere")
+    (copy / "model" / "hidden.py").write_text(f"open({str(tmp_path / 'owned')!r}, 'w')\n")
+    plans = json.loads((copy / "model" / "plans.json").read_text())
+    for configuration in plans["configurations"].values():
+        if "architecture" in configuration:
+            configuration["architecture"]["network_class_name"] = "model.hidden.Network"
+    (copy / "model" / "plans.json").write_text(json.dumps(plans))
+    images = trained / "nnUNet_raw" / tiny.NAME / "imagesTr"
+    done = start(copy / "predict.py", images, tmp_path / "out")
+    assert done.returncode == 2 and "names the network 'model.hidden.Network'" in done.stderr
+    done = start(copy / "predict.py", images, tmp_path / "out", nnUNet_mutual_networks="model")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "error: plans.json, dataset.json and the checkpoint do not fit each other (ImportError" in done.stderr
+    assert not (tmp_path / "owned").exists() and not (tmp_path / "out").exists()
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:

@@ -23,12 +23,12 @@ from nnunet_mutual.trainers import MutualPartialTrainer, PartialTrainer
 DATA = "nnUNetPlans_3d_fullres"
 
 
-def reviewed(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The tiny dataset and a review in which the spleen of case_00 is accepted; returns its table."""
+def reviewed(root: Path, monkeypatch: pytest.MonkeyPatch, decision: str = "accept") -> Path:
+    """The tiny dataset and a review that says something of the spleen of case_00; returns its table."""
     monkeypatch.setattr("nnunet_mutual.pseudo_labels.review.make.draw", lambda scene: "data:,")
     fabricate(root, [decided("case_00", "spleen", False)])
     assert run(*REVIEW, "-o", root / "review", "--all") == 0
-    fill(root / "review" / "review.csv", {("case_00", "spleen"): ("accept",)})
+    fill(root / "review" / "review.csv", {("case_00", "spleen"): (decision,)})
     return root / "review" / "review.csv"
 
 
@@ -61,6 +61,15 @@ def test_a_training_does_not_go_on_with_other_labels(
     with pytest.raises(MutualError, match="cases/case_00/annotated.*label map of case_00 changed.*without --c"):
         trainer_for(preprocessed, kind, resume="latest")
     assert latest.read_bytes() == before
+
+
+def test_an_absence_is_a_change_although_no_voxel_is(nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = reviewed(nnunet_folders, monkeypatch, "absent")
+    preprocessed = nnunet_folders / "nnUNet_preprocessed" / tiny.NAME
+    stopped(preprocessed)
+    accept(table)
+    with pytest.raises(MutualError, match=r"cases/case_00/annotated.* changed since this training began.*without --c"):
+        trainer_for(preprocessed, resume="latest")
 
 
 def test_a_finished_training_is_not_validated_silently(nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:

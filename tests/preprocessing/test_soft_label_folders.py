@@ -81,6 +81,18 @@ def test_every_configuration_is_counted(nnunet_folders: Path, capsys: pytest.Cap
     assert identifiers(preprocessed) == ["un_0", "un_2"]
 
 
+def test_a_link_steers_no_deletion(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    preprocessed, soft = with_soft_labels(nnunet_folders, np.full(SHAPE, 0.2, np.float32))
+    precious = nnunet_folders / "precious" / DATA
+    precious.mkdir(parents=True)
+    (precious / "mine.b2nd").write_text("mine")
+    (preprocessed / SOFT).symlink_to(precious.parent)
+    for options in (["--soft", str(soft)], ["-np", "1"]):
+        assert preprocess(*options) == 2
+        assert f"leads out of {preprocessed}" in capsys.readouterr().err
+        assert [path.name for path in precious.iterdir()] == ["mine.b2nd"]
+
+
 def test_a_withdrawn_image_is_not_trained_on(nnunet_folders: Path) -> None:
     preprocessed, soft = with_soft_labels(nnunet_folders, np.full(SHAPE, 0.2, np.float32))
     assert preprocess("--soft", str(soft)) == 0

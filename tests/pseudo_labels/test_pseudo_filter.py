@@ -303,6 +303,19 @@ def test_the_z_score(volume: float, present: Sequence[float], absent: int, limit
         assert verdict.accepted == (abs(expected) < limit)
 
 
+def test_a_refusal_tells_the_number_from_its_limit() -> None:
+    verdict = judge_label(volume_ml=10, agreement=0.69999, true_volumes_ml=CASES, settings=DEFAULT)
+    assert verdict.reason == "predictions disagree: their Dice is 0.69999, at least 0.7 is needed"
+    verdict = judge_label(
+        volume_ml=math.e, agreement=None, true_volumes_ml=[1, 1, 1], settings=FilterSettings(max_z=4.99999)
+    )
+    assert "(z = 5, limit 4.99999)" in verdict.reason
+    verdict = judge_label(
+        volume_ml=1, agreement=None, true_volumes_ml=[1, 1, 1], settings=DEFAULT, said=lambda v: f"{v:g} pixels"
+    )
+    assert verdict.reason == "plausible: 1 pixels, usual 1 pixels in 3 truly labelled cases (z = 0.00)"
+
+
 def test_the_floor_of_the_spread() -> None:
     verdict = judge_label(volume_ml=math.e, agreement=None, true_volumes_ml=[1, 1, 1], settings=DEFAULT)
     assert verdict.z == pytest.approx(5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,8 +22,16 @@ from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.batches.pseudo import PseudoDataset, PseudoStore
+from nnunet_mutual.errors import MutualError
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
-from nnunet_mutual.pseudo_labels.generate import Experts, PseudoLabeller, make_pseudo_labels, true_volumes, voxel_volume
+from nnunet_mutual.pseudo_labels.generate import (
+    Experts,
+    PseudoLabeller,
+    _in_voxels,
+    make_pseudo_labels,
+    true_volumes,
+    voxel_volume,
+)
 from nnunet_mutual.pseudo_labels.opinions import TwoOpinions
 from nnunet_mutual.trainers import PartialTrainer
 
@@ -268,3 +277,35 @@ def test_volumes_are_in_millilitres(tmp_path: Path) -> None:
         nnUNetDatasetBlosc2.save_case(seg.astype(np.float32), seg, properties, str(tmp_path / key))
     cases = nnUNetDatasetBlosc2(str(tmp_path), ["l", "s"])
     assert true_volumes(table, cases) == {"liver": [pytest.approx(0.15)], "spleen": [0.0], "kidney": []}
+
+
+@pytest.mark.parametrize(
+    ("spacing", "sized"), [([999.0, 1.0, 1.0], False), ([3.0, 0.5, 0.5], True), ((1, 1, 1), False), ([1, 1, 1], True)]
+)
+def test_images_without_a_size_have_no_millilitres(spacing: Sequence[float], sized: bool) -> None:
+    """The reader's spacing of a 2d image, or of a tif of which nothing says it, is a placeholder."""
+    properties = {"spacing": spacing, "shape_after_cropping_and_before_resampling": (1, 1, 6)}  # twice as fine
+    strict = labeller(CONTENT, [Says()], [{"spleen", "kidney"}], label=True)
+    strict.true_volumes = dict.fromkeys(("spleen", "kidney"), [float(np.prod(spacing)) / 1000] * 3)
+    image = flat([0.0] * 3, [0.9, 0.9, 0.0], [0.0] * 3)
+    size = voxel_volume(properties, (1, 1, 3))
+    drawn = np.zeros((1, 1, 3), np.int16)
+    spleen, kidney = strict.label(strict.table.case("l"), image, drawn, size, _in_voxels(properties))[2]
+    assert spleen.volume_ml == (pytest.approx(2 * size) if sized else None) and kidney.volume_ml == 0
+    usual = f"{np.prod(spacing) / 1000:.3g} ml" if sized else "1 voxels"
+    assert f"usual {usual} in 3" in spleen.reason and (sized or spleen.reason.startswith("too large: 4 voxels"))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("{}", r"case.json must be a list"),
+        ("[3]", r'"\[0\]" in .*case.json must be an object'),
+        ('[{"case": "a"}]', r'case.json has no "source" in "\[0\]"'),
+        ("[", r"case.json is not valid JSON"),
+    ],
+)
+def test_damaged_decisions_of_a_case_are_one_sentence(tmp_path: Path, content: str, sentence: str) -> None:
+    (tmp_path / "case.json").write_text(content)
+    with pytest.raises(MutualError, match=sentence):
+        PseudoStore(tmp_path).accepted(["case"])

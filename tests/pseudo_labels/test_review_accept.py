@@ -26,6 +26,7 @@ from reviewing import (
 )
 from training import partial_block, trainer_for
 
+from nnunet_mutual.batches.pseudo import PseudoStore
 from nnunet_mutual.disk import swap
 from nnunet_mutual.errors import MutualError
 
@@ -71,7 +72,8 @@ def test_round_trip(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) ->
 
     assert run("accept", 901, table) == 0
     said = capsys.readouterr().out
-    assert "2 new true label(s) in 2 case(s)" in said and "1 rejected and 1 undecided stay unknown" in said
+    assert "2 new true label(s) in 2 case(s)" in said and "Absent" not in said
+    assert "2 accepted, 0 corrected, 0 absent, 1 rejected, 1 undecided; rejected and undecided ones stay" in said
     assert "nnUNetv2_train 901 3d_fullres 0 -p nnUNetPlans -tr MutualPartialTrainer" in said
     merged = raw_label(nnunet_folders, "case_00")
     np.testing.assert_array_equal(merged, np.where(truth("case_00") == 3, 3, drawn))
@@ -126,13 +128,97 @@ def test_corrected_masks_in_either_value(nnunet_folders: Path) -> None:
     spleen = np.zeros(truth("case_00").shape, bool)
     spleen[2:4, 15:18, 2:5] = True
     own = mask_file(table, "mine.nii.gz", spleen, value=3)
-    nothing = table.parent / mask_file(table, "nothing.nii.gz", np.zeros_like(spleen))
-    fill(table, {("case_00", "spleen"): ("Corrected", own), ("case_00", "tumour"): ("corrected", str(nothing))})
+    tumour = np.zeros_like(spleen)
+    tumour[12:14, 15:18, 2:5] = True
+    whole = table.parent / mask_file(table, "tumour.nii.gz", tumour)
+    fill(table, {("case_00", "spleen"): ("Corrected", own), ("case_00", "tumour"): ("corrected", str(whole))})
     drawn = raw_label(nnunet_folders, "case_00")
+    assert not drawn[spleen | tumour].any()
     assert run("accept", "Dataset901_Tiny", table) == 0
-    np.testing.assert_array_equal(raw_label(nnunet_folders, "case_00"), np.where(spleen, 3, drawn))
-    case = table_of(nnunet_folders)["cases"]["case_00"]
-    assert case["annotated"] == ["liver", "tumour", "spleen"], "the tumour is absent, which is an annotation too"
+    expected = np.where(spleen, 3, np.where(tumour, 2, drawn))
+    np.testing.assert_array_equal(raw_label(nnunet_folders, "case_00"), expected)
+    assert table_of(nnunet_folders)["cases"]["case_00"]["annotated"] == ["liver", "tumour", "spleen"]
+
+
+def without_a_spleen(root: Path) -> Path:
+    """A review of two spleens, of which the network has found none in case_00."""
+    decisions = [decided("case_00", "spleen"), decided("case_02", "spleen")]
+    store = fabricate(root, decisions)
+    nothing = np.zeros((1, *truth("case_00").shape), np.int16)
+    PseudoStore(store).write("case_00", nothing, {}, decisions[:1], candidates=nothing)
+    assert run(*REVIEW, "-o", root / "review", "--all") == 0
+    return root / "review" / "review.csv"
+
+
+@pytest.mark.parametrize("decision", ["accept", "corrected"])
+def test_an_empty_mask_is_no_absence(nnunet_folders: Path, capsys: pytest.CaptureFixture[str], decision: str) -> None:
+    table = without_a_spleen(nnunet_folders)
+    (file,) = (table.parent / "candidates").glob("case_00*")
+    mask = (f"candidates/{file.name}",) if decision == "corrected" else ()
+    fill(table, {("case_00", "spleen"): (decision, *mask), ("case_02", "spleen"): ("accept",)})
+    line = next(n for n, row in enumerate(table.read_text().splitlines(), 1) if row.startswith("case_00,spleen"))
+    before = snapshot(nnunet_folders)
+    assert run("accept", 901, table) == 2
+    said = capsys.readouterr().err.rpartition("\r")[2]
+    assert f"{table}, line {line}: the mask of spleen in case_00 is empty" in said
+    assert "write absent if there is no spleen in this image, else reject" in said and said.count("\n") == 1
+    assert snapshot(nnunet_folders) == before
+
+
+def test_absent_is_said_counted_and_shown_apart(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = without_a_spleen(nnunet_folders)
+    page = (table.parent / "review.html").read_text()
+    assert "Nothing was found in 1 of 2." in page and page.count("there is nothing to accept") == 1
+    fill(table, {("case_00", "spleen"): ("absent",), ("case_02", "spleen"): ("accept",)})
+    drawn = raw_label(nnunet_folders, "case_00")
+    assert run("accept", 901, table) == 0
+    said = capsys.readouterr().out
+    assert "1 accepted, 0 corrected, 1 absent, 0 rejected, 0 undecided" in said
+    assert "Absent by that word, which trainings believe: spleen in 1 case(s): case_00\n" in said
+    assert "case_00: spleen (absent), no voxel" in said
+    np.testing.assert_array_equal(raw_label(nnunet_folders, "case_00"), drawn)
+    assert table_of(nnunet_folders)["cases"]["case_00"]["annotated"] == ["liver", "spleen"]
+    assert_preprocessed_as_by_nnunet(nnunet_folders, "case_00", "3d_fullres")
+    assert run("check", 901) == 0
+
+
+def test_absent_against_a_mask_and_what_a_model_drew(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    block = partial_block()
+    block["cases"]["case_00"]["pseudo"] = ["spleen"]
+    table = reviewed(nnunet_folders, block=block)
+    drawn = raw_label(nnunet_folders, "case_00")
+    label = nnunet_folders / "nnUNet_raw" / tiny.NAME / "labelsTr" / "case_00.nii.gz"
+    modelled = np.where(truth("case_00") == 3, 3, drawn)
+    tiny.write_nifti(modelled, label)
+    fill(table, {("case_00", "spleen"): ("absent",)})
+    assert run("accept", 901, table) == 0
+    assert f"{(modelled == 3).sum()} voxel(s) drawn as spleen are cleared" in capsys.readouterr().out
+    np.testing.assert_array_equal(raw_label(nnunet_folders, "case_00"), drawn)
+
+
+def test_a_mask_of_which_nothing_is_left_is_no_absence(
+    nnunet_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = reviewed(nnunet_folders, block=partial_block(may_overlap=[["liver", "spleen"]]))
+    spleen = raw_label(nnunet_folders, "case_00") == 1
+    fill(table, {("case_00", "spleen"): ("corrected", mask_file(table, "m.nii.gz", spleen))})
+    before = snapshot(nnunet_folders)
+    assert run("accept", 901, table) == 2
+    assert "so spleen of case_00 would have no voxel; correct the mask, or write absent" in capsys.readouterr().err
+    assert snapshot(nnunet_folders) == before
+
+
+def test_a_region_around_a_drawn_one_is_not_absent(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    block = tiny.two_sources(["core", "enhancing"], ["whole"], [f"case_{i:02d}" for i in range(4)])
+    decisions = [decided("case_00", "whole", False), decided("case_02", "enhancing", False)]
+    table = reviewed(nnunet_folders, decisions, block=block, labels=tiny.REGIONS, cases=4)
+    fill(table, {("case_02", "enhancing"): ("absent",)})
+    assert run("accept", 901, table, "--dry-run") == 0
+    fill(table, {("case_00", "whole"): ("absent",)})
+    capsys.readouterr()
+    assert run("accept", 901, table) == 2
+    said = capsys.readouterr().err
+    assert "whole cannot be absent in case_00, since" in said and "drawn as whole+core" in said
 
 
 def test_a_mask_against_the_drawing(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,10 +347,21 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "no column": (edited("decision", "verdict"), "has no column 'decision'"),
     "no file": (edited("accept,", "corrected,"), "names no corrected_file"),
     "missing file": (edited("accept,,", "corrected,here.nii.gz,"), "review/here.nii.gz does not exist"),
+    "home of nobody": (
+        edited("accept,,", "corrected,~no_such_user/m.nii.gz,"),
+        "m.nii.gz' does not exist; give its path",
+    ),
+    "endless file name": (edited("accept,,", f"corrected,{'m' * 5000},"), "mmm' does not exist; give its path as seen"),
+    "endless case": (edited("case_01", "c" * 100_000), "ccc'; the review does not have it"),
     "file of an accepted one": (
         edited("accept,,", "accept,here.nii.gz,"),
         "names a corrected file, but the decision is",
     ),
+    "file of an absent one": (
+        edited("accept,,", "absent,here.nii.gz,"),
+        "names a corrected file, but the decision is 'absent'",
+    ),
+    "misspelt absence": (edited("accept", "abscent"), "has the decision 'abscent' (did you mean 'absent'?)"),
     "changed candidate": (changed_candidate, "was changed after the review was made"),
     "size": (corrected(shape=(16, 20, 17)), "17 x 20 x 16 voxels, case_00_0000.nii.gz has 18 x 20 x 16"),
     "spacing": (corrected(spacing=(1.0, 1.0, 2.0)), "voxels of 1 x 1 x 2 mm"),
@@ -325,7 +422,7 @@ def test_nothing_decided(copy: Path, capsys: pytest.CaptureFixture[str]) -> None
     fill(table, {})
     before = snapshot(copy)
     assert run("accept", 901, table) == 0
-    assert "write accept, corrected or reject into" in capsys.readouterr().out
+    assert "write accept, corrected, absent or reject into" in capsys.readouterr().out
     assert snapshot(copy) == before
 
 
@@ -408,6 +505,40 @@ def test_a_stranger_s_dataset_deletes_nothing(copy: Path, capsys: pytest.Capture
     assert run("accept", 901, copy / "review" / "review.csv") == 2
     assert f"{journal} lists {precious}, which is not in" in capsys.readouterr().err
     assert precious.is_dir() and snapshot(copy) == before
+
+
+@pytest.mark.parametrize(
+    "training", [{"dataset": 3}, {"fold": 0}, {"dataset": "Dataset902_Other"}, {"more": "x"}, None]
+)
+def test_a_damaged_review_is_one_sentence(copy: Path, capsys: pytest.CaptureFixture[str], training: Any) -> None:
+    file = copy / "review" / "review.json"
+    content = json.loads(file.read_text())
+    content["training"] = training and {**content["training"], **training}
+    file.write_text(json.dumps(content))
+    before = snapshot(copy)
+    assert run("accept", 901, copy / "review" / "review.csv") == 2
+    assert "review.json is damaged; run nnunet_mutual review again" in capsys.readouterr().err
+    assert snapshot(copy) == before
+
+
+def test_the_next_command_of_a_stranger_s_review_is_safe_to_copy(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = copy / "review" / "review.json"
+    file.write_text(file.read_text().replace('"3d_fullres"', '"3d_fullres; rm -r ~"'))
+    assert run("accept", 901, copy / "review" / "review.csv") == 0
+    assert "nnUNetv2_train 901 '3d_fullres; rm -r ~' 0 -p nnUNetPlans" in capsys.readouterr().out
+
+
+def test_links_of_a_stranger_s_dataset_are_not_followed(copy: Path) -> None:
+    precious = copy / "precious"
+    (precious / "labelsTr").mkdir(parents=True)
+    (precious / "labelsTr" / "case_00.nii.gz").write_text("mine")
+    (copy / "nnUNet_raw" / tiny.NAME / ".accept.old").symlink_to(precious)
+    assert run("accept", 901, copy / "review" / "review.csv") == 0
+    assert [path.name for path in precious.rglob("*")] == ["labelsTr", "case_00.nii.gz"]
+    assert (precious / "labelsTr" / "case_00.nii.gz").read_text() == "mine"
+    assert not (copy / "nnUNet_raw" / tiny.NAME / ".accept.old").is_symlink()
 
 
 def link(inside: Path, outside: Path) -> None:

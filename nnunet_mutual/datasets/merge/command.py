@@ -97,6 +97,9 @@ def merge(datasets: Sequence[str], output: str, options: MergeOptions | None = N
     write_dataset(folder, dataset_json, cases, views, target, preferred, reader_of, contradictions, copy=options.copy)
     _report_path(folder).unlink(missing_ok=True)  # of an earlier attempt; the new one lies in the dataset
     _report(folder, table, cases, notes + similar_labels(sources) + traps.same_names(scans), contradictions)
+    for warning in traps.without_table(scans):
+        print(f"\n{warning}, then remove {folder} and merge again")
+    print(f"\nNext:  nnunet_mutual check {folder.name}")
 
 
 def _preferred(names: Sequence[str], sources: Sequence[MergeSource]) -> list[MergeSource]:
@@ -177,4 +180,3 @@ def _report(
     if notes:
         print(f"\nPlease look at (may be right): {len(notes)}")
         print("\n".join(f"  {note}" for note in notes))
-    print(f"\nNext:  nnunet_mutual check {folder.name}")

@@ -11,6 +11,7 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 
+from nnunet_mutual.datasets.case_voxels import exact, voxel_sizes
 from nnunet_mutual.datasets.merge.readings import View, resolve
 from nnunet_mutual.datasets.merge.scan import Scan
 from nnunet_mutual.datasets.merge.sources import MergeSource
@@ -26,7 +27,7 @@ class Contradiction:
         group: the scans of the case.
         drawn: what each of them says there.
         voxels: how many.
-        volume: in millilitres.
+        volume: in millilitres; None where the image says no size.
         place: index (x, y, z) of one of the voxels, near their middle.
         kept: the label that is written there; None if nobody decided.
     """
@@ -34,7 +35,7 @@ class Contradiction:
     group: tuple[Scan, ...]
     drawn: tuple[str, ...]
     voxels: int
-    volume: float
+    volume: float | None
     place: tuple[int, ...]
     kept: str | None
 
@@ -55,8 +56,8 @@ def group_equal(scans: Sequence[Scan]) -> list[tuple[Scan, ...]]:
         if other is not None:
             raise MutualError(
                 f"{found[0]} and {other} are the same image, except that all values differ by "
-                f"{other.minimum - found[0].minimum:g}; bring one of the two datasets to the values of the other (CT "
-                "in HU), or remove one of the two cases"
+                f"{exact(other.minimum - found[0].minimum)}; bring one of the two datasets to the values of the other "
+                "(CT in HU), or remove one of the two cases"
             )
     for found in groups.values():
         _require_same_headers(found)
@@ -126,14 +127,12 @@ def _require_same_headers(found: Sequence[Scan]) -> None:
     first = found[0]
     for scan in found[1:]:
         if not np.allclose(scan.spacing, first.spacing, rtol=1e-3) or scan.orientation != first.orientation:
+            sizes = zip(voxel_sizes(first.spacing, scan.spacing), (first, scan), strict=True)
+            one, other = (f"{size} mm {which.orientation or ''}".rstrip() for size, which in sizes)
             raise MutualError(
                 f"{first} and {scan} are the same image voxel for voxel, but with different headers (voxels of "
-                f"{_header(first)} and {_header(scan)}), so one header is wrong; correct it or remove one of the two"
+                f"{one} and {other}), so one header is wrong; correct it or remove one of the two"
             )
-
-
-def _header(scan: Scan) -> str:
-    return " x ".join(f"{number:.4g}" for number in reversed(scan.spacing)) + f" mm {scan.orientation or ''}".rstrip()
 
 
 def _contradiction(
@@ -141,5 +140,6 @@ def _contradiction(
 ) -> Contradiction:
     voxels = np.argwhere(where)
     nearest = voxels[np.argmin(((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1))]
-    volume = len(voxels) * float(np.prod(group[0].spacing)) / 1000
+    size = group[0].voxel_ml
+    volume = None if size is None else len(voxels) * size
     return Contradiction(group, drawn, len(voxels), volume, tuple(int(n) for n in nearest[::-1]), kept)

@@ -17,7 +17,7 @@ from nnunet_mutual.datasets.merge.merged_cases import MergedCase
 from nnunet_mutual.datasets.merge.readings import View
 from nnunet_mutual.datasets.merge.scan import Scan
 from nnunet_mutual.datasets.merge.sources import MergeSource
-from nnunet_mutual.datasets.new_dataset import place_images
+from nnunet_mutual.datasets.new_dataset import free_place, place_images
 from nnunet_mutual.disk.files import write_csv, write_json
 from nnunet_mutual.disk.folders import finish, not_written, temporary_folder
 from nnunet_mutual.disk.images import read_label_map, write_label_map
@@ -52,7 +52,7 @@ def write_dataset(
         copy: copy images instead of linking them.
 
     Raises:
-        MutualError: the disk is full or not writable; nothing is left behind.
+        MutualError: the disk is full or not writable, or another command has taken the place; nothing is left behind.
     """
     with temporary_folder(output, "merge", "merging") as folder:
         try:
@@ -67,6 +67,7 @@ def write_dataset(
             if contradictions:
                 write_contradictions(folder / CONTRADICTIONS, contradictions)
             write_json(folder / "dataset.json", dataset_json)
+            free_place(output.name)  # another command may have taken its ID meanwhile
             finish(folder, output)
         except (OSError, RuntimeError) as error:  # SimpleITK reports a full disk as RuntimeError
             raise not_written(output, error) from None
@@ -85,7 +86,7 @@ def write_contradictions(path: Path, contradictions: Sequence[Contradiction]) ->
             " | ".join(map(str, found.group)),
             " | ".join(found.drawn),
             found.voxels,
-            f"{found.volume:.3f}",
+            None if found.volume is None else f"{found.volume:.3f}",
             *found.place,
             found.kept or "",
         ]

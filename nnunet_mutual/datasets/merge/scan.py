@@ -16,7 +16,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from nnunet_mutual.datasets.case_voxels import Finding, inspect_case, reader_for
+from nnunet_mutual.datasets.case_voxels import Finding, exact, inspect_case, reader_for
 from nnunet_mutual.datasets.merge.agreement import NIFTI
 from nnunet_mutual.datasets.merge.sources import MergeSource
 from nnunet_mutual.datasets.problems import ERROR, Problem
@@ -37,6 +37,7 @@ class Scan:
         equal_but_offset: a hash that they share if the voxels differ by a constant only, such as HU and HU + 1024.
         minimum: smallest value of the first channel.
         spacing: of the first channel, in mm (Z, Y, X).
+        voxel_ml: volume of a voxel in millilitres; None where the image says no size.
         orientation: axis codes such as 'RAS'; None where the format has none.
         percentiles: ``(channels, len(PERCENTILES))``; NaN for a channel that is missing.
     """
@@ -49,6 +50,7 @@ class Scan:
     equal_but_offset: str
     minimum: float
     spacing: tuple[float, ...]
+    voxel_ml: float | None
     orientation: str | None
     percentiles: NDArray[Any]
 
@@ -138,7 +140,7 @@ def _inspect(source: MergeSource, files: CaseFiles, labelled: bool, reader: Base
     if wanted and all(volume.voxels.min() == volume.voxels.max() for volume in wanted):
         path = wanted[0].path
         finding.error(
-            path, f"is empty: every voxel is {wanted[0].voxels.flat[0]:g}; replace the image or remove the case"
+            path, f"is empty: every voxel is {exact(wanted[0].voxels.flat[0])}; replace the image or remove the case"
         )
     if drawn and finding.present is not None and not finding.present and source.table.declared:
         finding.warning(files.label, "holds no label at all, although the table says that somebody looked")
@@ -164,6 +166,7 @@ def _remember(source: MergeSource, files: CaseFiles, labelled: bool, finding: Fi
         _hash(volume.voxels - volume.voxels.min() for volume in volumes),
         float(first.voxels.min()),
         first.spacing,
+        first.voxel_ml,
         orientation(first.path),
         rows,
     )

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_mutual.datasets.coverage import columns
+from nnunet_mutual.datasets.coverage import columns, fully_drawn
 from nnunet_mutual.datasets.merge.agreement import NIFTI
 from nnunet_mutual.datasets.merge.scan import PERCENTILES, Scan
 from nnunet_mutual.datasets.merge.sources import MergeSource
@@ -54,6 +54,17 @@ def refuse_empty(scans: Sequence[Scan], *, accepted: bool) -> None:
             f"{len(empty)} label map(s) hold no label ({shorten(map(str, empty))}): if the structures are truly absent "
             "there, repeat with --accept-empty, but if nobody drew them, move the images to imagesUn/ of their dataset"
         )
+
+
+def without_table(scans: Sequence[Scan]) -> list[str]:
+    """Returns what each dataset without a table claims where that may be wrong: labels that some cases lack."""
+    found = []
+    for source in dict.fromkeys(scan.source for scan in scans if scan.labelled and not scan.source.table.declared):
+        own = [scan for scan in scans if scan.labelled and scan.source is source]
+        present = {label: sum(label in scan.present for scan in own) for label in source.labels}
+        if min(present.values()) < len(own):
+            found.append(fully_drawn(source.name, len(own), present))
+    return found
 
 
 def must_reorient(scans: Sequence[Scan], ending: str, *, reorient: bool) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nnunet_mutual.annotation.table import VERSION, AnnotationTable, Case
-from nnunet_mutual.datasets.new_dataset import place_images, place_label_map
+from nnunet_mutual.datasets.new_dataset import free_place, place_images, place_label_map
 from nnunet_mutual.datasets.raw import CaseFiles
 from nnunet_mutual.disk.files import write_csv, write_json
 from nnunet_mutual.disk.folders import finish, not_written, temporary_folder
@@ -152,6 +152,7 @@ def write_simulated(
             truth = {key: value for key, value in original.content.items() if key != "dataset"}
             write_json(folder / TRUTH / "dataset.json", truth)
             write_json(folder / "dataset.json", dataset_json)
+            free_place(place.name)  # another command may have taken its ID meanwhile
             finish(folder, place)
         except (OSError, RuntimeError) as error:  # SimpleITK reports a full disk as RuntimeError
             raise not_written(place, error) from None

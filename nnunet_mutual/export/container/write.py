@@ -11,12 +11,14 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.disk import whole
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.engine import standalone
 from nnunet_mutual.errors import MutualError
 
 BASE_IMAGE = "pytorch/pytorch:2.8.0-cuda12.6-cudnn9-runtime"  # nnU-Net does not run with torch 2.9
 _MODEL_FILES = ("plans.json", "dataset.json", "model_card.md")  # and the checkpoints; nothing about single cases
+SCRIPTS = {"predict.py": standalone, "whole.py": whole}
 _DOCKERFILE = """\
 # Another base needs Python 3.10 or newer and torch: docker build --build-arg BASE=...
 ARG BASE={base}
@@ -27,7 +29,7 @@ RUN pip install --no-cache-dir nnunetv2=={nnunetv2}
 # Nothing is downloaded or written outside of /output and /tmp when the container runs.
 ENV nnUNet_raw=/tmp nnUNet_preprocessed=/tmp nnUNet_results=/tmp HOME=/tmp MPLCONFIGDIR=/tmp
 
-COPY --chmod=755 predict.py /opt/segmentation/
+COPY --chmod=755 predict.py whole.py /opt/segmentation/
 COPY --chmod=755 model /opt/segmentation/model
 
 USER 1000:1000
@@ -89,7 +91,8 @@ def write_container(folder: Path, model: Path) -> None:
         MutualError: a file of the model is missing.
     """
     folder.mkdir(parents=True)
-    shutil.copyfile(str(standalone.__file__), folder / "predict.py")
+    for name, module in SCRIPTS.items():
+        shutil.copyfile(str(module.__file__), folder / name)
     copied = [*(model / name for name in _MODEL_FILES), *sorted(model.glob("fold_*/checkpoint_final.pth"))]
     for path in copied:
         target = folder / "model" / path.relative_to(model)

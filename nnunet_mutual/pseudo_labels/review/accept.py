@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,13 +23,13 @@ from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.folders import temporary_folder
 from nnunet_mutual.disk.images import write_label_map
 from nnunet_mutual.disk.locate import DatasetFolders, locate
-from nnunet_mutual.disk.swap import BACKUP, OLD, Roots, Swap, swap_all, undo
+from nnunet_mutual.disk.swap import BACKUP, Roots, Swap, forget_old, swap_all, undo
 from nnunet_mutual.disk.writing import require_space
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.preprocessing.label_maps import note, preprocessed_map, read_record, record_of
 from nnunet_mutual.pseudo_labels.review.merge import CorrectedCase, merge_case
 from nnunet_mutual.pseudo_labels.review.preprocessed import Data, data_of
-from nnunet_mutual.pseudo_labels.review.table import REJECT, Manifest, Verdict, read_manifest, read_verdicts
+from nnunet_mutual.pseudo_labels.review.table import ABSENT, DECISIONS, Manifest, Verdict, read_manifest, read_verdicts
 from nnunet_mutual.settings import BLOCK
 
 
@@ -87,7 +88,7 @@ def accept(dataset: str, table_file: str, *, dry_run: bool, keep_drawn: bool) ->
             _mend(folders)
         opened = _open(folders)
         verdicts = read_verdicts(path, manifest, opened.table)
-        chosen = [verdict for verdict in verdicts if verdict.file is not None]
+        chosen = [verdict for verdict in verdicts if verdict.annotates]
         gone = [verdict for verdict in chosen if verdict.case not in opened.files]
         if gone:
             raise MutualError(f"{gone[0].place}: {gone[0].case} has no image in imagesTr any more; remove the line")
@@ -159,7 +160,7 @@ def _change(opened: _Dataset, merged: Mapping[str, CorrectedCase], scratch: Mapp
     finally:
         if not (opened.raw / INTERRUPTED).exists():
             for root in scratch:
-                shutil.rmtree(root / OLD, ignore_errors=True)
+                forget_old(root)
     print(f"The label maps and dataset.json as they were before: {swaps[0].target}")
 
 
@@ -250,7 +251,7 @@ def _mend(folders: DatasetFolders) -> None:
         print("An accept that was interrupted has been undone first")
     for root in _roots(folders).values():
         if root is not None:
-            shutil.rmtree(root / OLD, ignore_errors=True)
+            forget_old(root)
 
 
 def _nothing_changed(opened: _Dataset, error: Exception) -> MutualError:
@@ -266,11 +267,16 @@ def _say(verdicts: Sequence[Verdict], merged: Mapping[str, CorrectedCase], opene
     """Says what becomes of what, before it does."""
     for case in merged.values():
         print("\n".join(case.said))
-    rejected = sum(verdict.decision == REJECT for verdict in verdicts)
-    undecided = sum(not verdict.decision for verdict in verdicts)
+    counts = Counter(verdict.decision for verdict in verdicts)
+    words = dict(zip(DECISIONS, ("accepted", "corrected", "absent", "rejected"), strict=True))
     number = sum(len(case.said) for case in merged.values())
     print(f"{number} new true label(s) in {len(merged)} case(s) of {opened.folders.name}")
-    print(f"{rejected} rejected and {undecided} undecided stay unknown, as they were")
+    decided = ", ".join(f"{counts[decision]} {word}" for decision, word in words.items())
+    print(f"{decided}, {counts['']} undecided; rejected and undecided ones stay unknown, as they were")
+    absent = [verdict for verdict in verdicts if verdict.decision == ABSENT]
+    for label in dict.fromkeys(verdict.label for verdict in absent):
+        cases = [verdict.case for verdict in absent if verdict.label == label]
+        print(f"Absent by that word, which trainings believe: {label} in {len(cases)} case(s): {', '.join(cases)}")
     if merged:
         folders = [data.folder.name for data in opened.data if any(data.holds(key) for key in merged)]
         made = f"labelsTr, dataset.json, preprocessed data ({', '.join(folders) or 'none'})"
@@ -284,7 +290,9 @@ def _say_next(table: Path, manifest: Manifest, opened: _Dataset, changed: bool, 
         if changed:
             print(f"  nnunet_mutual accept {number} {table}")
     elif not changed:
-        print(f"Nothing was changed. Next: write accept, corrected or reject into {table}, and repeat")
+        print(
+            f"Nothing was changed. Next: write {', '.join(DECISIONS[:-1])} or {DECISIONS[-1]} into {table}, and repeat"
+        )
     else:
         print("Next, check the dataset and train anew (not with --c):")
         print(f"  nnunet_mutual check {number}")

@@ -27,6 +27,7 @@ from nnunet_mutual.pseudo_labels.review.table import COLUMNS, MANIFEST, TABLE
 
 PAGE = "review.html"
 _MASKS = "candidates"
+_LONGEST = 60  # letters of a label in a file name
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class PageRow:
     Attributes:
         decision: of the filter.
         doubt: why it is here.
+        found: whether the mask has a voxel.
         size: of the mask, sure or not, in words.
         file: the mask, relative to the folder of the page.
         sha256: of that file.
@@ -46,6 +48,7 @@ class PageRow:
 
     decision: Decision
     doubt: Doubt
+    found: bool
     size: str
     file: str
     sha256: str
@@ -128,7 +131,8 @@ def _entries_of(
     for decision, doubt in shown:
         mask = source.mask(case, decision.label, drawn)
         number = table.labels.index(decision.label) + 1  # two labels may differ in a character that no file name has
-        name = f"{_MASKS}/{key}__{number:02d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', decision.label)}{ending}"
+        words = re.sub(r"[^A-Za-z0-9.-]+", "_", decision.label)[:_LONGEST]
+        name = f"{_MASKS}/{key}__{number:02d}_{words}{ending}"
         write_label_map(source.reader, mask.astype(np.uint8), folder / name, properties)
         scene = Scene(
             frame.turn(image[0]), frame.turn(mask), outlines, frame.spacing, oriented=frame.transform is not None
@@ -136,6 +140,7 @@ def _entries_of(
         yield PageRow(
             decision,
             doubt,
+            bool(mask.any()),
             _size(int(mask.sum()), size, decision),
             name,
             hashlib.sha256((folder / name).read_bytes()).hexdigest(),
@@ -148,7 +153,7 @@ def _entries_of(
 def _size(voxels: int, voxel_ml: float | None, decision: Decision) -> str:
     if not voxels:
         return "nothing was found"
-    if voxel_ml is None:
+    if voxel_ml is None or decision.volume_ml is None:
         return f"{voxels} voxels; the image says no size"
     return f"{voxels * voxel_ml:.3g} ml, {decision.volume_ml:.3g} ml of it sure"
 

@@ -17,7 +17,7 @@ from nnunet_mutual.datasets.raw import CaseFiles
 from nnunet_mutual.disk.images import read_label_map, voxel_ml
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.pseudo_labels.review.rules import Rule, put_in, rules_for
-from nnunet_mutual.pseudo_labels.review.table import Verdict
+from nnunet_mutual.pseudo_labels.review.table import ABSENT, Verdict
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def merge_case(
 
     Args:
         files: of the case.
-        verdicts: accepted or corrected, of this case.
+        verdicts: those that annotate, of this case.
         table: who annotated what before.
         ignore: integer of nnU-Net's ignore label.
         reader: nnU-Net's.
@@ -64,7 +64,8 @@ def merge_case(
     said = []
     volume = voxel_ml(properties)
     for verdict in sorted(verdicts, key=lambda verdict: _number_of_inner(table, verdict.label)):
-        mask = _read_mask(verdict, files, table, ignore, reader)
+        absent = verdict.decision == ABSENT
+        mask = np.zeros(voxels.shape, bool) if absent else _read_mask(verdict, files, table, ignore, reader)
         rules = rules_for(table, case, verdict.label, ignore)
         _require_rules(voxels, rules, files.label)
         merged, contradicted = put_in(voxels, mask, rules)
@@ -74,6 +75,7 @@ def merge_case(
                 f"annotation table does not say that {verdict.label} may be there; erase these voxels from the mask, "
                 'declare "contains" or "may_overlap", or repeat with --keep-drawn to leave them as they were drawn'
             )
+        _require_presence(verdict, voxels, merged, table, ignore)
         said.append(_describe(verdict, table, case, voxels, merged, mask, volume, ignore))
         voxels = merged
         case = replace(case, annotated=case.annotated | {verdict.label}, pseudo=case.pseudo - {verdict.label})
@@ -98,7 +100,31 @@ def _read_mask(
             f"{verdict.place}: {verdict.file} holds the values {', '.join(map(str, sorted(present)))}; a mask holds 0 "
             f"and 1, or 0 and {' and '.join(map(str, own))} as in dataset.json ({verdict.label})"
         )
-    return voxels > 0
+    mask = voxels > 0
+    if not mask.any():
+        raise MutualError(
+            f"{verdict.place}: the mask of {verdict.label} in {verdict.case} is empty ({verdict.file}), which says "
+            f"nothing; write absent if there is no {verdict.label} in this image, else reject (it stays unknown), or "
+            "corrected with a mask of it"
+        )
+    return mask
+
+
+def _require_presence(
+    verdict: Verdict, before: np.ndarray, after: np.ndarray, table: AnnotationTable, ignore: int | None
+) -> None:
+    """Absent means no voxel, everything else at least one: a label is never made absent without that word."""
+    own = np.isin(after, table.values[verdict.label])
+    if verdict.decision == ABSENT and own.any():
+        raise MutualError(
+            f"{verdict.place}: {verdict.label} cannot be absent in {verdict.case}, since "
+            f"{_counts(before[own], table, ignore)} belong to it; write corrected with a mask of it, or reject"
+        )
+    if verdict.decision != ABSENT and not own.any():
+        raise MutualError(
+            f"{verdict.place}: nothing of {verdict.file} is left where others were drawn, so {verdict.label} of "
+            f"{verdict.case} would have no voxel; correct the mask, or write absent or reject"
+        )
 
 
 def _require_rules(voxels: np.ndarray, rules: Mapping[int, Rule], file: Path) -> None:
@@ -127,7 +153,12 @@ def _describe(
 ) -> str:
     own = np.isin(after, table.values[verdict.label])
     number = int(own.sum())
-    parts = ["absent" if not number else f"{number} voxel(s)" if size is None else f"{number * size:.3g} ml"]
+    parts = []
+    if number:
+        parts.append(f"{number} voxel(s)" if size is None else f"{number * size:.3g} ml")
+    cleared = np.isin(before, table.values[verdict.label]) & ~own
+    if cleared.any():
+        parts.append(f"{_counts(before[cleared], table, ignore)} are cleared")
     # Regions that were drawn stay drawn, whatever the integer.
     replaced = np.zeros(mask.shape, bool) if table.is_regions else own & (before != after) & (before != 0)
     if replaced.any():
@@ -138,7 +169,7 @@ def _describe(
     added = own & ~mask
     if added.any():
         parts.append(f"{int(added.sum())} voxel(s) outside of the mask belong to it by what else was drawn")
-    return f"{case.key}: {verdict.label} ({verdict.decision}), {'; '.join(parts)}"
+    return f"{case.key}: {verdict.label} ({verdict.decision}), {'; '.join(parts) or 'no voxel'}"
 
 
 def _counts(values: np.ndarray, table: AnnotationTable, ignore: int | None) -> str:

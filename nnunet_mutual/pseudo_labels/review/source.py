@@ -23,7 +23,7 @@ from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.shapes import Shape, require_shape
 from nnunet_mutual.disk.trainings import NamedTraining
-from nnunet_mutual.errors import MutualError
+from nnunet_mutual.errors import MutualError, shown
 from nnunet_mutual.pseudo_labels.command import in_image_space
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.review.rules import rules_for
@@ -146,6 +146,12 @@ def open_source(training: NamedTraining, checkpoint: str | None) -> ReviewSource
             f'"labels" of {folders.raw / "dataset.json"} are no longer those of {store.folder}; make the pseudo labels '
             "again: nnunet_mutual pseudo_label"
         )
+    decisions = read_decisions(store.folder / CSV)
+    if strange := next((d.label for d in decisions if d.label not in table.labels), None):
+        raise MutualError(
+            f"{store.folder / CSV} names the unknown label {shown(strange)}, so it was changed; make the pseudo labels "
+            "again: nnunet_mutual pseudo_label"
+        )
     known = FilterSettings.__dataclass_fields__
     files, _ = training_cases(folders.raw, content)
     plans = PlansManager(read_plans(folder / "plans.json"))
@@ -156,11 +162,7 @@ def open_source(training: NamedTraining, checkpoint: str | None) -> ReviewSource
         table,
         files,
         store,
-        [
-            d
-            for d in read_decisions(store.folder / CSV)
-            if d.case in files and d.label not in table.case(d.case).annotated
-        ],
+        [d for d in decisions if d.case in files and d.label not in table.case(d.case).annotated],
         FilterSettings(**{name: value for name, value in made_by["settings"].items() if name in known}),
         plans.image_reader_writer_class(),
         plans,

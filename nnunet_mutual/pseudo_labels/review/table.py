@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import cached_property
 from pathlib import Path
 
 from nnunet_mutual.annotation.table import AnnotationTable
@@ -12,13 +13,13 @@ from nnunet_mutual.datasets.tables import csv_rows
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.names import inside
 from nnunet_mutual.disk.trainings import NamedTraining
-from nnunet_mutual.errors import MutualError, meant
+from nnunet_mutual.errors import MutualError, meant, shown
 
 TABLE = "review.csv"
 MANIFEST = "review.json"
 COLUMNS = ("case", "label", "decision", "corrected_file", "comment")
-ACCEPT, REJECT, CORRECTED = "accept", "reject", "corrected"
-DECISIONS = (ACCEPT, REJECT, CORRECTED)
+ACCEPT, CORRECTED, ABSENT, REJECT = "accept", "corrected", "absent", "reject"
+DECISIONS = (ACCEPT, CORRECTED, ABSENT, REJECT)
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Verdict:
         case: the case.
         label: a label that the case does not annotate.
         decision: one of ``DECISIONS``, or empty.
-        file: the mask to use; None if the case stays as it is.
+        file: the mask to use; None if there is none.
         place: line of the table, for sentences.
     """
 
@@ -39,6 +40,11 @@ class Verdict:
     file: Path | None
     place: str
 
+    @property
+    def annotates(self) -> bool:
+        """Whether the label becomes a true one in the case: with a mask, or without a voxel if it is absent."""
+        return self.decision in (ACCEPT, CORRECTED, ABSENT)
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -47,6 +53,11 @@ class Manifest:
     dataset: str
     training: NamedTraining
     candidates: Mapping[tuple[str, str], tuple[str, str]]
+
+    @cached_property
+    def cases(self) -> frozenset[str]:
+        """The cases under review."""
+        return frozenset(case for case, _ in self.candidates)
 
 
 def read_manifest(table: Path) -> Manifest:
@@ -64,7 +75,10 @@ def read_manifest(table: Path) -> Manifest:
     content = read_object(file)
     try:
         candidates = {(e["case"], e["label"]): (str(e["file"]), str(e["sha256"])) for e in content["candidates"]}
-        return Manifest(content["dataset"], NamedTraining(**content["training"]), candidates)
+        training = NamedTraining(**content["training"])
+        if training.dataset != content["dataset"] or not all(isinstance(word, str) for word in astuple(training)):
+            raise TypeError
+        return Manifest(training.dataset, training, candidates)
     except (KeyError, TypeError):
         raise MutualError(f"{file} is damaged; run nnunet_mutual review again") from None
 
@@ -97,20 +111,20 @@ def _verdict(
     row: Mapping[str, str], place: str, folder: Path, manifest: Manifest, annotations: AnnotationTable
 ) -> Verdict:
     case, label, decision = row["case"], row["label"], row["decision"].lower()
-    cases = {key for key, _ in manifest.candidates}
-    if case not in cases:
-        raise MutualError(f"{place} names the unknown case {case!r}{meant(case, cases)}; the review does not have it")
+    if case not in manifest.cases:
+        known = meant(case, sorted(manifest.cases))
+        raise MutualError(f"{place} names the unknown case {shown(case)}{known}; the review does not have it")
     if label not in annotations.labels:
-        known = ", ".join(annotations.labels)
         raise MutualError(
-            f"{place} names the unknown label {label!r}{meant(label, annotations.labels)}; dataset.json has: {known}"
+            f"{place} names the unknown label {shown(label)}{meant(label, annotations.labels)}; dataset.json has: "
+            f"{', '.join(annotations.labels)}"
         )
     if (case, label) not in manifest.candidates:
         reviewed = ", ".join(name for key, name in manifest.candidates if key == case)
         raise MutualError(f"{place}: {label} of {case} is not in this review, which has {reviewed} of it")
     if decision not in ("", *DECISIONS):
         raise MutualError(
-            f"{place} has the decision {row['decision']!r}{meant(decision, DECISIONS)}; expected "
+            f"{place} has the decision {shown(row['decision'])}{meant(decision, DECISIONS)}; expected "
             f"{', '.join(DECISIONS)}, or nothing"
         )
     corrected = row.get("corrected_file", "")
@@ -126,16 +140,25 @@ def _verdict(
             f"{place}: {label} is already annotated in {case}; if its drawing is wrong, correct labelsTr by hand, else "
             "remove the decision"
         )
+    if decision == ABSENT:
+        return Verdict(case, label, decision, None, place)
     if decision == ACCEPT:
         return Verdict(case, label, decision, _candidate(folder, *manifest.candidates[case, label], place), place)
     if not corrected:
         raise MutualError(f"{place} is corrected, but names no corrected_file; give the path of your mask")
-    file = folder / Path(corrected).expanduser()
-    if not file.is_file():
-        raise MutualError(
-            f"{place}: the corrected file {file} does not exist; give its path as seen from {folder}, or the whole path"
-        )
-    return Verdict(case, label, decision, file, place)
+    return Verdict(case, label, decision, _corrected(folder, corrected, place), place)
+
+
+def _corrected(folder: Path, path: str, place: str) -> Path:
+    try:
+        file = folder / Path(path).expanduser()
+        if file.is_file():
+            return file
+    except (OSError, RuntimeError):  # too long a name; the home of an unknown user
+        file = Path(shown(path))
+    raise MutualError(
+        f"{place}: the corrected file {file} does not exist; give its path as seen from {folder}, or the whole path"
+    )
 
 
 def _candidate(folder: Path, name: str, sha256: str, place: str) -> Path:
