@@ -56,7 +56,6 @@ if __name__ == "__main__":
         zip_safe=False,
         install_requires=["nnunetv2>=2.8"],
         extras_require={
-            "evaluate": ["monai>=1.4"],
             "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "import-linter", "monai>=1.4"],
         },
         entry_points={"console_scripts": ["nnunet_mutual = nnunet_mutual.cli.parser:main"]},
