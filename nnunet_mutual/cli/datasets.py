@@ -19,15 +19,16 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "annotate",
         _annotate,
         "declare which labels are annotated in which case",
-        "Writes the annotation table into dataset.json of a raw nnU-Net dataset, from a CSV or JSON file that lists\n"
-        "the annotated labels of every training case. A label that is not listed for a case counts as unknown there,\n"
-        "not as absent. CSV: a column 'case' and one column per label (yes/no), or one column 'labels' (a;b); columns\n"
+        "Writes the annotation table into dataset.json of a raw nnU-Net dataset, from a file that lists the annotated\n"
+        "labels of every training case. A label that is not listed for a case counts as unknown there, not as absent.\n"
+        "CSV or .xlsx: a column 'case' and one column per label (yes/no), or one column 'labels' (a;b); columns\n"
         "'source', 'patient' and 'missing' (channels) may follow. JSON: {case: [label, ...]}. Images of imagesUn may\n"
         "be listed, with no labels.",
         "nnunet_mutual annotate Dataset111_Abdomen cases.csv --contains liver=liver_tumour --single liver",
     )
     add_dataset(command)
-    command.add_argument("table", metavar="TABLE", help="CSV or JSON file: case -> annotated labels")
+    command.add_argument("table", metavar="TABLE", help="CSV, .xlsx or JSON file: case -> annotated labels")
+    command.add_argument("--sheet", metavar="NAME", help="of a workbook (.xlsx) with several")
     command.add_argument("--source", metavar="NAME", help="name of the one source of all cases")
     command.add_argument(
         "--contains",
@@ -226,6 +227,7 @@ def _annotate(options: argparse.Namespace) -> int:
     annotate(
         options.dataset,
         options.table,
+        sheet=options.sheet,
         source=options.source,
         contains=options.contains,
         may_overlap=options.may_overlap,
