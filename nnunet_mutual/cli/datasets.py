@@ -304,4 +304,8 @@ def _preprocess_unlabelled(options: argparse.Namespace) -> int:
         from nnunet_mutual.preprocessing.soft_labels import preprocess_soft
 
         preprocess_soft(options.dataset, options.soft, plans=options.plans)
+        return 0
+    from nnunet_mutual.datasets.next_step import say_next
+
+    say_next(options.dataset)
     return 0

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_mutual.annotation.fitting import train_command
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.annotation.travelling import (
     checkpoint_of,
@@ -281,7 +282,7 @@ def _require_trained(models: Sequence[_Model], request: _Request, validate: bool
     for fold in request.folds:
         folder = request.source / f"fold_{fold}"
         trainer, plans, configuration = request.source.name.split("__")
-        command = f"nnUNetv2_train {request.folders.number} {configuration} {fold} -p {plans} -tr {trainer}"
+        command = train_command(request.folders.number, configuration, trainer, plans=plans, fold=fold)
         if not folder.is_dir():
             raise MutualError(f"{folder} does not exist; train it with: {command}")
         finished = (folder / "checkpoint_final.pth").is_file()  # nnU-Net's --val validates no other training

@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from nnunet_mutual.annotation.fitting import fitting_trainer, train_command
+from nnunet_mutual.annotation.modality_groups import PLANS_KEY
+from nnunet_mutual.datasets.next_step import Contents
 from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.host_files import read_plans
-from nnunet_mutual.disk.locate import locate, plans_file
+from nnunet_mutual.disk.locate import DatasetFolders, locate, plans_file
 from nnunet_mutual.errors import MutualError, closest
 from nnunet_mutual.plugin.find import resolve, training_names
 from nnunet_mutual.settings import (
@@ -59,7 +62,16 @@ def plan(dataset: str, *, configuration: str, plans: str, name: str, settings: S
     trainers = _trainers_that_accept(merged_block(content, new))
     write_json(path, content)
     print(f"{path.name}: {new} = {configuration} with {json.dumps(entry[BLOCK])}; for {', '.join(trainers)}")
-    print(f"Next: nnUNetv2_train {folders.number} {new} 0 -p {plans} -tr {trainers[0]}")
+    print(f"Next: {_next(folders, content, new, plans, trainers)}")
+
+
+def _next(folders: DatasetFolders, content: Mapping[str, Any], name: str, plans: str, accepting: Sequence[str]) -> str:
+    """Returns the command that trains a new configuration, with the trainer that suits dataset, plans and settings."""
+    found = Contents.of_planned(folders)
+    by_group = PLANS_KEY in content
+    trainer, why = fitting_trainer(found.table, found.cases, found.unlabelled, by_group=by_group, accepting=accepting)
+    command = train_command(folders.number, name, trainer, plans=plans)
+    return f"{command}     ({trainer}: {why})"
 
 
 def _trainers_that_accept(block: dict[str, Any]) -> list[str]:

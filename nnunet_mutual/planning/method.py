@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_mutual.annotation.fitting import fitting_trainer
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.raw import training_cases, unlabelled_cases
 from nnunet_mutual.errors import MutualError, meant
@@ -75,7 +76,7 @@ def method_for(
     """
     why = "as asked for"
     if trainer is None:
-        trainer, why = chosen_trainer(table, cases, unlabelled)
+        trainer, why = fitting_trainer(table, cases, unlabelled)
     known = training_names()
     if trainer not in known:
         raise MutualError(f"no trainer is called {trainer!r}{meant(trainer, known)}; known are: {', '.join(known)}")
@@ -84,21 +85,3 @@ def method_for(
     regions = table.is_regions
     needs = trainer_class.needs(settings, table, cases)
     return Method(trainer, why, dict(given), needs, len(table.labels) + (not regions), regions)
-
-
-def chosen_trainer(table: AnnotationTable, cases: Sequence[str], unlabelled: bool) -> tuple[str, str]:
-    """Returns the trainer that a dataset asks for, and why.
-
-    Args:
-        table: the annotation table.
-        cases: training cases.
-        unlabelled: whether imagesUn holds images.
-    """
-    annotated = [table.case(key).annotated for key in cases]
-    if table.modality_groups:
-        return "MutualCrossModalTrainer", f"{len(table.modality_groups)} modality groups"
-    if unlabelled or frozenset() in annotated:
-        return "MutualCorrelationTrainer", "there are unlabelled images"
-    if any(labels != frozenset(table.labels) for labels in annotated):
-        return "MutualPartialTrainer", "cases annotate different labels"
-    return "PartialTrainer", "every case annotates every label"

@@ -23,6 +23,7 @@ from nnunetv2.utilities import utils as stock_utilities
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_mutual.annotation.fitting import fitting_trainer, train_command
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY, ModalityGroups
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.check import Examination, examine
@@ -145,10 +146,8 @@ def plan_and_preprocess(
     _provide_splits(preprocessed, images, training)
     first = next(name for name in ("3d_fullres", *chosen) if name in chosen)
     fold = "0" if (preprocessed / _SPLITS).exists() else "all"
-    other = "" if plans == "nnUNetPlans" else f" -p {plans}"
-    name = "PartialTrainer" if groups is None else "MutualCrossModalTrainer"
-    name = name if method is None else method.trainer
-    print(f"Next:  nnUNetv2_train {folders.number} {first} {fold} -tr {name}{other}")
+    name = fitting_trainer(images.table, list(training), bool(images.cases))[0] if method is None else method.trainer
+    print(f"Next:  {train_command(folders.number, first, name, plans=plans, fold=fold)}")
 
 
 def _method(

@@ -22,6 +22,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from nnunet_mutual.annotation.fitting import train_command
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.disk.case_files import load_case, read_properties
 from nnunet_mutual.disk.files import read_object
@@ -83,7 +84,7 @@ def preprocess_soft(dataset: str | int, folder: str, *, plans: str) -> None:
     if idle:
         print(f"Not used, since no such unlabelled image is preprocessed: {len(idle)} soft label(s) ({shorten(idle)})")
     chosen = "3d_fullres" if "3d_fullres" in trained else trained[0]
-    print(f"Next:  nnUNetv2_train {folders.number} {chosen} 0 -p {plans} -tr SoftLabelTrainer")
+    print(f"Next:  {train_command(folders.number, chosen, 'SoftLabelTrainer', plans=plans)}")
 
 
 @dataclass(frozen=True)

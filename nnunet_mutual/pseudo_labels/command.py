@@ -13,6 +13,7 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
+from nnunet_mutual.annotation.fitting import train_command
 from nnunet_mutual.annotation.restriction import vouched
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.batches.pseudo import CSV, PseudoStore
@@ -78,7 +79,7 @@ def pseudo_label(
     place = f"{folders.number} {configuration} {fold} -p {plans} -tr"
     print("Next, to show the doubtful ones to a reader, or to train with pseudo labels:")
     print(f"  nnunet_mutual review {place} {trainer} -chk {checkpoint} -o review")
-    print(f"  nnUNetv2_train {place} MutualPartialTrainer")
+    print(f"  {train_command(folders.number, configuration, 'MutualPartialTrainer', plans=plans, fold=fold)}")
 
 
 def _load(dataset: str, configuration: str, fold: str, name: str, plans: str, checkpoint: str, device: str) -> Any:
@@ -93,7 +94,7 @@ def _load(dataset: str, configuration: str, fold: str, name: str, plans: str, ch
     if not file.is_file():
         there = sorted(f.name for f in file.parent.glob("checkpoint_*.pth"))
         instead = f", or give -chk one of {', '.join(there)}" if there else ""
-        command = f"nnUNetv2_train {dataset} {configuration} {fold} -p {plans} -tr {name}"
+        command = train_command(int(dataset[7:10]), configuration, name, plans=plans, fold=fold)
         raise MutualError(f"{file} does not exist; train it with: {command}{instead}")
     if device == "cuda" and not torch.cuda.is_available():
         raise MutualError("this machine has no CUDA device; add -device cpu")

@@ -71,7 +71,7 @@ def test_all_of_it(
     assert ["unlabelled", *with_patient] in rows and with_patient.count("1") == 1
     assert ["patients", *("0/1" if one == "1" else "1/0" for one in with_patient)] in rows
     assert "every label in every fold where possible, cases of a patient together" in shown
-    assert ["Next:", "nnUNetv2_train", "901", "3d_fullres", "0", "-tr", "PartialTrainer"] in rows
+    assert ["Next:", "nnunet_mutual", "train", "901", "3d_fullres", "0", "-tr", "MeanTeacherTrainer"] in rows
     assert (preprocessed / "gt_segmentations" / "case_00.nii.gz").is_file()
 
     first = {path: path.stat().st_mtime_ns for path in (preprocessed / UNLABELLED).rglob("*.b2nd")}
@@ -101,7 +101,7 @@ def test_planned_for_a_trainer(
     assert run(*options) == 0
     shown = capsys.readouterr().out
     assert "Planned for MutualCorrelationTrainer on a GPU of 6 GB" in shown
-    assert "nnUNetv2_train 901 3d_fullres 0 -tr MutualCorrelationTrainer -p nnUNetMutualPlans" in shown
+    assert "nnunet_mutual train 901 3d_fullres 0 -tr MutualCorrelationTrainer -p nnUNetMutualPlans" in shown
     fingerprint = json.loads((preprocessed / "dataset_fingerprint.json").read_text())
     assert fingerprint["foreground_intensity_properties_per_channel"]["0"]["max"] < 10
     plans = json.loads((preprocessed / "nnUNetMutualPlans.json").read_text())

@@ -1,0 +1,56 @@
+"""Which trainer fits a dataset: what every "Next:" and the planners ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from nnunet_mutual.annotation.table import AnnotationTable
+
+BY_GROUP = ("MutualCrossModalTrainer",)
+# The mean teacher is level with the others at a smaller cost (README, Results).
+UNLABELLED = ("MeanTeacherTrainer", "MutualCorrelationTrainer", "MutualPrototypeTrainer", "SoftLabelTrainer")
+LABELLED = ("PartialTrainer", "MutualPartialTrainer")
+
+
+def fitting_trainer(
+    table: AnnotationTable,
+    cases: Iterable[str],
+    unlabelled: bool,
+    *,
+    by_group: bool | None = None,
+    accepting: Sequence[str] | None = None,
+) -> tuple[str, str]:
+    """Returns the trainer that a dataset asks for, and why.
+
+    Args:
+        table: the annotation table.
+        cases: training cases.
+        unlabelled: whether imagesUn holds images.
+        by_group: whether the data are preprocessed by modality group, which one trainer reads and no other; None before
+            planning: as the table declares.
+        accepting: trainers that know the settings given; None: all.
+    """
+    annotated = [table.case(key).annotated for key in cases]
+    fitting: tuple[str, ...]
+    if by_group if by_group is not None else bool(table.modality_groups):
+        fitting, why = BY_GROUP, f"{len(table.modality_groups)} modality groups"
+    elif unlabelled or frozenset() in annotated:
+        fitting, why = (*UNLABELLED, *LABELLED), "there are unlabelled images"
+    elif any(labels != frozenset(table.labels) for labels in annotated):
+        fitting, why = LABELLED, "cases annotate different labels"
+    else:
+        fitting, why = LABELLED, "every case annotates every label"
+    if accepting is None:
+        return fitting[0], why
+    chosen = next((name for name in fitting if name in accepting), None)
+    if chosen is not None:
+        return chosen, why
+    return accepting[0], f"it knows these settings, but the dataset asks for {fitting[0]}: {why}"
+
+
+def train_command(
+    number: int, configuration: str, trainer: str, *, plans: str = "nnUNetPlans", fold: int | str = 0
+) -> str:
+    """Returns the command that trains; with ``nnUNetv2_train`` for its first two words it is nnU-Net's own."""
+    other = "" if plans == "nnUNetPlans" else f" -p {plans}"
+    return f"nnunet_mutual train {number} {configuration} {fold} -tr {trainer}{other}"
