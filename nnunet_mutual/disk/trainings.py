@@ -15,11 +15,7 @@ def training_folder(dataset_name: str, trainer: str, plans: str, configuration: 
     Raises:
         MutualError: nnUNet_results is not set, or there is no such training; says which there are.
     """
-    if not nnUNet_results.is_set():
-        raise MutualError(
-            'nnUNet_results is not set; set it as for nnU-Net: export nnUNet_results="/path/to/nnUNet_results"'
-        )
-    base = Path(nnUNet_results) / dataset_name
+    base = results_folder() / dataset_name
     wanted = f"{trainer}__{plans}__{configuration}"
     trained = sorted(f.name for f in base.glob("[!.]*__*") if f.is_dir())
     if wanted not in trained:
@@ -28,3 +24,16 @@ def training_folder(dataset_name: str, trainer: str, plans: str, configuration: 
             f"{', '.join(trained) or 'nothing yet'}"
         )
     return base / wanted
+
+
+def results_folder() -> Path:
+    """Returns the folder that nnUNet_results names.
+
+    Raises:
+        MutualError: it is not set.
+    """
+    if not nnUNet_results.is_set():
+        raise MutualError(
+            'nnUNet_results is not set; set it as for nnU-Net: export nnUNet_results="/path/to/nnUNet_results"'
+        )
+    return Path(nnUNet_results)
