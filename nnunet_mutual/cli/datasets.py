@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from nnunet_mutual.cli import types as cli_types
 from nnunet_mutual.cli.arguments import add_dataset
+from nnunet_mutual.errors import MutualError
 
 
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -192,6 +193,31 @@ def _add_preprocessing(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument(
         "--set", dest="settings", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="its settings"
     )
+    command.add_argument(
+        "--as-planned",
+        metavar="PLANS",
+        nargs="?",
+        const="nnUNetPlans",
+        help="preprocess with plans that are there, without planning (nnUNetPlans)",
+    )
+    command.add_argument(
+        "-overwrite_target_spacing",
+        dest="spacing",
+        metavar="MM",
+        type=cli_types.positive,
+        nargs="+",
+        help="spacing of 3d_fullres, as in nnU-Net: slices, rows, columns",
+    )
+    command.add_argument("-overwrite_plans_name", dest="plans_name", metavar="NAME", help="of the plans to write")
+    command.add_argument("-preprocessor_name", dest="preprocessor", metavar="NAME", help="class of nnU-Net")
+    command.add_argument(
+        "-npfp",
+        dest="fingerprint_processes",
+        metavar="NUMBER",
+        type=cli_types.at_least(1),
+        help="processes for the fingerprint",
+    )
+    command.add_argument("--no_pp", action="store_true", help="plan only")
     command.add_argument("--clean", action="store_true", help="compute the dataset's fingerprint anew")
     command.add_argument("--no-check", action="store_true", help="do not run nnunet_mutual check first")
     command.add_argument(
@@ -277,21 +303,53 @@ def _sync(options: argparse.Namespace) -> int:
 
 
 def _plan_and_preprocess(options: argparse.Namespace) -> int:
-    from nnunet_mutual.planning.plan_and_preprocess import DEFAULT_CONFIGURATIONS, plan_and_preprocess
+    from nnunet_mutual.planning.plan_and_preprocess import (
+        DEFAULT_CONFIGURATIONS,
+        plan_and_preprocess,
+        preprocess_as_planned,
+    )
+    from nnunet_mutual.planning.stock_options import PREPROCESSOR, StockOptions
 
+    configurations, check = options.configurations or DEFAULT_CONFIGURATIONS, not options.no_check
+    if options.as_planned is not None:
+        _refuse_planning_options(options)
+        preprocess_as_planned(
+            options.dataset,
+            options.as_planned,
+            configurations=configurations,
+            processes=options.processes,
+            check=check,
+        )
+        return 0
     plan_and_preprocess(
         options.dataset,
-        configurations=options.configurations or DEFAULT_CONFIGURATIONS,
+        configurations=configurations,
         processes=options.processes,
         planner=options.planner,
         gigabytes=options.gigabytes,
         trainer=options.trainer,
         settings=options.settings,
+        stock=StockOptions(
+            options.spacing,
+            options.plans_name,
+            options.preprocessor or PREPROCESSOR,
+            options.fingerprint_processes,
+            preprocess=not options.no_pp,
+        ),
         clean=options.clean,
-        check=not options.no_check,
+        check=check,
         verify=options.verify_dataset_integrity,
     )
     return 0
+
+
+def _refuse_planning_options(options: argparse.Namespace) -> None:
+    planning = {"-pl": "planner", "-gpu_memory_target": "gigabytes", "--for": "trainer", "--set": "settings"}
+    planning |= {"-overwrite_target_spacing": "spacing", "-overwrite_plans_name": "plans_name"}
+    planning |= {"-preprocessor_name": "preprocessor", "-npfp": "fingerprint_processes", "--no_pp": "no_pp"}
+    given = [option for option, name in {**planning, "--clean": "clean"}.items() if getattr(options, name)]
+    if given:
+        raise MutualError(f"--as-planned plans nothing, so leave {given[0]} out; or leave --as-planned out")
 
 
 def _preprocess_unlabelled(options: argparse.Namespace) -> int:
