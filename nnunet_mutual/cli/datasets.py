@@ -128,7 +128,7 @@ def _add_simulate(add: Callable[..., argparse.ArgumentParser]) -> None:
         "Makes a new dataset in nnUNet_raw from a labelled one: sites that draw only some labels, cases without label\n"
         "map (imagesUn), cases that lack a channel. Patients stay together, the draws are seeded, and the full truth\n"
         "is kept in the folder 'truth', which no training reads.",
-        "nnunet_mutual simulate Dataset111_Abdomen Dataset112_TwoSites --keep A:liver --keep B:spleen,kidney",
+        "nnunet_mutual simulate Dataset111_Abdomen Dataset112_TwoSites --keep A:liver,liver_tumour --keep B:spleen",
     )
     command.add_argument("dataset", metavar="SRC", help="labelled dataset, name or number")
     command.add_argument("output", metavar="OUT", help="name of the new dataset, such as Dataset112_TwoSites")
