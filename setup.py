@@ -54,9 +54,8 @@ if __name__ == "__main__":
             "nnunet_mutual": ["plugin/shim/*.py", "pseudo_labels/review/*.html", "report/templates/*", "py.typed"]
         },
         zip_safe=False,
-        install_requires=["nnunetv2>=2.8"],
+        install_requires=["nnunetv2>=2.8", "openpyxl>=3.1"],
         extras_require={
-            "evaluate": ["monai>=1.4"],
             "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "import-linter", "monai>=1.4"],
         },
         entry_points={"console_scripts": ["nnunet_mutual = nnunet_mutual.cli.parser:main"]},

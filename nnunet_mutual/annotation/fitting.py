@@ -1,28 +1,47 @@
-"""Which trainer fits a dataset, by what its cases say about its labels."""
+"""Which trainer fits a dataset: what every "Next:" and the planners ask."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from nnunet_mutual.annotation.table import AnnotationTable
 
+BY_GROUP = ("MutualCrossModalTrainer",)
+# The mean teacher is level with the others at a smaller cost (README, Results).
+UNLABELLED = ("MeanTeacherTrainer", "MutualCorrelationTrainer", "MutualPrototypeTrainer", "SoftLabelTrainer")
+LABELLED = ("PartialTrainer", "MutualPartialTrainer")
 
-def fitting_trainers(table: AnnotationTable, cases: Sequence[str], unlabelled: bool) -> list[tuple[str, str]]:
-    """Returns the trainers that a dataset asks for, each with the reason, the most telling reason first.
+
+def fitting_trainers(
+    table: AnnotationTable,
+    cases: Iterable[str],
+    unlabelled: bool,
+    *,
+    by_group: bool | None = None,
+    accepting: Sequence[str] | None = None,
+) -> list[tuple[str, str]]:
+    """Returns the trainers that a dataset asks for, each with the reason, the first choice first.
 
     Args:
         table: the annotation table.
         cases: training cases.
         unlabelled: whether imagesUn holds images.
+        by_group: whether the data are preprocessed by modality group, which one trainer reads and no other; None before
+            planning: as the table declares.
+        accepting: trainers that know the settings given; None: all.
     """
     annotated = [table.case(key).annotated for key in cases]
-    partial = any(labels not in (frozenset(), frozenset(table.labels)) for labels in annotated)
-    found = []
-    if table.modality_groups:
-        found.append(("MutualCrossModalTrainer", f"{len(table.modality_groups)} modality groups"))
-    if unlabelled or frozenset() in annotated:
-        found.append(("MutualCorrelationTrainer", "there are unlabelled images"))
-    if partial:
-        found.append(("MutualPartialTrainer", "cases annotate different labels"))
-    simple = "one network, for any annotated sets" if partial else "every case annotates every label"
-    return [*found, ("PartialTrainer", simple)]
+    fitting: tuple[str, ...]
+    if by_group if by_group is not None else bool(table.modality_groups):
+        fitting, why = BY_GROUP, f"{len(table.modality_groups)} modality groups"
+    elif unlabelled or frozenset() in annotated:
+        fitting, why = (*UNLABELLED, *LABELLED), "there are unlabelled images"
+    elif any(labels != frozenset(table.labels) for labels in annotated):
+        fitting, why = LABELLED, "cases annotate different labels"
+    else:
+        fitting, why = LABELLED, "every case annotates every label"
+    chosen = [name for name in fitting if accepting is None or name in accepting]
+    if accepting is not None and not chosen:
+        chosen = [*accepting]
+        why = f"it knows these settings, but the dataset asks for {fitting[0]}: {why}"
+    return [(name, why) for name in chosen]

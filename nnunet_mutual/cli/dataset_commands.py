@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from nnunet_mutual.cli import types as cli_types
 from nnunet_mutual.cli.arguments import add_dataset
+from nnunet_mutual.errors import MutualError
 
 
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -19,15 +20,16 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "annotate",
         _annotate,
         "declare which labels are annotated in which case",
-        "Writes the annotation table into dataset.json of a raw nnU-Net dataset, from a CSV or JSON file that lists\n"
-        "the annotated labels of every training case. A label that is not listed for a case counts as unknown there,\n"
-        "not as absent. CSV: a column 'case' and one column per label (yes/no), or one column 'labels' (a;b); columns\n"
+        "Writes the annotation table into dataset.json of a raw nnU-Net dataset, from a file that lists the annotated\n"
+        "labels of every training case. A label that is not listed for a case counts as unknown there, not as absent.\n"
+        "CSV or .xlsx: a column 'case' and one column per label (yes/no), or one column 'labels' (a;b); columns\n"
         "'source', 'patient' and 'missing' (channels) may follow. JSON: {case: [label, ...]}. Images of imagesUn may\n"
         "be listed, with no labels.",
         "nnunet_mutual annotate Dataset111_Abdomen cases.csv --contains liver=liver_tumour --single liver",
     )
     add_dataset(command)
-    command.add_argument("table", metavar="TABLE", help="CSV or JSON file: case -> annotated labels")
+    command.add_argument("table", metavar="TABLE", help="CSV, .xlsx or JSON file: case -> annotated labels")
+    command.add_argument("--sheet", metavar="NAME", help="of a workbook (.xlsx) with several")
     command.add_argument("--source", metavar="NAME", help="name of the one source of all cases")
     command.add_argument(
         "--contains",
@@ -126,7 +128,7 @@ def _add_simulate(add: Callable[..., argparse.ArgumentParser]) -> None:
         "Makes a new dataset in nnUNet_raw from a labelled one: sites that draw only some labels, cases without label\n"
         "map (imagesUn), cases that lack a channel. Patients stay together, the draws are seeded, and the full truth\n"
         "is kept in the folder 'truth', which no training reads.",
-        "nnunet_mutual simulate Dataset111_Abdomen Dataset112_TwoSites --keep A:liver --keep B:spleen,kidney",
+        "nnunet_mutual simulate Dataset111_Abdomen Dataset112_TwoSites --keep A:liver,liver_tumour --keep B:spleen",
     )
     command.add_argument("dataset", metavar="SRC", help="labelled dataset, name or number")
     command.add_argument("output", metavar="OUT", help="name of the new dataset, such as Dataset112_TwoSites")
@@ -191,6 +193,31 @@ def _add_preprocessing(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument(
         "--set", dest="settings", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="its settings"
     )
+    command.add_argument(
+        "--as-planned",
+        metavar="PLANS",
+        nargs="?",
+        const="nnUNetPlans",
+        help="preprocess with plans that are there, without planning (nnUNetPlans)",
+    )
+    command.add_argument(
+        "-overwrite_target_spacing",
+        dest="spacing",
+        metavar="MM",
+        type=cli_types.positive,
+        nargs="+",
+        help="spacing of 3d_fullres, as in nnU-Net: slices, rows, columns",
+    )
+    command.add_argument("-overwrite_plans_name", dest="plans_name", metavar="NAME", help="of the plans to write")
+    command.add_argument("-preprocessor_name", dest="preprocessor", metavar="NAME", help="class of nnU-Net")
+    command.add_argument(
+        "-npfp",
+        dest="fingerprint_processes",
+        metavar="NUMBER",
+        type=cli_types.at_least(1),
+        help="processes for the fingerprint",
+    )
+    command.add_argument("--no_pp", action="store_true", help="plan only")
     command.add_argument("--clean", action="store_true", help="compute the dataset's fingerprint anew")
     command.add_argument("--no-check", action="store_true", help="do not run nnunet_mutual check first")
     command.add_argument(
@@ -226,6 +253,7 @@ def _annotate(options: argparse.Namespace) -> int:
     annotate(
         options.dataset,
         options.table,
+        sheet=options.sheet,
         source=options.source,
         contains=options.contains,
         may_overlap=options.may_overlap,
@@ -275,21 +303,53 @@ def _sync(options: argparse.Namespace) -> int:
 
 
 def _plan_and_preprocess(options: argparse.Namespace) -> int:
-    from nnunet_mutual.planning.plan_and_preprocess import DEFAULT_CONFIGURATIONS, plan_and_preprocess
+    from nnunet_mutual.planning.plan_and_preprocess import (
+        DEFAULT_CONFIGURATIONS,
+        plan_and_preprocess,
+        preprocess_as_planned,
+    )
+    from nnunet_mutual.planning.stock_options import PREPROCESSOR, StockOptions
 
+    configurations, check = options.configurations or DEFAULT_CONFIGURATIONS, not options.no_check
+    if options.as_planned is not None:
+        _refuse_planning_options(options)
+        preprocess_as_planned(
+            options.dataset,
+            options.as_planned,
+            configurations=configurations,
+            processes=options.processes,
+            check=check,
+        )
+        return 0
     plan_and_preprocess(
         options.dataset,
-        configurations=options.configurations or DEFAULT_CONFIGURATIONS,
+        configurations=configurations,
         processes=options.processes,
         planner=options.planner,
         gigabytes=options.gigabytes,
         trainer=options.trainer,
         settings=options.settings,
+        stock=StockOptions(
+            options.spacing,
+            options.plans_name,
+            options.preprocessor or PREPROCESSOR,
+            options.fingerprint_processes,
+            preprocess=not options.no_pp,
+        ),
         clean=options.clean,
-        check=not options.no_check,
+        check=check,
         verify=options.verify_dataset_integrity,
     )
     return 0
+
+
+def _refuse_planning_options(options: argparse.Namespace) -> None:
+    planning = {"-pl": "planner", "-gpu_memory_target": "gigabytes", "--for": "trainer", "--set": "settings"}
+    planning |= {"-overwrite_target_spacing": "spacing", "-overwrite_plans_name": "plans_name"}
+    planning |= {"-preprocessor_name": "preprocessor", "-npfp": "fingerprint_processes", "--no_pp": "no_pp"}
+    given = [option for option, name in {**planning, "--clean": "clean"}.items() if getattr(options, name)]
+    if given:
+        raise MutualError(f"--as-planned plans nothing, so leave {given[0]} out; or leave --as-planned out")
 
 
 def _preprocess_unlabelled(options: argparse.Namespace) -> int:
@@ -302,4 +362,8 @@ def _preprocess_unlabelled(options: argparse.Namespace) -> int:
         from nnunet_mutual.preprocessing.soft_labels import preprocess_soft
 
         preprocess_soft(options.dataset, options.soft, plans=options.plans)
+        return 0
+    from nnunet_mutual.datasets.next_step import say_next
+
+    say_next(options.dataset)
     return 0

@@ -10,7 +10,7 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from nnunet_mutual import __version__
 from nnunet_mutual.cli import dataset_commands, result_commands, training_commands, unforeseen
@@ -89,7 +89,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _require_names(options: argparse.Namespace) -> None:
     """Verifies the words that commands make names of files and folders of."""
-    for what in ("configuration", "configurations", "fold", "folds", "trainer", "plans", "checkpoint", "ending"):
+    for what in (
+        "configuration",
+        "configurations",
+        "fold",
+        "folds",
+        "trainer",
+        "plans",
+        "checkpoint",
+        "ending",
+        "as_planned",
+    ):
         given = getattr(options, what, None)
         for name in given if isinstance(given, list) else [] if given is None else [given]:
             safe_name(name, what.removesuffix("s") if what != "plans" else "name of plans")
@@ -167,16 +177,28 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add(
         "plan",
         _plan,
-        "add a configuration with other training settings to the plans, or declare modality groups",
-        "Writes a new configuration, named like the base one plus NAME, that inherits from it and holds the settings.\n"
-        "It survives re-planning and has its own results folder. With --groups instead, it writes into dataset.json\n"
-        "which channels belong together for MutualCrossModalTrainer, before planning.",
-        "nnunet_mutual plan -d 111 -c 3d_fullres --name long --set num_epochs=2000 optimizer=adamw",
+        "add a configuration with another patch, network or training settings, or declare modality groups",
+        "Writes a new configuration, named like the base one plus NAME, that inherits from it and holds what differs.\n"
+        "It survives re-planning and has its own results folder, with another spacing also its own data. What\n"
+        "nnU-Net's networks do not allow is refused, and the memory that is needed is printed. With --groups instead,\n"
+        "it writes into dataset.json which channels belong together for MutualCrossModalTrainer, before planning.",
+        "nnunet_mutual plan -d 111 -c 3d_fullres --name long --set num_epochs=2000 optimizer=adamw\n"
+        "  nnunet_mutual plan -d 111 -c 3d_fullres --name small --patch 64 64 64 --features 16 --set num_epochs=100\n"
+        "  nnunet_mutual plan -d 111 -c 3d_fullres --name coarse --spacing 2 2 2",
     )
     command.add_argument("-d", dest="dataset", metavar="DATASET", required=True, help="dataset name or number")
     command.add_argument("-c", dest="configuration", default="3d_fullres", help="base configuration (%(default)s)")
     command.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier (%(default)s)")
     command.add_argument("--name", help="what the new configuration's name ends in")
+    size: dict[str, Any] = {"metavar": "NUMBER", "type": cli_types.at_least(1)}
+    command.add_argument("--patch", nargs="+", **size, help="voxels of a patch, as in the plans: slices, rows, columns")
+    command.add_argument("--batch", **size, help="patches in a batch")
+    command.add_argument("--features", **size, help="channels of the network's first stage")
+    command.add_argument("--stages", **size, help="resolutions of the network (default: as many as nnU-Net would take)")
+    command.add_argument("--convs", **size, help="convolutions of a stage (residual networks: blocks), at most")
+    command.add_argument(
+        "--spacing", metavar="MM", type=cli_types.positive, nargs="+", help="of the voxels, in the same order"
+    )
     command.add_argument(
         "--groups", metavar="NAME=CHANNEL[,CHANNEL]", nargs="+", help="modality groups, such as T1=T1 both=T1,FLAIR"
     )
@@ -314,16 +336,18 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    shape = {name: getattr(options, name) for name in ("patch", "batch", "features", "stages", "convs", "spacing")}
     if options.groups is not None:
         from nnunet_mutual.datasets.declare_groups import declare_groups
 
-        if options.name is not None or options.settings:
-            raise MutualError("--groups changes the dataset, --name and --set the plans; run the command twice")
+        if options.name is not None or options.settings or any(shape.values()):
+            raise MutualError("--groups changes the dataset, all other options the plans; run the command twice")
         declare_groups(options.dataset, options.groups)
         return 0
     if options.name is None:
         raise MutualError("give the new configuration a --name, for example: --name long --set num_epochs=2000")
     from nnunet_mutual.planning.configuration import plan
+    from nnunet_mutual.planning.shape import Shape
 
     plan(
         options.dataset,
@@ -331,6 +355,7 @@ def _plan(options: argparse.Namespace) -> int:
         plans=options.plans,
         name=options.name,
         settings=options.settings,
+        shape=Shape(**shape),
     )
     return 0
 

@@ -75,7 +75,7 @@ def _add_evaluate(add: Callable[..., argparse.ArgumentParser]) -> None:
         "Measures a folder of segmentations against reference label maps: Dice, IoU, surface Dice, HD95 and volumes\n"
         "of each label in the cases that annotate it, with means and bootstrap intervals. With --compare, two folders\n"
         "of the same cases against each other. REFERENCES is a folder with a dataset.json in it or above it; without\n"
-        "it, the label maps of the dataset that -d names. Surfaces need: pip install 'nnunet_mutual[evaluate]'.",
+        "it, the label maps of the dataset that -d names.",
         "nnunet_mutual evaluate SEGMENTATIONS -d 111\n  nnunet_mutual evaluate SEGMENTATIONS REFERENCES\n"
         "  nnunet_mutual evaluate --compare SEGMENTATIONS_A SEGMENTATIONS_B REFERENCES --margin 0.02",
     )
@@ -94,9 +94,7 @@ def _add_evaluate(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--complete", action="store_true", help="the references draw every label, whatever the table says"
     )
     command.add_argument("--chill", action="store_true", help="leave out cases without a segmentation")
-    command.add_argument(
-        "--no-surface", action="store_true", help="no surface Dice and HD95 (then monai is not needed)"
-    )
+    command.add_argument("--no-surface", action="store_true", help="no surface Dice and HD95, which takes less time")
     command.add_argument(
         "--tolerance",
         metavar="[LABEL=]MM",

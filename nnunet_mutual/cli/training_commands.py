@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 from nnunet_mutual.cli import types as cli_types
 from nnunet_mutual.cli.arguments import add_training
@@ -21,14 +22,29 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "train",
         _train,
         "train as nnUNetv2_train does, or one network per GPU (--peer-parallel)",
-        "Runs nnU-Net's own training, which finds the trainers of this package here without nnUNet_extTrainer. With\n"
-        "--peer-parallel, the networks of a trainer that has several run in processes of their own, one per GPU, and\n"
-        "learn the same as in one process. On several computers, start the same command with torchrun.",
-        "nnunet_mutual train 111 3d_fullres 0 -tr MutualCorrelationTrainer --peer-parallel --processes 2",
+        "Runs nnU-Net's own training with nnU-Net's own options, and finds the trainers of this package without\n"
+        "nnUNet_extTrainer. With --peer-parallel, the networks of a trainer that has several run in processes of\n"
+        "their own, one per GPU, and learn the same as in one process. On several computers, start it with torchrun.",
+        "nnunet_mutual train 111 3d_fullres 0 -tr PartialTrainer\n"
+        "  nnunet_mutual train 111 3d_fullres 0 -tr PartialTrainer --c\n"
+        "  nnunet_mutual train 111 3d_fullres 0 -tr MutualCorrelationTrainer --peer-parallel --processes 2",
     )
     add_training(command, fold=True)
+    what = command.add_mutually_exclusive_group()
+    what.add_argument("--c", dest="resume", action="store_true", help="go on from the last checkpoint, of either way")
+    what.add_argument("--val", action="store_true", help="only validate; of a training that is finished")
+    what.add_argument("-pretrained_weights", metavar="FILE", help="checkpoint of nnU-Net to begin with")
+    command.add_argument("--npz", action="store_true", help="also write probabilities of the validation, to ensemble")
     command.add_argument(
-        "--c", dest="resume", action="store_true", help="go on from the last checkpoint, of either way"
+        "--val_best", action="store_true", help="validate with checkpoint_best instead of the last one"
+    )
+    command.add_argument("--disable_checkpointing", action="store_true", help="write no checkpoints, to try things out")
+    command.add_argument(
+        "-num_gpus",
+        metavar="NUMBER",
+        type=cli_types.at_least(1),
+        default=1,
+        help="divide each batch among so many (%(default)s)",
     )
     command.add_argument("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="where (%(default)s)")
     command.add_argument("--peer-parallel", action="store_true", help="one network per process")
@@ -50,33 +66,71 @@ def _train(options: argparse.Namespace) -> int:
     from nnunet_mutual.plugin import find as plugin
 
     options.fold = options.fold if options.fold == "all" else int(options.fold)
-    _require_plans(options)
+    folder = _require_plans(options)
     os.environ[plugin.VARIABLE] = plugin.trainers_variable(os.environ.get(plugin.VARIABLE))
     _require_trainer(options.trainer)
-    if not options.peer_parallel:
-        _alone(options)
-    elif not _together(options):
-        return 0
+    if not _is_finished(options, folder):
+        if not options.peer_parallel:
+            _alone(options)
+        elif not _together(options):
+            return 0
     print("Next, a model for stock nnU-Net:")
+    other = "" if options.plans == "nnUNetPlans" else f" -p {options.plans}"
     print(
-        f"  nnunet_mutual export {options.dataset} {options.configuration} -tr {options.trainer} -p {options.plans} "
+        f"  nnunet_mutual export {options.dataset} {options.configuration} -tr {options.trainer}{other} "
         f"-f {options.fold}"
     )
     return 0
 
 
-def _require_plans(options: argparse.Namespace) -> None:
+def _is_finished(options: argparse.Namespace, folder: Path) -> bool:
+    """Whether there is nothing to do; says so, and what to do instead.
+
+    Raises:
+        MutualError: a finished training would be written over, or one that is not finished validated.
+    """
+    finished = (folder / "checkpoint_final.pth").is_file()
+    longer = (
+        "to train longer, give it a name of its own: nnunet_mutual plan "
+        f"-d {options.dataset} -c {options.configuration} -p {options.plans} --name long --set num_epochs=2000"
+    )
+    if options.val and not finished:
+        raise MutualError(f"{folder} has no checkpoint_final.pth, so there is nothing to validate; finish it with --c")
+    if not finished or options.val:
+        return False
+    if not options.resume:
+        raise MutualError(
+            f"{folder} holds a finished training, which would be written over; validate it again with --val, move the "
+            f"folder away to train anew, or, {longer}"
+        )
+    if not all((folder / name).is_file() for name in ("progress.png", "validation/summary.json")):
+        print(f"{folder}: the training is finished; what is left is its validation")
+        return False
+    print(f"{folder}: the training is finished and validated, there is nothing to do")
+    print(f"To validate it again: --val; {longer}")
+    return True
+
+
+def _require_plans(options: argparse.Namespace) -> Path:
+    """Verifies what nnU-Net ends with a traceback about; returns the folder of the fold."""
     from nnunet_mutual.datasets.raw import read_dataset_json
     from nnunet_mutual.disk.host_files import read_plans
-    from nnunet_mutual.disk.locate import locate
+    from nnunet_mutual.disk.locate import locate, plans_file
+    from nnunet_mutual.disk.trainings import results_folder
+    from nnunet_mutual.settings import merged_block
 
-    folder = locate(options.dataset, need_preprocessed=True).preprocessed
-    assert folder is not None
-    if not (folder / f"{options.plans}.json").is_file():
-        there = sorted(file.stem for file in folder.glob("*Plans*.json"))
-        raise MutualError(f"{folder} has no {options.plans}.json; give -p one of: {', '.join(there)}")
-    read_plans(folder / f"{options.plans}.json")  # nnU-Net's own words about a damaged one do not name it
-    read_dataset_json(folder)
+    found = locate(options.dataset, need_preprocessed=True)
+    assert found.preprocessed is not None
+    # nnU-Net's own words about a damaged file do not name it
+    merged_block(read_plans(plans_file(found.preprocessed, options.plans)), options.configuration)
+    read_dataset_json(found.preprocessed)
+    if options.pretrained_weights is not None and not Path(options.pretrained_weights).is_file():
+        raise MutualError(
+            f"-pretrained_weights {options.pretrained_weights} is no file; give a checkpoint of a training, such as "
+            "checkpoint_final.pth"
+        )
+    name = f"{options.trainer}__{options.plans}__{options.configuration}"
+    return results_folder() / found.name / name / f"fold_{options.fold}"
 
 
 def _require_trainer(name: str) -> None:
@@ -106,6 +160,11 @@ def _alone(options: argparse.Namespace) -> None:
 
     if options.processes is not None or options.exchange != "float32":
         raise MutualError("--processes and --exchange belong to --peer-parallel; add it, or leave them out")
+    if options.device == "cuda" and torch.cuda.device_count() < options.num_gpus:
+        raise MutualError(
+            f"this machine has {torch.cuda.device_count()} CUDA device(s) of the {options.num_gpus} asked for; "
+            + ("give fewer -num_gpus" if torch.cuda.is_available() else "add -device cpu, or -device mps on a Mac")
+        )
     torch.set_num_threads(multiprocessing.cpu_count() if options.device == "cpu" else 1)  # as nnUNetv2_train does
     run_training(
         options.dataset,
@@ -113,7 +172,13 @@ def _alone(options: argparse.Namespace) -> None:
         options.fold,
         options.trainer,
         options.plans,
-        continue_training=options.resume,
+        options.pretrained_weights,
+        options.num_gpus,
+        options.npz,
+        options.resume,
+        options.val,
+        options.disable_checkpointing,
+        options.val_best,
         device=torch.device(options.device),
     )
 
@@ -124,6 +189,12 @@ def _together(options: argparse.Namespace) -> bool:
 
     from nnunet_mutual.engine.parallel.launch import is_worker, launch
 
+    own = ("val", "val_best", "npz", "pretrained_weights", "disable_checkpointing")
+    given = [name for name in own if getattr(options, name)] + ["num_gpus"] * (options.num_gpus > 1)
+    if given:
+        raise MutualError(
+            f"{given[0]} is done in one process; leave --peer-parallel out, also for a training that it has finished"
+        )
     if options.device == "mps":
         raise MutualError("an Apple GPU is one device; leave --peer-parallel out")
     place = options.dataset, options.configuration, options.fold

@@ -32,6 +32,7 @@ def annotate(
     dataset: str | int,
     table_file: str | Path,
     *,
+    sheet: str | None = None,
     source: str | None = None,
     contains: Sequence[str] = (),
     may_overlap: Sequence[str] = (),
@@ -42,8 +43,9 @@ def annotate(
 
     Args:
         dataset: ID or name of a dataset in nnUNet_raw.
-        table_file: CSV or JSON, see :func:`nnunet_mutual.datasets.tables.read_table`. It must list every training case,
-            and may list images of imagesUn.
+        table_file: see :func:`nnunet_mutual.datasets.tables.read_table`. It must list every training case, and may list
+            images of imagesUn.
+        sheet: of a workbook that has several.
         source: name of the one source of all cases. Without it the table's own sources are used, and if it has none,
             cases with the same annotated labels make a source.
         contains: ``"outer=inner"`` for all sources that annotate ``outer``, or ``"source:outer=inner,inner"``.
@@ -68,7 +70,10 @@ def annotate(
     plain = AnnotationTable.from_dataset_json({key: value for key, value in content.items() if key != BLOCK})
     files, _ = training_cases(folders.raw, content)
     apart = set(unlabelled_cases(folders.raw, content, files)[0]) - set(files)
-    entries = read_table(Path(table_file), Known(plain.labels, plain.channels, apart))
+    known = Known(plain.labels, plain.channels, apart, {*files, *apart}, content["file_ending"])
+    entries, guesses = read_table(Path(table_file), known, sheet)
+    if guesses:
+        print(f"{table_file} is read so: {'; '.join(guesses)}", flush=True)
     _same_cases(entries, list(files), apart, Path(table_file))
     earlier = earlier_table(content)
     entries, kept = completed(entries, earlier, apart)

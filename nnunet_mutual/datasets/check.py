@@ -14,6 +14,7 @@ from tqdm import tqdm
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.datasets.case_voxels import inspect_case, missing_files, reader_for
 from nnunet_mutual.datasets.coverage import Cell, coverage, format_coverage, fully_drawn
+from nnunet_mutual.datasets.next_step import Contents, next_command
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
 from nnunet_mutual.datasets.raw import CaseFiles, hidden_files, read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.datasets.splits import splits_problems
@@ -33,6 +34,7 @@ class Examination:
         table: its annotation table, as far as it can be read.
         cases: the training cases that the table knows.
         n_files: number of training cases.
+        unlabelled: number of images in imagesUn.
         cells: of the coverage matrix.
         is_2d: whether all images are 2d.
         problems: errors and warnings.
@@ -41,6 +43,7 @@ class Examination:
     table: AnnotationTable
     cases: list[Case]
     n_files: int
+    unlabelled: int
     cells: list[Cell]
     is_2d: bool
     problems: list[Problem]
@@ -110,7 +113,7 @@ def examine(folders: DatasetFolders, *, before_planning: bool = False) -> Examin
     problems += _region_problems(table, ordered)
     if not before_planning:
         problems += _copy_problems(folders, table, cases, complete=len(cases) == len(files))
-    return Examination(table, ordered, len(files), coverage(table, ordered, present), is_2d, problems)
+    return Examination(table, ordered, len(files), len(unlabelled), coverage(table, ordered, present), is_2d, problems)
 
 
 def _read_voxels(
@@ -124,14 +127,32 @@ def _read_voxels(
     ignore = dataset_json["labels"].get("ignore")
     reader = reader_for(dataset_json, [path for case in files.values() for path in case.images.values()])
     present, flat = {}, []
+    lowest: dict[str, float] = {}  # voxel of the channel that nnU-Net takes for a CT
+    ct = next((number for number, name in enumerate(table.channels) if name.casefold() == "ct"), None)
     for key, case_files in tqdm(files.items(), desc="reading cases", unit="case", file=sys.stderr, leave=False):
         finding = inspect_case(case_files, cases.get(key), table, ignore, reader)
         if finding.present is not None:
             present[key] = finding.present
         if finding.images:
             flat.append(finding.is_2d)
+        if ct in finding.images and len(finding.images[ct].voxels) == 1:
+            lowest[key] = float(finding.images[ct].voxels.min())
         problems += finding.problems
+    problems += _no_ct(table.channels[ct], lowest) if ct is not None else []
     return present, bool(flat) and all(flat)
+
+
+def _no_ct(channel: str, lowest: Mapping[str, float]) -> list[Problem]:
+    """In HU air is at -1000: an image without negative values is no CT, or shifted, and nnU-Net believes the name."""
+    positive = [key for key, value in lowest.items() if value >= 0]
+    if not positive:
+        return []
+    text = (
+        f"no negative value in {len(positive)} of {len(lowest)} case(s) ({shorten(positive)}); a CT in HU has air at "
+        "-1000, so bring values that were stored as HU + 1000 or + 1024 to HU; if it is another modality, name the "
+        'channel so ("channel_names" of dataset.json), since nnU-Net normalises what is called CT by HU'
+    )
+    return [Problem(WARNING, f"channel {channel}", text)]
 
 
 def _hidden_problems(folders: DatasetFolders, dataset_json: Mapping[str, Any]) -> list[Problem]:
@@ -306,7 +327,8 @@ def _copy_problems(
 
 
 def _print(folders: DatasetFolders, result: Examination, failed: bool) -> None:
-    print(f"{folders.name} ({folders.raw}): {result.n_files} training cases")
+    images = f", {result.unlabelled} unlabelled image(s) in imagesUn" if result.unlabelled else ""
+    print(f"{folders.name} ({folders.raw}): {result.n_files} training cases{images}")
     if not result.table.declared:
         present = {cell.label: cell.present or 0 for cell in result.cells}
         print(fully_drawn(folders.name, len(result.cases), present))
@@ -325,10 +347,9 @@ def _print(folders: DatasetFolders, result: Examination, failed: bool) -> None:
             print()
     if failed:
         print(f"Correct the errors, then repeat  nnunet_mutual check {folders.name}")
-    elif folders.preprocessed is None:
-        print(f"No errors. Next:  nnunet_mutual plan_and_preprocess -d {folders.number} -c {result.configuration}")
     else:
-        print(f"No errors. Next:  nnUNetv2_train {folders.number} {result.configuration} 0 -tr PartialTrainer")
+        contents = Contents(result.table, [case.key for case in result.cases], bool(result.unlabelled))
+        print(f"No errors. Next:  {next_command(folders, contents, result.configuration)}")
 
 
 def _as_object(folders: DatasetFolders, result: Examination, failed: bool) -> dict[str, Any]:
@@ -337,6 +358,7 @@ def _as_object(folders: DatasetFolders, result: Examination, failed: bool) -> di
         "raw": str(folders.raw),
         "declared": result.table.declared,
         "training_cases": result.n_files,
+        "unlabelled_images": result.unlabelled,
         "sources": {name: sum(case.source == name for case in result.cases) for name in result.table.sources},
         "coverage": [asdict(cell) for cell in result.cells],
         "problems": [asdict(problem) for problem in result.problems],

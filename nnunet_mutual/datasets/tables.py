@@ -1,22 +1,25 @@
-"""Reads who annotated what from a CSV or JSON file that a data manager keeps."""
+"""Reads who annotated what from a spreadsheet, CSV or JSON file that a data manager keeps."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Container, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nnunet_mutual.disk.files import plain_cell, read_object
+from nnunet_mutual.datasets.sheets import TEXTS, WORKBOOKS, Sheet, file_stem, read_sheet
+from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.errors import MutualError, meant, shown
 
-_YES = {"yes", "y", "1", "true", "x"}
-_NO = {"no", "n", "0", "false"}
+# As people write it, and as spreadsheets write TRUE and FALSE in the language of the office.
+_YES = {"yes", "y", "1", "true", "x", "ja", "j", "wahr", "oui", "vrai", "si", "sí", "sì", "vero", "verdadero"}
+_NO = {"no", "n", "0", "false", "nein", "falsch", "non", "faux", "falso", "nee"}
 _RESERVED = ("case", "labels", "source", "patient", "missing")
-_TOO_LARGE = f"has a cell of more than {csv.field_size_limit()} characters, as after a lost quotation mark"
-_STRAY = "has a quotation mark in the middle of a cell that begins with one"
+# Other names of columns, without blanks and signs: 'Patient ID' and 'patient_id' are one.
+_MEANING = {
+    "case": ("caseid", "casename", "image", "imageid", "imagename", "file", "filename", "scan", "scanid"),
+    "patient": ("patientid", "patid", "subject", "subjectid"),
+}
 _ENTRY_KEYS = ("source", "annotated", "patient", "pseudo", "missing")
 
 
@@ -51,37 +54,97 @@ class Known:
         labels: foreground labels of the dataset.
         channels: of its images.
         unlabelled: images in imagesUn/, whose rows need not say that nothing was drawn.
+        cases: all that a row may be about.
+        ending: of the names of files.
     """
 
     labels: Sequence[str]
     channels: Sequence[str] = ()
     unlabelled: Container[str] = ()
+    cases: Collection[str] = ()
+    ending: str = ".nii.gz"
 
 
-def read_table(path: Path, known: Known) -> list[Entry]:
+def read_table(path: Path, known: Known, sheet: str | None = None) -> tuple[list[Entry], list[str]]:
     """Reads a table of case -> labels.
 
     JSON: ``{case: [label, ...]}`` or ``{case: {"annotated": [...], "source": ..., "patient": ...}}``.
-    CSV: a column ``case`` with one column per label (yes/no, 1/0, or x and empty) or with one column ``labels``
-    (separated by ``;``, or the word ``all`` or ``none``); columns ``source``, ``patient`` and ``missing`` (channels,
-    separated by ``;``) may follow.
+    CSV or workbook: a column ``case`` with one column per label (yes/no, 1/0, or x and empty) or with one column
+    ``labels`` (separated by ``;``, or the word ``all`` or ``none``); columns ``source``, ``patient`` and ``missing``
+    (channels, separated by ``;``) may follow.
 
     Args:
-        path: a file ending in .json or .csv.
-        known: labels, channels and unlabelled images of the dataset.
+        path: a file ending in .json, .csv, .tsv, .txt or .xlsx.
+        known: what the dataset has.
+        sheet: of a workbook that has several.
+
+    Returns:
+        The cases, and what was guessed to read them, in words.
 
     Raises:
         MutualError: names the row or case, what it holds, and what was expected.
     """
-    if path.suffix.lower() == ".json":
+    ending, guesses = path.suffix.lower(), list[str]()
+    if ending == ".json":
+        if sheet is not None:
+            raise MutualError(f"{path} has no sheets, only a workbook (.xlsx) has; leave --sheet {sheet} out")
         entries = [_json_entry(case, value, known, path) for case, value in read_object(path).items()]
-    elif path.suffix.lower() in (".csv", ".tsv"):
-        entries = _csv_entries(path, known)
+    elif ending in (*TEXTS, *WORKBOOKS):
+        cells, guesses = _recognised(read_sheet(path, _RESERVED, sheet), known, path)
+        entries = _entries(cells, known, path, guesses)
     else:
-        raise MutualError(f"{path} is neither .csv nor .json; export the table as CSV (UTF-8)")
+        raise MutualError(f"{path} is neither .xlsx, .csv nor .json; save the table as one of these")
     if not entries:
         raise MutualError(f"{path} lists no case; every training case needs a row")
-    return entries
+    return entries, guesses
+
+
+def _recognised(sheet: Sheet, known: Known, path: Path) -> tuple[Sheet, list[str]]:
+    """Returns a table with our names of columns and the dataset's names of cases, and what was guessed."""
+    guesses = list(sheet.guesses)
+    named: dict[str, str] = {}
+    for ours, others in _MEANING.items():
+        found = [column for column in sheet.header if column not in known.labels and _plain(column) in others]
+        if ours not in sheet.header and found:
+            named[found[0]] = ours
+    if "case" not in {*sheet.header, *named.values()}:
+        named |= dict.fromkeys(_columns_of_cases(sheet, known)[:1], "case")
+    guesses += [f"{ours!r} is the column {column!r}" for column, ours in named.items()]
+    header = [named.get(column, column) for column in sheet.header]
+    if "case" not in header:
+        raise MutualError(
+            f"{path} has no column 'case'; its first line is {sheet.first_line!r}, expected for example: case,labels"
+        )
+    rows, changed = [], dict[str, str]()
+    for number, cells in sheet.rows:
+        row = {named.get(column, column): cell for column, cell in cells.items()}
+        case = _case(row["case"], known)
+        if case != row["case"]:
+            changed[row["case"]] = case
+        rows.append((number, {**row, "case": case}))
+    if changed:
+        name, case = next(iter(changed.items()))
+        guesses.append(f"file names are cases, such as {name} of {case}")
+    return replace(sheet, header=header, rows=rows), guesses
+
+
+def _plain(column: str) -> str:
+    return "".join(letter for letter in column.casefold() if letter.isalnum())
+
+
+def _case(name: str, known: Known) -> str:
+    stem = file_stem(name, (known.ending, ".nii.gz", ".nii"))
+    return stem if name not in known.cases and stem in known.cases else name
+
+
+def _columns_of_cases(sheet: Sheet, known: Known) -> list[str]:
+    """Returns the columns in which every cell names another case of the dataset."""
+    found = []
+    for column in sheet.header:
+        cases = [_case(cells[column], known) for _, cells in sheet.rows]
+        if cases and len(set(cases)) == len(cases) and all(case in known.cases for case in cases):
+            found.append(column)
+    return found
 
 
 def _json_entry(case: str, value: Any, known: Known, path: Path) -> Entry:
@@ -133,15 +196,17 @@ def _names(names: Sequence[Any], known: Sequence[str], place: str, what: str) ->
     return frozenset(names)
 
 
-def _csv_entries(path: Path, known: Known) -> list[Entry]:
-    labels = known.labels
-    header, rows = csv_rows(path)
+def _entries(sheet: Sheet, known: Known, path: Path, guesses: list[str]) -> list[Entry]:
+    """Reads the rows; adds to ``guesses`` what a cell was taken for."""
+    labels, header, rows = known.labels, sheet.header, sheet.rows
     label_columns = [name for name in header if name not in _RESERVED]
     crosses = False
     if "labels" not in header:
         _require_label_columns(label_columns, labels, path)
+        words = {row[name] for _, row in rows for name in label_columns}
         # In a table of crosses an empty cell means "not drawn"; in a table of yes and no it means "forgotten".
-        crosses = all(row[name].lower() in ("x", "") for _, row in rows for name in label_columns)
+        crosses = all(word.lower() in ("x", "") for word in words)
+        guesses += _said(words, crosses)
     elif label_columns:
         raise MutualError(
             f"{path} has a column 'labels' and also "
@@ -173,83 +238,6 @@ def _csv_entries(path: Path, known: Known) -> list[Entry]:
     return list(entries.values())
 
 
-def csv_rows(
-    path: Path, known: Sequence[str] = _RESERVED, example: str = "case,labels"
-) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Reads a CSV as spreadsheets write it: separated by commas, semicolons or tabs, with empty lines and columns.
-
-    Args:
-        path: the file.
-        known: names of columns that are recognised in any case.
-        example: of a first line, for the sentence about a wrong one.
-
-    Returns:
-        The columns, and (line number, column -> cell without surrounding blanks) of each line.
-
-    Raises:
-        MutualError: the file cannot be read, or its shape is wrong; names the line.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise MutualError(f"{path} does not exist; give the path of an existing table") from None
-    except UnicodeDecodeError:
-        raise MutualError(f"{path} is not UTF-8 text; in the spreadsheet choose 'CSV UTF-8' when saving") from None
-    except OSError as error:
-        raise MutualError(
-            f"{path} cannot be read ({error.strerror or error}); check the path and its permissions"
-        ) from None
-    if "\0" in text:  # UTF-16 without its mark
-        raise MutualError(f"{path} is not UTF-8 text; in the spreadsheet choose 'CSV UTF-8' when saving")
-    first = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=first.count)  # spreadsheets in many countries write ';'
-    lines = _csv_lines(text, delimiter, path)
-    header = [plain_cell(cell.strip()) for cell in next(lines, (0, []))[1]]
-    while header and not header[-1]:
-        header.pop()
-    header = [cell.lower() if cell.lower() in known else cell for cell in header]
-    if "case" not in header:
-        raise MutualError(
-            f"{path} has no column 'case'; its first line is {first.strip()!r}, expected for example: {example}"
-        )
-    for name in header:
-        if header.count(name) > 1:
-            raise MutualError(f"{path} has two columns called {name!r}; keep one")
-    rows = []
-    for number, cells in lines:
-        cells = [plain_cell(cell.strip()) for cell in cells]
-        if not any(cells):
-            continue
-        if any(cells[len(header) :]):
-            raise MutualError(
-                f"{path}, line {number} has {len(cells)} cells, but there are {len(header)} columns; "
-                'put a list that holds the separator in quotes, for example "liver;spleen"'
-            )
-        cells += [""] * (len(header) - len(cells))
-        rows.append((number, dict(zip(header, cells, strict=False))))
-    return header, rows
-
-
-def _csv_lines(text: str, delimiter: str, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields (number of the first line, cells) of each row; a quotation mark that swallows the rest is an error."""
-    lines = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
-    first = 1
-    while True:
-        try:
-            cells = next(lines)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            reasons = {"unexpected end": "opens a quotation mark that is never closed", "field larger": _TOO_LARGE}
-            reason = next((said for start, said in reasons.items() if str(error).startswith(start)), _STRAY)
-            raise MutualError(
-                f"{path}, line {first} {reason}; correct that line, where text that holds a quotation mark is written "
-                'as "a ""b"" c"'
-            ) from None
-        yield first, cells
-        first = lines.line_num + 1
-
-
 def _require_label_columns(columns: Sequence[str], labels: Sequence[str], path: Path) -> None:
     for name in columns:
         if name not in labels:
@@ -263,6 +251,13 @@ def _require_label_columns(columns: Sequence[str], labels: Sequence[str], path: 
             f"{path} has no column for {', '.join(absent)}; add it with yes or no for each case (no everywhere if "
             "nobody drew it), or use one column 'labels'"
         )
+
+
+def _said(words: Collection[str], crosses: bool) -> list[str]:
+    """Says how words are understood that a label column holds."""
+    drawn, not_drawn = (sorted(word for word in words if word.lower() in said) for said in (_YES, _NO))
+    found = [f"{', '.join(drawn)} = drawn"] * bool(drawn) + [f"{', '.join(not_drawn)} = not drawn"] * bool(not_drawn)
+    return found + ["an empty cell = not drawn"] * (crosses and "" in words)
 
 
 def _marked(cell: str, label: str, crosses: bool, place: str) -> bool:

@@ -19,7 +19,6 @@ from nnunet_mutual.datasets.splits import stratified_splits
 from nnunet_mutual.demo.anatomy import LABELS
 from nnunet_mutual.demo.commands import Command, run_commands
 from nnunet_mutual.demo.folder import HEAVY, ROOTS, DemoFolder
-from nnunet_mutual.demo.network import BASE, SMALL, add_small_configuration
 from nnunet_mutual.demo.phantoms import SITES, write_dataset
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.trainings import checkpoints_in, fold_of, training_name
@@ -29,7 +28,8 @@ from nnunet_mutual.plugin.find import EXPORT_COMMAND, SHIM_FOLDER, VARIABLE
 
 NUMBER = "901"
 DATASET = f"Dataset{NUMBER}_TwoHospitals"
-CONFIGURATION = f"{SMALL}_demo"
+BASE, NAME = "3d_fullres", "demo"
+CONFIGURATION = f"{BASE}_{NAME}"
 OURS, STOCK = "PartialTrainer", "nnUNetTrainerDemo"
 NAMES = {OURS: OURS, STOCK: "stock nnU-Net"}
 EXPORTED = "nnUNetPlans_Partial"
@@ -50,7 +50,8 @@ class Scale:
         iterations: updates in an epoch.
         initial_lr: of AdamW.
         patch_size: (Z, Y, X) voxels.
-        features: channels of each stage of the network.
+        stages: resolutions of the network.
+        features: channels of its first stage.
         seed: of images, weights and batches.
         expected: mean Dice of PartialTrainer below which something is wrong with the installation.
     """
@@ -61,7 +62,8 @@ class Scale:
     iterations: int = 40
     initial_lr: float = 5e-3
     patch_size: tuple[int, int, int] = (16, 40, 48)
-    features: tuple[int, ...] = (8, 16, 32, 64)
+    stages: int = 4
+    features: int = 8
     seed: int = 1
     expected: float = 0.8
 
@@ -83,7 +85,6 @@ def run_demo(folder: str | None, *, keep: bool, scale: Scale | None = None) -> i
     """
     scale = scale or Scale()
     settings = {"version": version("nnunet_mutual"), **asdict(scale), "patch_size": list(scale.patch_size)}
-    settings["features"] = list(scale.features)
     demo = Demo(DemoFolder.open(folder, settings, last="evaluate"), scale)
     try:
         demo.run()
@@ -149,8 +150,7 @@ class Demo:
         self._run(
             Command(["nnUNetv2_plan_and_preprocess", "-d", NUMBER, "-c", BASE, *processes], "plan_and_preprocess")
         )
-        add_small_configuration(self.preprocessed / "nnUNetPlans.json", self.scale.patch_size, self.scale.features)
-        print(f"  added to nnUNetPlans.json: {SMALL}, like {BASE} with fewer features, so that minutes suffice")
+        print(f"  {CONFIGURATION} is added to the plans: {BASE} with a small network, so that minutes suffice")
         settings = {
             "num_epochs": self.scale.epochs,
             "num_iterations_per_epoch": self.scale.iterations,
@@ -161,9 +161,10 @@ class Demo:
             "seed": self.scale.seed,
         }
         pairs = [f"{key}={value}" for key, value in settings.items()]
-        self._run(
-            Command(["nnunet_mutual", "plan", "-d", NUMBER, "-c", SMALL, "--name", "demo", "--set", *pairs], "plan")
-        )
+        shape = ["--patch", *map(str, self.scale.patch_size), "--batch", "2", "--convs", "1"]
+        shape += ["--features", str(self.scale.features), "--stages", str(self.scale.stages)]
+        words = ["nnunet_mutual", "plan", "-d", NUMBER, "-c", BASE, "--name", NAME, *shape, "--set", *pairs]
+        self._run(Command(words, "plan"))
         # Both trainings start at once, and each would write the file.
         table = AnnotationTable.from_dataset_json(read_object(self.raw / "dataset.json"))
         write_json(self.preprocessed / "splits_final.json", stratified_splits(table, list(table.cases)))

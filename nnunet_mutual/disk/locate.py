@@ -123,6 +123,7 @@ def plans_file(preprocessed: Path, plans: str) -> Path:
     if not path.exists():
         there = sorted(file.stem for file in path.parent.glob("*Plans*.json"))
         raise MutualError(
-            f"{path} does not exist; plans of {preprocessed.name}: {', '.join(there) or 'none, plan first'}"
+            f"{path} does not exist; plans of {preprocessed.name}: {', '.join(there) or 'none, plan first'} (choose "
+            "with -p)"
         )
     return path

@@ -31,14 +31,13 @@ class NamedTraining:
 
     @property
     def words(self) -> str:
-        """As nnUNetv2_train and nnunet_mutual pseudo_label take them; safe to copy, whoever wrote the names."""
-        number = str(int(self.dataset[7:10]))
-        return shlex.join([number, self.configuration, self.fold, "-p", self.plans, "-tr", self.trainer])
+        """As train, pseudo_label and nnUNetv2_train take them; safe to copy, whoever wrote the names."""
+        return _words(int(self.dataset[7:10]), self.configuration, self.fold, self.trainer, self.plans)
 
     @property
     def command(self) -> str:
-        """The command that trains it."""
-        return f"nnUNetv2_train {self.words}"
+        """The command that trains it; with ``nnUNetv2_train`` for its first two words it is nnU-Net's own."""
+        return f"nnunet_mutual train {self.words}"
 
     def find_model(self) -> Path:
         """Returns the folder of all folds.
@@ -78,6 +77,18 @@ class NamedTraining:
         return file
 
 
+def train_command(
+    number: int, configuration: str, trainer: str, *, plans: str = "nnUNetPlans", fold: int | str = 0
+) -> str:
+    """Returns the command that trains; with ``nnUNetv2_train`` for its first two words it is nnU-Net's own."""
+    return f"nnunet_mutual train {_words(number, configuration, fold, trainer, plans)}"
+
+
+def _words(number: int, configuration: str, fold: int | str, trainer: str, plans: str) -> str:
+    words = [str(number), configuration, str(fold), "-tr", trainer]
+    return shlex.join(words if plans == "nnUNetPlans" else [*words, "-p", plans])
+
+
 def training_name(trainer: str, plans: str, configuration: str) -> str:
     """Returns what nnU-Net calls the folder of a training."""
     return f"{trainer}__{plans}__{configuration}"
@@ -95,11 +106,7 @@ def training_folder(dataset_name: str, trainer: str, plans: str, configuration: 
     Raises:
         MutualError: nnUNet_results is not set, or there is no such training; says which there are.
     """
-    if not nnUNet_results.is_set():
-        raise MutualError(
-            'nnUNet_results is not set; set it as for nnU-Net: export nnUNet_results="/path/to/nnUNet_results"'
-        )
-    base = Path(nnUNet_results) / dataset_name
+    base = results_folder() / dataset_name
     wanted = training_name(trainer, plans, configuration)
     trained = sorted(f.name for f in base.glob("[!.]*__*") if f.is_dir())
     if wanted not in trained:
@@ -108,6 +115,19 @@ def training_folder(dataset_name: str, trainer: str, plans: str, configuration: 
             f"{', '.join(trained) or 'nothing yet'}"
         )
     return base / wanted
+
+
+def results_folder() -> Path:
+    """Returns the folder that nnUNet_results names.
+
+    Raises:
+        MutualError: it is not set.
+    """
+    if not nnUNet_results.is_set():
+        raise MutualError(
+            'nnUNet_results is not set; set it as for nnU-Net: export nnUNet_results="/path/to/nnUNet_results"'
+        )
+    return Path(nnUNet_results)
 
 
 def fold_of(model: Path, fold: str) -> Path:

@@ -17,7 +17,7 @@ from nnunet_mutual.errors import MutualError
 from nnunet_mutual.evaluation import output
 from nnunet_mutual.evaluation.cases import COUNTS, LabelScores, Pair, Rules, measure_cases
 from nnunet_mutual.evaluation.comparison import MARGIN, compare, pair_scores
-from nnunet_mutual.evaluation.metrics import TOLERANCE, implementation, require_monai
+from nnunet_mutual.evaluation.metrics import TOLERANCE, implementation
 from nnunet_mutual.evaluation.pairing import find_references, pair_up
 from nnunet_mutual.evaluation.statistics import describe
 
@@ -36,7 +36,7 @@ class EvaluateOptions:
         complete: the references draw every label, whatever the table says.
         chill: cases may lack a prediction.
         tolerance: words such as "1" and "liver=3", in mm.
-        surface: whether to measure surfaces, which needs monai.
+        surface: whether to measure surfaces.
         processes: at most; None: nnU-Net's number.
         seed: of the bootstrap.
         output: folder for the files; by default ``evaluation`` in the folder of predictions.
@@ -144,8 +144,6 @@ class _Measured:
 
     @classmethod
     def of(cls, options: EvaluateOptions, *folders: Path) -> _Measured:
-        if options.surface:
-            require_monai()  # before an hour of reading
         references = find_references(
             None if options.references is None else Path(options.references),
             dataset=options.dataset,
@@ -214,7 +212,7 @@ def _stated(rules: Rules) -> str:
     general = (
         f"{values[0]:g} mm" if len(values) == 1 else ", ".join(f"{k} {v:g} mm" for k, v in rules.tolerances.items())
     )
-    return f"Tolerance of surface Dice: {general}. Surfaces: monai {require_monai()}."
+    return f"Tolerance of surface Dice: {general}."
 
 
 def _same(options: EvaluateOptions) -> str:

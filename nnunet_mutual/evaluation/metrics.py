@@ -7,8 +7,9 @@ With the predicted mask P, the drawn mask R and the volume V of a voxel:
     \text{IoU} = \frac{|P \cap R|}{|P \cup R|}, \quad
     \text{volume error} = V (|P| - |R|)
 
-Surface metrics are monai's. Surface Dice at tolerance t is the share of both surfaces, by area, that lies within t of
-the other one; HD95 is the larger of the two 95th percentiles of the distances from surface voxels to the other surface.
+Surface Dice at tolerance t is the share of both surfaces, by area, that lies within t of the other one; HD95 is the
+larger of the two 95th percentiles of the distances from surface voxels to the other surface
+(:mod:`nnunet_mutual.evaluation.surfaces`).
 
 What an empty mask gives:
 
@@ -27,15 +28,15 @@ the largest distance that the image allows, so that a missed organ does not impr
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.evaluation.masks import dice
+from nnunet_mutual.evaluation.surfaces import hd95, surface_dice
 
 DICE, IOU = "Dice", "IoU"
 SURFACE_DICE, HD95 = "surface_dice", "hd95_mm"
@@ -101,9 +102,6 @@ def surface_metrics(
     """Returns surface Dice and HD95 of two masks; a mask ends at the border of the image as it does inside.
 
     One slice is measured in its plane. The arguments are those of :func:`measure`.
-
-    Raises:
-        MutualError: monai is not installed.
     """
     if predicted.shape[0] == 1:
         predicted, drawn, spacing = predicted[0], drawn[0], spacing[1:]
@@ -111,18 +109,12 @@ def surface_metrics(
     if not all(some):
         diagonal = math.hypot(*(n * size for n, size in zip(drawn.shape, spacing, strict=True)))
         return dict.fromkeys(SURFACE, math.nan) if not any(some) else {SURFACE_DICE: 0.0, HD95: diagonal}
-    require_monai()
-    import torch
-    from monai.metrics import compute_hausdorff_distance, compute_surface_dice
-
     box = _bounding_box(predicted | drawn)
-    masks = [torch.from_numpy(np.ascontiguousarray(mask[box]))[None, None] for mask in (predicted, drawn)]
-    common = {"include_background": True, "spacing": tuple(spacing)}
-    with warnings.catch_warnings():  # monai calls its own function in a deprecated way
-        warnings.simplefilter("ignore", FutureWarning)
-        share = compute_surface_dice(*masks, [tolerance], use_subvoxels=True, **common)
-        distance = compute_hausdorff_distance(*masks, percentile=95, **common)
-    return {SURFACE_DICE: share.item(), HD95: distance.item()}
+    predicted, drawn = predicted[box], drawn[box]
+    return {
+        SURFACE_DICE: surface_dice(predicted, drawn, spacing, tolerance),
+        HD95: hd95(predicted, drawn, spacing),
+    }
 
 
 def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
@@ -132,28 +124,13 @@ def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
     return tuple(slice(int(found[0]), int(found[-1]) + 1) for found in filled)
 
 
-def require_monai() -> str:
-    """Returns the version of monai.
-
-    Raises:
-        MutualError: it is not installed.
-    """
-    try:
-        return version("monai")
-    except PackageNotFoundError:
-        raise MutualError(
-            "surface Dice and HD95 need monai, which is not installed; install it with: pip install "
-            "'nnunet_mutual[evaluate]', or leave them out with --no-surface"
-        ) from None
-
-
 def implementation(surface: bool) -> dict[str, str]:
     """Returns what computed each group of metrics, with versions, to be written beside the numbers."""
-    found = {"Dice, IoU, volumes": f"nnunet_mutual {version('nnunet_mutual')}, voxel counts"}
+    own = f"nnunet_mutual {version('nnunet_mutual')}"
+    found = {"Dice, IoU, volumes": f"{own}, voxel counts"}
     if surface:
-        monai = f"monai {require_monai()}"
-        found[SURFACE_DICE] = f"{monai}, compute_surface_dice(use_subvoxels=True)"
-        found[HD95] = f"{monai}, compute_hausdorff_distance(percentile=95)"
+        found[SURFACE_DICE] = f"{own}, scikit-image {version('scikit-image')}, areas of surface elements"
+        found[HD95] = f"{own}, scipy {version('scipy')}, surface voxels"
     return found
 
 

@@ -8,10 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from nnunet_mutual.annotation.fitting import fitting_trainers
+from nnunet_mutual.annotation.modality_groups import PLANS_KEY
+from nnunet_mutual.datasets.next_step import Contents
 from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import locate, plans_file
+from nnunet_mutual.disk.trainings import train_command
 from nnunet_mutual.errors import MutualError, closest
+from nnunet_mutual.planning.method import method_for
+from nnunet_mutual.planning.shape import Shape, describe, reshaped
 from nnunet_mutual.plugin.find import resolve, training_names
 from nnunet_mutual.settings import (
     BLOCK,
@@ -23,11 +29,13 @@ from nnunet_mutual.settings import (
 )
 
 
-def plan(dataset: str, *, configuration: str, plans: str, name: str, settings: Sequence[str]) -> None:
+def plan(
+    dataset: str, *, configuration: str, plans: str, name: str, settings: Sequence[str] = (), shape: Shape | None = None
+) -> None:
     """Adds the configuration ``<configuration>_<name>`` to a plans file of nnUNet_preprocessed.
 
-    It inherits patch, batch and preprocessed data from the base configuration, survives re-planning and has a results
-    folder of its own.
+    What is not given is inherited from the base configuration: patch, batch, network, preprocessed data, settings. It
+    survives re-planning and has a results folder of its own; with another spacing, it has data of its own, too.
 
     Args:
         dataset: ID or name of a planned dataset.
@@ -35,10 +43,11 @@ def plan(dataset: str, *, configuration: str, plans: str, name: str, settings: S
         plans: name of the plans file without .json.
         name: suffix of the new configuration.
         settings: ``key=value`` each; dots go into objects, values are JSON or plain text.
+        shape: patch, batch, network and spacing that differ.
 
     Raises:
-        MutualError: unknown setting, wrong value, or a configuration of that name with other settings exists; the plans
-            file is then unchanged.
+        MutualError: unknown setting, wrong value, a network that cannot be, or a configuration of that name with other
+            settings exists; the plans file is then unchanged.
     """
     folders = locate(dataset, need_preprocessed=True)
     assert folders.preprocessed is not None
@@ -48,18 +57,34 @@ def plan(dataset: str, *, configuration: str, plans: str, name: str, settings: S
     content = read_plans(path)
     merged_block(content, configuration)  # refuses an unknown base configuration
     new = f"{configuration}_{name}"
-    entry = {"inherits_from": configuration, BLOCK: parse_settings(settings)}
+    other = reshaped(content, configuration, shape, new) if shape else {}
+    entry = {"inherits_from": configuration, **other, BLOCK: parse_settings(settings)}
     existing = content["configurations"].get(new)
     if existing not in (None, entry):
         raise MutualError(
-            f"{path.name} already has a configuration {new} with other settings ({json.dumps(existing)}); choose "
+            f"{path.name} already has a configuration {new} with other settings "
+            f"({json.dumps({key: value for key, value in existing.items() if key != 'architecture'})}); choose "
             "another --name, since results trained with the old settings are kept under this one"
         )
     content["configurations"][new] = entry
-    trainers = _trainers_that_accept(merged_block(content, new))
+    block = merged_block(content, new)
+    trainers = _trainers_that_accept(block)
+    found = Contents.of_planned(folders)
+    chosen: dict[str, Any] = {"by_group": PLANS_KEY in content, "accepting": trainers}
+    trainer, why = fitting_trainers(found.table, found.cases, found.unlabelled, **chosen)[0]
+    lines = []
+    if other:
+        given = block_for(resolve("trainers", trainer), block)
+        method = method_for(found.table, found.cases, found.unlabelled, trainer, given)
+        lines = describe(content, new, method)
     write_json(path, content)
     print(f"{path.name}: {new} = {configuration} with {json.dumps(entry[BLOCK])}; for {', '.join(trainers)}")
-    print(f"Next: nnUNetv2_train {folders.number} {new} 0 -p {plans} -tr {trainers[0]}")
+    print("\n".join(f"  {line}" for line in lines), end="\n" * bool(lines))
+    if "data_identifier" in other:
+        preprocess = f"nnunet_mutual plan_and_preprocess -d {folders.number} -c {new} --as-planned {plans}"
+        print(f"Next, data of this spacing: {preprocess}")
+    else:
+        print(f"Next: {train_command(folders.number, new, trainer, plans=plans)}     ({trainer}: {why})")
 
 
 def _trainers_that_accept(block: dict[str, Any]) -> list[str]:

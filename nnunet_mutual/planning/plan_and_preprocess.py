@@ -23,7 +23,8 @@ from nnunetv2.utilities import utils as stock_utilities
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_mutual.annotation.modality_groups import PLANS_KEY, ModalityGroups
+from nnunet_mutual.annotation.fitting import fitting_trainers
+from nnunet_mutual.annotation.modality_groups import PLANS_KEY, ModalityGroups, require_preprocessed_by_group
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.case_voxels import reader_for
 from nnunet_mutual.datasets.check import Examination, examine
@@ -32,16 +33,18 @@ from nnunet_mutual.datasets.raw import CaseFiles, training_cases
 from nnunet_mutual.datasets.splits import describe_splits, splits_problems, stratified_splits
 from nnunet_mutual.disk.files import read_json, read_object, write_json
 from nnunet_mutual.disk.host_files import read_plans, read_splits
-from nnunet_mutual.disk.locate import DatasetFolders, require_root
+from nnunet_mutual.disk.locate import DatasetFolders, plans_file, require_root
+from nnunet_mutual.disk.trainings import train_command
 from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.planning.method import Method, method_for
+from nnunet_mutual.planning.stock_options import StockOptions
 from nnunet_mutual.plugin.find import public_names, resolve
 from nnunet_mutual.preprocessing.by_group import GroupPreprocessor, present_channels
 from nnunet_mutual.preprocessing.fingerprint import FILE, FingerprintExtractor, counts_ignored
 from nnunet_mutual.preprocessing.label_maps import record
 from nnunet_mutual.preprocessing.unlabelled import unlabelled_keys
 from nnunet_mutual.preprocessing.update import UnlabelledImages, list_unlabelled, preprocess_unlabelled
-from nnunet_mutual.settings import parse_settings
+from nnunet_mutual.settings import PLANNED, merged_block, parse_settings
 
 DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 _STOCK = (*DEFAULT_CONFIGURATIONS, "3d_cascade_fullres")  # nnU-Net leaves out those that a dataset does not need
@@ -59,6 +62,7 @@ def plan_and_preprocess(
     gigabytes: float | None = None,
     trainer: str | None = None,
     settings: Sequence[str] = (),
+    stock: StockOptions | None = None,
     clean: bool = False,
     check: bool = True,
     verify: bool = False,
@@ -76,6 +80,7 @@ def plan_and_preprocess(
         gigabytes: memory of the GPU to plan for; None: the planner's default.
         trainer: what a planner of this package plans for; None: what the dataset asks for.
         settings: of that trainer, ``key=value`` each.
+        stock: further options of nnU-Net's own command.
         clean: compute the dataset's fingerprint anew.
         check: examine every file first, as ``nnunet_mutual check`` does, and stop where that finds errors.
         verify: what nnU-Net calls ``--verify_dataset_integrity``; only without ``check``, which covers it.
@@ -94,17 +99,94 @@ def plan_and_preprocess(
     given = parse_settings(settings)
     method = _method(planner_class, images, list(training), trainer, given)
     groups = ModalityGroups.of(images.table) if images.table.modality_groups else None
+    stock = stock or StockOptions()
+    name = stock.plans_name or (_default_plans(planner_class) if groups is None else _group_plans(planner_class))
+    stock.verify(preprocessed, name, by_group=groups is not None)
     complete = list(training) if groups is None else _complete(images, training)
     _refuse_unknown(configurations, preprocessed)
     _refuse_old_fingerprint(preprocessed, len(complete), images.dataset_json, clean)
     _refuse_wrong_splits(folders, preprocessed, images.table, training)
     if check:
         _refuse_errors(examine(folders, before_planning=True), folders, configurations, verify)
-    with _stock_step("fingerprint extraction", folders), _empty_folder_removed(preprocessed):
+    number = stock.fingerprint_processes or (counts[0] if processes else min(8, default_num_processes))
+    _extract_fingerprint(images, training, complete, number, verify and not check, clean)
+    with _stock_step("planning", folders), _augmentation_processes():
+        plan_experiment_dataset(
+            folders.number,
+            planner_class if method is None else partial(planner_class, trainer=trainer, settings=given),
+            gigabytes,
+            stock.preprocessor,
+            stock.spacing,
+            name,
+        )
+    path = preprocessed / f"{name}.json"
+    if stock.other_data:  # some planners share the data of others
+        write_json(path, _with_own_data(read_plans(path)))
+    if groups is not None:
+        write_json(path, {**_with_own_data(read_plans(path)), PLANS_KEY: groups.described()})
+        print(f"{folders.name} has modality groups: preprocessed by group, with the plans {name} for them alone")
+    if not stock.preprocess:
+        print(f"Next:  nnunet_mutual plan_and_preprocess -d {folders.number} --as-planned {name}")
+        return
+    planned_for = None if method is None else method.trainer
+    _preprocess(images, training, groups, name, configurations, counts, planned_for, limited=processes is not None)
+
+
+def preprocess_as_planned(
+    dataset: str | int,
+    plans: str,
+    *,
+    configurations: Sequence[str] = DEFAULT_CONFIGURATIONS,
+    processes: Sequence[int] | None = None,
+    check: bool = True,
+) -> None:
+    """Preprocesses a dataset with plans that are there, such as configurations of ``nnunet_mutual plan --spacing``.
+
+    Args:
+        dataset: ID or name of a dataset in nnUNet_raw.
+        plans: name of the plans file without .json.
+        configurations: as in :func:`plan_and_preprocess`.
+        processes: likewise.
+        check: likewise.
+
+    Raises:
+        MutualError: there are no such plans, or they do not fit the dataset; found before the long work.
+    """
+    images = list_unlabelled(dataset)
+    preprocessed = require_root("nnUNet_preprocessed") / images.folders.name
+    training = _training(images)
+    content = read_plans(plans_file(preprocessed, plans))
+    groups = ModalityGroups.of(images.table) if images.table.modality_groups else None
+    if groups is not None:
+        require_preprocessed_by_group(content, groups, images.folders.number)
+    elif PLANS_KEY in content:
+        raise MutualError(f"the plans {plans} are of modality groups, which dataset.json no longer declares; plan anew")
+    _refuse_unknown(configurations, preprocessed)
+    _refuse_wrong_splits(images.folders, preprocessed, images.table, training)
+    if check:
+        _refuse_errors(examine(images.folders, before_planning=True), images.folders, configurations, False)
+    counts = _counts(processes, configurations)
+    blocks = [merged_block(content, name) for name in configurations if name in content["configurations"]]
+    planned_for = next((block[PLANNED]["trainer"] for block in blocks if PLANNED in block), None)
+    _preprocess(images, training, groups, plans, configurations, counts, planned_for, limited=processes is not None)
+
+
+def _extract_fingerprint(
+    images: UnlabelledImages,
+    training: Mapping[str, CaseFiles],
+    complete: Sequence[str],
+    processes: int,
+    verify: bool,
+    clean: bool,
+) -> None:
+    folders = images.folders
+    with (
+        _stock_step("fingerprint extraction", folders),
+        _empty_folder_removed(require_root("nnUNet_preprocessed") / folders.name),
+    ):
         try:
-            number = counts[0] if processes else min(8, default_num_processes)
             extractor = partial(FingerprintExtractor, cases=complete)
-            extract_fingerprint_dataset(folders.number, extractor, number, verify and not check, clean, verbose=False)
+            extract_fingerprint_dataset(folders.number, extractor, processes, verify, clean, verbose=False)
         except Exception:
             if not _all_empty(images, training):
                 raise
@@ -113,17 +195,22 @@ def plan_and_preprocess(
                 f"the label maps of all {len(training)} training case(s) of {folders.name} {what}, so there is "
                 "nothing to learn; put label maps with drawn structures into labelsTr"
             ) from None
-    with _stock_step("planning", folders), _augmentation_processes():
-        _, plans = plan_experiment_dataset(
-            folders.number,
-            planner_class if method is None else partial(planner_class, trainer=trainer, settings=given),
-            gigabytes,
-            overwrite_plans_name=None if groups is None else _group_plans(planner_class),
-        )
-    if groups is not None:
-        path = preprocessed / f"{plans}.json"
-        write_json(path, _by_group(read_plans(path), groups))
-        print(f"{folders.name} has modality groups: preprocessed by group, with the plans {plans} for them alone")
+
+
+def _preprocess(
+    images: UnlabelledImages,
+    training: Mapping[str, CaseFiles],
+    groups: ModalityGroups | None,
+    plans: str,
+    configurations: Sequence[str],
+    counts: Sequence[int],
+    planned_for: str | None,
+    *,
+    limited: bool,
+) -> None:
+    """Preprocesses labelled and unlabelled images, makes folds, and prints the next command."""
+    folders = images.folders
+    preprocessed = require_root("nnUNet_preprocessed") / folders.name
     available = read_plans(preprocessed / f"{plans}.json")["configurations"]
     chosen = [name for name in configurations if name in available]
     if not chosen:
@@ -141,14 +228,14 @@ def plan_and_preprocess(
             preprocess_dataset(folders.number, plans, [], [])  # only copies the label maps
         _record_label_maps(preprocessed, plans, chosen, images, training)
     if images.cases:
-        preprocess_unlabelled(dataset, configurations=chosen, plans=plans, processes=max(counts) if processes else None)
+        most = max(counts) if limited else None
+        preprocess_unlabelled(folders.number, configurations=chosen, plans=plans, processes=most)
     _provide_splits(preprocessed, images, training)
     first = next(name for name in ("3d_fullres", *chosen) if name in chosen)
     fold = "0" if (preprocessed / _SPLITS).exists() else "all"
-    other = "" if plans == "nnUNetPlans" else f" -p {plans}"
-    name = "PartialTrainer" if groups is None else "MutualCrossModalTrainer"
-    name = name if method is None else method.trainer
-    print(f"Next:  nnUNetv2_train {folders.number} {first} {fold} -tr {name}{other}")
+    accepting = None if planned_for is None else [planned_for]
+    trainer, _ = fitting_trainers(images.table, list(training), bool(images.cases), accepting=accepting)[0]
+    print(f"Next:  {train_command(folders.number, first, trainer, plans=plans, fold=fold)}")
 
 
 def _method(
@@ -175,18 +262,23 @@ def _method(
     return method
 
 
-def _by_group(plans: dict[str, Any], groups: ModalityGroups) -> dict[str, Any]:
-    """Returns plans that say so, with names of their own for the data: some planners share those of others."""
+def _with_own_data(plans: dict[str, Any]) -> dict[str, Any]:
+    """Returns plans with names of their own for the data: some planners share those of others."""
     for name, configuration in plans["configurations"].items():
         if "data_identifier" in configuration:
             configuration["data_identifier"] = f"{plans['plans_name']}_{name}"
-    return {**plans, PLANS_KEY: groups.described()}
+    return plans
+
+
+def _default_plans(planner: Any) -> str:
+    """Returns the name that a planner gives its plans."""
+    own = getattr(planner, "default_plans", None)  # of ours; nnU-Net's say it in their signature
+    return own or str(inspect.signature(planner.__init__).parameters["plans_name"].default)
 
 
 def _group_plans(planner: Any) -> str:
     """Returns the name of a planner's plans for data that are preprocessed by group."""
-    own = getattr(planner, "default_plans", None)  # of ours; nnU-Net's say it in their signature
-    return f"{own or inspect.signature(planner.__init__).parameters['plans_name'].default}Groups"
+    return f"{_default_plans(planner)}Groups"
 
 
 def _training(images: UnlabelledImages) -> dict[str, CaseFiles]:

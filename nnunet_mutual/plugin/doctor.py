@@ -13,7 +13,7 @@ import platform
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,15 +22,20 @@ from nnunet_mutual.errors import MutualError
 from nnunet_mutual.plugin import find as plugin
 from nnunet_mutual.plugin.compat import TESTED_NNUNET, cpu_computes_bfloat16, release
 
+# What nnU-Net and this package cannot do without, by the names of their distributions.
 LIBRARIES = (
-    "batchgenerators",
-    "batchgeneratorsv2",
-    "acvl-utils",
-    "dynamic-network-architectures",
-    "blosc2",
-    "numpy",
-    "SimpleITK",
+    *(
+        "batchgenerators",
+        "batchgeneratorsv2",
+        "acvl-utils",
+        "dynamic-network-architectures",
+        "blosc2",
+        "numpy",
+        "scipy",
+    ),
+    *("scikit-image", "SimpleITK", "nibabel", "pandas", "matplotlib", "jinja2", "openpyxl"),
 )
+OPTIONAL = {"wandb": "nnU-Net's log in Weights & Biases (nnUNet_wandb_enabled=1)"}
 PATHS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 
@@ -77,7 +82,7 @@ def doctor(*, as_json: bool = False) -> int:
             f"\n{len(problems)} problem{'s' * (len(problems) > 1)}; each line with -> is the command that repairs it."
         )
     else:
-        print("\nEverything is in place. Next: nnUNetv2_train DATASET CONFIGURATION FOLD -tr PartialTrainer")
+        print("\nEverything is in place. Next: nnunet_mutual demo, or with your own data: nnunet_mutual check DATASET")
     return 1 if problems else 0
 
 
@@ -85,24 +90,32 @@ def collect() -> list[Check]:
     """Run all checks, the cheap ones first."""
     checks = [*check_versions(), *check_paths(), *check_device()]
     checks += check_plugin()
-    # The finder imports whatever the variable names. Where that is known to be harmful, repair it first.
-    if not any(check.state == PROBLEM and check.name in ("nnunetv2", plugin.VARIABLE) for check in checks):
-        checks += check_finder()
+    # The finder imports whatever the variable names. Where that is known to be harmful, repair it first; and where
+    # nnU-Net does not know us, its search would only say so again, once for each trainer.
+    states = {check.name: check.state for check in checks}
+    if PROBLEM not in (states["nnunetv2"], states.get(plugin.VARIABLE), states["plug-in"]):
+        checks += check_finder(known=states["plug-in"] == OK)
     return checks
 
 
 def check_versions() -> Iterator[Check]:
     """Python, this package, nnU-Net, PyTorch, and the libraries in which their behaviour can differ."""
     yield Check("python", OK, f"{platform.python_version()} ({sys.executable})")
-    yield Check("nnunet_mutual", OK, f"{__version__} ({Path(__file__).resolve().parent})")
+    yield Check("nnunet_mutual", OK, f"{__version__} ({Path(__file__).resolve().parents[1]})")
     yield check_nnunet()
     yield check_torch()
-    for name in LIBRARIES:
+    found = {name: _version(name) for name in LIBRARIES}
+    missing = [name for name, version in found.items() if version is None]
+    if missing:
+        yield Check("libraries", PROBLEM, f"not installed: {', '.join(missing)}", _pip(" ".join(missing)))
+    else:
+        yield Check("libraries", OK, ", ".join(f"{name} {version}" for name, version in found.items()))
+    for name, purpose in OPTIONAL.items():
         version = _version(name)
         if version is None:
-            yield Check(name, PROBLEM, "not installed, but nnU-Net needs it", _pip(shlex.quote("nnunetv2>=2.8")))
+            yield Check(name, NOTE, f"optional, not installed; only for {purpose}:", _pip(name))
         else:
-            yield Check(name, OK, version)
+            yield Check(name, OK, f"{version}, optional, for {purpose}")
 
 
 def check_nnunet() -> Check:
@@ -208,14 +221,18 @@ def check_plugin() -> Iterator[Check]:
     else:
         yield Check(
             "plug-in",
-            PROBLEM,
-            "nnU-Net does not know this package in this shell",
+            NOTE,
+            "nnunet_mutual train works as it is; for nnUNetv2_train, in this shell:",
             f"{plugin.EXPORT_COMMAND}   # or, for every shell: nnunet_mutual register",
         )
 
 
-def check_finder() -> Iterator[Check]:
-    """Ask nnU-Net's own finder for each of our trainers and planners."""
+def check_finder(*, known: bool = True) -> Iterator[Check]:
+    """Import each of our trainers and planners, and ask nnU-Net's own finder for it; what is alike is one line.
+
+    Args:
+        known: whether nnU-Net knows this package at all.
+    """
     try:
         import nnunetv2
         from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
@@ -225,29 +242,44 @@ def check_finder() -> Iterator[Check]:
         yield Check("nnunetv2 import", PROBLEM, f"{type(error).__name__}: {error}", reinstall)
         return
 
-    for name in plugin.public_names("trainers"):
-        yield _found("trainer", name, recursive_find_trainer_class_by_name, plugin.EXPORT_COMMAND)
-
     def find_planner(name: str) -> object:
         folder = os.path.join(nnunetv2.__path__[0], "experiment_planning")
         return recursive_find_python_class(folder, name, current_module="nnunetv2.experiment_planning")
 
-    for name in plugin.public_names("planners"):
-        yield _found("planner", name, find_planner, "nnunet_mutual register", needed=False)
+    find_trainer = recursive_find_trainer_class_by_name if known else None
+    yield from _together(
+        "trainers", [_found("trainer", name, find_trainer, plugin.EXPORT_COMMAND) for name in plugin.training_names()]
+    )
+    names = plugin.public_names("planners")
+    register = "nnunet_mutual register"
+    yield from _together(
+        "planners", [_found("planner", name, find_planner if known else None, register, needed=False) for name in names]
+    )
 
 
-def _found(kind: str, name: str, find: Callable[[str], object], fix: str, *, needed: bool = True) -> Check:
+def _together(kind: str, checks: Sequence[Check]) -> list[Check]:
+    """Returns one check for all that are alike: one cause, one line."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for check in checks:
+        alike.setdefault((check.state, check.found, check.fix), []).append(check.name)
+    return [Check(kind, state, f"{', '.join(names)}: {found}", fix) for (state, found, fix), names in alike.items()]
+
+
+def _found(kind: str, name: str, find: Callable[[str], object] | None, fix: str, *, needed: bool = True) -> Check:
     """Look up one class; it counts as found only if it is the installed class itself.
 
-    Planners need not be found by nnU-Net: nnunet_mutual plan_and_preprocess knows them.
+    Planners need not be found by nnU-Net: nnunet_mutual plan_and_preprocess knows them. Without ``find`` it is only
+    imported.
     """
-    label = f"{kind} {name}"
+    label = name
     try:
         own = getattr(importlib.import_module(f"nnunet_mutual.{kind}s"), name)
     except ModuleNotFoundError as error:
         return Check(label, PROBLEM, f"cannot be imported: {error}", _pip((error.name or "").split(".")[0]))
     except Exception as error:  # for example a compiled library that does not fit this system
         return Check(label, PROBLEM, f"cannot be imported: {type(error).__name__}: {_line(error)}", "")
+    if find is None:
+        return Check(label, OK, "can be imported")
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints where it looks
             found = find(name)

@@ -28,6 +28,7 @@ from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.folders import temporary_folder
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import locate, plans_file
+from nnunet_mutual.disk.trainings import train_command
 from nnunet_mutual.errors import MutualError, shorten
 from nnunet_mutual.preprocessing.soft_folder import SoftFolder, read_soft
 from nnunet_mutual.preprocessing.unlabelled import (
@@ -84,7 +85,7 @@ def preprocess_soft(dataset: str | int, folder: str, *, plans: str) -> None:
     if idle:
         print(f"Not used, since no such unlabelled image is preprocessed: {len(idle)} soft label(s) ({shorten(idle)})")
     chosen = "3d_fullres" if "3d_fullres" in trained else trained[0]
-    print(f"Next:  nnUNetv2_train {folders.number} {chosen} 0 -p {plans} -tr SoftLabelTrainer")
+    print(f"Next:  {train_command(folders.number, chosen, 'SoftLabelTrainer', plans=plans)}")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from nnunet_mutual import __version__
 from nnunet_mutual.cli import parser as cli
 from nnunet_mutual.cli import unforeseen
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.planning.shape import Shape
 from nnunet_mutual.plugin import find as plugin
 
 COMMANDS = cli.build_parser()[1]
@@ -162,6 +163,7 @@ CALLS = [
         "annotate Dataset011_Liver t.csv --contains liver=tumor --may-overlap a,b --single liver --single lung --force",
         ("Dataset011_Liver", "t.csv"),
         {
+            "sheet": None,
             "source": None,
             "contains": ["liver=tumor"],
             "may_overlap": ["a,b"],
@@ -175,13 +177,14 @@ CALLS = [
     (
         "planning.configuration",
         "plan",
-        "plan -d 11 --name long --set num_epochs=2 a.b=c --set d=e",
+        "plan -d 11 --name long --set num_epochs=2 a.b=c --set d=e --patch 8 16 16 --spacing 2 1 1",
         ("11",),
         {
             "configuration": "3d_fullres",
             "plans": "nnUNetPlans",
             "name": "long",
             "settings": ["num_epochs=2", "a.b=c", "d=e"],
+            "shape": Shape(patch=[8, 16, 16], spacing=[2.0, 1.0, 1.0]),
         },
     ),
     (

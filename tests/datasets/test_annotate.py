@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pytest
 from raw_dataset import DRAWN, NAME, RawDataset
 
@@ -262,7 +264,7 @@ BAD: dict[str, tuple[str | dict[str, Any], str]] = {
     ),
     "no case name": (LONG + ",liver\n", r"line 7 has no case name"),
     "no column case": (
-        LONG.replace("case,labels", "id,labels"),
+        LONG.replace("case,labels", "id,labels").replace("toy_003", "toy_3"),
         r"has no column 'case'; its first line is 'id,labels'",
     ),
     "column twice": ("case,liver,liver\n", r"two columns called 'liver'"),
@@ -361,13 +363,122 @@ def test_contains_in_a_region_dataset(nnunet_folders: Path, tmp_path: Path) -> N
 def test_table_file_that_cannot_be_read(raw: RawDataset, tmp_path: Path) -> None:
     with pytest.raises(MutualError, match="nothing.csv does not exist"):
         annotate(777, tmp_path / "nothing.csv")
-    with pytest.raises(MutualError, match="neither .csv nor .json"):
-        annotate(777, tmp_path / "table.xlsx")
-    with pytest.raises(MutualError, match="not UTF-8 text; in the spreadsheet choose"):
-        annotate(777, table(tmp_path, LONG + "tö", encoding="latin-1"))
-    for encoding in ("utf-16", "utf-16-le", "utf-32"):
-        with pytest.raises(MutualError, match="not UTF-8 text; in the spreadsheet choose"):
-            annotate(777, table(tmp_path, LONG, encoding=encoding))
+    with pytest.raises(MutualError, match="neither .xlsx, .csv nor .json"):
+        annotate(777, tmp_path / "table.ods")
+    for encoding in ("latin-1", "utf-32"):
+        with pytest.raises(MutualError, match="neither UTF-8 nor UTF-16 text; in the spreadsheet choose"):
+            annotate(777, table(tmp_path, LONG + "tö", encoding=encoding))
+    with pytest.raises(MutualError, match="line 3 holds a NUL character"):
+        annotate(777, table(tmp_path, LONG.replace("toy_002", "toy\0_002")))
+    with pytest.raises(MutualError, match="has no sheets"):
+        annotate(777, table(tmp_path, LONG), sheet="A")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_unicode_text_of_spreadsheets(
+    raw: RawDataset, tmp_path: Path, encoding: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotate(777, table(tmp_path, LONG.replace(",", "\t"), encoding=encoding))
+    assert annotated(raw) == {case: set(names) for case, names in DRAWN.items()}
+    assert "is read so: UTF-16" in capsys.readouterr().out
+
+
+def workbook(tmp_path: Path, *, sheets: int = 1, **cells: Any) -> Path:
+    """A table of yes and no as a spreadsheet holds it; ``cells`` are written last."""
+    book = openpyxl.Workbook()
+    for number in range(sheets):
+        sheet = book.active if not number else book.create_sheet()
+        sheet.title = f"Tabelle{number + 1}"
+        sheet.append(["Patient ID", "liver", "spleen", "kidney"])
+        for case, names in DRAWN.items():
+            sheet.append([f"{case}_0000.nii.gz", *(label in names for label in ("liver", "spleen", "kidney"))])
+        for place, value in cells.items():
+            sheet[place] = value
+    book.create_sheet("empty")
+    book.save(tmp_path / "drawn.xlsx")
+    return tmp_path / "drawn.xlsx"
+
+
+def test_a_workbook_and_what_was_guessed(raw: RawDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotate(777, workbook(tmp_path))
+    assert annotated(raw) == {case: set(names) for case, names in DRAWN.items()}
+    assert "sheet 'Tabelle1'" in capsys.readouterr().out
+
+
+BAD_WORKBOOKS: dict[str, tuple[dict[str, Any], str]] = {
+    "formula without a value": ({"C3": "=B3"}, r"line 3 holds the formula =B3 without a value; open and save"),
+    "several sheets": ({"sheets": 2}, r"several sheets with content: Tabelle1, Tabelle2; .*--sheet 'Tabelle1'"),
+    "a forgotten cell": ({"C3": None}, r"line 3, case \"toy_002\" has an empty cell for spleen"),
+    "an error of the spreadsheet": ({"C3": "#N/A"}, r"line 3, case \"toy_002\" has '#N/A' for spleen"),
+}
+
+
+@pytest.mark.parametrize(("cells", "message"), BAD_WORKBOOKS.values(), ids=BAD_WORKBOOKS)
+def test_bad_workbook(raw: RawDataset, tmp_path: Path, cells: dict[str, Any], message: str) -> None:
+    before = raw.json.read_bytes()
+    with pytest.raises(MutualError, match=message):
+        annotate(777, workbook(tmp_path, **cells))
+    assert raw.json.read_bytes() == before
+
+
+def test_the_sheet_that_is_meant(raw: RawDataset, tmp_path: Path) -> None:
+    path = workbook(tmp_path, sheets=2)
+    with pytest.raises(MutualError, match="no sheet 'tabelle2' .did you mean 'Tabelle2'"):
+        annotate(777, path, sheet="tabelle2")
+    annotate(777, path, sheet="Tabelle2")
+    assert annotated(raw) == {case: set(names) for case, names in DRAWN.items()}
+
+
+def test_workbooks_that_are_none_or_too_large(raw: RawDataset, tmp_path: Path) -> None:
+    path = tmp_path / "drawn.xlsx"
+    path.write_bytes(b"PK\3\4")
+    with pytest.raises(MutualError, match="cannot be read as a workbook .*save it anew as .xlsx without a password"):
+        annotate(777, path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("xl/workbook.xml", bytes(101 * 10**6))
+    assert path.stat().st_size < 10**6
+    with pytest.raises(MutualError, match="unpacks to 101 MB"):
+        annotate(777, path)
+
+
+WORDS = {"German": ("WAHR", "FALSCH"), "ja": ("ja", "Nein"), "oui": ("oui", "non"), "French": ("VRAI", "FAUX")}
+
+
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
+def test_yes_and_no_in_other_languages(
+    raw: RawDataset, tmp_path: Path, words: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        ";".join([case, *(words[label not in names] for label in ("liver", "spleen", "kidney"))])
+        for case, names in DRAWN.items()
+    ]
+    annotate(777, table(tmp_path, "\n".join(["Fall;liver;spleen;kidney", *rows])))
+    assert annotated(raw) == {case: set(names) for case, names in DRAWN.items()}
+    said = capsys.readouterr().out
+    assert f"'case' is the column 'Fall'; {words[0]} = drawn; {words[1]} = not drawn" in said
+
+
+def test_file_names_and_a_patient_id_beside_the_case(
+    raw: RawDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"imagesTr/{case}.nii.gz,p7,{';'.join(names) or 'none'}" for case, names in DRAWN.items()]
+    annotate(777, table(tmp_path, "\n".join(["File name,Patient ID,labels", *rows])))
+    assert annotated(raw) == {case: set(names) for case, names in DRAWN.items()}
+    assert {case["patient"] for case in raw.block["cases"].values()} == {"p7"}
+    said = capsys.readouterr().out
+    assert "'case' is the column 'File name'; 'patient' is the column 'Patient ID'; file names are cases" in said
+
+
+def test_the_guess_is_printed_before_anything_is_written(
+    raw: RawDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(MutualError, match="--contains"):
+        annotate(777, workbook(tmp_path), contains=["liver"])
+    said = capsys.readouterr().out
+    assert (
+        "sheet 'Tabelle1'; 'case' is the column 'Patient ID'; file names are cases, such as toy_001_0000.nii.gz" in said
+    )
+    assert "True = drawn; False = not drawn" in said and "mutual" not in raw.json.read_text()
 
 
 def test_full_disk_leaves_the_old_file(raw: RawDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -243,7 +243,9 @@ def test_existing_splits(
 def test_next_command_after_preprocessing(raw: RawDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw.preprocessed(tmp_path)
     assert check(777) == 0
-    assert "nnUNetv2_train 777 3d_fullres 0 -tr PartialTrainer" in capsys.readouterr().out
+    assert (
+        "Next:  nnunet_mutual plan_and_preprocess -d 777 -c 3d_fullres" in capsys.readouterr().out
+    )  # nothing was done
     entry("toy_001", patient="p9")(raw)
     assert check(777) == 2
     assert f"run nnunet_mutual sync {NAME}" in capsys.readouterr().out

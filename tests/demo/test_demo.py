@@ -273,15 +273,15 @@ time.sleep(60)
 
 @pytest.mark.slow
 def test_demo_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    scale = Scale(training=5, test=1, epochs=1, iterations=1, patch_size=(8, 32, 32), features=(4, 8, 8), expected=0)
+    scale = Scale(training=5, test=1, epochs=1, iterations=1, patch_size=(8, 32, 32), stages=3, features=4, expected=0)
     folder = tmp_path / "demo"
     assert run_demo(str(folder), keep=True, scale=scale) == 0
     printed = capsys.readouterr().out
     for command in (
         "$ nnunet_mutual check 901",
         "$ nnUNetv2_plan_and_preprocess -d 901",
-        "$ nnUNetv2_train 901 3d_small_demo 0 -tr PartialTrainer",
-        "$ nnunet_mutual export 901 3d_small_demo -tr PartialTrainer -f 0",
+        "$ nnUNetv2_train 901 3d_fullres_demo 0 -tr PartialTrainer",
+        "$ nnunet_mutual export 901 3d_fullres_demo -tr PartialTrainer -f 0",
         "$ nnUNetv2_predict -d 901",
         "  nnunet_mutual annotate DATASET cases.csv",
     ):
@@ -294,7 +294,7 @@ def test_demo_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (folder / "demo.png").read_bytes()[:4] == b"\x89PNG"
     page = (folder / "report" / "report.html").read_text()
     assert "with another model: nnUNetTrainerDemo" in page and "liver, the only case: Dice" in page
-    exported = folder / "nnUNet_results/Dataset901_TwoHospitals/nnUNetTrainer__nnUNetPlans_Partial__3d_small_demo"
+    exported = folder / "nnUNet_results/Dataset901_TwoHospitals/nnUNetTrainer__nnUNetPlans_Partial__3d_fullres_demo"
     assert (exported / "fold_0" / "checkpoint_final.pth").is_file()
 
     # Without the last step it goes on there: nothing is trained again. Without --keep only the results stay.

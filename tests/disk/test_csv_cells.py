@@ -18,7 +18,7 @@ import pytest
 
 import nnunet_mutual
 from nnunet_mutual.batches.decisions import Decision, read_decisions, write_decisions
-from nnunet_mutual.datasets.tables import csv_rows
+from nnunet_mutual.datasets.sheets import read_sheet
 from nnunet_mutual.disk.files import csv_text, plain_cell, write_csv
 from nnunet_mutual.report import blocks
 
@@ -59,7 +59,7 @@ def test_every_table_is_written_in_one_place() -> None:
 
 def test_tables_and_decisions_come_back(tmp_path: Path) -> None:
     write_csv(tmp_path / "review.csv", [("case", "label", "decision"), ("=1+1", "-x", "accept")])
-    assert csv_rows(tmp_path / "review.csv")[1] == [(2, {"case": "=1+1", "label": "-x", "decision": "accept"})]
+    assert read_sheet(tmp_path / "review.csv").rows == [(2, {"case": "=1+1", "label": "-x", "decision": "accept"})]
     decision = Decision("@case", "=site", "-liver", True, "+reason: all", 1.5, None, -2.1, 0.5, "0+1")
     write_decisions(tmp_path / "decisions.csv", [decision])
     assert read_decisions(tmp_path / "decisions.csv") == [decision]

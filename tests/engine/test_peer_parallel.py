@@ -220,11 +220,15 @@ def test_half_precision_on_the_way_is_close_and_said(dataset: Path, alone: dict[
     ("line", "said"),
     [
         ("x -tr PartialTrainer", "a fold is a number such as 0"),
-        ("0 -tr PartialTrainer -p Nope", "has no Nope.json; give -p one of: nnUNetPlans"),
+        ("0 -tr PartialTrainer -p Nope", "Nope.json does not exist; plans of Dataset901_Tiny: nnUNetPlans"),
         ("0 -tr PartialTrianer", "(did you mean 'PartialTrainer'?)"),
         ("0 -tr PartialTrainer --exchange float16", "belong to --peer-parallel"),
         ("0 -tr MutualCorrelationTrainer --peer-parallel --processes 1 -device cpu", "needs two processes at least"),
         ("0 -tr MutualCorrelationTrainer --peer-parallel -device mps", "leave --peer-parallel out"),
+        (
+            "0 -tr MutualCorrelationTrainer --peer-parallel --npz",
+            "npz is done in one process; leave --peer-parallel out",
+        ),
     ],
 )
 def test_what_the_command_refuses(dataset: Path, line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.evaluation import metrics
+from nnunet_mutual.evaluation import surfaces
 from nnunet_mutual.evaluation.comparison import compare, pair_scores, worst
 from nnunet_mutual.evaluation.metrics import measure, parse_tolerances
 from nnunet_mutual.evaluation.statistics import describe
@@ -35,7 +35,6 @@ def ball(radius: float, shape: tuple[int, int, int] = (30, 80, 80)) -> np.ndarra
 
 
 def measured(predicted: np.ndarray, drawn: np.ndarray, tolerance: float = 1.0) -> dict[str, float]:
-    pytest.importorskip("monai")
     return measure(predicted, drawn, SPACING, tolerance=tolerance, voxel_ml=VOXEL_ML)
 
 
@@ -111,7 +110,6 @@ def test_empty_masks(predicted: np.ndarray, drawn: np.ndarray, share: float, dis
 
 
 def test_one_slice_is_measured_in_its_plane() -> None:
-    pytest.importorskip("monai")
     first, second = (mask[8:9] for mask in (box(y=14), box()))
     found = measure(first, second, (999, 1, 1), tolerance=1, voxel_ml=None)
     # of 160 pixels around each square: two sides of 40, but for a rim, and 3 of each side
@@ -120,14 +118,27 @@ def test_one_slice_is_measured_in_its_plane() -> None:
     assert "volume_ml" not in found  # an image without a third dimension has none
 
 
-def test_without_monai_the_sentence_names_both_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> str:
-        raise metrics.PackageNotFoundError(name)
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 0.7, 1.1), (1.0, 1.0), (0.4, 2.5)])
+def test_surfaces_are_those_of_monai(spacing: tuple[float, ...]) -> None:
+    torch = pytest.importorskip("torch")
+    monai = pytest.importorskip("monai.metrics")
+    table, kernel = pytest.importorskip("monai.metrics.utils").get_code_to_measure_table(spacing)
+    order = [int(np.log2(value)) for value in kernel.numpy().ravel()]
+    codes = np.arange(len(table))
+    own = sum((codes >> bit & 1) << n for n, bit in enumerate(order))
+    assert np.allclose(surfaces._table(spacing)[own], table, rtol=1e-5)
 
-    monkeypatch.setattr(metrics, "version", missing)
-    with pytest.raises(MutualError, match=r"pip install 'nnunet_mutual\[evaluate\]'.*--no-surface"):
-        measure(box(), box(), SPACING, tolerance=1, voxel_ml=VOXEL_ML)
-    assert measure(box(), box(), SPACING, tolerance=None, voxel_ml=VOXEL_ML)["Dice"] == 1
+    rng = np.random.default_rng(5)
+    shape = (14, 40, 32)[-len(spacing) :]
+    for sigma in (0.0, 1.5):  # noise has every way to cut a block, blobs are as organs are
+        first = ndimage.gaussian_filter(rng.normal(size=shape), sigma) > 0.05
+        second = np.roll(first, 2, 0) ^ (rng.random(shape) > 0.99)
+        pair = [torch.from_numpy(mask)[None, None] for mask in (first, second)]
+        share = monai.compute_surface_dice(*pair, [0.8], True, spacing=spacing, use_subvoxels=True).item()
+        assert not sigma or 0.05 < share < 0.999
+        assert surfaces.surface_dice(first, second, spacing, 0.8) == pytest.approx(share, rel=1e-5)
+        distance = monai.compute_hausdorff_distance(*pair, True, percentile=95, spacing=spacing).item()
+        assert surfaces.hd95(first, second, spacing) == pytest.approx(distance, rel=1e-5)
 
 
 def test_tolerances() -> None:

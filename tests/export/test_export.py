@@ -177,7 +177,7 @@ def test_the_card_tells_all_but_names(trained: Path, folders: Callable[[str], Pa
     ("changed", "sentence"),
     [
         ({"trainer": "PartialTrainr"}, "did you mean 'PartialTrainer__nnUNetPlans__3d_fullres'"),
-        ({"folds": ["3"]}, "nnUNetv2_train 901 3d_fullres 3 -p nnUNetPlans -tr PartialTrainer"),
+        ({"folds": ["3"]}, "nnunet_mutual train 901 3d_fullres 3 -tr PartialTrainer"),
         ({"checkpoint": "checkpoint_latest.pth"}, "export one of checkpoint_best.pth, checkpoint_final.pth with -chk"),
         ({"output_name": "../outside"}, "use letters, digits"),
         ({"dataset": "902"}, "902"),
@@ -243,9 +243,9 @@ def test_plan_writes_an_inheriting_configuration(nnunet_folders: Path, capsys: p
         "inherits_from": "3d_fullres",
         "mutual": {"num_iterations_per_epoch": 9, "optimizer": "adamw"},
     }
-    assert "nnUNetv2_train 901 3d_fullres_long 0 -p nnUNetPlans -tr PartialTrainer" in capsys.readouterr().out
+    assert "nnunet_mutual train 901 3d_fullres_long 0 -tr PartialTrainer" in capsys.readouterr().out
     plan("901", settings=["loss.pd=0.5", "stage2_networks=one"], **{**options, "name": "own"})
-    assert capsys.readouterr().out.rstrip().endswith("3d_fullres_own 0 -p nnUNetPlans -tr MutualPartialTrainer")
+    assert capsys.readouterr().out.count("3d_fullres_own 0 -tr MutualPartialTrainer  ") == 1
     for settings, sentence in (
         (["los.pd=3"], "did you mean 'loss'"),
         (["num_epoch=3"], "did you mean 'num_epochs'"),

@@ -71,7 +71,7 @@ def test_all_of_it(
     assert ["unlabelled", *with_patient] in rows and with_patient.count("1") == 1
     assert ["patients", *("0/1" if one == "1" else "1/0" for one in with_patient)] in rows
     assert "every label in every fold where possible, cases of a patient together" in shown
-    assert ["Next:", "nnUNetv2_train", "901", "3d_fullres", "0", "-tr", "PartialTrainer"] in rows
+    assert ["Next:", "nnunet_mutual", "train", "901", "3d_fullres", "0", "-tr", "MeanTeacherTrainer"] in rows
     assert (preprocessed / "gt_segmentations" / "case_00.nii.gz").is_file()
 
     first = {path: path.stat().st_mtime_ns for path in (preprocessed / UNLABELLED).rglob("*.b2nd")}
@@ -83,6 +83,61 @@ def test_all_of_it(
     assert "as" in shown and "splits_final.json says (delete it to get new ones)" in shown
     assert json.loads((preprocessed / "splits_final.json").read_text()) == splits
     assert ["cases", "4/2"] in [line.split() for line in shown.split("\n")]
+
+
+def test_another_spacing_has_data_of_its_own(raw: Path, preprocessed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("-c", "3d_fullres", "-np", "1") == 0
+    before = {path: path.stat().st_mtime_ns for path in preprocessed.rglob("*.b2nd")}
+    assert main(["plan", "-d", "901", "--name", "coarse", "--spacing", "2", "2", "2"]) == 0
+    command = capsys.readouterr().out.split("Next, data of this spacing: nnunet_mutual ")[1].split()
+    assert main([*command, "-np", "1"]) == 0
+    shown = capsys.readouterr().out
+    data = "nnUNetPlans_3d_fullres_coarse"
+    assert sorted(nnUNetDatasetBlosc2.get_identifiers(str(preprocessed / data))) == KEYS
+    assert sorted(nnUNetDatasetBlosc2.get_identifiers(str(preprocessed / UNLABELLED / data))) == ["un_0", "un_1"]
+    fine, coarse = (
+        nnUNetDatasetBlosc2(str(preprocessed / name)).load_case(KEYS[0])[0].shape
+        for name in ("nnUNetPlans_3d_fullres", data)
+    )
+    assert coarse == (1, *(round(n / 2) for n in fine[1:]))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert "Next:  nnunet_mutual train 901 3d_fullres_coarse 0 -tr MeanTeacherTrainer" in shown
+
+    # nnU-Net's own option would replace the data of nnUNetPlans
+    assert run("-overwrite_target_spacing", "2", "2", "2", "-np", "1") == 2
+    assert "add -overwrite_plans_name nnUNetPlansOther, to keep both" in capsys.readouterr().err
+    spacing = ["-overwrite_target_spacing", "2", "2", "2", "-overwrite_plans_name", "nnUNetPlans_2mm"]
+    assert run(*spacing, "--no_pp", "-npfp", "1", "-pl", "nnUNetPlannerResEncM") == 0
+    assert "Next:  nnunet_mutual plan_and_preprocess -d 901 --as-planned nnUNetPlans_2mm" in capsys.readouterr().out
+    planned = json.loads((preprocessed / "nnUNetPlans_2mm.json").read_text())["configurations"]["3d_fullres"]
+    assert planned["spacing"] == [2, 2, 2]
+    assert planned["data_identifier"] == "nnUNetPlans_2mm_3d_fullres"  # nnU-Net's planner would share that of 1 mm
+    assert not (preprocessed / "nnUNetPlans_2mm_3d_fullres").exists()
+
+
+STOCK_OPTIONS: dict[str, tuple[list[str], str]] = {
+    "two numbers": (
+        ["-overwrite_target_spacing", "1", "1"],
+        "takes three numbers in mm (slices, rows, columns), got 2",
+    ),
+    "no preprocessor": (
+        ["-preprocessor_name", "Mine"],
+        "no preprocessor called 'Mine'; its own is Default",
+    ),
+    "a name that nothing finds": (["-overwrite_plans_name", "mine"], "with 'Plans' among them, such as"),
+    "a name of two parts": (["-overwrite_plans_name", "nnUNetPlans__a"], "with 'Plans' among them, such as"),
+    "plans that are not there": (["--as-planned", "nnUNetPlans"], "nnUNetPlans.json does not exist; plans of"),
+    "planning as planned": (["--as-planned", "nnUNetPlans", "--no_pp"], "plans nothing, so leave --no_pp out"),
+}
+
+
+@pytest.mark.parametrize(("options", "said"), STOCK_OPTIONS.values(), ids=STOCK_OPTIONS)
+def test_stock_options_that_are_wrong(
+    raw: Path, preprocessed: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*options) == 2
+    assert said in capsys.readouterr().err
+    assert not preprocessed.exists() or not list(preprocessed.iterdir())
 
 
 def test_planned_for_a_trainer(
@@ -101,7 +156,7 @@ def test_planned_for_a_trainer(
     assert run(*options) == 0
     shown = capsys.readouterr().out
     assert "Planned for MutualCorrelationTrainer on a GPU of 6 GB" in shown
-    assert "nnUNetv2_train 901 3d_fullres 0 -tr MutualCorrelationTrainer -p nnUNetMutualPlans" in shown
+    assert "nnunet_mutual train 901 3d_fullres 0 -tr MutualCorrelationTrainer -p nnUNetMutualPlans" in shown
     fingerprint = json.loads((preprocessed / "dataset_fingerprint.json").read_text())
     assert fingerprint["foreground_intensity_properties_per_channel"]["0"]["max"] < 10
     plans = json.loads((preprocessed / "nnUNetMutualPlans.json").read_text())

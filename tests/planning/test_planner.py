@@ -163,12 +163,12 @@ def test_modality_groups_have_room_for_three_patches(nnunet_folders: Path) -> No
 
 CHOICES: dict[str, tuple[dict[str, Any], str]] = {
     "nothing special": ({}, "PartialTrainer"),
-    "imagesUn": ({"unlabelled": 1}, CORRELATION),
+    "imagesUn": ({"unlabelled": 1}, "MeanTeacherTrainer"),
     "a case that annotates nothing": (
         {"block": block({key: ALL if key != KEYS[0] else [] for key in KEYS})},
-        CORRELATION,
+        "MeanTeacherTrainer",
     ),
-    "different labels": ({"block": block({key: ALL[: 1 + (key == KEYS[0])] for key in KEYS})}, "MutualPartialTrainer"),
+    "different labels": ({"block": block({key: ALL[: 1 + (key == KEYS[0])] for key in KEYS})}, "PartialTrainer"),
     "groups": ({"block": block(modality_groups=GROUPS), "channels": ["T1", "FLAIR"]}, "MutualCrossModalTrainer"),
 }
 
@@ -178,9 +178,7 @@ def test_choice_of_the_trainer(nnunet_folders: Path, dataset: str) -> None:
     options, expected = CHOICES[dataset]
     make_raw(nnunet_folders, **options)
     method = MutualPlanner(901).budget.method
-    assert method.trainer == expected and method.needs.as_stock == (
-        expected in ("PartialTrainer", "MutualPartialTrainer")
-    )
+    assert method.trainer == expected and method.needs.as_stock == (expected == "PartialTrainer")
 
 
 def test_groups_of_partial_labels_are_networks(nnunet_folders: Path) -> None:

@@ -130,7 +130,8 @@ def test_doctor_finds_nothing_wrong(copied_nnunet, tmp_path):
     report = json.loads(run_cli(["doctor", "--json"], tmp_path, env))
     assert report["ok"]
     found = {check["name"]: check for check in report["checks"]}
-    assert found["trainer PartialTrainer"]["state"] == "ok"
+    assert found["trainers"]["state"] == "ok"
+    assert found["trainers"]["found"].endswith("PartialTrainer, SoftLabelTrainer: nnU-Net finds it")
     assert str(copied_nnunet) in found["nnunetv2"]["found"]
     assert plugin.VARIABLE in found["plug-in"]["found"]
 
@@ -286,7 +287,8 @@ def test_doctor_read_only_folders(tmp_path, monkeypatch):
 
 def test_doctor_plugin_way_and_its_repair(empty_nnunet, monkeypatch):
     monkeypatch.delenv(plugin.VARIABLE, raising=False)
-    neither = problems(doctor.check_plugin())["plug-in"]
+    (neither,) = doctor.check_plugin()
+    assert neither.state == "note"  # nnunet_mutual train needs neither
     said = subprocess.run(
         ["bash", "-c", f'{neither.fix}\nprintf %s "${plugin.VARIABLE}"'],
         env=environment(),
@@ -329,6 +331,28 @@ def test_doctor_tells_another_class_of_the_same_name(monkeypatch):
     assert check.state == "problem" and "another class" in check.found
     check = doctor._found("trainer", "PartialTrainer", lambda name: None, "the command")
     assert (check.state, check.fix) == ("problem", "the command")
+
+
+def test_doctor_says_each_cause_once(tmp_path, monkeypatch):
+    for name in doctor.PATHS:
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.delenv(plugin.VARIABLE, raising=False)
+    monkeypatch.setattr(plugin, "registered_files", dict)
+    checks = {check.name: check for check in doctor.collect()}
+    assert not problems(checks.values())
+    assert [name for name, check in checks.items() if plugin.VARIABLE in check.fix] == ["plug-in"]
+    assert "RectifiedPredictor" not in checks["trainers"].found  # nobody trains with it
+    assert checks["wandb"].state == ("ok" if doctor._version("wandb") else "note")
+
+    monkeypatch.setenv(plugin.VARIABLE, str(plugin.SHIM_FOLDER))
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("scipy", "pandas") else "9.9")
+    checks = {check.name: check for check in doctor.collect()}
+    assert checks["libraries"].found == "not installed: scipy, pandas"
+    assert checks["libraries"].fix.endswith("-m pip install scipy pandas")
+
+    broken = [doctor.Check(name, doctor.PROBLEM, "libx.so is gone", "repair") for name in ("ATrainer", "BTrainer")]
+    (one,) = doctor._together("trainers", broken)
+    assert (one.name, one.found, one.fix) == ("trainers", "ATrainer, BTrainer: libx.so is gone", "repair")
 
 
 def test_doctor_exit_status_counts_problems_only(monkeypatch, capsys):

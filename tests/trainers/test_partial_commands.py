@@ -111,7 +111,7 @@ def test_pseudo_labels_to_look_at(
     fold = results / "MutualPartialTrainer__nnUNetPlans__3d_fullres" / "fold_0"
     during = (fold / "pseudo_labels" / "decisions.csv").read_bytes()
     assert label("-device", "cpu", "-o", str(out), "--set", "label=false", "voxel=false") == 0
-    assert "nnUNetv2_train 901 3d_fullres 0 -p nnUNetPlans -tr MutualPartialTrainer" in capsys.readouterr().out
+    assert "nnunet_mutual train 901 3d_fullres 0 -tr MutualPartialTrainer" in capsys.readouterr().out
     assert (fold / "pseudo_labels" / "decisions.csv").read_bytes() == during, "those of the training stay"
     decisions = read_decisions(fold / "pseudo_labels_final" / "decisions.csv")
     assert decisions and all(decision.accepted for decision in decisions)
@@ -137,7 +137,7 @@ def test_pseudo_labels_to_look_at(
     ("arguments", "trainer", "sentence"),
     [
         ([], "MutualPartialTraner", "did you mean 'MutualPartialTrainer'"),
-        ([], "PartialTrainer", "train it with: nnUNetv2_train Dataset901_Tiny 3d_fullres 0 -p nnUNetPlans -tr Partial"),
+        ([], "PartialTrainer", "train it with: nnunet_mutual train 901 3d_fullres 0 -tr Partial"),
         (["-chk", "checkpoint_first.pth"], "MutualPartialTrainer", "give -chk one of checkpoint_best.pth, checkpoint_"),
         (["-device", "cpu", "--set", "hihg=0.8"], "MutualPartialTrainer", "did you mean 'high'"),
         (["-device", "cpu", "--set", "low=0.9"], "MutualPartialTrainer", "low below high"),

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.datasets.tables import csv_rows
+from nnunet_mutual.datasets.sheets import read_sheet
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.names import inside
 from nnunet_mutual.disk.trainings import NamedTraining
@@ -94,12 +94,12 @@ def read_verdicts(table: Path, manifest: Manifest, annotations: AnnotationTable)
     Raises:
         MutualError: names the line, what it holds, and what was expected.
     """
-    header, rows = csv_rows(table, COLUMNS, ",".join(COLUMNS))
+    sheet = read_sheet(table, COLUMNS)
     for name in COLUMNS[:3]:
-        if name not in header:
+        if name not in sheet.header:
             raise MutualError(f"{table} has no column {name!r}; expected {','.join(COLUMNS)}")
     found: dict[tuple[str, str], Verdict] = {}
-    for number, row in rows:
+    for number, row in sheet.rows:
         verdict = _verdict(row, f"{table}, line {number}", table.parent, manifest, annotations)
         if (verdict.case, verdict.label) in found:
             raise MutualError(f"{verdict.place} lists {verdict.label} of {verdict.case} a second time; keep one line")

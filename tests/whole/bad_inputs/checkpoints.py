@@ -103,7 +103,7 @@ ROWS = [
     row("a checkpoint without log", changed("logging", ...), EXPORT, "checkpoint_final.pth"),
     row("a checkpoint without state", changed("mutual_state", ...), PSEUDO, "checkpoint_final.pth"),
     row("a checkpoint whose state is text", changed("mutual_state", "x"), EXPORT, "checkpoint_final.pth"),
-    row("a checkpoint that is text", text(FINAL, "weights"), TRAIN + " --c", "checkpoint_final.pth"),
+    row("a checkpoint that is text", text(FINAL, "weights"), TRAIN + " --val", "checkpoint_final.pth"),
     row("an empty soft label", text("soft/un_0.npz", ""), PREPROCESS_SOFT, "un_0.npz"),
     row("half a soft label", cut("soft/un_0.npz", 0.5), PREPROCESS_SOFT, "un_0.npz"),
     row("a soft label without probabilities", text("soft/un_0.npz", _npz(a=np.zeros(3))), PREPROCESS_SOFT, "un_0.npz"),

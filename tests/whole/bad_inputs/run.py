@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from bad_inputs.rows import Row
+from bad_inputs.rows import FOLD, TRAIN, Row
 from nnunet_mutual.cli import unforeseen
 from nnunet_mutual.cli.parser import main
 
@@ -36,6 +36,8 @@ def outcome(row: Row, world: Path) -> tuple[str, list[str]]:
         shutil.copytree(world, root, symlinks=True)
         Path(scratch).chmod(0o755)
         row.spoil(root)
+        if row.command == TRAIN:  # a finished training is never written over
+            (root / FOLD / "checkpoint_final.pth").unlink(missing_ok=True)
         before = _listing(root)
         status, out, err = _in_child(row, root)
         after = _listing(root)

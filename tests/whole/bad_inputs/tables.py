@@ -38,7 +38,7 @@ ROWS = [
     annotations("a case twice", f"case,labels\n{ALL}toy_010,liver\ntoy_010,liver\n", "line 7", "keep one"),
     annotations("a cell too many", f"case,labels\n{ALL}toy_010,liver,spleen\n", "line 6"),
     annotations("empty", "", "case"),
-    annotations("without the column case", f"name,labels\n{ALL}toy_010,liver\n", "case"),
+    annotations("without the column case", f"name,labels\n{ALL}toy_10,liver\n", "case"),
     annotations("a NUL byte", f"case,labels\n{ALL}toy_010,li\0ver\n", "line 6"),
     row("annotate: a table that is a folder", text("table.csv/x", ""), "annotate 777 table.csv --force", "table.csv"),
     row(

@@ -1,0 +1,109 @@
+"""What to do with a dataset next: plan it, preprocess its unlabelled images, or train, and with which trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_mutual.annotation.fitting import fitting_trainers
+from nnunet_mutual.annotation.modality_groups import PLANS_KEY
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.datasets.raw import images_of, read_dataset_json
+from nnunet_mutual.disk.host_files import read_plans
+from nnunet_mutual.disk.locate import DatasetFolders, locate
+from nnunet_mutual.disk.trainings import train_command
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.settings import BLOCK, PLANNED
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What decides about the next step.
+
+    Attributes:
+        table: the annotation table.
+        cases: training cases.
+        unlabelled: whether imagesUn holds images.
+    """
+
+    table: AnnotationTable
+    cases: Sequence[str]
+    unlabelled: bool
+
+    @classmethod
+    def of_planned(cls, folders: DatasetFolders) -> Contents:
+        """Looks at a planned dataset, whose raw folder may be on another machine."""
+        assert folders.preprocessed is not None
+        content = read_dataset_json(folders.preprocessed)
+        ending = content["file_ending"]
+        found = (folders.preprocessed / "gt_segmentations").glob(f"[!.]*{ending}")
+        cases = sorted(path.name.removesuffix(ending) for path in found)
+        raw = folders.raw is not None and bool(images_of(folders.raw / "imagesUn", ending)[0])
+        done = any((folders.preprocessed / "unlabelled").glob("*/*.pkl"))
+        return cls(AnnotationTable.from_dataset_json(content), cases, raw or done)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A configuration whose data are preprocessed."""
+
+    plans: str
+    configuration: str
+    identifier: str
+    trainer: str | None  # for which a planner made it
+
+
+def next_command(folders: DatasetFolders, contents: Contents, suggested: str) -> str:
+    """Returns the command that comes after a check without errors.
+
+    Args:
+        folders: of the dataset.
+        contents: what it holds.
+        suggested: configuration to plan.
+    """
+    by_group, number = bool(contents.table.modality_groups), folders.number
+    found = next(_planned(folders.preprocessed, by_group), None) if folders.preprocessed is not None else None
+    if found is None:
+        return f"nnunet_mutual plan_and_preprocess -d {number} -c {suggested}"
+    assert folders.preprocessed is not None
+    if contents.unlabelled and not any((folders.preprocessed / "unlabelled" / found.identifier).glob("*.pkl")):
+        other = "" if found.plans == "nnUNetPlans" else f" -p {found.plans}"
+        return f"nnunet_mutual preprocess_unlabelled -d {number} -c {found.configuration}{other}"
+    accepting = None if found.trainer is None else [found.trainer]
+    trainer, _ = fitting_trainers(
+        contents.table, contents.cases, contents.unlabelled, by_group=by_group, accepting=accepting
+    )[0]
+    return train_command(number, found.configuration, trainer, plans=found.plans)
+
+
+def say_next(dataset: str | int) -> None:
+    """Prints the next command for a planned dataset."""
+    folders = locate(dataset, need_preprocessed=True)
+    print(f"Next: {next_command(folders, Contents.of_planned(folders), '3d_fullres')}")
+
+
+def _planned(preprocessed: Path, by_group: bool) -> Iterator[_Plan]:
+    """Yields the configurations whose data are there, nnU-Net's own plans and 3d_fullres first."""
+    for path in sorted(preprocessed.glob("*Plans*.json"), key=lambda path: (path.stem != "nnUNetPlans", path.stem)):
+        try:
+            plans = read_plans(path)
+        except MutualError:
+            continue  # the training that would read it says what is wrong
+        if (PLANS_KEY in plans) != by_group:
+            continue
+        manager = PlansManager(plans)
+        own = [name for name, entry in plans["configurations"].items() if "inherits_from" not in entry]
+        for name in sorted(own, key=lambda name: (name != "3d_fullres", name == "2d")):
+            identifier = manager.get_configuration(name).data_identifier
+            if any((preprocessed / identifier).glob("*.pkl")):
+                yield _Plan(path.stem, name, identifier, _planned_for(plans["configurations"][name]))
+
+
+def _planned_for(entry: dict[str, Any]) -> str | None:
+    planned = entry.get(BLOCK, {}).get(PLANNED) or {}
+    name = planned.get("trainer")
+    return name if isinstance(name, str) else None

@@ -1,0 +1,204 @@
+"""A configuration with another patch, batch, spacing or size of network, by nnU-Net's own rules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.planning.memory import Design, Trace
+from nnunet_mutual.planning.method import Method
+
+LEAST_EDGE = 4  # voxels of the smallest feature map, nnU-Net's UNet_featuremap_min_edge_length
+MOST_FEATURES = {2: 512, 3: 320}  # nnU-Net's UNet_max_features
+_UNETS = ("PlainConvUNet", "ResidualEncoderUNet")
+_PER_STAGE = ("n_conv_per_stage", "n_blocks_per_stage")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What shall differ from a base configuration; None: nothing.
+
+    Attributes:
+        patch: voxels, in the order of the plans (slices first).
+        batch: patches of a batch.
+        features: channels of the first stage; each further one has twice as many, up to nnU-Net's limit.
+        stages: resolutions of the network; None: as many as nnU-Net takes for patch and spacing.
+        convs: convolutions of a stage, of residual networks blocks, at most.
+        spacing: mm, in the order of the plans.
+    """
+
+    patch: Sequence[int] | None = None
+    batch: int | None = None
+    features: int | None = None
+    stages: int | None = None
+    convs: int | None = None
+    spacing: Sequence[float] | None = None
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, field.name) is not None for field in fields(self))
+
+
+def reshaped(plans: Mapping[str, Any], base: str, shape: Shape, new: str) -> dict[str, Any]:
+    """Returns the entries by which a new configuration differs from its base.
+
+    Args:
+        plans: content of the plans file.
+        base: name of the base configuration.
+        shape: what differs.
+        new: name of the new configuration, of which its data are called where they differ.
+
+    Raises:
+        MutualError: what the network does not allow, with the nearest that it does.
+    """
+    configuration = PlansManager(dict(plans)).get_configuration(base).configuration
+    entries: dict[str, Any] = {}
+    if shape.batch is not None:
+        entries["batch_size"] = shape.batch
+    if shape.spacing is not None:
+        entries |= _other_data(configuration, shape.spacing, f"{plans['plans_name']}_{new}", base)
+    if any(given is not None for given in (shape.patch, shape.features, shape.stages, shape.convs, shape.spacing)):
+        entries |= _other_network(configuration, shape, base)
+    return entries
+
+
+def describe(plans: Mapping[str, Any], name: str, method: Method) -> list[str]:
+    """Says what a configuration is, and the GPU memory that a training takes in nnU-Net's mixed precision.
+
+    Args:
+        plans: with the configuration.
+        name: of the configuration.
+        method: trainer and settings.
+
+    Raises:
+        MutualError: the network cannot be built, or the trainer cannot use it.
+    """
+    made = PlansManager(dict(plans)).get_configuration(name)
+    lines = [f"patch {_times(made.patch_size)} voxels of {_times(made.spacing)} mm, {made.batch_size} in a batch"]
+    network = made.configuration.get("architecture")
+    if network is None or not _is_unet(network):
+        return lines
+    kwargs = network["arch_kwargs"]
+    features = ", ".join(map(str, kwargs["features_per_stage"]))
+    gigabytes = _forecast(made, network, method) / 2**30
+    return [
+        *lines,
+        f"network of {kwargs['n_stages']} stages with {features} features",
+        f"about {gigabytes:.1f} GB of GPU memory with {method.trainer}",
+    ]
+
+
+def _forecast(made: ConfigurationManager, network: Mapping[str, Any], method: Method) -> float:
+    """Returns bytes, counted on the networks themselves."""
+    needs = method.needs
+    design = Design(
+        network["network_class_name"],
+        network["arch_kwargs"],
+        network["_kw_requires_import"],
+        len(made.normalization_schemes),
+        method.outputs,
+        [int(n) for n in made.patch_size],
+        method.regions,
+    )
+    try:
+        trace = Trace(design, needs, *needs.split(max(needs.least_batch, made.batch_size)))
+    except MutualError:
+        raise
+    except Exception as error:  # PyTorch's own words about shapes
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MutualError(f"this network cannot be built ({said}); try a larger --patch or fewer --stages") from error
+    found = trace.footprint(needs.memory)
+    return found.fixed_mixed + found.changing_mixed
+
+
+def _is_unet(network: Mapping[str, Any]) -> bool:
+    return network["network_class_name"].rpartition(".")[2] in _UNETS
+
+
+def _other_data(
+    configuration: Mapping[str, Any], spacing: Sequence[float], identifier: str, base: str
+) -> dict[str, Any]:
+    old = configuration["spacing"]
+    if len(spacing) != len(old):
+        raise MutualError(f"--spacing {_times(spacing)}: {base} has {len(old)} axes, as in {_times(old)} mm")
+    if configuration.get("previous_stage") is not None:
+        raise MutualError(
+            f"{base} is the second stage of a cascade, whose data have the spacing of its first one; give --spacing "
+            "for another base configuration"
+        )
+    size = [n * a / b for n, a, b in zip(configuration["median_image_size_in_voxels"], old, spacing, strict=True)]
+    return {
+        "spacing": [float(mm) for mm in spacing],
+        "median_image_size_in_voxels": size,
+        "data_identifier": identifier,
+    }
+
+
+def _other_network(configuration: Mapping[str, Any], shape: Shape, base: str) -> dict[str, Any]:
+    network = configuration.get("architecture")
+    if network is None or not _is_unet(network):
+        raise MutualError(
+            f"the network of {base} is none of nnU-Net's {' or '.join(_UNETS)}, so only --batch and --set can differ"
+        )
+    kwargs = dict(network["arch_kwargs"])
+    patch = list(shape.patch or configuration["patch_size"])
+    if len(patch) != len(configuration["patch_size"]):
+        sizes = _times(configuration["patch_size"])
+        raise MutualError(f"--patch {_times(patch)}: {base} has {len(configuration['patch_size'])} axes, as in {sizes}")
+    if shape.patch is not None or shape.stages is not None or shape.spacing is not None:
+        strides, kernels, patch = _topology(shape, shape.spacing or configuration["spacing"], patch)
+        kwargs |= {"n_stages": len(strides), "strides": strides, "kernel_sizes": kernels}
+    stages = kwargs["n_stages"]
+    kwargs["features_per_stage"] = _features(kwargs["features_per_stage"], shape.features, stages, len(patch))
+    for key, number in [*((key, stages) for key in _PER_STAGE), ("n_conv_per_stage_decoder", stages - 1)]:
+        if key in kwargs:
+            kwargs[key] = _repeated(kwargs[key], number, shape.convs)
+    return {"patch_size": patch, "architecture": {**network, "arch_kwargs": kwargs}}
+
+
+def _topology(
+    shape: Shape, spacing: Sequence[float], patch: Sequence[int]
+) -> tuple[list[list[int]], list[list[int]], list[int]]:
+    """Returns strides, kernel sizes and the patch; nnU-Net halves axes while they are fine and large enough."""
+    _, strides, kernels, _, _ = get_pool_and_conv_props(spacing, patch, LEAST_EDGE, 999)
+    most = len(strides)
+    if most < 2 or (shape.stages or 2) > most:
+        raise MutualError(
+            f"a patch of {_times(patch)} voxels allows {most} stage(s) at most, since the smallest feature map must "
+            f"have {LEAST_EDGE} voxels along an axis; "
+            + ("give fewer --stages, or a larger --patch" if most > 1 else f"give at least {2 * LEAST_EDGE} voxels")
+        )
+    stages = shape.stages or most
+    kept = [list(stride) for stride in strides[:stages]]
+    factors = [math.prod(axis) for axis in zip(*kept, strict=True)]
+    fitting = [-(-n // factor) * factor for n, factor in zip(patch, factors, strict=True)]
+    if shape.patch is not None and fitting != list(patch):
+        raise MutualError(
+            f"--patch {_times(patch)}: the network of {stages} stages needs multiples of {_times(factors)} voxels; "
+            f"give {' '.join(map(str, fitting))}"
+        )
+    return kept, [[int(n) for n in size] for size in [*kernels[: stages - 1], kernels[-1]]], fitting
+
+
+def _features(base: Sequence[int], first: int | None, stages: int, dimensions: int) -> list[int]:
+    if first is not None:
+        return [min(first * 2**stage, max(first, MOST_FEATURES[dimensions])) for stage in range(stages)]
+    found = list(base[:stages])
+    while len(found) < stages:
+        found.append(max(found[-1], min(2 * found[-1], MOST_FEATURES[dimensions])))
+    return found
+
+
+def _repeated(base: int | Sequence[int], number: int, most: int | None) -> list[int]:
+    """Returns an entry per stage; stages that are new have what the last one has."""
+    known = [base] * number if isinstance(base, int) else [*base, *[base[-1]] * number][:number]
+    return known if most is None else [min(most, n) for n in known]
+
+
+def _times(numbers: Sequence[Any]) -> str:
+    return " x ".join(f"{number:g}" for number in numbers)

@@ -1,0 +1,78 @@
+"""Options of nnU-Net's own planning command that ``nnunet_mutual plan_and_preprocess`` passes on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nnunetv2
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+from nnunet_mutual.disk.host_files import read_plans
+from nnunet_mutual.errors import MutualError
+
+PREPROCESSOR = "DefaultPreprocessor"
+
+
+@dataclass(frozen=True)
+class StockOptions:
+    """Options that have nnU-Net's names on the command line, and nnU-Net's defaults.
+
+    Attributes:
+        spacing: of the voxels of 3d_fullres in mm, slices first.
+        plans_name: of the plans file.
+        preprocessor: class of nnU-Net.
+        fingerprint_processes: for the dataset's fingerprint; None: as for preprocessing.
+        preprocess: whether to go on after planning.
+    """
+
+    spacing: Sequence[float] | None = None
+    plans_name: str | None = None
+    preprocessor: str = PREPROCESSOR
+    fingerprint_processes: int | None = None
+    preprocess: bool = True
+
+    @property
+    def other_data(self) -> bool:
+        """Whether the data differ from those of the same planner without these options."""
+        return self.spacing is not None or self.preprocessor != PREPROCESSOR
+
+    def verify(self, preprocessed: Path, plans: str, *, by_group: bool) -> None:
+        """Refuses what nnU-Net would find out late, or never.
+
+        Args:
+            preprocessed: folder of the dataset.
+            plans: name of the plans that will be written.
+            by_group: whether data are preprocessed by modality group.
+
+        Raises:
+            MutualError: no such preprocessor, not three numbers, or plans whose data would be replaced by others.
+        """
+        if self.plans_name is not None and not re.fullmatch(r"(?!.*__)[\w-]*Plans[\w-]*", self.plans_name, re.ASCII):
+            raise MutualError(
+                f"-overwrite_plans_name {self.plans_name}: give letters, digits, '-' and single '_' with 'Plans' among "
+                "them, such as nnUNetPlans_2mm"
+            )
+        if self.preprocessor != PREPROCESSOR and by_group:
+            raise MutualError("modality groups are preprocessed in a way of their own; leave -preprocessor_name out")
+        folder = Path(next(iter(nnunetv2.__path__))) / "preprocessing"
+        if recursive_find_python_class(str(folder), self.preprocessor, "nnunetv2.preprocessing") is None:
+            raise MutualError(f"nnU-Net has no preprocessor called {self.preprocessor!r}; its own is {PREPROCESSOR}")
+        if self.spacing is not None and len(self.spacing) != 3:
+            raise MutualError(
+                f"-overwrite_target_spacing takes three numbers in mm (slices, rows, columns), got {len(self.spacing)}"
+            )
+        path = preprocessed / f"{plans}.json"
+        if self.other_data and path.is_file() and self._differs(read_plans(path)["configurations"]):
+            raise MutualError(
+                f"{path} was planned with another spacing or preprocessor, and its data would be replaced; add "
+                f"-overwrite_plans_name {plans}Other, to keep both"
+            )
+
+    def _differs(self, configurations: dict[str, Any]) -> bool:
+        known = configurations.get("3d_fullres") or next(iter(configurations.values()))
+        spacing = self.spacing is not None and [float(n) for n in self.spacing] != known["spacing"]
+        return spacing or known["preprocessor_name"] != self.preprocessor

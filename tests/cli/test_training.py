@@ -1,0 +1,124 @@
+"""``nnunet_mutual train``: nnU-Net's own options reach nnU-Net, mistakes are one sentence, finished work is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from nnunetv2.run import run_training as stock
+
+from nnunet_mutual.cli.parser import main
+
+TRAIN = ["train", "901", "3d_fullres", "0", "-tr", "PartialTrainer", "-device", "cpu"]
+FOLD = "PartialTrainer__nnUNetPlans__3d_fullres/fold_0"
+
+
+@pytest.fixture()
+def fold(nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    tiny.make_dataset(nnunet_folders, configurations=(), cases=1)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    return nnunet_folders / "nnUNet_results" / tiny.NAME / FOLD
+
+
+@pytest.fixture()
+def called(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What nnU-Net was called with."""
+    import inspect
+
+    calls: list[dict[str, Any]] = []
+    signature = inspect.signature(stock.run_training)
+
+    def run(*arguments: Any, **options: Any) -> None:
+        bound = signature.bind(*arguments, **options)
+        bound.apply_defaults()
+        calls.append(dict(bound.arguments))
+
+    monkeypatch.setattr(stock, "run_training", run)
+    return calls
+
+
+def finish(fold: Path, *names: str) -> None:
+    for name in names:
+        (fold / name).parent.mkdir(parents=True, exist_ok=True)
+        (fold / name).touch()
+
+
+def test_options_reach_nnunet(fold: Path, called: list[dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").touch()
+    weights = str(tmp_path / "weights.pth")
+    assert main([*TRAIN, "-pretrained_weights", weights, "--npz", "--val_best"]) == 0
+    assert called[0] == {
+        "dataset_name_or_id": "901",
+        "configuration": "3d_fullres",
+        "fold": 0,
+        "trainer_class_name": "PartialTrainer",
+        "plans_identifier": "nnUNetPlans",
+        "pretrained_weights": weights,
+        "num_gpus": 1,
+        "export_validation_probabilities": True,
+        "continue_training": False,
+        "only_run_validation": False,
+        "disable_checkpointing": False,
+        "val_with_best": True,
+        "device": torch.device("cpu"),
+    }
+    assert main([*TRAIN, "--c", "--disable_checkpointing"]) == 0
+    assert called[1]["continue_training"] and called[1]["disable_checkpointing"] and called[1]["device"].type == "cpu"
+    finish(fold, "checkpoint_final.pth")
+    assert main([*TRAIN, "--val"]) == 0
+    assert called[2]["only_run_validation"] and not called[2]["continue_training"]
+
+
+def test_a_finished_training_that_is_continued(
+    fold: Path, called: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(fold, "checkpoint_final.pth", "progress.png")
+    assert main([*TRAIN, "--c"]) == 0
+    assert len(called) == 1 and "finished; what is left is its validation" in capsys.readouterr().out
+    finish(fold, "validation/summary.json")
+    assert main([*TRAIN, "--c"]) == 0
+    said = capsys.readouterr().out
+    assert len(called) == 1 and "finished and validated, there is nothing to do" in said
+    assert "To validate it again: --val; to train longer, give it a name of its own: nnunet_mutual plan -d 901" in said
+    assert "nnunet_mutual export 901 3d_fullres -tr PartialTrainer -f 0" in said
+
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "a finished training": ([], "holds a finished training, which would be written over; validate it again with --val"),
+    "nothing to validate": (
+        ["--val", "-p", "nnUNetOther"],
+        "has no checkpoint_final.pth, so there is nothing to valid",
+    ),
+    "two at once": (["--val", "--c"], "not allowed with argument"),
+    "no weights": (["-pretrained_weights", "none.pth"], "-pretrained_weights none.pth is no file"),
+    "no such GPU": (["-device", "cuda", "--c", "-p", "nnUNetOther"], "add -device cpu"),
+    "other options in several processes": (["--peer-parallel", "--val"], "val is done in one process"),
+}
+
+
+@pytest.mark.parametrize(("options", "said"), REFUSED.values(), ids=REFUSED)
+def test_refused(
+    fold: Path,
+    called: list[dict[str, Any]],
+    options: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    plans = fold.parents[3] / "nnUNet_preprocessed" / tiny.NAME / "nnUNetPlans.json"
+    plans.with_name("nnUNetOther.json").write_text(plans.read_text())
+    finish(fold, "checkpoint_final.pth")
+    assert main([*TRAIN, *options]) == 2
+    assert said in capsys.readouterr().err and not called
+
+
+@pytest.mark.parametrize("trainer", ["PartialTrainer", "nnUNetTrainer"])
+def test_an_unknown_configuration_is_one_sentence(
+    fold: Path, called: list[dict[str, Any]], trainer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "901", "3d_fulres", "0", "-tr", trainer, "-device", "cpu"]) == 2
+    assert "no configuration '3d_fulres' (did you mean '3d_fullres'?)" in capsys.readouterr().err and not called

@@ -1,0 +1,143 @@
+"""The next command is the right one: planning, unlabelled images, or a training with the trainer that fits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from raw_dataset import NAME, RawDataset
+
+from nnunet_mutual.annotation import fitting
+from nnunet_mutual.annotation.fitting import fitting_trainers
+from nnunet_mutual.annotation.modality_groups import PLANS_KEY
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.cli.parser import main
+from nnunet_mutual.plugin.find import training_names
+
+GROUPS = {"T1": ["T1"], "FLAIR": ["FLAIR"]}
+
+
+def table(drawn: dict[str, list[str]], **block: Any) -> AnnotationTable:
+    cases = {key: {"source": "a", "annotated": labels} for key, labels in drawn.items()}
+    content = {"version": 1, "sources": {"a": {"annotated": []}}, "cases": cases, **block}
+    labels = {"background": 0, "liver": 1, "spleen": 2}
+    return AnnotationTable.from_dataset_json(
+        {"labels": labels, "channel_names": {"0": "T1", "1": "FLAIR"}, "mutual": content}
+    )
+
+
+FULL = {"c1": ["liver", "spleen"], "c2": ["liver", "spleen"]}
+PARTIAL = {"c1": ["liver"], "c2": ["spleen"]}
+NOTHING = {"c1": ["liver", "spleen"], "c2": []}
+TWO_STREAMS = ["MeanTeacherTrainer", "MutualCorrelationTrainer", "MutualPrototypeTrainer", "SoftLabelTrainer"]
+CHOICES: dict[str, tuple[dict[str, list[str]], bool, dict[str, Any], str]] = {
+    "all drawn": (FULL, False, {}, "PartialTrainer"),
+    "different labels": (PARTIAL, False, {}, "PartialTrainer"),
+    "images in imagesUn": (FULL, True, {}, "MeanTeacherTrainer"),
+    "different labels and imagesUn": (PARTIAL, True, {}, "MeanTeacherTrainer"),
+    "a case without any label": (NOTHING, False, {}, "MeanTeacherTrainer"),
+    "plans of groups": (FULL, True, {"by_group": True}, "MutualCrossModalTrainer"),
+    "settings of two stages": (PARTIAL, False, {"accepting": ["MutualPartialTrainer"]}, "MutualPartialTrainer"),
+    "settings of a teacher": (FULL, True, {"accepting": [*TWO_STREAMS[::-1]]}, "MeanTeacherTrainer"),
+    "settings that do not fit": (FULL, False, {"accepting": ["MutualPrototypeTrainer"]}, "MutualPrototypeTrainer"),
+}
+
+
+@pytest.mark.parametrize(("drawn", "unlabelled", "given", "expected"), CHOICES.values(), ids=CHOICES)
+def test_the_trainer_that_fits(
+    drawn: dict[str, list[str]], unlabelled: bool, given: dict[str, Any], expected: str
+) -> None:
+    trainer, why = fitting_trainers(table(drawn), drawn, unlabelled, **given)[0]
+    assert trainer == expected
+    assert ("but the dataset asks for PartialTrainer" in why) == (drawn is FULL and not unlabelled and bool(given))
+
+
+def test_declared_groups_count_before_planning_and_plans_afterwards() -> None:
+    grouped = table(FULL, modality_groups=GROUPS)
+    assert fitting_trainers(grouped, FULL, False)[0] == ("MutualCrossModalTrainer", "2 modality groups")
+    assert fitting_trainers(grouped, FULL, False, by_group=False)[0][0] == "PartialTrainer"
+
+
+def test_every_trainer_is_known_to_the_choice() -> None:
+    assert {*fitting.BY_GROUP, *fitting.UNLABELLED, *fitting.LABELLED} == set(training_names())
+
+
+def next_line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    assert main(list(arguments)) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "Next:" in line]
+    return line.split("Next:")[1].strip()
+
+
+def test_after_a_check(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pre = tiny.make_dataset(nnunet_folders, configurations=("3d_lowres", "2d"))
+    raw = nnunet_folders / "nnUNet_raw" / tiny.NAME
+    # what exists is recommended: no 3d_fullres here
+    assert next_line(capsys, "check", "901") == "nnunet_mutual train 901 3d_lowres 0 -tr PartialTrainer"
+    shutil.rmtree(pre / "nnUNetPlans_3d_lowres")
+    assert next_line(capsys, "check", "901") == "nnunet_mutual train 901 2d 0 -tr PartialTrainer"
+
+    (raw / "imagesUn").mkdir()
+    shutil.copy(raw / "imagesTr" / "case_00_0000.nii.gz", raw / "imagesUn" / "new_0000.nii.gz")
+    assert next_line(capsys, "check", "901") == "nnunet_mutual preprocess_unlabelled -d 901 -c 2d"
+    assert main(["check", "901"]) == 0
+    assert "6 training cases, 1 unlabelled image(s) in imagesUn" in capsys.readouterr().out
+    line = next_line(capsys, "preprocess_unlabelled", "-d", "901", "-np", "1")
+    assert line == "nnunet_mutual train 901 2d 0 -tr MeanTeacherTrainer"
+    assert next_line(capsys, "check", "901") == line
+
+    plans = json.loads((pre / "nnUNetPlans.json").read_text())
+    plans["configurations"]["2d"]["mutual"] = {"planned": {"trainer": "MutualCorrelationTrainer", "settings": {}}}
+    (pre / "nnUNetPlans.json").rename(pre / "nnUNetMutualPlans.json")
+    (pre / "nnUNetMutualPlans.json").write_text(json.dumps({**plans, "plans_name": "nnUNetMutualPlans"}))
+    expected = "nnunet_mutual train 901 2d 0 -tr MutualCorrelationTrainer -p nnUNetMutualPlans"
+    assert next_line(capsys, "check", "901") == expected
+    shutil.rmtree(pre / "nnUNetPlans_2d")
+    assert next_line(capsys, "check", "901") == "nnunet_mutual plan_and_preprocess -d 901 -c 3d_fullres"
+
+
+def test_after_new_settings(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pre = tiny.make_dataset(nnunet_folders, configurations=())
+
+    def trainer(name: str, *settings: str) -> str:
+        line = next_line(capsys, "plan", "-d", "901", "--name", name, "--set", *settings)
+        assert line.startswith(f"nnunet_mutual train 901 3d_fullres_{name} 0 -tr ")
+        return line.split("-tr ")[1]
+
+    assert trainer("a", "num_epochs=9") == "PartialTrainer     (PartialTrainer: every case annotates every label)"
+    assert trainer("b", "strong_intensity=false").startswith("MeanTeacherTrainer     (MeanTeacherTrainer: it knows")
+    (pre / "unlabelled" / "nnUNetPlans_3d_fullres").mkdir(parents=True)
+    (pre / "unlabelled" / "nnUNetPlans_3d_fullres" / "new.pkl").touch()
+    # settings of a mean teacher are not those of soft labels, which nobody made
+    assert trainer("c", "ema=0.999").startswith("MeanTeacherTrainer     (MeanTeacherTrainer: there are unlabelled")
+    assert trainer("d", "ramp=0.1").startswith("MeanTeacherTrainer ")
+    plans = json.loads((pre / "nnUNetPlans.json").read_text())
+    (pre / "nnUNetPlans.json").write_text(json.dumps({**plans, PLANS_KEY: GROUPS}))
+    assert trainer("e", "ramp=0.1").startswith("MutualCrossModalTrainer ")
+
+
+def test_images_of_one_slice_are_planned_in_2d(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = RawDataset(nnunet_folders, {"a": ["liver"]}, {"background": 0, "liver": 1}, ending=".png")
+    from skimage.io import imsave
+
+    grey = np.random.default_rng(0).integers(0, 255, (20, 30)).astype(np.uint8)
+    imsave(raw.folder / "imagesTr" / "a_0000.png", grey)
+    imsave(raw.folder / "labelsTr" / "a.png", (grey > 200).astype(np.uint8), check_contrast=False)
+    raw.save(channel_names={"0": "grey"})
+    assert next_line(capsys, "check", NAME) == "nnunet_mutual plan_and_preprocess -d 777 -c 2d"
+
+
+def test_a_ct_without_negative_values(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = RawDataset(nnunet_folders)
+    raw.image("toy_002", np.random.default_rng(0).uniform(0, 2000, (4, 5, 6)))
+    assert main(["check", NAME]) == 0
+    said = capsys.readouterr().out
+    assert "channel CT: no negative value in 1 of 5 case(s) (toy_002); a CT in HU has air at -1000" in said
+    raw.save(channel_names={"0": "T1"})
+    assert main(["check", NAME]) == 0
+    assert "no negative value" not in capsys.readouterr().out
