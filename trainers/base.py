@@ -29,6 +29,8 @@ from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.host_files import require_plans
 from nnunet_mutual.disk.names import safe_name
 from nnunet_mutual.disk.writing import require_space, sweep
+from nnunet_mutual.engine import acted
+from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.engine.checkpoints import (
     STATE_KEY,
     STOCK_TRAINER,
@@ -52,6 +54,7 @@ from nnunet_mutual.engine.stock_model import require_known_networks
 from nnunet_mutual.engine.validation import FoldValidation
 from nnunet_mutual.engine.window import Window, set_deep_supervision
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.evaluation.validation import measure_validation
 from nnunet_mutual.objectives import Batch, Objective, Progress
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.supervised import SupervisedObjective, like_nnunet
@@ -320,6 +323,12 @@ class MutualTrainer(nnUNetTrainer):
         return self.peers.evaluated
 
     @property
+    def acted(self) -> Acted:
+        """What of the method is at work with these data and settings, for log, checkpoints and their readers."""
+        parts = self.table, self.do_split()[0], self.stream
+        return acted.of_stream(type(self).__name__, *parts, self.most_networks)
+
+    @property
     def window(self) -> Window:
         """The configuration as it predicts whole cases."""
         return Window(
@@ -449,6 +458,7 @@ class MutualTrainer(nnUNetTrainer):
         self.log.start(name, self.settings, self.autocast_dtype or "float32")
         training, validation = self.do_split()
         split = {"train": training, "val": validation}
+        self.log.acted(self.acted)
         for problem in [] if self.fold == "all" else fold_problems(self.table, split, self.fold):
             self.log.warn(f"{problem.place}: {problem.text}")
         if self.local_rank == 0:
@@ -503,7 +513,7 @@ class MutualTrainer(nnUNetTrainer):
             self._renew_foreground()
 
     def _renew_foreground(self) -> None:
-        keys = self.stream.unlabelled_keys  # type: ignore[attr-defined] # what is renewed is of unlabelled images
+        keys = self.stream.unlabelled_keys
         self.print_to_log_file(f"predicting {len(keys)} unlabelled images to draw patches from")
         dataset, _ = self.get_tr_and_val_datasets()
         self.stage.collect()
@@ -602,6 +612,9 @@ class MutualTrainer(nnUNetTrainer):
                 keys = sorted(key for key in self.do_split()[1] if self.stream.can_see(network, key))
                 see = partial(self.stream.seen_by, network)
                 validation.run(suffix, self.peers.evaluated[network], keys, see)
+            for suffix in self.validated if self.local_rank == 0 else ():
+                folder = Path(self.output_folder) / f"validation{suffix}"
+                measure_validation(folder, self.fold_cases.references, self.table, self.dataset_json, self.log.say)
 
     # Checkpoints
 
@@ -661,7 +674,11 @@ class MutualTrainer(nnUNetTrainer):
             "init_args": plain(self.my_init_kwargs),
             "trainer_name": self.checkpoint_trainer,
             "inference_allowed_mirroring_axes": plain(self.inference_allowed_mirroring_axes),
-            STATE_KEY: {"trainer": type(self).__name__, "settings": asdict(self.settings)},
+            STATE_KEY: {
+                "trainer": type(self).__name__,
+                "settings": asdict(self.settings),
+                acted.KEY: self.acted.as_state(),
+            },
         }
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:

@@ -15,6 +15,7 @@ from nnunet_mutual.annotation.label_groups import Group, choose_groups, describe
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.pseudo import PseudoStore
 from nnunet_mutual.batches.streams import PooledStream, PseudoStream, Stream
+from nnunet_mutual.engine.acted import Acted, in_stages
 from nnunet_mutual.engine.peers import Peers, unwrap
 from nnunet_mutual.engine.rectifier import Rectifier
 from nnunet_mutual.engine.signals import Stopping
@@ -174,7 +175,7 @@ class MutualPartialTrainer(MutualTrainer):
     def _describe(self) -> str:
         training, _ = self.do_split()
         if self._nothing_to_decide(training):
-            return "Every case annotates every label: there is nothing to be mutual about; trained as by PartialTrainer"
+            return f"One stage of {self.num_epochs} epochs, since every case annotates every label"
         said = "One network for all labels in both stages, with a round of pseudo labels between them"
         if self.stage1_groups or self.stage2_groups:
             said = describe_groups(self.table, training, self.groups)
@@ -186,6 +187,17 @@ class MutualPartialTrainer(MutualTrainer):
         return (
             f"{said}\nStage 1: {self.stage1_epochs} epochs of {first} network(s); stage 2: {later} epochs of {second}; "
             f"{updates} network updates in all"
+        )
+
+    @property
+    def acted(self) -> Acted:
+        """What is at work, by the groups and by what became of pseudo labels."""
+        training, _ = self.do_split()
+        decisions = self.store.decisions(key for key in training if self.store.has(key))
+        asked = "groups" in (self.settings.stage1_networks, self.settings.stage2_networks)
+        made = self.stage_number == 2
+        return in_stages(
+            super().acted, type(self).__name__, decisions if made else None, networks=self.most_networks, asked=asked
         )
 
     @property
@@ -218,6 +230,7 @@ class MutualPartialTrainer(MutualTrainer):
             unwrap(network).load_state_dict(best)
         self.peers.restart_averages()
         self._best_ema = None
+        self.log.acted(self.acted)
         self.close_loaders()  # whose processes hold the old dataset
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
         self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))

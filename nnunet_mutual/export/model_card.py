@@ -14,6 +14,7 @@ from typing import Any
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.annotation.travelling import settings_of
 from nnunet_mutual.batches.decisions import Decision
+from nnunet_mutual.engine.acted import Acted
 
 NNUNET_PAPER = (
     "Isensee et al.: nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation. Nature "
@@ -23,12 +24,16 @@ _PARTIAL = (
     "Liu et al.: Deep Mutual Learning among Partially Labeled Datasets for Multi-Organ Segmentation. IEEE Transactions "
     "on Medical Imaging (2025). doi:10.1109/TMI.2025.3614853"
 )
+_MARGINAL = (
+    "Shi et al.: Marginal loss and exclusion loss for partially supervised multi-organ segmentation. Medical Image "
+    "Analysis 70, 101979 (2021)"
+)
 _CROSS_MODAL = (
     "Zhang et al.: Multi-modal contrastive mutual learning and pseudo-label re-learning for semi-supervised medical "
     "image segmentation. Medical Image Analysis 83, 102656 (2023)"
 )
 PAPERS = {
-    "PartialTrainer": _PARTIAL,
+    "PartialTrainer": _MARGINAL,
     "MutualPartialTrainer": _PARTIAL,
     "MeanTeacherTrainer": (
         "Tarvainen, Valpola: Mean teachers are better role models: Weight-averaged consistency targets improve "
@@ -45,7 +50,6 @@ PAPERS = {
     "MutualCrossModalTrainer": _CROSS_MODAL,
     "SoftLabelTrainer": _CROSS_MODAL,
 }
-LEARN_FROM_UNLABELLED = frozenset(PAPERS) - {"PartialTrainer", "MutualPartialTrainer"}
 PEERS = """
 ## Ensemble
 
@@ -79,12 +83,14 @@ class TrainedFold:
         settings: of the training.
         epochs: that it trained.
         decisions: about pseudo labels; empty where the training made none.
+        acted: what of the method was at work; None of a checkpoint that does not know.
     """
 
     summary: Mapping[str, Any]
     settings: Mapping[str, Any]
     epochs: int
     decisions: Sequence[Decision] = ()
+    acted: Acted | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,6 @@ class Origin:
         checkpoint: that was exported.
         channels: names of the input channels.
         cases: number of training cases of the dataset.
-        unlabelled: images without any drawing that the training could learn from.
     """
 
     name: str
@@ -111,7 +116,6 @@ class Origin:
     checkpoint: str
     channels: Sequence[str]
     cases: int
-    unlabelled: int = 0
 
 
 def model_card(origin: Origin, table: AnnotationTable, trained: Sequence[TrainedFold]) -> str:
@@ -123,12 +127,13 @@ def model_card(origin: Origin, table: AnnotationTable, trained: Sequence[Trained
         trained: one entry per exported fold.
     """
     settings = json.dumps(settings_of(trained[0].settings), indent=2)
-    papers = [NNUNET_PAPER, *([PAPERS[origin.trainer]] if origin.trainer in PAPERS else [])]
+    methods = [name for one in trained for name in (one.acted.methods if one.acted else (origin.trainer,))]
+    papers = dict.fromkeys([NNUNET_PAPER, *(PAPERS[name] for name in methods if name in PAPERS)])
     sections = [
         f"# {origin.name}\n\nNot a medical device. For research; results need the eyes of a physician.",
-        _model(origin, trained[0].epochs),
+        _model(origin, trained),
         _intended_use(origin, table),
-        _data(origin, table),
+        _data(origin, table, max((one.acted.unlabelled for one in trained if one.acted), default=0)),
         _validation(table, origin.folds, trained),
         *([_pseudo_labels(table, origin.folds, trained)] if any(one.decisions for one in trained) else []),
         _LIMITS.strip(),
@@ -138,19 +143,31 @@ def model_card(origin: Origin, table: AnnotationTable, trained: Sequence[Trained
     return "\n\n".join(sections) + "\n"
 
 
-def _model(origin: Origin, epochs: int) -> str:
+def _model(origin: Origin, trained: Sequence[TrainedFold]) -> str:
     spacing = " x ".join(f"{size:.3g}" for size in origin.spacing)
     packages = ", ".join(f"{name} {version(name)}" for name in ("nnunet_mutual", "nnunetv2", "torch"))
     return "\n".join(
         [
             "## Model",
             "",
-            f"- Trained with {origin.trainer}, configuration {origin.configuration} ({spacing} mm), {epochs} epochs.",
+            f"- Trained with {origin.trainer}, configuration {origin.configuration} ({spacing} mm), "
+            f"{trained[0].epochs} epochs.",
+            *_acted(origin.folds, trained),
             f"- Folds {', '.join(origin.folds)}, from {origin.checkpoint}.",
             f"- Exported with {packages}, Python {platform.python_version()}.",
             "- It predicts in stock nnU-Net; nnunet_mutual is not needed.",
         ]
     )
+
+
+def _acted(folds: Sequence[str], trained: Sequence[TrainedFold]) -> list[str]:
+    """What was trained, and what of the method did nothing; folds that say the same share a line."""
+    lines: dict[str, list[str]] = {}
+    for fold, one in zip(folds, trained, strict=False):  # of peers, one fold for all
+        for text in (one.acted.trained, one.acted.idle) if one.acted else ():
+            if text:
+                lines.setdefault(text, []).append(fold)
+    return [f"- {text[0].upper()}{text[1:]} (fold {', '.join(folds)})." for text, folds in lines.items()]
 
 
 def _intended_use(origin: Origin, table: AnnotationTable) -> str:
@@ -160,9 +177,9 @@ Research on images like those of the training: input {", ".join(origin.channels)
 Not for diagnosis, therapy or triage."""
 
 
-def _data(origin: Origin, table: AnnotationTable) -> str:
+def _data(origin: Origin, table: AnnotationTable, unlabelled: int) -> str:
     """Annotated sets with their numbers of cases; sources may be named after hospitals and stay unnamed."""
-    also = f" Beside them, {origin.unlabelled} images without any drawing." if origin.unlabelled else ""
+    also = f" Beside them, {unlabelled} images without any drawing." if unlabelled else ""
     if not table.declared:
         return f"## Data\n\n{origin.cases} cases in training and validation, each annotated completely.{also}"
     sets = Counter(tuple(label for label in table.labels if label in case.annotated) for case in table.cases.values())

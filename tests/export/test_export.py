@@ -19,8 +19,11 @@ import SimpleITK as sitk
 import tiny
 import torch
 
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.export.command import export
+from nnunet_mutual.export.model_card import Origin, TrainedFold, model_card
 from nnunet_mutual.planning.configuration import plan
 from nnunet_mutual.settings import parse_settings
 
@@ -166,9 +169,25 @@ def test_the_card_tells_all_but_names(trained: Path, folders: Callable[[str], Pa
     assert "6 cases of 2 sources" in card and "| liver | 3 |\n| tumour, spleen | 3 |" in card
     for version in ("nnunetv2", "torch", "nnunet_mutual"):
         assert f"{version} {metadata.version(version)}" in card
-    for words in ("PartialTrainer", "2 epochs", "(1 x 1 x 1 mm)", "Intended use", "Limits", "10.1109/TMI.2025.3614853"):
+    for words in ("PartialTrainer", "2 epochs", "(1 x 1 x 1 mm)", "Intended use", "Limits", "70, 101979 (2021)"):
         assert words in card
+    assert re.search(r"- One network on \d cases, \d of which leave labels open \(fold 0\)\.", card)
     assert not re.search(r"case_\d|Jane", card) and str(trained) not in card
+
+
+def test_no_paper_is_cited_for_what_did_not_run() -> None:
+    table = AnnotationTable.from_dataset_json({"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}})
+    origin = Origin("M", "MutualCorrelationTrainer", "3d_fullres", (1, 1, 1), ["0"], "final", ["CT"], 4)
+
+    def card(*folds: Acted | None) -> str:
+        return model_card(origin, table, [TrainedFold({"metric_per_case": []}, {}, 1, (), one) for one in folds])
+
+    idle = Acted("one network on 4 cases", (), idle="MutualCorrelationTrainer had nothing to be mutual about")
+    assert "MutualCorrelationTrainer had nothing to be mutual about (fold 0)." in card(idle)
+    assert "arXiv:2307.06312" not in card(idle) and "Isensee" in card(idle) and "without any drawing" not in card(idle)
+    acted = Acted("two networks", ("MutualCorrelationTrainer",), unlabelled=80)
+    assert "arXiv:2307.06312" in card(acted) and "Beside them, 80 images without any drawing." in card(acted)
+    assert "arXiv:2307.06312" in card(None)  # of a checkpoint that does not know
 
 
 @pytest.mark.parametrize(
