@@ -70,7 +70,8 @@ def read_curves(folder: Path, labels: Sequence[str]) -> pd.DataFrame:
         a label), ``mean dice``, ``diagnostic``, ``validation``, ``learning rate``, ``seconds``.
     """
     rows = [*_of_log(folder / "mutual_log.jsonl"), *_of_checkpoint(folder, labels)]
-    return pd.DataFrame(rows, columns=list(COLUMNS)).drop_duplicates(list(COLUMNS[:3]), keep="last")
+    curves = pd.DataFrame(rows, columns=list(COLUMNS)).drop_duplicates(list(COLUMNS[:3]), keep="last")
+    return curves.sort_values("epoch", kind="stable", ignore_index=True)  # a log may be ahead of its checkpoint
 
 
 def _of_log(file: Path) -> Iterator[tuple[int, str, str, float]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 
 from nnunet_mutual.report.scores import Difference
 from nnunet_mutual.report.svg import (
@@ -333,12 +334,14 @@ def decisions_plot(counts: pd.DataFrame, labels: Sequence[str]) -> str:
             hatch="///",
             edgecolor=INK,
         )
-        ax.bar([], [], color=INK, label="accepted (full)")
-        ax.bar([], [], color=FAINT, hatch="///", edgecolor=INK, label="rejected (hatched)")
         _rows(ax, list(counts.label))
         ax.xaxis.set_major_locator(whole_numbers())
         ax.set_xlabel("training cases that do not annotate the label")
-        figure.legend(loc="outside lower left", ncols=2, borderpad=0)
+        handles = [
+            Patch(facecolor=INK, label="accepted"),
+            Patch(facecolor=FAINT, edgecolor=INK, hatch="///", label="rejected"),
+        ]
+        figure.legend(handles=handles, loc="outside lower left", ncols=2, borderpad=0)
         said = (f"{row.label}: {row.accepted} accepted, {row.rejected} rejected." for row in counts.itertuples())
         return to_svg(figure, "Pseudo labels. " + " ".join(said))
 

@@ -69,6 +69,16 @@ def test_logs(tmp_path: Path) -> None:
     assert read_versions(tmp_path) == {"nnunet_mutual": "0.0.7", "torch": "9.9"}
 
 
+def test_a_log_that_is_ahead_of_its_checkpoint_comes_after_it(tmp_path: Path) -> None:
+    write_log(tmp_path)
+    write_checkpoint(tmp_path)
+    with (tmp_path / "mutual_log.jsonl").open("a") as stream:
+        stream.write("\n" + json.dumps({"epoch": 6, "loss": 0.5}))
+    curves = read_curves(tmp_path, ["liver", "tumour", "spleen"])
+    loss = curves[(curves.kind == "loss") & (curves.name == "training")]
+    assert loss.epoch.tolist() == list(range(7)) and loss.value.iloc[-1] == 0.5
+
+
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     (tmp_path / "checkpoint_final.pth").rename(tmp_path / "checkpoint_best.pth")
