@@ -97,6 +97,12 @@ def _still_falling(training: Training, curves: pd.DataFrame) -> Iterator[Finding
 def _state(training: Training, scores: pd.DataFrame) -> Iterator[str]:
     if not training.finished:
         yield f"The training is not finished. Go on with: {training.command} --c"
+    acted = training.acted
+    if acted is not None and not acted.idle and not acted.unlabelled and training.unlabelled:
+        yield (
+            f"{len(training.unlabelled)} unlabelled images are at hand, and {training.trainer} did not learn from "
+            "them; MeanTeacherTrainer does."
+        )
     if scores.empty:
         yield "Whole cases were not validated: nothing is known about how good the model is."
     elif training.fold == "all":

@@ -14,6 +14,7 @@ import pytest
 import torch
 from report_folder import write_folder
 from test_report import LINE, SETTINGS, Page, assert_is_a_good_page, report, rows
+from unlabelled_images import add_unlabelled
 
 from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.report.findings import _still_falling
@@ -85,6 +86,19 @@ def test_what_the_log_said_of_an_idle_method_is_not_said_twice(
     report(capsys, LINE.format("PartialTrainer"))
     page = Page(fold / "report.html")
     assert page.text.count("old 0: few cases") == 1 and "Alarm: Fold 0: few cases." in page.text
+
+
+def test_images_that_wait_are_named(folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    fold = folder()
+    add_unlabelled(fold.parents[3], 2)
+    says(fold, Acted("one network", ("PartialTrainer",)))
+    report(capsys, LINE.format("PartialTrainer"))
+    said = "2 unlabelled images are at hand, and PartialTrainer did not learn from them"
+    assert f"Note: {said}" in Page(fold / "report.html").text
+    says(fold, Acted("one network", ("MeanTeacherTrainer",), 2))
+    report(capsys, LINE.format("PartialTrainer"))
+    text = Page(fold / "report.html").text
+    assert said not in text and "2 unlabelled images were learnt from, too" in text
 
 
 def test_dice_0_on_patches_where_nothing_was_validated(
