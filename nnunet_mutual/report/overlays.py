@@ -209,7 +209,7 @@ def _draw(image: _Volume, plane: Plane, seen: _Sight, is_ct: bool, caption: str)
     code = base64.b64encode(stream.getvalue()).decode()
     missed, added = (int((a & ~b).sum()) for a, b in ((truth > 0, guess > 0), (guess > 0, truth > 0)))
     place = _place(image, plane, index)
-    window = f"window {low:.4g} to {high:.4g}{' HU' if hounsfield else ''}"
+    window = f"window {_short(low)} to {_short(high)}{' HU' if hounsfield else ''}"
     words = (
         f"{caption}, {place}. In this slice {missed} voxels are missed and {added} added, "
         f"{int((truth > 0).sum())} were drawn."
@@ -220,6 +220,11 @@ def _draw(image: _Volume, plane: Plane, seen: _Sight, is_ct: bool, caption: str)
         f'<img src="data:image/png;base64,{code}" alt="{html.escape(words, quote=True)}">',
         f"{place}, {window}{only}",
     )
+
+
+def _short(value: float) -> str:
+    """Three digits, never as a power of ten."""
+    return f"{float(f'{value:.3g}'):,.10g}"
 
 
 def _place(image: _Volume, plane: Plane, index: int) -> str:

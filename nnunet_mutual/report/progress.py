@@ -106,13 +106,17 @@ def _by_term(training: Training, series: list[Series]) -> dict[str, list[Series]
 def _diagnostics(training: Training, curves: pd.DataFrame, frame: Frame) -> list[Block]:
     blocks: list[Block] = []
     for kind, what in (("diagnostic", "while it learnt"), ("validation", "on validation patches")):
-        families = plots.families(series_of(curves, kind), training.table.labels)
-        for family, series in families.items():
-            title = family if len(family) < 44 else family[:42] + "…"
-            hint = next((text for start, text in HINTS.items() if family.startswith(start)), None)
-            series = [Series(training.named(one.name), one.x, one.y) for one in series]
+        figures: dict[str, list[str]] = {}
+        for family, series in plots.families(series_of(curves, kind), training.table.labels).items():
+            named = [Series(training.named(one.name), one.x, one.y) for one in series]
+            title = family.replace(" of …,", ",")
+            title = title if len(title) < 44 else title[:42] + "…"
             limits = plots.UNIT if _UNIT.search(family) else None
-            pictures = plots.line_plots(title, series, frame=frame, limits=limits, smooth=True)
-            shows = f"{family[0].upper()}{family[1:]}: what the method reports of itself {what}."
+            pictures = plots.line_plots(title, named, frame=frame, limits=limits, smooth=True)
+            about = "Dice of each label, by source or by what predicts" if family.startswith("Dice of") else family
+            figures.setdefault(about, []).extend(pictures)
+        for about, pictures in figures.items():
+            hint = next((text for start, text in HINTS.items() if about.startswith(start)), None)
+            shows = f"{about[0].upper()}{about[1:]}: what the method reports of itself {what}."
             blocks.append(Figure(shows, hint or "sudden changes.", pictures))
     return blocks

@@ -148,4 +148,5 @@ def write_sides(ax: Axes, sides: tuple[str, str, str, str]) -> None:
     for text, (x, y) in zip(sides, ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02)), strict=True):
         horizontal = {0.02: "left", 0.98: "right"}.get(x, "center")
         vertical = {0.98: "top", 0.02: "bottom"}.get(y, "center")
-        ax.text(x, y, text, transform=ax.transAxes, color="white", fontsize=8, ha=horizontal, va=vertical)
+        side = ax.text(x, y, text, transform=ax.transAxes, color="white", fontsize=9, ha=horizontal, va=vertical)
+        side.set_path_effects([withStroke(linewidth=2, foreground="black")])  # seen on bright tissue too
