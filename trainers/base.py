@@ -25,6 +25,8 @@ from nnunet_mutual.batches.streams import Stream
 from nnunet_mutual.disk.host_files import require_plans
 from nnunet_mutual.disk.trainings import BEST, LATEST
 from nnunet_mutual.disk.writing import require_space, sweep
+from nnunet_mutual.engine import acted
+from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.engine.checkpoints import (
     STATE_KEY,
     STOCK_TRAINER,
@@ -49,13 +51,14 @@ from nnunet_mutual.engine.stock_model import require_known_networks
 from nnunet_mutual.engine.validation import FoldValidation
 from nnunet_mutual.engine.window import Window, set_deep_supervision
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.evaluation.validation import measure_validation
 from nnunet_mutual.objectives import Batch, Objective, Progress
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.supervised import SupervisedObjective, like_nnunet
 from nnunet_mutual.planning.needs import Needs, one_network
 from nnunet_mutual.plugin import compat
 from nnunet_mutual.preprocessing.label_maps import LabelWatch
-from nnunet_mutual.settings import PeersSettings, Settings, TwoStreamSettings, block_for, merged_block, read_settings
+from nnunet_mutual.settings import PeersSettings, Settings, block_for, merged_block, read_settings
 
 
 class MutualTrainer(nnUNetTrainer):
@@ -133,11 +136,6 @@ class MutualTrainer(nnUNetTrainer):
             self.grad_scaler = None
 
     # What the training consists of
-
-    @classmethod
-    def learns_unlabelled(cls) -> bool:
-        """Whether the method learns from images without labels."""
-        return issubclass(cls.settings_class, TwoStreamSettings)
 
     @classmethod
     def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
@@ -332,6 +330,12 @@ class MutualTrainer(nnUNetTrainer):
         return self.peers.evaluated
 
     @property
+    def acted(self) -> Acted:
+        """What of the method is at work with these data and settings, for log, checkpoints and their readers."""
+        parts = self.table, self.do_split()[0], self.stream
+        return acted.of_stream(type(self).__name__, *parts, self.most_networks)
+
+    @property
     def window(self) -> Window:
         """The configuration as it predicts whole cases."""
         return Window(
@@ -437,6 +441,7 @@ class MutualTrainer(nnUNetTrainer):
         name = type(self).__name__
         self.log.start(name, self.settings, self.autocast_dtype or "float32")
         self.data.warn(self.log)
+        self.log.acted(self.acted)
         self.log.begin(name, self.settings, Path(self.output_folder_base), self.current_epoch)
         if self.current_epoch == self.iteration == 0:
             self._begin()
@@ -480,7 +485,7 @@ class MutualTrainer(nnUNetTrainer):
         """Changes what is learnt, where a method has stages; renews where unlabelled images have foreground."""
         if not self.foreground.is_due(self.current_epoch, self.stream.foreground_epochs):
             return
-        keys = self.stream.unlabelled_keys  # type: ignore[attr-defined] # what is renewed is of unlabelled images
+        keys = self.stream.unlabelled_keys
         self.print_to_log_file(f"predicting {len(keys)} unlabelled images to draw patches from")
         dataset, _ = self.get_tr_and_val_datasets()
         self.stage.collect()
@@ -579,6 +584,9 @@ class MutualTrainer(nnUNetTrainer):
                 keys = sorted(key for key in self.do_split()[1] if self.stream.can_see(network, key))
                 see = partial(self.stream.seen_by, network)
                 validation.run(suffix, self.peers.evaluated[network], keys, see)
+            for suffix in self.validated if self.local_rank == 0 else ():
+                folder = Path(self.output_folder) / f"validation{suffix}"
+                measure_validation(folder, self.fold_cases.references, self.table, self.dataset_json, self.log.say)
 
     # Checkpoints
 
@@ -638,7 +646,11 @@ class MutualTrainer(nnUNetTrainer):
             "init_args": plain(self.my_init_kwargs),
             "trainer_name": self.checkpoint_trainer,
             "inference_allowed_mirroring_axes": plain(self.inference_allowed_mirroring_axes),
-            STATE_KEY: {"trainer": type(self).__name__, "settings": asdict(self.settings)},
+            STATE_KEY: {
+                "trainer": type(self).__name__,
+                "settings": asdict(self.settings),
+                acted.KEY: self.acted.as_state(),
+            },
         }
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:

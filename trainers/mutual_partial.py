@@ -16,6 +16,7 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.pseudo import PseudoStore
 from nnunet_mutual.batches.streams import PooledStream, PseudoStream, Stream
 from nnunet_mutual.disk.trainings import LATEST
+from nnunet_mutual.engine.acted import Acted, in_stages
 from nnunet_mutual.engine.peers import Peers, unwrap
 from nnunet_mutual.engine.rectifier import Rectifier
 from nnunet_mutual.engine.signals import Stopping
@@ -171,6 +172,17 @@ class MutualPartialTrainer(MutualTrainer):
         super().start_stage()
 
     @property
+    def acted(self) -> Acted:
+        """What is at work, by the groups and by what became of pseudo labels."""
+        training, _ = self.do_split()
+        decisions = self.store.decisions(key for key in training if self.store.has(key))
+        asked = "groups" in (self.settings.stage1_networks, self.settings.stage2_networks)
+        made = self.stage_number == 2
+        return in_stages(
+            super().acted, type(self).__name__, decisions if made else None, networks=self.most_networks, asked=asked
+        )
+
+    @property
     def stage_span(self) -> tuple[int, int]:
         """First epoch of the stage and the one after its last."""
         return self.stages.span(self.stage_number)
@@ -200,6 +212,7 @@ class MutualPartialTrainer(MutualTrainer):
             unwrap(network).load_state_dict(best)
         self.peers.restart_averages()
         self._best_ema = None
+        self.log.acted(self.acted)
         self.close_loaders()  # whose processes hold the old dataset
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
         self.save_checkpoint(join(self.output_folder, LATEST))

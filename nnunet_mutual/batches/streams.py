@@ -26,18 +26,27 @@ from nnunet_mutual.batches.two_streams import Locations, TwoStreamDataset, TwoSt
 from nnunet_mutual.batches.views import strengthen
 from nnunet_mutual.settings import Partners
 
+NO_IMAGES = (
+    "there are no unlabelled images that this fold may use (in imagesUn, or cases that annotate nothing); put images "
+    "into imagesUn, run nnunet_mutual preprocess_unlabelled, and train anew"
+)
+
 
 class Stream:
     """The labelled cases of a fold, as nnU-Net loads them; other streams change what differs.
 
     Attributes:
         unlabelled: number of unlabelled patches in a batch.
+        unlabelled_keys: images without any drawing that are learnt from.
+        idle: why a method that needs more than labels finds nothing to learn from, and what to do; empty if it does.
         further: identifiers of cases that are no training cases of nnU-Net.
         foreground_epochs: epochs after which it shall be predicted anew where unlabelled images have foreground; 0 for
             never.
     """
 
     unlabelled: int = 0
+    unlabelled_keys: Sequence[str] = ()
+    idle: str = ""
     further: Sequence[str] = ()
     foreground_epochs: int = 0
 
@@ -221,6 +230,7 @@ class TwoStreams(Stream):
         without = sorted({*fold.training} - {*self.labelled_keys}) if undrawn else []
         self.unlabelled_keys = [*without, *self.further]
         self.unlabelled = sizes.unlabelled if self.unlabelled_keys else 0
+        self.idle = "" if self.unlabelled else NO_IMAGES
         self.foreground_epochs = sizes.foreground_epochs if self.unlabelled and sizes.forced else 0
 
     def describe(self, planned: int) -> str:
@@ -229,11 +239,8 @@ class TwoStreams(Stream):
         Args:
             planned: the plans' batch size.
         """
-        if not self.unlabelled:
-            return (
-                "There are no unlabelled images (imagesUn, or cases that annotate nothing), so there is nothing to be "
-                "mutual about; trained as by PartialTrainer"
-            )
+        if self.idle:
+            return "A batch holds labelled cases alone"
         return (
             f"{len(self.labelled_keys)} cases with labels, {len(self.unlabelled_keys)} unlabelled images; a batch "
             f"holds {self.sizes.labelled} and {self.unlabelled} of them (the plans' batch size is {planned})"

@@ -16,6 +16,7 @@ import torch
 
 from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.writing import written
+from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.plugin import compat
 from nnunet_mutual.settings import Settings
@@ -189,6 +190,12 @@ class RunLog:
     def warn(self, text: str) -> None:
         """Prints a warning."""
         self.say(f"WARNING: {text}")
+
+    def acted(self, found: Acted) -> None:
+        """Says what is trained, and warns if the method has nothing to do."""
+        self.say(f"Trained: {found.trained}")
+        if found.idle:
+            self.warn(found.idle)
 
     def result(self, name: str, value: float) -> None:
         """Logs a final number."""

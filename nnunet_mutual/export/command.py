@@ -38,6 +38,7 @@ from nnunet_mutual.disk.trainings import (
     training_folder,
     training_name,
 )
+from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.engine.checkpoints import STATE_KEY, STOCK_TRAINER, load_own, save_atomically
 from nnunet_mutual.engine.trained import open_trained
 from nnunet_mutual.errors import MutualError
@@ -45,8 +46,7 @@ from nnunet_mutual.export import model_card
 from nnunet_mutual.export.container.write import require_container, tag, write_container
 from nnunet_mutual.export.groups import group_dataset, group_plan, group_weights, modality_groups_of
 from nnunet_mutual.export.model_card import TrainedFold
-from nnunet_mutual.plugin.find import resolve, training_names
-from nnunet_mutual.preprocessing.unlabelled import UNLABELLED, read_record, record_of
+from nnunet_mutual.plugin.find import resolve
 
 CARD = "model_card.md"
 
@@ -261,12 +261,9 @@ def _card(model: _Model, request: _Request, trained: Sequence[TrainedFold]) -> s
     dataset_json = read_object(request.source / "dataset.json")
     table = AnnotationTable.from_dataset_json(dataset_json)
     configuration = PlansManager(model.plan).get_configuration(request.configuration)
-    trainer = resolve("trainers", request.trainer) if request.trainer in training_names() else None
-    unlabelled, preprocessed = 0, request.folders.preprocessed
+    preprocessed = request.folders.preprocessed
     if preprocessed is not None:
         table = _of_training_cases(table, preprocessed / "gt_segmentations", dataset_json["file_ending"])
-        if trainer is not None and trainer.learns_unlabelled():
-            unlabelled = len(read_record(record_of(preprocessed / UNLABELLED / configuration.data_identifier)))
     channels = AnnotationTable.from_dataset_json(model.dataset_json).channels
     origin = model_card.Origin(
         model.target.name,
@@ -277,8 +274,6 @@ def _card(model: _Model, request: _Request, trained: Sequence[TrainedFold]) -> s
         request.checkpoint,
         channels,
         len(table.cases) if table.declared else int(dataset_json["numTraining"]),
-        unlabelled,
-        None if trainer is None else trainer.paper,
     )
     card = model_card.model_card(origin, table, trained)
     if model.group is not None:
@@ -387,4 +382,5 @@ def _export_fold(source: Path, folder: Path, trained: Mapping[str, Any], model: 
         trained[STATE_KEY]["settings"],
         trained["current_epoch"],
         read_decisions(decisions) if decisions.is_file() else (),
+        Acted.of_state(trained[STATE_KEY]),
     )

@@ -14,6 +14,8 @@ from typing import Any
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.annotation.travelling import settings_of
 from nnunet_mutual.batches.decisions import Decision
+from nnunet_mutual.engine.acted import Acted
+from nnunet_mutual.plugin.find import resolve, training_names
 
 NNUNET_PAPER = (
     "Isensee et al.: nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation. Nature "
@@ -52,12 +54,14 @@ class TrainedFold:
         settings: of the training.
         epochs: that it trained.
         decisions: about pseudo labels; empty where the training made none.
+        acted: what of the method was at work; None of a checkpoint that does not know.
     """
 
     summary: Mapping[str, Any]
     settings: Mapping[str, Any]
     epochs: int
     decisions: Sequence[Decision] = ()
+    acted: Acted | None = None
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,6 @@ class Origin:
         checkpoint: that was exported.
         channels: names of the input channels.
         cases: number of training cases of the dataset.
-        unlabelled: images without any drawing that the training could learn from.
-        paper: of the method, if its trainer names one.
     """
 
     name: str
@@ -85,8 +87,6 @@ class Origin:
     checkpoint: str
     channels: Sequence[str]
     cases: int
-    unlabelled: int = 0
-    paper: str | None = None
 
 
 def model_card(origin: Origin, table: AnnotationTable, trained: Sequence[TrainedFold]) -> str:
@@ -98,12 +98,15 @@ def model_card(origin: Origin, table: AnnotationTable, trained: Sequence[Trained
         trained: one entry per exported fold.
     """
     settings = json.dumps(settings_of(trained[0].settings), indent=2)
-    papers = [NNUNET_PAPER, *([origin.paper] if origin.paper else [])]
+    methods = [name for one in trained for name in (one.acted.methods if one.acted else (origin.trainer,))]
+    known = set(training_names())
+    cited = (resolve("trainers", name).paper for name in methods if name in known)
+    papers = dict.fromkeys([NNUNET_PAPER, *(paper for paper in cited if paper)])
     sections = [
         f"# {origin.name}\n\nNot a medical device. For research; results need the eyes of a physician.",
-        _model(origin, trained[0].epochs),
+        _model(origin, trained),
         _intended_use(origin, table),
-        _data(origin, table),
+        _data(origin, table, max((one.acted.unlabelled for one in trained if one.acted), default=0)),
         _validation(table, origin.folds, trained),
         *([_pseudo_labels(table, origin.folds, trained)] if any(one.decisions for one in trained) else []),
         _LIMITS.strip(),
@@ -113,19 +116,31 @@ def model_card(origin: Origin, table: AnnotationTable, trained: Sequence[Trained
     return "\n\n".join(sections) + "\n"
 
 
-def _model(origin: Origin, epochs: int) -> str:
+def _model(origin: Origin, trained: Sequence[TrainedFold]) -> str:
     spacing = " x ".join(f"{size:.3g}" for size in origin.spacing)
     packages = ", ".join(f"{name} {version(name)}" for name in ("nnunet_mutual", "nnunetv2", "torch"))
     return "\n".join(
         [
             "## Model",
             "",
-            f"- Trained with {origin.trainer}, configuration {origin.configuration} ({spacing} mm), {epochs} epochs.",
+            f"- Trained with {origin.trainer}, configuration {origin.configuration} ({spacing} mm), "
+            f"{trained[0].epochs} epochs.",
+            *_acted(origin.folds, trained),
             f"- Folds {', '.join(origin.folds)}, from {origin.checkpoint}.",
             f"- Exported with {packages}, Python {platform.python_version()}.",
             "- It predicts in stock nnU-Net; nnunet_mutual is not needed.",
         ]
     )
+
+
+def _acted(folds: Sequence[str], trained: Sequence[TrainedFold]) -> list[str]:
+    """What was trained, and what of the method did nothing; folds that say the same share a line."""
+    lines: dict[str, list[str]] = {}
+    for fold, one in zip(folds, trained, strict=False):  # of peers, one fold for all
+        for text in (one.acted.trained, one.acted.idle) if one.acted else ():
+            if text:
+                lines.setdefault(text, []).append(fold)
+    return [f"- {text[0].upper()}{text[1:]} (fold {', '.join(folds)})." for text, folds in lines.items()]
 
 
 def _intended_use(origin: Origin, table: AnnotationTable) -> str:
@@ -135,9 +150,9 @@ Research on images like those of the training: input {", ".join(origin.channels)
 Not for diagnosis, therapy or triage."""
 
 
-def _data(origin: Origin, table: AnnotationTable) -> str:
+def _data(origin: Origin, table: AnnotationTable, unlabelled: int) -> str:
     """Annotated sets with their numbers of cases; sources may be named after hospitals and stay unnamed."""
-    also = f" Beside them, {origin.unlabelled} images without any drawing." if origin.unlabelled else ""
+    also = f" Beside them, {unlabelled} images without any drawing." if unlabelled else ""
     if not table.declared:
         return f"## Data\n\n{origin.cases} cases in training and validation, each annotated completely.{also}"
     sets = Counter(tuple(label for label in table.labels if label in case.annotated) for case in table.cases.values())

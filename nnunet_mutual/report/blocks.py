@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from nnunet_mutual.disk.files import csv_text
 from nnunet_mutual.disk.writing import written
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.report.svg import COLOURS
 
 TABLES = ("dice", "curves", "coverage", "findings", "paired", "pseudo_labels", "differences")
 GENERATOR = "nnunet_mutual report"
@@ -88,11 +89,19 @@ class Section:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something to know before anything else; ``level`` is "alarm" (the training said so) or "note" (the page does)."""
+    """Something to know before anything else.
+
+    Attributes:
+        level: "alarm" (do not use the model before it is answered), "warning" (the training's log said so) or "note".
+        text: what was found.
+        when: it was said.
+        do: what to do about it.
+    """
 
     level: str
     text: str
     when: str = ""
+    do: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,9 @@ class Page:
         questions: that a reader should answer, each with the ident of the section that helps.
         sections: the rest.
         footer: remarks at the end.
+        lead: what was trained, a sentence.
+        next: what to do next, a sentence or a command.
+        labels: in the order of their colours, which are the same in all figures and tables.
     """
 
     title: str
@@ -116,6 +128,9 @@ class Page:
     questions: Sequence[tuple[str, str]]
     sections: Sequence[Section]
     footer: Sequence[str]
+    lead: str = ""
+    next: str = ""
+    labels: Sequence[str] = ()
 
 
 def render(page: Page) -> str:
@@ -124,7 +139,8 @@ def render(page: Page) -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("page.html").render(page=page, generator=GENERATOR)
+    colours = {label: n % len(COLOURS) for n, label in enumerate(page.labels)}
+    return environment.get_template("page.html").render(page=page, generator=GENERATOR, colours=colours)
 
 
 def choose_output(output: str | None, default: Path) -> Path:

@@ -46,9 +46,9 @@ class Collected:
     findings: Sequence[Notice]
 
     @property
-    def alarms(self) -> int:
-        """Number of alarms of the training itself."""
-        return sum(finding.level == "alarm" for finding in self.findings)
+    def alarms(self) -> list[Notice]:
+        """What forbids to use the model before it is answered."""
+        return [finding for finding in self.findings if finding.level == "alarm"]
 
     @property
     def epochs(self) -> int:
@@ -96,7 +96,7 @@ def tidy(found: Collected) -> dict[str, pd.DataFrame]:
         "dice": _named(found.scores, found.names),
         "curves": found.curves,
         "coverage": found.coverage,
-        "findings": pd.DataFrame([asdict(one) for one in found.findings], columns=["level", "text", "when"]),
+        "findings": pd.DataFrame([asdict(one) for one in found.findings], columns=["level", "text", "when", "do"]),
     }
     if found.other is not None:
         both = _named(paired(first_network(found.scores), found.other[1]), found.names)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from importlib.metadata import version
 from pathlib import Path
 
-import pandas as pd
-
 from nnunet_mutual.report import blocks
 from nnunet_mutual.report.blocks import Page, Section, Table, Text
 from nnunet_mutual.report.collect import Collected, collect, tidy
@@ -15,7 +13,7 @@ from nnunet_mutual.report.identities import Identities
 from nnunet_mutual.report.logs import networks_per_epoch, read_versions
 from nnunet_mutual.report.progress import progress
 from nnunet_mutual.report.results import results
-from nnunet_mutual.report.training import Training, open_training
+from nnunet_mutual.report.training import open_training
 
 PAGE = "report.html"
 QUESTIONS = (
@@ -62,9 +60,11 @@ def report(
     found = collect(training, compare, with_names=with_names)
     for file in blocks.write(path, blocks.render(_page(found, images)), tidy(found)):
         print(file)
-    notes = len(found.findings) - found.alarms
-    print(f"{found.alarms} alarm(s) of the training and {notes} note(s) are at the top of the page")
-    print(f"Next: {_next(training, found.scores)}")
+    for alarm in found.alarms:
+        print(f"ALARM: {alarm.text} {alarm.do}".rstrip())
+    others = len(found.findings) - len(found.alarms)
+    print(f"{len(found.alarms)} alarm(s) and {others} warning(s) and notes are at the top of the page")
+    print(f"Next: {_next(found)}")
     return path
 
 
@@ -84,6 +84,9 @@ def _page(found: Collected, images: bool) -> Page:
             _settings(found),
         ],
         footer=_footer(found.names, images),
+        lead="" if training.acted is None else f"Trained: {training.acted.trained}.",
+        next=_next(found),
+        labels=training.table.labels,
     )
 
 
@@ -98,7 +101,7 @@ def _facts(found: Collected) -> list[tuple[str, str]]:
         facts.append((f"lowest label{of}", f"{means.idxmin()}, {means.min():.3f}"))
     if len(found.scores):
         facts.append(("validation cases", str(found.scores.case.nunique())))
-    return [*facts, ("alarms in the log", str(found.alarms))]
+    return [*facts, ("alarms", str(len(found.alarms)))]
 
 
 def _settings(found: Collected) -> Section:
@@ -108,6 +111,7 @@ def _settings(found: Collected) -> Section:
     hours = float(found.curves.value[found.curves.kind == "seconds"].sum()) / 3600
     rows: list[list[str | None]] = [
         ["trainer", training.trainer],
+        ["what it trained", training.acted.trained if training.acted else None],
         ["plans, configuration", f"{training.plans}, {training.configuration}"],
         ["epochs", str(found.epochs)],
         ["network updates", f"{updates:,} ({training.iterations} in an epoch of a network)"],
@@ -139,11 +143,15 @@ def _footer(names: Identities, images: bool) -> list[str]:
     return lines
 
 
-def _next(training: Training, scores: pd.DataFrame) -> str:
+def _next(found: Collected) -> str:
+    """The command that comes next; of a model that alarms speak against, no export."""
+    training = found.training
     if not training.finished:
         return f"{training.command} --c"
-    if scores.empty:
+    if found.scores.empty:
         return f"{training.command} --val"
+    if found.alarms:
+        return f"answer the {len(found.alarms)} alarm(s) before this model is used or passed on"
     if training.settings is None:
         named = f"{training.folders.number} -c {training.configuration} -tr {training.trainer} -p {training.plans}"
         return f"nnUNetv2_find_best_configuration {named} -f {training.fold}"

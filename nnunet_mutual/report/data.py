@@ -94,12 +94,12 @@ def _sum(rows: pd.DataFrame, parts: Sequence[str], column: str) -> str | None:
 
 
 def _unlabelled(training: Training) -> str:
-    number = len(training.unlabelled)
+    number, acted = len(training.unlabelled), training.acted
+    if acted is not None and acted.unlabelled:
+        return f"{acted.unlabelled} unlabelled images were learnt from, too; those of validation patients are left out."
     if not number:
         return "No unlabelled images are at hand."
-    if training.uses_unlabelled:
-        return f"{number} unlabelled images were learnt from, too; those of validation patients are left out."
-    return f"{number} unlabelled images are at hand; {training.trainer} does not learn from them."
+    return f"{number} unlabelled images are at hand; this training did not learn from them."
 
 
 def pseudo_labels(training: Training, decisions: Sequence[Decision]) -> list[Block]:
@@ -125,7 +125,7 @@ def pseudo_labels(training: Training, decisions: Sequence[Decision]) -> list[Blo
             "the second stage learnt from it.",
             "labels of which most were rejected (the second stage gained little there), and labels of which all were "
             "accepted although they are hard: look at some of them.",
-            [plots.decisions_plot(counts)],
+            [plots.decisions_plot(counts, training.table.labels)],
         ),
         Table("Reasons, by label and number of cases.", ["label", "pseudo label", "reason", "cases"], rows),
         Missing("To look at pseudo labels as label maps:", _look(training)),

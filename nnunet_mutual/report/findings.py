@@ -1,4 +1,4 @@
-"""What a reader should see first: alarms of the training, and what its numbers give reason to doubt."""
+"""What a reader should see first: what forbids to use the model, what the log warned of, what gives reason to doubt."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import pandas as pd
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.report.blocks import Notice
 from nnunet_mutual.report.identities import Identities
-from nnunet_mutual.report.logs import Alarm
+from nnunet_mutual.report.logs import Alarm, stage_borders
 from nnunet_mutual.report.training import Training
 
 FEW = 5  # cases, below which a mean says little
 GAP, COMPARABLE = 0.1, 3  # Dice between sources, and the cases that each must have
 FALL = 0.05  # Dice below its peak at the end
+NOTHING = 0.01  # mean Dice below which a label was not learnt
+STILL, PARTS = 0.1, 5  # share of the whole fall of the loss that the last fifth of the epochs adds
 
 
 def findings(
@@ -25,15 +27,80 @@ def findings(
     decisions: Sequence[Decision],
     names: Identities,
 ) -> list[Notice]:
-    """Returns alarms first, then notes in the order of their weight."""
-    found = [Notice("alarm", names.clean(alarm.text), alarm.when) for alarm in alarms]
+    """Returns alarms first, then warnings of the log, then notes, each in the order of their weight."""
+    idle = training.acted.idle if training.acted else ""
+    red = [Notice("alarm", _sentence(idle))] if idle else []
+    red += [*_not_learnt(training, scores, curves), *_still_falling(training, curves)]
+    said = [
+        Notice("warning", names.clean(training.named(alarm.text)), alarm.when) for alarm in alarms if alarm.text != idle
+    ]
     notes = [*_state(training, scores), *_scores(training, scores), *_course(curves), *_pseudo(decisions)]
-    return found + [Notice("note", text) for text in notes]
+    return [*red, *said, *(Notice("note", text) for text in notes)]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
+
+
+def _not_learnt(training: Training, scores: pd.DataFrame, curves: pd.DataFrame) -> Iterator[Notice]:
+    """Labels that the model does not find at all, by whole cases, or else by the last patches."""
+    check = f"nnunet_mutual check {training.folders.number}"
+    for network, own in scores.groupby("network", sort=False):
+        of = f" by the network of {network}" if network else ""
+        for label in training.table.labels:
+            rows = own[(own.label == label) & (own.voxels_drawn > 0)]
+            if not len(rows) or rows.dice.mean() >= NOTHING:
+                continue
+            where = f"all {len(rows)} validation cases in which it was drawn" if len(rows) > 1 else "the only such case"
+            if (rows.voxels_predicted == 0).all():
+                text = f"{label} was missed{of} in {where}."
+                do = f"train longer, or with more cases that annotate it ({check}); this model does not find it."
+            else:
+                text = f"{label} has Dice {rows.dice.mean():.2f}{of} in {where}, although it was predicted."
+                do = (
+                    "look at the slices: images and drawings in different orientations, exchanged label numbers, "
+                    "another window of intensities; if none, train longer."
+                )
+            yield Notice("alarm", text, do=do)
+    last = curves[curves.kind == "dice"].groupby("name").value.last() if scores.empty else {}
+    for label in training.table.labels:
+        if label in last and last[label] < NOTHING:
+            text = f"{label} has Dice {last[label]:.2f} on the patches of the last validated epoch."
+            yield Notice("alarm", text, do=f"train longer, or with more cases that annotate it ({check}).")
+
+
+def _still_falling(training: Training, curves: pd.DataFrame) -> Iterator[Notice]:
+    """A loss that falls to the end, in the last stage: the training was too short."""
+    begin = max([0, *stage_borders(curves)])
+    losses = curves[(curves.kind == "loss") & (curves.epoch >= begin)].sort_values("epoch")
+    falls = {}
+    for name, rows in losses.groupby("name"):
+        values = rows.value.dropna().to_numpy(float)
+        part = len(values) // PARTS
+        if part:
+            first, before, end = values[:part].mean(), values[-2 * part : -part].mean(), values[-part:].mean()
+            falls[name] = (before - end) / (first - end) if first > end else 0.0
+    share = falls.get("training", 0.0)
+    if training.finished and share > STILL and falls.get("validation", share) > 0:
+        plan = f"nnunet_mutual plan -d {training.folders.number} -c {training.configuration} --name long"
+        how = "" if training.settings is None else f": {plan} --set num_epochs={4 * training.epochs_planned}"
+        yield Notice(
+            "alarm",
+            f"The loss was still falling when the training ended: the last fifth of the epochs brought {share:.0%} of "
+            "the whole fall.",
+            do=f"train longer before you judge the model{how}",
+        )
 
 
 def _state(training: Training, scores: pd.DataFrame) -> Iterator[str]:
     if not training.finished:
         yield f"The training is not finished. Go on with: {training.command} --c"
+    acted = training.acted
+    if acted is not None and not acted.idle and not acted.unlabelled and training.unlabelled:
+        yield (
+            f"{len(training.unlabelled)} unlabelled images are at hand, and {training.trainer} did not learn from "
+            "them; MeanTeacherTrainer does."
+        )
     if scores.empty:
         yield "Whole cases were not validated: nothing is known about how good the model is."
     elif training.fold == "all":
@@ -52,7 +119,7 @@ def _scores(training: Training, scores: pd.DataFrame) -> Iterator[str]:
             ("Found where it is absent, of such cases", _invented),
             ("Mean Dice differs between sources", _gap),
         )
-        of = f"Network {network}: " if network else ""
+        of = f"{network}: " if network else ""
         for what, judge in kinds:
             said = [f"{label} ({found})" for label, rows in by_label.items() if (found := judge(rows))]
             if said:

@@ -11,10 +11,12 @@ from typing import Any
 
 import pandas as pd
 
-from nnunet_mutual.disk.files import read_object
+from nnunet_mutual.disk.files import natural, read_object
 from nnunet_mutual.disk.shapes import Shape, require_shape
 from nnunet_mutual.disk.trainings import CHECKPOINTS
+from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.engine.checkpoint_file import read_checkpoint
+from nnunet_mutual.engine.checkpoints import STATE_KEY
 from nnunet_mutual.errors import MutualError
 
 COLUMNS = ("epoch", "kind", "name", "value")
@@ -68,7 +70,8 @@ def read_curves(folder: Path, labels: Sequence[str]) -> pd.DataFrame:
         a label), ``mean dice``, ``diagnostic``, ``validation``, ``learning rate``, ``seconds``.
     """
     rows = [*_of_log(folder / "mutual_log.jsonl"), *_of_checkpoint(folder, labels)]
-    return pd.DataFrame(rows, columns=list(COLUMNS)).drop_duplicates(list(COLUMNS[:3]), keep="last")
+    curves = pd.DataFrame(rows, columns=list(COLUMNS)).drop_duplicates(list(COLUMNS[:3]), keep="last")
+    return curves.sort_values("epoch", kind="stable", ignore_index=True)  # a log may be ahead of its checkpoint
 
 
 def _of_log(file: Path) -> Iterator[tuple[int, str, str, float]]:
@@ -89,7 +92,7 @@ def _of_log(file: Path) -> Iterator[tuple[int, str, str, float]]:
 
 
 def _of_checkpoint(folder: Path, labels: Sequence[str]) -> Iterator[tuple[int, str, str, float]]:
-    logged = read_logging(folder)
+    logged = read_newest(folder).get("logging", {})
     names = {"train_losses": ("loss", "training"), "val_losses": ("loss", "validation")}
     names |= {"ema_fg_dice": ("mean dice", "moving average of the mean"), "lrs": ("learning rate", "learning rate")}
     for key, (kind, name) in names.items():
@@ -103,8 +106,13 @@ def _of_checkpoint(folder: Path, labels: Sequence[str]) -> Iterator[tuple[int, s
         yield epoch, "seconds", "epoch", float(end) - float(start)
 
 
-def read_logging(folder: Path) -> Mapping[str, Sequence[Any]]:
-    """Returns nnU-Net's log out of the newest checkpoint of a fold, nothing if there is none that can be read.
+def read_acted(folder: Path) -> Acted | None:
+    """Returns what the training says of its method; None of a stock training, or of one before it said so."""
+    return Acted.of_state(read_newest(folder).get(STATE_KEY, {}))
+
+
+def read_newest(folder: Path) -> Mapping[str, Any]:
+    """Returns the newest checkpoint of a fold that can be read and has nnU-Net's log, nothing if there is none.
 
     The weights stay on the disk (memory map).
     """
@@ -112,7 +120,8 @@ def read_logging(folder: Path) -> Mapping[str, Sequence[Any]]:
         if not (folder / name).is_file():
             continue
         try:
-            return dict(read_checkpoint(folder / name, mapped=True)["logging"])
+            found = read_checkpoint(folder / name, mapped=True)
+            return {**found, "logging": dict(found["logging"]), STATE_KEY: dict(found.get(STATE_KEY, {}))}
         except (MutualError, KeyError, TypeError, ValueError):  # the page says what is missing
             continue
     return {}
@@ -163,6 +172,20 @@ def networks_per_epoch(curves: pd.DataFrame) -> dict[int, int]:
     return {int(epoch): int(n) for epoch, n in number.groupby(terms.epoch).max().items()}
 
 
+def stage_borders(curves: pd.DataFrame) -> list[int]:
+    """Returns the epochs in which other terms are learnt than in the one before."""
+    terms = curves[curves.kind == "term"].groupby("epoch").name.agg(frozenset)
+    return [
+        int(now) for before, now in zip(terms.index[:-1], terms.index[1:], strict=True) if terms[before] != terms[now]
+    ]
+
+
 def _lines(folder: Path) -> Iterator[str]:
-    for file in sorted(folder.glob("training_log_*.txt")):
-        yield from file.read_text(encoding="utf-8", errors="replace").splitlines()
+    """The lines of all logs of the training, which may have been continued; not of one that was begun anew since."""
+    logs: list[list[str]] = []
+    for file in sorted(folder.glob("training_log_*.txt"), key=lambda file: natural(file.name)):
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        first = next((said[1] for line in lines if (said := _EPOCH.search(line))), None)
+        logs = [lines] if first == "0" else [*logs, lines]
+    for lines in logs:
+        yield from lines

@@ -13,21 +13,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import SimpleITK as sitk
-from matplotlib import patheffects
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.pseudo_labels.review.figures import PLANES, Plane, outline, write_sides
 from nnunet_mutual.report.identities import Identities
+from nnunet_mutual.report.svg import BRIGHT
 from nnunet_mutual.report.training import Training
 
-DRAWN, PREDICTED = "#56B4E9", "#E69F00"  # Okabe and Ito's sky blue and orange
+DRAWN = "white"  # predicted: the colour of the label
+ORIENTED = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")  # formats that say how the patient lies
+THICK = 1.5  # times the size of a voxel within the plane, from which on slices have a plane of acquisition
 MOST_LABELS = 16
 ABDOMINAL_WINDOW = (-160.0, 240.0)  # Hounsfield units
-LEAST_MM = 60.0  # side of the square that is shown
-AROUND = 1.8  # shown, of the extent of the organ
-SIDE = 2.3  # inches
+LEAST_MM = 140.0  # side of the square that is shown
+AROUND = 2.5  # shown, of the extent of the organ
+SIDE = 3.2  # inches
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,28 @@ class Pick:
 
 @dataclass(frozen=True)
 class _Volume:
-    """Voxels (Z, Y, X) in the orientation that readers expect, spacing in mm."""
+    """An image in the orientation that readers expect.
+
+    Attributes:
+        voxels: (Z, Y, X).
+        spacing: mm (Z, Y, X).
+        turned: whether each axis runs against that of the file.
+        oriented: whether the file says how the patient lies.
+    """
 
     voxels: np.ndarray
     spacing: tuple[float, ...]
+    turned: tuple[bool, ...] = (False, False, False)
+    oriented: bool = False
+
+
+@dataclass(frozen=True)
+class _Sight:
+    """What is outlined: the masks (Z, Y, X) of a label that were drawn and predicted, and its colour."""
+
+    drawn: np.ndarray
+    predicted: np.ndarray
+    colour: str
 
 
 def picks(scores: pd.DataFrame, labels: list[str]) -> list[Pick]:
@@ -85,7 +106,7 @@ def raw_cases(training: Training) -> dict[str, CaseFiles]:
 def overlays(
     training: Training, chosen: list[Pick], validation: Path, names: Identities, network: str = ""
 ) -> Iterator[tuple[str, str]]:
-    """Draws chosen cases.
+    """Draws chosen cases: the axial slice with most wrong voxels, and one in the plane of the acquisition, if another.
 
     Args:
         training: whose images these are.
@@ -114,59 +135,105 @@ def overlays(
         if isinstance(ignore, int):
             masks = [mask & (drawn.voxels != ignore) for mask in masks]
         is_ct = training.table.channels[channel].casefold() == "ct"
+        colour = BRIGHT[training.table.labels.index(pick.label) % len(BRIGHT)]
         caption = f"{pick.label}, {pick.rank}: Dice {pick.dice:.2f}, {names.case(pick.key)} ({pick.source})"
-        picture, in_slice = _draw(image, masks[0], masks[1], is_ct, caption)
-        yield picture, caption + in_slice
+        for plane in _planes(image):
+            picture, said = _draw(image, plane, _Sight(masks[0], masks[1], colour), is_ct, caption)
+            yield picture, f"{caption}; {said}"
 
 
 def _read(path: Path) -> _Volume:
-    image = sitk.ReadImage(str(path))
+    stored = image = sitk.ReadImage(str(path))
     if image.GetDimension() == 4:  # channels in one file
-        image = image[:, :, :, 0]
+        stored = image = image[:, :, :, 0]
+    turned: tuple[bool, ...] = (False,) * 3
     if image.GetDimension() == 3:
         image = sitk.DICOMOrient(image, "LPS")  # patient's right on the left, face up
+        turned = tuple(_turned(stored, image, axis) for axis in (2, 1, 0))
     voxels = sitk.GetArrayFromImage(image)
     if image.GetNumberOfComponentsPerPixel() > 1:  # a photograph
         voxels = voxels.mean(-1)
     spacing = image.GetSpacing()[::-1]
-    return _Volume(voxels, spacing) if voxels.ndim == 3 else _Volume(voxels[None], (math.inf, *spacing))
+    if voxels.ndim == 3:
+        return _Volume(voxels, spacing, turned, path.name.endswith(ORIENTED))
+    return _Volume(voxels[None], (math.inf, *spacing))
 
 
-def _draw(image: _Volume, drawn: np.ndarray, predicted: np.ndarray, is_ct: bool, caption: str) -> tuple[str, str]:
-    axis = int(np.argmax(image.spacing))  # the plane in which the slices were taken
+def _turned(stored: sitk.Image, image: sitk.Image, axis: int) -> bool:
+    """Whether an axis (x, y, z) of the turned image runs against the axis of the file that it came from."""
+    ends = []
+    for index in (0, image.GetSize()[axis] - 1):
+        place = [0, 0, 0]
+        place[axis] = index
+        ends.append(stored.TransformPhysicalPointToIndex(image.TransformIndexToPhysicalPoint(place)))
+    steps = [after - before for before, after in zip(*ends, strict=True)]
+    return max(steps, key=abs) < 0
+
+
+def _planes(image: _Volume) -> list[Plane]:
+    """Axial first, then the plane in which thick slices were taken, if that is another one."""
+    if image.voxels.shape[0] == 1:
+        return [PLANES[0]]
+    thickest = int(np.argmax(image.spacing))
+    taken = [PLANES[thickest]] if thickest and max(image.spacing) > THICK * min(image.spacing) else []
+    return [PLANES[0], *taken]
+
+
+def _draw(image: _Volume, plane: Plane, seen: _Sight, is_ct: bool, caption: str) -> tuple[str, str]:
+    """Returns an ``img`` element and what a reader must know of the slice."""
+    axis = plane.axis
     others = tuple(n for n in range(3) if n != axis)
-    wrong = (drawn != predicted).sum(others)
-    index = int(np.argmax(wrong if wrong.any() else drawn.sum(others)))
-    plane, truth, guess = (np.take(volume, index, axis) for volume in (image.voxels, drawn, predicted))
+    wrong = (seen.drawn != seen.predicted).sum(others)
+    index = int(np.argmax(wrong if wrong.any() else seen.drawn.sum(others)))
+    slices = [np.take(volume, index, axis) for volume in (image.voxels, seen.drawn, seen.predicted)]
     if axis != 0:
-        plane, truth, guess = plane[::-1], truth[::-1], guess[::-1]  # head up
+        slices = [one[::-1] for one in slices]  # head up
     spacing = tuple(image.spacing[n] for n in others)
-    window = _around(truth | guess, spacing)
-    plane, truth, guess = (np.asarray(values[window], float) for values in (plane, truth, guess))
-    low, high = ABDOMINAL_WINDOW if is_ct and image.voxels.min() < -200 else np.percentile(plane, [0.5, 99.5])
-    height, width = (n * s for n, s in zip(plane.shape, spacing, strict=True))
+    around = _around(slices[1] | slices[2], spacing)
+    shown, truth, guess = (np.asarray(one[around], float) for one in slices)
+    hounsfield = is_ct and image.voxels.min() < -200
+    low, high = ABDOMINAL_WINDOW if hounsfield else np.percentile(shown, [0.5, 99.5])
+    height, width = (n * s for n, s in zip(shown.shape, spacing, strict=True))
     figure = Figure(figsize=(SIDE, SIDE * height / width), facecolor="black")
     FigureCanvasAgg(figure)
     ax = figure.add_axes((0, 0, 1, 1))
     ax.axis("off")
-    extent = (0.0, width, height, 0.0)
-    ax.imshow(plane, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), extent=extent, interpolation="bilinear")
-    rows, columns = ((np.arange(n) + 0.5) * s for n, s in zip(plane.shape, spacing, strict=True))
-    edge: list[patheffects.AbstractPathEffect] = [patheffects.withStroke(linewidth=3, foreground="black", alpha=0.5)]
-    for mask, colour, line in ((truth, DRAWN, "solid"), (guess, PREDICTED, "dashed")):
-        if mask.any() and min(mask.shape) > 1:
-            lines = ax.contour(columns, rows, mask, levels=[0.5], colors=colour, linestyles=line, linewidths=1.5)
-            lines.set_path_effects(edge)
+    extent = (0.0, width, 0.0, height)
+    ax.imshow(shown, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), extent=extent, interpolation="bilinear")
+    for mask, colour, line in ((truth, DRAWN, "solid"), (guess, seen.colour, "dashed")):
+        outline(ax, mask, (width, height), colour, line, 1.4)
+    if image.oriented:
+        write_sides(ax, plane.sides)
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=120)
+    figure.savefig(stream, format="png", dpi=110)
     code = base64.b64encode(stream.getvalue()).decode()
     missed, added = (int((a & ~b).sum()) for a, b in ((truth > 0, guess > 0), (guess > 0, truth > 0)))
-    said = (
-        f"{caption}. In this slice {missed} voxels are missed and {added} added, {int((truth > 0).sum())} were drawn."
+    place = _place(image, plane, index)
+    window = f"window {_short(low)} to {_short(high)}{' HU' if hounsfield else ''}"
+    words = (
+        f"{caption}, {place}. In this slice {missed} voxels are missed and {added} added, "
+        f"{int((truth > 0).sum())} were drawn."
     )
-    shown = [name for name, mask in (("drawn", truth), ("predicted", guess)) if mask.any()]
-    in_slice = f"; only {shown[0]} in this slice" if len(shown) == 1 else ""
-    return f'<img src="data:image/png;base64,{code}" alt="{html.escape(said, quote=True)}">', in_slice
+    drawn = [name for name, mask in (("drawn", truth), ("predicted", guess)) if mask.any()]
+    only = f"; only {drawn[0]} in this slice" if len(drawn) == 1 else ""
+    return (
+        f'<img src="data:image/png;base64,{code}" alt="{html.escape(words, quote=True)}">',
+        f"{place}, {window}{only}",
+    )
+
+
+def _short(value: float) -> str:
+    """Three digits, never as a power of ten."""
+    return f"{float(f'{value:.3g}'):,.10g}"
+
+
+def _place(image: _Volume, plane: Plane, index: int) -> str:
+    """Plane and number of a slice, counted from 1 as it lies in the file."""
+    number = image.voxels.shape[plane.axis]
+    if number == 1:
+        return "the whole image"
+    name = plane.name if image.oriented else f"plane {plane.axis + 1}"
+    return f"{name} slice {number - index if image.turned[plane.axis] else index + 1} of {number}"
 
 
 def _around(mask: np.ndarray, spacing: tuple[float, ...]) -> tuple[slice, ...]:

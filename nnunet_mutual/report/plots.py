@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 
 from nnunet_mutual.report.scores import ModelDifference
 from nnunet_mutual.report.svg import (
@@ -53,13 +54,21 @@ class Frame:
     Attributes:
         last: last epoch; 0 leaves the axis to the curves.
         borders: epochs before which a new stage begins.
+        labels: in the order of their colours; curves of anything else are drawn in ink.
     """
 
     last: int = 0
     borders: Sequence[int] = ()
+    labels: Sequence[str] = ()
 
 
 EMPTY = Frame()
+UNIT = (-0.02, 1.02)  # the axis of a Dice, or of another share
+
+
+def colour_of(n: int) -> str:
+    """Returns the colour of the n-th label, in all figures of a page."""
+    return COLOURS[n % len(COLOURS)]
 
 
 def series_of(curves: pd.DataFrame, kind: str) -> list[Series]:
@@ -111,12 +120,12 @@ def _lines(
         axes = figure.subplots(2 if strip else 1, 1, sharex=True, squeeze=False, height_ratios=[4, 1] if strip else [1])
         top, bottom = axes[0, 0], axes[-1, 0]
         top.set_title(title + ("" if constant is None else f"  (weight {constant:g})"), loc="left")
-        for n, one in enumerate(series):
-            _curve(top, one, n, smooth)
+        for one, (colour, line) in zip(series, _looks(series, frame.labels), strict=True):
+            _curve(top, one, smooth, colour, line)
         if limits is not None:
             top.set_ylim(*limits)
         if strip is not None:
-            _curve(bottom, Series("_no legend", strip.x, strip.y), 0, False, colour=INK)
+            _curve(bottom, Series("_no legend", strip.x, strip.y), False)
             bottom.set_ylabel("weight", fontsize=8.5)
             bottom.set_ylim(min(0, strip.y.min()), strip.y.max() * 1.15)
             bottom.locator_params(axis="y", nbins=2)
@@ -132,12 +141,27 @@ def _lines(
         return to_svg(figure, f"{title}. " + " ".join(_in_words(one) for one in series))
 
 
-def _curve(ax: Axes, one: Series, n: int, smooth: bool, colour: str | None = None) -> None:
-    colour = colour or COLOURS[n % len(COLOURS)]
+def _looks(series: Sequence[Series], labels: Sequence[str]) -> list[tuple[str, int]]:
+    """Returns colour and number of the line style of each curve: the colour of the label in its name, or else ink."""
+    looks: list[tuple[str, int]] = []
+    for one in series:
+        label = next((name for name in (one.name, one.name.partition(", ")[0]) if name in labels), None)
+        if label is not None:
+            n = labels.index(label)
+            colour, line = colour_of(n), n // len(COLOURS)
+        else:
+            colour, line = INK, 0
+        while (colour, line) in looks:
+            line += 1
+        looks.append((colour, line))
+    return looks
+
+
+def _curve(ax: Axes, one: Series, smooth: bool, colour: str = INK, line: int = 0) -> None:
     x, y = thin(one.x, one.y)
-    look: dict[str, Any] = {"color": colour, "linestyle": LINES[n % len(LINES)], "label": one.name}
+    look: dict[str, Any] = {"color": colour, "linestyle": LINES[line % len(LINES)], "label": one.name}
     if len(x) < 3:
-        look["marker"] = MARKERS[n % len(MARKERS)]
+        look["marker"] = MARKERS[line % len(MARKERS)]
     if smooth and len(x) >= 12:
         ax.plot(x, y, color=colour, alpha=0.3, linewidth=0.9)
         y = pd.Series(y).rolling(max(3, len(y) // 15), center=True, min_periods=1).mean().to_numpy()
@@ -177,12 +201,12 @@ def families(series: Sequence[Series], labels: Sequence[str]) -> dict[str, list[
 
 
 def score_plots(title: str, scores: pd.DataFrame, labels: Sequence[str], sources: Sequence[str]) -> list[str]:
-    """Draws the Dice of every case: a row per label, a marker per source."""
-    chunks = [labels[i : i + LABELS_PER_PLOT] for i in range(0, len(labels), LABELS_PER_PLOT)]
-    return [_scores(title, scores, chunk, sources) for chunk in chunks]
+    """Draws the Dice of every case: a row per label in its colour, a marker per source."""
+    return [_scores(title, scores, labels, first, sources) for first in range(0, len(labels), LABELS_PER_PLOT)]
 
 
-def _scores(title: str, scores: pd.DataFrame, labels: Sequence[str], sources: Sequence[str]) -> str:
+def _scores(title: str, scores: pd.DataFrame, known: Sequence[str], first: int, sources: Sequence[str]) -> str:
+    labels = known[first : first + LABELS_PER_PLOT]
     shown = [source for source in sources if (scores.source == source).any()]
     words = []
     with style():
@@ -193,9 +217,11 @@ def _scores(title: str, scores: pd.DataFrame, labels: Sequence[str], sources: Se
             for n, source in enumerate(shown):
                 values = np.sort(of_label.dice[of_label.source == source].to_numpy(float))
                 level = row + (n - (len(shown) - 1) / 2) * min(0.22, 0.7 / max(1, len(shown)))
-                mark = MARKERS[(n + n // len(COLOURS)) % len(MARKERS)]  # the seventh source is not the first one
-                look: dict[str, Any] = {"color": COLOURS[n % len(COLOURS)], "marker": mark, "alpha": 0.75}
-                ax.scatter(values, np.full(len(values), level), s=26, linewidths=0, zorder=3, label=source, **look)
+                look: dict[str, Any] = {"marker": MARKERS[n % len(MARKERS)], "linewidths": 0}
+                colour = colour_of(first + row)
+                ax.scatter(values, np.full(len(values), level), s=26, zorder=3, alpha=0.75, color=colour, **look)
+                if not row:
+                    ax.scatter([], [], s=26, color=INK, label=source, **look)
             if len(of_label):
                 median = float(of_label.dice.median())
                 ax.plot([median, median], [row - 0.4, row + 0.4], color=INK, linewidth=1.6)
@@ -205,32 +231,35 @@ def _scores(title: str, scores: pd.DataFrame, labels: Sequence[str], sources: Se
         counts = [int(scores[scores.label == label].dice.notna().sum()) for label in labels]
         ax.set_yticks(range(len(labels)), [f"{name}\nn = {n}" for name, n in zip(labels, counts, strict=True)])
         ax.set_ylim(len(labels) - 0.5, -0.5)
-        ax.set_xlim(-0.03, 1.03)
+        ax.set_xlim(*UNIT)
         ax.set_xlabel("Dice (1: same as the drawing)")
         ax.set_title(title, loc="left")
         ax.grid(axis="y", visible=False)
         ax.tick_params(axis="y", length=0)
-        handles, names = ax.get_legend_handles_labels()
-        unique = dict(zip(names, handles, strict=True))
-        if len(unique) > 1:
-            figure.legend(unique.values(), unique.keys(), loc="outside lower left", ncols=2, borderpad=0)
+        if len(shown) > 1:
+            figure.legend(loc="outside lower left", ncols=2, borderpad=0)
         return to_svg(figure, f"{title}, Dice of each case. " + " ".join(words))
 
 
-def paired_plot(
-    label: str, first: np.ndarray, second: np.ndarray, difference: ModelDifference, limits: tuple[float, float]
-) -> str:
-    """Draws the same cases under two models: a line per case from the other model (left) to this one (right)."""
+def paired_plot(n: int, first: np.ndarray, second: np.ndarray, difference: ModelDifference) -> str:
+    """Draws the same cases under two models: a line per case from the other model (left) to this one (right).
+
+    Args:
+        n: number of the label, for its colour.
+        first: (cases,) Dice of this model.
+        second: (cases,) Dice of the other one.
+        difference: of the two.
+    """
+    label = difference.label
     with style():
         figure = new_figure(2.1, 2.4)
         ax = figure.subplots()
         for here, there in zip(first, second, strict=True):
-            up = here >= there
-            look: dict[str, Any] = {"color": COLOURS[0 if up else 1], "linestyle": "-" if up else "--"}
+            look: dict[str, Any] = {"color": colour_of(n), "linestyle": "-" if here >= there else "--"}
             ax.plot([0, 1], [there, here], marker="o", markersize=3.5, linewidth=1.1, alpha=0.75, **look)
         if difference.n > 1:
             ax.plot([0, 1], [difference.second, difference.first], color=INK, linewidth=2.6)
-        ax.set_ylim(*limits)
+        ax.set_ylim(*UNIT)
         ax.set_xticks([0, 1], ["other", "this"])
         ax.set_xlim(-0.2, 1.2)
         ax.set_title(f"{label}, n = {difference.n}", loc="left")
@@ -261,6 +290,7 @@ def arms_plot(means: pd.DataFrame, arms: Sequence[str]) -> str:
             ax.plot([mean, mean], [row - 0.35, row + 0.35], color=INK, linewidth=1.6)
             words.append(f"{arm}: {mean:.3f}, {len(values)} seed(s).")
         _rows(ax, arms)
+        ax.set_xlim(*UNIT)
         ax.set_xlabel("mean Dice over labels and cases")
         handles, names = ax.get_legend_handles_labels()
         unique = dict(zip(names, handles, strict=True))
@@ -284,22 +314,22 @@ def differences_plot(differences: Sequence[ModelDifference], reference: str) -> 
             ax.plot(one.mean, row, marker="o", color=COLOURS[0], markeredgecolor=PAPER, markersize=7)
         _rows(ax, [one.label for one in differences])
         ax.set_xlabel(f"Dice, difference from {reference}")
-        return to_svg(figure, f"Difference of each arm from {reference}. " + " ".join(words))
+        return to_svg(figure, f"ModelDifference of each arm from {reference}. " + " ".join(words))
 
 
-def decisions_plot(counts: pd.DataFrame) -> str:
-    """Draws accepted and rejected pseudo labels (columns label, accepted, rejected)."""
+def decisions_plot(counts: pd.DataFrame, labels: Sequence[str]) -> str:
+    """Draws accepted and rejected pseudo labels (columns label, accepted, rejected), in the colours of the labels."""
     with style():
         figure = new_figure(WIDTH, 1.05 + 0.34 * len(counts))
         ax = figure.subplots()
         rows = range(len(counts))
-        ax.barh(rows, counts.accepted, color=COLOURS[0], label="accepted", height=0.62)
+        colours = [colour_of(list(labels).index(label)) if label in labels else INK for label in counts.label]
+        ax.barh(rows, counts.accepted, color=colours, height=0.62)
         ax.barh(
             rows,
             counts.rejected,
             left=counts.accepted,
             color=FAINT,
-            label="rejected",
             height=0.62,
             hatch="///",
             edgecolor=INK,
@@ -307,7 +337,11 @@ def decisions_plot(counts: pd.DataFrame) -> str:
         _rows(ax, list(counts.label))
         ax.xaxis.set_major_locator(whole_numbers())
         ax.set_xlabel("training cases that do not annotate the label")
-        figure.legend(loc="outside lower left", ncols=2, borderpad=0)
+        handles = [
+            Patch(facecolor=INK, label="accepted"),
+            Patch(facecolor=FAINT, edgecolor=INK, hatch="///", label="rejected"),
+        ]
+        figure.legend(handles=handles, loc="outside lower left", ncols=2, borderpad=0)
         said = (f"{row.label}: {row.accepted} accepted, {row.rejected} rejected." for row in counts.itertuples())
         return to_svg(figure, "Pseudo labels. " + " ".join(said))
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from nnunet_mutual.report import plots
 from nnunet_mutual.report.blocks import Block, Figure, Missing, Section
+from nnunet_mutual.report.logs import stage_borders
 from nnunet_mutual.report.plots import Frame, Series, series_of
 from nnunet_mutual.report.training import Training
 
@@ -30,6 +31,7 @@ HINTS = {
     "Dice of": "whether what teaches is better than what is deployed, whether one of several networks falls, and "
     "whether a source lies below the others: images like its are segmented worse.",
 }
+_UNIT = re.compile(r"\bDice\b|^share\b")
 _NETWORK = re.compile(r"^(.*)\[(\d+)\]$")
 
 
@@ -40,19 +42,11 @@ def progress(training: Training, curves: pd.DataFrame) -> Section:
         text = "Neither mutual_log.jsonl nor a readable checkpoint is in the folder, so there are no curves."
         section.blocks.append(Missing(text, f"{training.command} --c"))
         return section
-    frame = Frame(int(curves.epoch.max()), stage_borders(curves))
+    frame = Frame(int(curves.epoch.max()), stage_borders(curves), training.table.labels)
     dotted = " The dotted line is the border between stages." if frame.borders else ""
-    section.blocks += [*_dice(training, curves, frame, dotted), *_losses(curves, frame, dotted)]
+    section.blocks += [*_dice(training, curves, frame, dotted), *_losses(training, curves, frame, dotted)]
     section.blocks += _diagnostics(training, curves, frame)
     return section
-
-
-def stage_borders(curves: pd.DataFrame) -> list[int]:
-    """Returns the epochs in which other terms are learnt than in the one before."""
-    terms = curves[curves.kind == "term"].groupby("epoch").name.agg(frozenset)
-    return [
-        int(now) for before, now in zip(terms.index[:-1], terms.index[1:], strict=True) if terms[before] != terms[now]
-    ]
 
 
 def _dice(training: Training, curves: pd.DataFrame, frame: Frame, dotted: str) -> list[Block]:
@@ -61,9 +55,8 @@ def _dice(training: Training, curves: pd.DataFrame, frame: Frame, dotted: str) -
     if not by_label and not mean:
         text = "Dice over time is kept in checkpoints, and none that can be read is in the folder."
         return [Missing(text, f"{training.command} --c")]
-    limits = (-0.02, 1.02)
-    pictures = plots.line_plots("Dice by label", by_label, frame=frame, limits=limits, smooth=True)
-    pictures += plots.line_plots("Mean Dice, moving average", mean, frame=frame, limits=limits)
+    pictures = plots.line_plots("Dice by label", by_label, frame=frame, limits=plots.UNIT, smooth=True)
+    pictures += plots.line_plots("Mean Dice, moving average", mean, frame=frame, limits=plots.UNIT)
     return [
         Figure(
             "Dice on patches of validation cases during training (nnU-Net's pseudo Dice), thick: smoothed. A label "
@@ -76,11 +69,11 @@ def _dice(training: Training, curves: pd.DataFrame, frame: Frame, dotted: str) -
     ]
 
 
-def _losses(curves: pd.DataFrame, frame: Frame, dotted: str) -> list[Block]:
+def _losses(training: Training, curves: pd.DataFrame, frame: Frame, dotted: str) -> list[Block]:
     pictures = plots.line_plots("Loss", series_of(curves, "loss"), frame=frame)
-    weights = _by_term(series_of(curves, "weight"))
+    weights = _by_term(training, series_of(curves, "weight"))
     idle = []
-    for term, series in _by_term(series_of(curves, "term")).items():
+    for term, series in _by_term(training, series_of(curves, "term")).items():
         if any(np.any(one.y != 0) for one in series):
             pictures += plots.line_plots(term, series, frame=frame, weights=weights.get(term, ()))
         else:
@@ -100,12 +93,12 @@ def _losses(curves: pd.DataFrame, frame: Frame, dotted: str) -> list[Block]:
     ]
 
 
-def _by_term(series: list[Series]) -> dict[str, list[Series]]:
-    """Groups the curves of several networks by their term: 'seg[0]' and 'seg[1]'."""
+def _by_term(training: Training, series: list[Series]) -> dict[str, list[Series]]:
+    """Groups the curves of several networks by their term, 'seg[0]' and 'seg[1]', and names the networks."""
     found: dict[str, list[Series]] = {}
     for one in series:
         match = _NETWORK.match(one.name)
-        term, name = (match[1], f"network {match[2]}") if match else (one.name, one.name)
+        term, name = (match[1], training.named(f"network {match[2]}")) if match else (one.name, one.name)
         found.setdefault(term, []).append(Series(name, one.x, one.y))
     return found
 
@@ -113,11 +106,17 @@ def _by_term(series: list[Series]) -> dict[str, list[Series]]:
 def _diagnostics(training: Training, curves: pd.DataFrame, frame: Frame) -> list[Block]:
     blocks: list[Block] = []
     for kind, what in (("diagnostic", "while it learnt"), ("validation", "on validation patches")):
-        families = plots.families(series_of(curves, kind), training.table.labels)
-        for family, series in families.items():
-            title = family if len(family) < 44 else family[:42] + "…"
-            hint = next((text for start, text in HINTS.items() if family.startswith(start)), None)
-            pictures = plots.line_plots(title, series, frame=frame, smooth=True)
-            shows = f"{family[0].upper()}{family[1:]}: what the method reports of itself {what}."
+        figures: dict[str, list[str]] = {}
+        for family, series in plots.families(series_of(curves, kind), training.table.labels).items():
+            named = [Series(training.named(one.name), one.x, one.y) for one in series]
+            title = family.replace(" of …,", ",")
+            title = title if len(title) < 44 else title[:42] + "…"
+            limits = plots.UNIT if _UNIT.search(family) else None
+            pictures = plots.line_plots(title, named, frame=frame, limits=limits, smooth=True)
+            about = "Dice of each label, by source or by what predicts" if family.startswith("Dice of") else family
+            figures.setdefault(about, []).extend(pictures)
+        for about, pictures in figures.items():
+            hint = next((text for start, text in HINTS.items() if about.startswith(start)), None)
+            shows = f"{about[0].upper()}{about[1:]}: what the method reports of itself {what}."
             blocks.append(Figure(shows, hint or "sudden changes.", pictures))
     return blocks

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from nnunet_mutual.report import overlays, plots
 from nnunet_mutual.report.blocks import Block, Figure, Missing, Section, Table, Text
 from nnunet_mutual.report.findings import FEW
 from nnunet_mutual.report.identities import Identities
-from nnunet_mutual.report.scores import ModelDifference, compare, first_network, paired
+from nnunet_mutual.report.scores import MEASURED, ModelDifference, compare, first_network, paired
 from nnunet_mutual.report.training import Training
 
 MOST_PAIRED = 12
@@ -48,8 +47,8 @@ def results(
         return section
     labels, sources = list(training.table.labels), list(training.table.sources)
     for network, own in scores.groupby("network", sort=False):
-        of = f", network {network}" if network else ""
-        section.blocks += [_by_label(own, labels, of), _plot(own, labels, sources, of)]
+        of = _of(network)
+        section.blocks += [_by_label(own, labels, of), *_distances(own, labels, of), _plot(own, labels, sources, of)]
         if own.source.nunique() > 1:
             section.blocks.append(_by_source(own, labels, sources, of))
     if other is not None:
@@ -62,6 +61,10 @@ def results(
     else:
         section.blocks.append(Text("Slices of images are left out, as --no-images asked."))
     return section
+
+
+def _of(network: object) -> str:
+    return f", modality group {network}" if network else ""
 
 
 def _by_label(scores: pd.DataFrame, labels: Sequence[str], of: str) -> Table:
@@ -89,6 +92,44 @@ def _by_label(scores: pd.DataFrame, labels: Sequence[str], of: str) -> Table:
         f"small n (below {FEW} a mean says little), a worst case far below the median, organs missed entirely or found "
         "where nobody drew them.",
     )
+
+
+def _distances(scores: pd.DataFrame, labels: Sequence[str], of: str) -> list[Block]:
+    """Surface distances and volumes, where they were measured."""
+    if scores[list(MEASURED)].isna().all(axis=None):
+        return []
+    rows: list[list[str | None]] = []
+    for label in labels:
+        own = scores[scores.label == label]
+        distance = own.hd95_mm.dropna()
+        error = (own.volume_ml - own.reference_volume_ml)[own.reference_volume_ml > 0].dropna()
+        share = (100 * error / own.reference_volume_ml[error.index]).abs()
+        rows.append(
+            [
+                label,
+                str(len(distance)),
+                *([f"{distance.median():.1f}", f"{distance.max():.1f}"] if len(distance) else [None, None]),
+                _mean(own.surface_dice),
+                *(
+                    [f"{own[name].median():.3g}" for name in ("reference_volume_ml", "volume_ml")]
+                    if len(error)
+                    else [None, None]
+                ),
+                f"{share.median():.0f} %" if len(share) else None,
+            ]
+        )
+    head = ["label", "n", "HD95 mm, median", "worst", "surface Dice", "drawn ml, median", "predicted ml"]
+    return [
+        Table(
+            f"Distances and volumes of the same cases{of}. HD95: 95 % of the outline lies within this distance of the "
+            "other outline (missed organs count as the image's diagonal). Surface Dice: share of the outlines that lie "
+            "within 1 mm of each other, unless evaluate was told otherwise. Volume error: median of its size.",
+            [*head, "volume error"],
+            rows,
+            "a worst distance of many centimetres (an island far away), a good Dice with a poor surface Dice (small "
+            "structures), volumes that are too large or too small throughout.",
+        )
+    ]
 
 
 def _plot(scores: pd.DataFrame, labels: list[str], sources: list[str], of: str) -> Figure:
@@ -122,7 +163,7 @@ def comparison(scores: pd.DataFrame, other: tuple[str, pd.DataFrame], labels: Se
     """Returns a table and paired lines against a second model."""
     name, theirs = other
     network = str(scores.network.iloc[0])
-    of = f" (here: network {network})" if network else ""
+    of = f" (here: modality group {network})" if network else ""
     both = paired(scores, theirs)
     chosen = {label: both[both.label == label].dropna(subset=["dice", "dice_other"]) for label in labels}
     found = {label: _difference(label, rows) for label, rows in chosen.items() if len(rows)}
@@ -149,17 +190,15 @@ def comparison(scores: pd.DataFrame, other: tuple[str, pd.DataFrame], labels: Se
         "intervals that contain 0: the two models cannot be told apart on these cases. Other cases, or another seed, "
         "may turn a small difference around.",
     )
-    scale = both[["dice", "dice_other"]].to_numpy(float)
-    limits = (max(-0.02, float(np.nanmin(scale)) - 0.03), min(1.02, float(np.nanmax(scale)) + 0.03))
     largest = sorted(found, key=lambda label: -abs(found[label].mean))[:MOST_PAIRED]
     pictures = [
-        plots.paired_plot(label, rows.dice.to_numpy(float), rows.dice_other.to_numpy(float), found[label], limits)
-        for label, rows in chosen.items()
+        plots.paired_plot(n, rows.dice.to_numpy(float), rows.dice_other.to_numpy(float), found[label])
+        for n, (label, rows) in enumerate(chosen.items())
         if label in largest
     ]
     lines = Figure(
-        "A line is one case: left the other model, right this one; solid and blue where this one is better, dashed "
-        "and orange where it is worse, thick the means.",
+        "A line is one case: left the other model, right this one; solid where this one is better, dashed where it "
+        "is worse, thick the means.",
         "a few cases that make the whole difference, and lines that fall steeply: cases that this model loses.",
         pictures,
         size="small",
@@ -173,7 +212,7 @@ def _difference(label: str, rows: pd.DataFrame) -> ModelDifference:
 
 def _slices(training: Training, scores: pd.DataFrame, validation: Path, names: Identities) -> Figure | Missing:
     network = str(scores.network.iloc[0])
-    of = f", network {network}" if network else ""
+    of = _of(network)
     chosen = overlays.picks(scores, list(training.table.labels))
     drawn = list(overlays.overlays(training, chosen, validation, names, network))
     if not drawn:
@@ -182,9 +221,10 @@ def _slices(training: Training, scores: pd.DataFrame, validation: Path, names: I
             "validation/, all of the same cases. With them in place, the same command adds the slices."
         )
     return Figure(
-        f"A typical case of each label (Dice nearest to the median) and the worst one{of}, in the slice with most "
-        "wrong voxels. Solid blue: drawn; dashed orange: predicted. Only the named label is outlined; patient's right "
-        "is on the left.",
+        f"A typical case of each label (Dice nearest to the median) and the worst one{of}, in the axial slice with "
+        "most wrong voxels, and in the plane of the acquisition where that is another. White: drawn; dashed, in the "
+        "colour of the label: predicted. Only the named label is outlined. R and L are the patient's right and left; "
+        "slices are counted from 1, as they lie in the file.",
         "whether the worst case is an error that you would see and correct, whether it is an unusual patient, or "
         "whether the drawing itself is in doubt.",
         [picture for picture, _ in drawn],

@@ -14,7 +14,9 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.host_files import read_summary
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.evaluation.output import TIDY
 
+MEASURED = ("hd95_mm", "surface_dice", "volume_ml", "reference_volume_ml")
 COLUMNS = ("network", "case", "source", "label", "dice", "precision", "recall", "voxels_drawn", "voxels_predicted")
 DRAWS = 10_000
 
@@ -34,10 +36,33 @@ def read_scores(folders: Mapping[str, Path], table: AnnotationTable) -> pd.DataF
         table: labels, and what each case annotates: other labels are left out, whatever the file says of them.
 
     Returns:
-        A row for each network, case and annotated label; Dice is NaN where prediction and reference both lack it.
+        A row for each network, case and annotated label; Dice is NaN where prediction and reference both lack it,
+        distances and volumes where they were not measured.
     """
-    rows = [row for name, folder in folders.items() for row in _rows(name, folder, table, table)]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    parts = [
+        pd.DataFrame(_rows(name, folder, table, table), columns=list(COLUMNS)).merge(
+            _measured(folder), on=["case", "label"], how="left"
+        )
+        for name, folder in folders.items()
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*COLUMNS, *MEASURED])
+
+
+def _measured(folder: Path) -> pd.DataFrame:
+    """Distances and volumes of a validation folder, by its own metrics.csv or else that of ``evaluate``."""
+    for file in (folder / TIDY, folder / "evaluation" / TIDY):
+        if not file.is_file():
+            continue
+        try:
+            tidy = pd.read_csv(file, dtype={"case": str, "label": str})
+            found = tidy[tidy.metric.isin(MEASURED)].astype({"value": float})
+            wide = found.pivot(index=["case", "label"], columns="metric", values="value").reset_index()
+        except (ValueError, KeyError, AttributeError) as error:
+            raise MutualError(
+                f"{file} is no table of nnunet_mutual evaluate ({str(error)[:80]}); delete it, or validate again"
+            ) from None
+        return wide.reindex(columns=["case", "label", *MEASURED])
+    return pd.DataFrame(columns=["case", "label", *MEASURED]).astype(dict.fromkeys(MEASURED, float))
 
 
 def read_other(path: Path, fold: str, table: AnnotationTable) -> tuple[str, pd.DataFrame]:

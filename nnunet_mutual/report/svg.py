@@ -15,8 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the page's style sheet has a lighter and a darker
-# form of each. Every series also has a line style or a marker of its own.
+# form of each. A colour stands for a label, the same one in all figures of a page; what is no label is drawn in ink,
+# with a line style or a marker of its own.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+BRIGHT = ("#4da6e0", "#f28a45", "#3cc79a", "#e3a3c8", "#f2b73d", "#9bd4f5")  # the same on dark ground, in images
 MARKERS = ("o", "^", "s", "D", "v", "P")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 INK, FAINT, PAPER = "#010203", "#bdbebf", "#fcfdfe"  # stand for the page's own colours

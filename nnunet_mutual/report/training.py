@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
+from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.raw import read_dataset_json, unlabelled_cases
 from nnunet_mutual.disk.files import natural, read_object
@@ -17,10 +19,13 @@ from nnunet_mutual.disk.host_files import read_plans, read_splits
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.shapes import require_shape
 from nnunet_mutual.disk.trainings import FINAL, NamedTraining, fold_of
+from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.plugin.find import resolve, training_names
 from nnunet_mutual.preprocessing.unlabelled import UNLABELLED, unlabelled_keys
+from nnunet_mutual.report.logs import read_acted
 from nnunet_mutual.settings import differences
 
+_NETWORK = re.compile(r"\bnetwork (\d+)\b")
 STOCK_EPOCHS, STOCK_ITERATIONS = 1000, 250
 
 
@@ -159,10 +164,20 @@ class Training:
         held_out = [] if self.fold == "all" else self.split.validation
         return unlabelled_keys(self.table, found, held_out)
 
+    @cached_property
+    def acted(self) -> Acted | None:
+        """What of the method was at work, as the training says it; None if it does not."""
+        return read_acted(self.folder)
+
     @property
-    def uses_unlabelled(self) -> bool:
-        """Whether the trainer learns from unlabelled images."""
-        return "unlabelled_per_batch" in (self.settings or {})
+    def by_group(self) -> bool:
+        """Whether each network is that of a modality group."""
+        return PLANS_KEY in self.plan
+
+    def named(self, text: str) -> str:
+        """Returns a text in which the networks of modality groups are called by their group."""
+        groups = list(self.table.modality_groups) if self.by_group else []
+        return _NETWORK.sub(lambda n: groups[int(n[1])] if int(n[1]) < len(groups) else n[0], text)
 
 
 def open_training(dataset: str, configuration: str, *, trainer: str, plans: str, fold: str) -> Training:

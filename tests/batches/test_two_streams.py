@@ -15,6 +15,8 @@ from training import KEYS, SHORT, change_settings, largest_difference, partial_b
 from two_streams import UNLABELLED, two_stream_dataset
 from unlabelled_images import add_unlabelled
 
+from nnunet_mutual.engine.acted import Acted
+from nnunet_mutual.engine.checkpoint_file import read_checkpoint
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.trainers import MeanTeacherTrainer, MutualCorrelationTrainer, PartialTrainer
 
@@ -173,7 +175,9 @@ def test_without_unlabelled_images_it_is_partial_trainer(nnunet_folders: Path, t
     assert largest_difference(weights(ours), weights(partial)) == 0
     assert len(ours.peers.networks) == 1
     log = next(Path(ours.output_folder).glob("training_log*")).read_text()
-    assert "There are no unlabelled images" in log and "nothing to be mutual about" in log
+    assert log.count("nothing to be mutual about and trained as PartialTrainer: there are no unlabelled images") == 1
+    acted = Acted.of_state(read_checkpoint(Path(ours.output_folder) / "checkpoint_final.pth")["mutual_state"])
+    assert acted is not None and acted.idle in log and acted.methods == ("PartialTrainer",)
 
 
 @pytest.mark.parametrize("trainer_class", TRAINERS)

@@ -20,8 +20,11 @@ import tiny
 import torch
 
 from nnunet_mutual import trainers
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.export.command import export
+from nnunet_mutual.export.model_card import Origin, TrainedFold, model_card
 from nnunet_mutual.planning.configuration import plan
 from nnunet_mutual.plugin.find import training_names
 from nnunet_mutual.settings import parse_settings
@@ -170,7 +173,23 @@ def test_the_card_tells_all_but_names(trained: Path, folders: Callable[[str], Pa
         assert f"{version} {metadata.version(version)}" in card
     for words in ("PartialTrainer", "2 epochs", "(1 x 1 x 1 mm)", "Intended use", "Limits", "70, 101979 (2021)"):
         assert words in card
+    assert re.search(r"- One network on \d cases, \d of which leave labels open \(fold 0\)\.", card)
     assert not re.search(r"case_\d|Jane", card) and str(trained) not in card
+
+
+def test_no_paper_is_cited_for_what_did_not_run() -> None:
+    table = AnnotationTable.from_dataset_json({"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}})
+    origin = Origin("M", "MutualCorrelationTrainer", "3d_fullres", (1, 1, 1), ["0"], "final", ["CT"], 4)
+
+    def card(*folds: Acted | None) -> str:
+        return model_card(origin, table, [TrainedFold({"metric_per_case": []}, {}, 1, (), one) for one in folds])
+
+    idle = Acted("one network on 4 cases", (), idle="MutualCorrelationTrainer had nothing to be mutual about")
+    assert "MutualCorrelationTrainer had nothing to be mutual about (fold 0)." in card(idle)
+    assert "arXiv:2307.06312" not in card(idle) and "Isensee" in card(idle) and "without any drawing" not in card(idle)
+    acted = Acted("two networks", ("MutualCorrelationTrainer",), unlabelled=80)
+    assert "arXiv:2307.06312" in card(acted) and "Beside them, 80 images without any drawing." in card(acted)
+    assert "arXiv:2307.06312" in card(None)  # of a checkpoint that does not know
 
 
 @pytest.mark.parametrize(
@@ -264,10 +283,6 @@ def test_settings_on_the_command_line_go_into_objects() -> None:
     assert parse_settings(["loss.pd=0.5", "loss.fd=0", "amp=off"]) == {"loss": {"pd": 0.5, "fd": 0}, "amp": "off"}
 
 
-def test_every_method_names_its_paper_and_says_what_it_learns_from() -> None:
+def test_every_method_names_its_paper() -> None:
     classes = {name: getattr(trainers, name) for name in training_names()}
     assert all(found.paper for found in classes.values())
-    assert {name for name, found in classes.items() if not found.learns_unlabelled()} == {
-        "PartialTrainer",
-        "MutualPartialTrainer",
-    }

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 from report_folder import write_checkpoint, write_log
 from test_report import Page, assert_is_a_good_page, report, rows
 
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.pseudo_labels.review.figures import PLANES
 from nnunet_mutual.report.identities import Identities
-from nnunet_mutual.report.logs import networks_per_epoch, read_alarms, read_curves, read_versions
-from nnunet_mutual.report.plots import Series, families, line_plots, thin
-from nnunet_mutual.report.progress import stage_borders
-from nnunet_mutual.report.scores import compare
+from nnunet_mutual.report.logs import networks_per_epoch, read_alarms, read_curves, read_versions, stage_borders
+from nnunet_mutual.report.overlays import _place, _planes, _read, _Volume
+from nnunet_mutual.report.plots import Frame, Series, decisions_plot, families, line_plots, score_plots, thin
+from nnunet_mutual.report.scores import _measured, compare
+from nnunet_mutual.report.training import Training
 
 
 @pytest.mark.parametrize(
@@ -64,6 +69,16 @@ def test_logs(tmp_path: Path) -> None:
     assert read_versions(tmp_path) == {"nnunet_mutual": "0.0.7", "torch": "9.9"}
 
 
+def test_a_log_that_is_ahead_of_its_checkpoint_comes_after_it(tmp_path: Path) -> None:
+    write_log(tmp_path)
+    write_checkpoint(tmp_path)
+    with (tmp_path / "mutual_log.jsonl").open("a") as stream:
+        stream.write("\n" + json.dumps({"epoch": 6, "loss": 0.5}))
+    curves = read_curves(tmp_path, ["liver", "tumour", "spleen"])
+    loss = curves[(curves.kind == "loss") & (curves.name == "training")]
+    assert loss.epoch.tolist() == list(range(7)) and loss.value.iloc[-1] == 0.5
+
+
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     (tmp_path / "checkpoint_final.pth").rename(tmp_path / "checkpoint_best.pth")
@@ -94,8 +109,67 @@ def test_many_curves_are_spread_over_plots_that_can_be_told_apart() -> None:
     drawn = line_plots("Dice", series)
     assert len(drawn) == 3 and sum(plot.count(">label ") for plot in drawn) == 14
     assert "label 13: 13 in epoch 0" in drawn[2]
-    # the page's colours, and none that is fixed on light ground
-    assert "var(--c0)" in drawn[0] and "currentColor" in drawn[0] and "#0072b2" not in drawn[0].lower()
+    # what is no label is drawn in ink, in the page's, which is not fixed on light ground
+    assert "var(--c0)" not in drawn[0] and "currentColor" in drawn[0]
+
+
+def test_a_label_has_one_colour_in_all_figures() -> None:
+    labels = [f"organ {n}" for n in range(8)]
+    frame = Frame(labels=labels)
+    x, y = np.arange(4), np.ones(4)
+    (alone,) = line_plots("Dice", [Series("organ 2, network 1", x, y)], frame=frame)
+    (both,) = line_plots("Dice", [Series("organ 1", x, y), Series("organ 7", x, y)], frame=frame)
+    assert "var(--c2)" in alone and "var(--c0)" not in alone and "#0072b2" not in alone.lower()
+    assert "var(--c1)" in both and "var(--c0)" not in both and "stroke-dasharray" in both  # the eighth: another line
+    scores = pd.DataFrame([("organ 2", "a", 0.5), ("organ 3", "b", 0.7)], columns=["label", "source", "dice"])
+    (points,) = score_plots("Dice", scores, labels, ["a", "b"])
+    counts = pd.DataFrame([("organ 2", 3, 1)], columns=["label", "accepted", "rejected"])
+    for drawn in (points, decisions_plot(counts, labels)):
+        assert "var(--c2)" in drawn and "var(--c0)" not in drawn
+    assert "var(--c3)" in points
+
+
+@pytest.mark.parametrize("directions", ["LPS", "RAI", "PIR", "SAR"])
+def test_slices_are_counted_as_they_lie_in_the_file(tmp_path: Path, directions: str) -> None:
+    """A mark in one voxel is found in the slice whose number, counted in the file, is the mark's."""
+    upright = sitk.GetImageFromArray(np.zeros((5, 6, 7), np.int16))
+    upright[2, 4, 1] = 100
+    stored = sitk.DICOMOrient(upright, directions)
+    sitk.WriteImage(stored, str(tmp_path / "image.nii.gz"))
+    image = _read(tmp_path / "image.nii.gz")
+    assert image.oriented and image.voxels.shape == (5, 6, 7)
+    in_file = np.argwhere(sitk.GetArrayFromImage(stored) == 100)[0][::-1]  # x, y, z
+    mark = np.argwhere(image.voxels == 100)[0]
+    for plane, pair in zip(PLANES, ("SI", "AP", "LR"), strict=True):
+        axis = next(n for n, letter in enumerate(directions) if letter in pair)
+        expected = f"{plane.name} slice {in_file[axis] + 1} of {image.voxels.shape[plane.axis]}"
+        assert _place(image, plane, int(mark[plane.axis])) == expected
+
+
+def test_axial_first_then_the_plane_of_thick_slices() -> None:
+    def names(*spacing: float, slices: int = 4) -> list[str]:
+        return [plane.name for plane in _planes(_Volume(np.zeros((slices, 4, 4)), spacing))]
+
+    assert names(1, 1, 1) == names(5, 1, 1) == names(1, 1.2, 1) == names(np.inf, 1, 1, slices=1) == ["axial"]
+    assert names(1, 5, 1) == ["axial", "coronal"] and names(1, 1, 3) == ["axial", "sagittal"]
+
+
+def test_damaged_distances_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("case,label,metric,value\nc,liver,hd95_mm,2.5\nc,liver,volume_ml,\n")
+    found = _measured(tmp_path)
+    assert found.hd95_mm.tolist() == [2.5] and found.volume_ml.isna().all()
+    for text in ("", "case,label\nc,liver\n", "case,label,metric,value\nc,liver,hd95_mm,far\n"):
+        (tmp_path / "metrics.csv").write_text(text)
+        with pytest.raises(MutualError, match="is no table of nnunet_mutual evaluate"):
+            _measured(tmp_path)
+
+
+def test_modality_groups_are_called_by_name() -> None:
+    training = Training(Path("x"), None, "T", "P", "2d", "0")  # type: ignore[arg-type]
+    vars(training).update(plan={"modality_groups": {}}, table=SimpleNamespace(modality_groups={"T1": [], "FLAIR": []}))
+    assert training.named("network 1 and network 0, network 7") == "FLAIR and T1, network 7"
+    vars(training).update(plan={})
+    assert training.named("network 1") == "network 1"
 
 
 def write_evidence(folder: Path) -> None:

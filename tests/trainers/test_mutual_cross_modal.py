@@ -275,6 +275,9 @@ def test_without_unlabelled_images_each_group_is_supervised(nnunet_folders: Path
     said = trainer.train_step(next(trainer.dataloader_train))
     by_name = dict(zip(trainer.stage.term_names, said["terms"], strict=True))
     assert all(by_name[f"supervised[{n}]"] != 0 and by_name[f"contrast[{n}]"] == 0 for n in range(3))
+    acted = trainer.acted
+    assert acted.methods == () and "3 networks" in acted.trained and "did not learn from each other" in acted.trained
+    assert f"WARNING: {acted.idle}" in Path(trainer.log_file).read_text()
 
 
 def test_an_inactive_contrast_is_said(nnunet_folders: Path) -> None:

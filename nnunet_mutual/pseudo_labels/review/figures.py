@@ -41,16 +41,24 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class _Plane:
+class Plane:
+    """One of the planes in which physicians look at images, of volumes (Z, Y, X) that are turned to L, P, S.
+
+    Attributes:
+        axis: that a slice leaves out.
+        name: of the plane.
+        sides: letters for left, right, top and bottom of the picture.
+    """
+
     axis: int
     name: str
-    sides: tuple[str, str, str, str]  # left, right, top, bottom of the picture
+    sides: tuple[str, str, str, str]
 
 
-_PLANES = (
-    _Plane(0, "axial", ("R", "L", "A", "P")),
-    _Plane(1, "coronal", ("R", "L", "H", "F")),
-    _Plane(2, "sagittal", ("A", "P", "H", "F")),
+PLANES = (
+    Plane(0, "axial", ("R", "L", "A", "P")),
+    Plane(1, "coronal", ("R", "L", "H", "F")),
+    Plane(2, "sagittal", ("A", "P", "H", "F")),
 )
 
 
@@ -59,7 +67,7 @@ def draw(scene: Scene) -> str:
 
     Each plane is the slice with most of the candidate; of an empty candidate, the middle of the image.
     """
-    planes = _PLANES if min(scene.image.shape) > 1 else _PLANES[:1]
+    planes = PLANES if min(scene.image.shape) > 1 else PLANES[:1]
     box = _box(scene)
     low, high = _window(scene.image[box], scene.candidate[box])
     figure = Figure(figsize=(3.6 * len(planes), 7.3), facecolor="black", layout="constrained")
@@ -73,13 +81,13 @@ def draw(scene: Scene) -> str:
             ax.imshow(picture, cmap="gray", vmin=low, vmax=high, extent=(0, width, 0, height))
             ax.set_axis_off()
             if scene.oriented:
-                _write_sides(ax, plane.sides)
+                write_sides(ax, plane.sides)
         drawn = list(scene.drawn.values())
         for number, mask in enumerate(drawn):
             colour = DRAWN[number % len(DRAWN)]
-            _outline(column[1], _cut(mask, box, plane.axis, index), (width, height), colour, "dashed", 1.5)
+            outline(column[1], _cut(mask, box, plane.axis, index), (width, height), colour, "dashed", 1.5)
         candidate = _cut(scene.candidate, box, plane.axis, index)
-        _outline(column[1], candidate, (width, height), CANDIDATE, "solid", 1.8)
+        outline(column[1], candidate, (width, height), CANDIDATE, "solid", 1.8)
         name = plane.name if scene.oriented else f"plane {plane.axis + 1}"
         column[0].set_title(f"{name}, slice {index + 1} of {scene.image.shape[plane.axis]}", color="white", fontsize=9)
     stream = io.BytesIO()
@@ -121,7 +129,8 @@ def _cut(volume: np.ndarray, box: tuple[slice, ...], axis: int, index: int) -> n
     return plane if axis == 0 else plane[::-1]
 
 
-def _outline(ax: Axes, mask: np.ndarray, size: tuple[float, float], colour: str, style: str, width: float) -> None:
+def outline(ax: Axes, mask: np.ndarray, size: tuple[float, float], colour: str, style: str, width: float) -> None:
+    """Draws the outline of a mask (rows, columns), the first row on top, into a picture of a size (width, height)."""
     if not mask.any():
         return
     padded = np.pad(mask.astype(np.float32), 1)  # outlines close at the border of the picture
@@ -134,8 +143,10 @@ def _outline(ax: Axes, mask: np.ndarray, size: tuple[float, float], colour: str,
     ax.set_ylim(0, size[1])
 
 
-def _write_sides(ax: Axes, sides: tuple[str, str, str, str]) -> None:
+def write_sides(ax: Axes, sides: tuple[str, str, str, str]) -> None:
+    """Writes which side of the patient is where, see :class:`Plane`."""
     for text, (x, y) in zip(sides, ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02)), strict=True):
         horizontal = {0.02: "left", 0.98: "right"}.get(x, "center")
         vertical = {0.98: "top", 0.02: "bottom"}.get(y, "center")
-        ax.text(x, y, text, transform=ax.transAxes, color="white", fontsize=8, ha=horizontal, va=vertical)
+        side = ax.text(x, y, text, transform=ax.transAxes, color="white", fontsize=9, ha=horizontal, va=vertical)
+        side.set_path_effects([withStroke(linewidth=2, foreground="black")])  # seen on bright tissue too
