@@ -154,15 +154,12 @@ class TeacherSettings(TwoStreamSettings):
         paste_from: samples of which boxes are pasted into the student's unlabelled images, half of them: "any",
             "unlabelled", "labelled" or "off"; "every": into each of them, for one half from unlabelled samples, for the
             other one from labelled samples or, as what is around a box, into these.
-        soft_loss: Dice on unlabelled images: "batch" is nnU-Net's, over the batch; "sample" is of squares, of each
-            sample and of the labels alone that its target shows.
     """
 
     ema: float = 0.99
     ema_age: float | None = None
     strong_intensity: bool = True
     paste_from: Partners = "any"
-    soft_loss: SoftLoss = "batch"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -172,6 +169,25 @@ class TeacherSettings(TwoStreamSettings):
             raise MutualError(
                 f'setting "ema_age" must be a share of the training, above 0 and below 1, found {self.ema_age}'
             )
+
+
+@dataclass(frozen=True)
+class SoftTeacherSettings(TeacherSettings):
+    """Settings of trainers whose student learns its teacher's probabilities.
+
+    Attributes:
+        temperature: sharpens what the teacher says if below 1.
+        soft_loss: Dice on unlabelled images: "batch" is nnU-Net's, over the batch; "sample" is of squares, of each
+            sample and of the labels alone that its target shows.
+    """
+
+    temperature: float = 0.5
+    soft_loss: SoftLoss = "batch"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.temperature < math.inf:
+            raise MutualError(f'setting "temperature" must be above 0, found {self.temperature}')
 
 
 def merged_block(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:

@@ -16,29 +16,25 @@ from nnunet_mutual.objectives import Batch, Objective
 from nnunet_mutual.objectives.mean_teacher import MeanTeacherObjective
 from nnunet_mutual.objectives.teaching import Teaching
 from nnunet_mutual.planning.needs import Needs
-from nnunet_mutual.settings import TeacherSettings
+from nnunet_mutual.settings import SoftTeacherSettings
 from nnunet_mutual.trainers.base import MutualTrainer
 from nnunet_mutual.trainers.unlabelled import NO_CASCADE, ask_average, taught_streams, two_stream_needs
 
 
 @dataclass(frozen=True)
-class MeanTeacherSettings(TeacherSettings):
+class MeanTeacherSettings(SoftTeacherSettings):
     """Settings of :class:`MeanTeacherTrainer`, beside those of every trainer with a teacher.
 
     Attributes:
         consistency: weight of what the teacher says, next to the supervised loss of weight 1.
-        temperature: sharpens the teacher's predictions if below 1.
     """
 
     consistency: float = 0.5
-    temperature: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.consistency < float("inf"):
             raise MutualError(f'setting "consistency" must be 0 or more, found {self.consistency}')
-        if not 0 < self.temperature < float("inf"):
-            raise MutualError(f'setting "temperature" must be above 0, found {self.temperature}')
 
 
 class MeanTeacherTrainer(MutualTrainer):

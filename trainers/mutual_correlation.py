@@ -19,7 +19,7 @@ from nnunet_mutual.objectives import Batch, Objective
 from nnunet_mutual.objectives.correlation import PUBLISHED_TEMPERATURE, STRIDE, CorrelationLoss, CorrelationObjective
 from nnunet_mutual.objectives.teaching import Teaching
 from nnunet_mutual.planning.needs import Needs
-from nnunet_mutual.settings import TeacherSettings, planned_memory
+from nnunet_mutual.settings import SoftTeacherSettings, planned_memory
 from nnunet_mutual.trainers.base import MutualTrainer
 from nnunet_mutual.trainers.unlabelled import (
     NO_CASCADE,
@@ -38,7 +38,7 @@ TEACHERS: dict[Form, list[list[int]]] = {
 
 
 @dataclass(frozen=True)
-class MutualCorrelationSettings(TeacherSettings):
+class MutualCorrelationSettings(SoftTeacherSettings):
     """Settings of :class:`MutualCorrelationTrainer`, beside those of every trainer with unlabelled images.
 
     Attributes:
@@ -50,7 +50,6 @@ class MutualCorrelationSettings(TeacherSettings):
         second: the other network: "attention" for A, or "equal" for one more of the plans.
         own_views: whether each network sees strong intensities of its own.
         loss: weights of the terms.
-        temperature: of sharpened predictions, as targets of the other network.
         inter: what attends to what in the auxiliary network across images: "pooled" or "position".
         dropout: of the attention.
         published: the form of the paper, to compare with: consistency of all images by squared differences with targets
@@ -65,15 +64,12 @@ class MutualCorrelationSettings(TeacherSettings):
     second: Literal["attention", "equal"] = "attention"
     own_views: bool = True
     loss: CorrelationLoss = field(default_factory=CorrelationLoss)
-    temperature: float = 0.5
     inter: Inter = "pooled"
     dropout: float = 0.1
     published: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.temperature < float("inf"):
-            raise MutualError(f'setting "temperature" must be above 0, found {self.temperature}')
         if not 0 <= self.dropout < 1:
             raise MutualError(f'setting "dropout" must be from 0 to below 1, found {self.dropout}')
         if self.published and (self.form, self.second) != ("partner", "attention"):

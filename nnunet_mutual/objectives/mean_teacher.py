@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from nnunet_mutual.batches.batch import Batch
+from nnunet_mutual.losses.consistency import agreement, probabilities
 from nnunet_mutual.objectives.base import Objective, Output, Progress, Said, Step, Term
 from nnunet_mutual.objectives.organs import ramp
+from nnunet_mutual.objectives.prototypes import PrototypeObjective
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 from nnunet_mutual.objectives.teaching import Lesson, Teaching
 
@@ -77,3 +79,34 @@ class MeanTeacherObjective(Objective[TaughtStep]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :meth:`Objective.load_state_dict`."""
         self.teaching.confident.copy_(state["confident"])
+
+
+class FilteredTeacherObjective(MeanTeacherObjective):
+    """The same, where prototypes of the labelled images decide as the teacher does; elsewhere nothing is learnt.
+
+    Args:
+        supervised: of labelled samples.
+        teaching: how the student is taught.
+        prototypes: what learns the prototypes and asks the teacher, before this one.
+        options: of :class:`MeanTeacherObjective`.
+
+    Source: [E]; prototypes of arXiv 2502.11456.
+    """
+
+    def __init__(
+        self, supervised: SupervisedObjective, teaching: Teaching, prototypes: PrototypeObjective, **options: float
+    ):
+        super().__init__(supervised, teaching, **options)
+        self.prototypes = prototypes
+
+    def ask(self, batch: Batch, progress: Progress) -> None:
+        """The prototypes ask."""
+
+    def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress, said: Said) -> TaughtStep:
+        """See :meth:`Objective.prepare`."""
+        if batch.views is None or self.weight == 0:
+            return TaughtStep(batch, progress, None)
+        logits, scores = (values[: batch.views.unlabelled] for values in said[self.prototypes])
+        regions = self.teaching.regions
+        agree = agreement(logits, scores, regions=regions)[:, None]
+        return TaughtStep(batch, progress, [self.teaching.lesson(probabilities(logits, regions=regions), batch, agree)])

@@ -41,7 +41,8 @@ class Teaching:
     Args:
         knowledge: what each case annotates.
         ignore_label: nnU-Net's, if there is one.
-        ask: gives a teacher's logits (unlabelled, C, *spatial) of a batch's weak views, in evaluation mode.
+        ask: gives a teacher's logits (unlabelled, C, *spatial) of a batch's weak views, in evaluation mode; None where
+            lessons are made of what others asked.
         teachers: of each student, whose mean prediction it learns.
         temperature: sharpens that if below 1.
         form: "batch": nnU-Net's Dice over the batch; "sample": squared Dice of each sample, of the labels of which its
@@ -52,7 +53,7 @@ class Teaching:
         self,
         knowledge: Knowledge,
         ignore_label: int | None,
-        ask: Callable[[int, Batch], Tensor],
+        ask: Callable[[int, Batch], Tensor] | None,
         teachers: Sequence[Sequence[int]],
         *,
         temperature: float,
@@ -70,19 +71,29 @@ class Teaching:
     @torch.no_grad()
     def lessons(self, batch: Batch) -> list[Lesson]:
         """Asks the teachers; returns the lesson of each student."""
+        assert self.ask is not None
         asked = sorted({number for numbers in self.teachers for number in numbers})
         said = {n: probabilities(self.ask(n, batch), regions=self.regions) for n in asked}
-        different = {numbers: self._lesson([said[n] for n in numbers], batch) for numbers in {*self.teachers}}
+        means = {numbers: torch.stack([said[n] for n in numbers]).mean(0) for numbers in {*self.teachers}}
+        different = {numbers: self.lesson(mean, batch) for numbers, mean in means.items()}
         return [different[numbers] for numbers in self.teachers]
 
-    def _lesson(self, said: Sequence[Tensor], batch: Batch) -> Lesson:
+    @torch.no_grad()
+    def lesson(self, said: Tensor, batch: Batch, where: Tensor | None = None) -> Lesson:
+        """Makes a lesson of what was said.
+
+        Args:
+            said: (unlabelled, C, *spatial) probabilities of the weak views.
+            batch: with views.
+            where: (unlabelled, 1, *spatial) bool, voxels of which it may be learnt; None for all inside of the images.
+        """
         assert batch.views is not None
         inside = batch.views.inside[: batch.views.unlabelled]
-        mean = torch.stack([*said]).mean(0)
-        sharp = self._sharp(mean)
+        sharp = self._sharp(said)
         sure = torch.maximum(sharp, 1 - sharp).amin(1, keepdim=True) > CONFIDENT
         self.confident += torch.stack([(sure & inside).sum(), inside.sum()])
-        target, counted = pasted_targets(mean, inside, batch, self.knowledge, self.ignore_label)
+        learnt = inside if where is None else inside & where
+        target, counted = pasted_targets(said, learnt, batch, self.knowledge, self.ignore_label)
         present = None
         if self.form == "sample":
             present = ((target > 0.5) & counted).flatten(2).sum(2) >= LEAST_VOXELS
