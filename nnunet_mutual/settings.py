@@ -163,12 +163,17 @@ class TeacherSettings(TwoStreamSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ema == 0 and self.ema_age is None:
+        if self.taught and self.ema == 0 and self.ema_age is None:
             raise MutualError('setting "ema" must be above 0: without a moving average there is no teacher')
         if self.ema_age is not None and not 0 < self.ema_age < 1:
             raise MutualError(
                 f'setting "ema_age" must be a share of the training, above 0 and below 1, found {self.ema_age}'
             )
+
+    @property
+    def taught(self) -> bool:
+        """Whether a moving average teaches."""
+        return True
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,11 @@ class MutualCorrelationSettings(SoftTeacherSettings):
             raise MutualError('published=true has form="partner" and second="attention"; leave these settings out')
 
     @property
+    def taught(self) -> bool:
+        """Whether moving averages teach."""
+        return self.form != "partner"
+
+    @property
     def networks(self) -> int:
         """How many learn."""
         return 1 if self.form == "alternating" else 2
@@ -114,7 +119,7 @@ class MutualCorrelationTrainer(MutualTrainer):
             common,
             networks=settings.networks - settings.attends,
             auxiliary=settings.attends,
-            averages=common.averages if settings.form == "partner" else 2,
+            averages=2 if settings.taught else common.averages,
             memory=planned_memory(settings),
             terms=tuple(name for name, weight in terms.items() if weight > 0),
             features=(STRIDE,) if loss.correlation > 0 else (),
@@ -123,7 +128,7 @@ class MutualCorrelationTrainer(MutualTrainer):
     def build_stream(self) -> TwoStreams:
         """Returns labelled and unlabelled images; the published form knows no partial labels."""
         students = self.settings.networks if self.settings.own_views else 1
-        stream = taught_streams(self, students=0 if self.settings.form == "partner" else students)
+        stream = taught_streams(self, students=students if self.settings.taught else 0)
         partial = [k for k in stream.labelled_keys if self.table.case(k).annotated != frozenset(self.table.labels)]
         if self.settings.published and partial:
             raise MutualError(
@@ -152,7 +157,7 @@ class MutualCorrelationTrainer(MutualTrainer):
 
     def _teaching(self) -> Teaching | None:
         chosen = self.settings
-        if chosen.form == "partner":
+        if not chosen.taught:
             return None
         return Teaching(
             self.knowledge,
@@ -173,18 +178,17 @@ class MutualCorrelationTrainer(MutualTrainer):
     @property
     def decay(self) -> float:
         """Of moving averages that teach, by the length of the training."""
-        return self.settings.ema if self.settings.form == "partner" else super().decay
+        return super().decay if self.settings.taught else self.settings.ema
 
     def build_peers(self, objectives: Sequence[Objective]) -> Peers:
         """Returns V, and the second network unless there is nothing to be mutual about."""
         if not self.stream.unlabelled:
             return self.make_peers(objectives)
-        taught = self.settings.form != "partner"
         if self.settings.networks == 1:
             return self.make_peers(objectives, followed=(0, 0), alternate=True)
         if not self.settings.attends:
             return self.make_peers(objectives, 2)
-        averages = {"followed": (0, 1)} if taught else {}
+        averages = {"followed": (0, 1)} if self.settings.taught else {}
         return self.make_peers(objectives, 1, [self._auxiliary()], **averages)
 
     def _auxiliary(self) -> nn.Module:

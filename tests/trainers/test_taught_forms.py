@@ -118,5 +118,8 @@ def test_two_averages_of_one_network_differ(nnunet_folders: Path) -> None:
 def test_forms_that_cannot_be() -> None:
     with pytest.raises(MutualError, match='published=true has form="partner"'):
         read_settings(MutualCorrelationSettings, {"published": True, "form": "crossed"})
+    with pytest.raises(MutualError, match='"ema" must be above 0: without a moving average there is no teacher'):
+        read_settings(MutualCorrelationSettings, {"form": "crossed", "ema_age": None})
+    assert not read_settings(MutualCorrelationSettings, {"ema_age": None}).taught
     with pytest.raises(MutualError, match='"ema_age" must be a share of the training'):
         read_settings(MutualCorrelationSettings, {"ema_age": 1.5})
