@@ -58,6 +58,12 @@ def decide(lengths: list[dict[str, Any]]) -> tuple[int | None, str]:
     return None, "no length fulfils the rule yet"
 
 
+def passed(setting: Setting) -> bool:
+    """Whether a benchmark that has to pass the gate has passed it."""
+    file = setting.calibration_file
+    return "room" in setting.protocol.get("calibration", {}) and file.is_file() and bool(read_json(file)["chosen"])
+
+
 def render() -> str:
     """Returns the table of all benchmarks that have to pass, from their calibration files."""
     head = ["benchmark", "updates", "learning rate", "mean teacher", "twice the updates add", "on a plateau"]

@@ -23,6 +23,7 @@ from pathlib import Path
 import calibration
 import gate
 import pooling
+import screening
 import table
 from settings import HERE, BenchmarkError, Schedule, Setting, locked, names, read_json
 
@@ -58,6 +59,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.command == "table":
             table.write(setting)
             table.put("gate", gate.render())
+            if gate.passed(setting):
+                table.put(f"screening_{setting.name}", screening.render(setting))
         elif arguments.command == "job":
             run_job(setting, arguments)
         elif arguments.command == "prepare":

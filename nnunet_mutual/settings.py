@@ -20,7 +20,8 @@ from nnunet_mutual.errors import MutualError, meant
 BLOCK = "mutual"
 
 S = TypeVar("S")
-Partners = Literal["any", "unlabelled", "labelled", "off"]  # samples of which boxes are pasted into unlabelled ones
+Partners = Literal["every", "any", "unlabelled", "labelled", "off"]  # whose boxes are pasted into unlabelled samples
+SoftLoss = Literal["batch", "sample"]  # over what the Dice of unlabelled samples is taken
 IN_PLANS = "of the plans file"
 LARGEST = 2**32 - 1  # whole number: the largest seed of NumPy's generators
 PLANNED = "planned"  # in a block: what a planner chose for one trainer, which others leave aside
@@ -148,19 +149,50 @@ class TeacherSettings(TwoStreamSettings):
 
     Attributes:
         ema: decay of the teacher's moving average, above 0.
+        ema_age: the same as the mean age of the averaged weights, as a share of all updates; null: ``ema`` says it.
         strong_intensity: whether the student sees unlabelled images with other intensities than the teacher.
-        paste_from: samples of which boxes are pasted into the student's unlabelled images: "any", "unlabelled",
-            "labelled" or "off".
+        paste_from: samples of which boxes are pasted into the student's unlabelled images, half of them: "any",
+            "unlabelled", "labelled" or "off"; "every": into each of them, for one half from unlabelled samples, for the
+            other one from labelled samples or, as what is around a box, into these.
     """
 
     ema: float = 0.99
+    ema_age: float | None = None
     strong_intensity: bool = True
     paste_from: Partners = "any"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ema == 0:
+        if self.taught and self.ema == 0 and self.ema_age is None:
             raise MutualError('setting "ema" must be above 0: without a moving average there is no teacher')
+        if self.ema_age is not None and not 0 < self.ema_age < 1:
+            raise MutualError(
+                f'setting "ema_age" must be a share of the training, above 0 and below 1, found {self.ema_age}'
+            )
+
+    @property
+    def taught(self) -> bool:
+        """Whether a moving average teaches."""
+        return True
+
+
+@dataclass(frozen=True)
+class SoftTeacherSettings(TeacherSettings):
+    """Settings of trainers whose student learns its teacher's probabilities.
+
+    Attributes:
+        temperature: sharpens what the teacher says if below 1.
+        soft_loss: Dice on unlabelled images: "batch" is nnU-Net's, over the batch; "sample" is of squares, of each
+            sample and of the labels alone that its target shows.
+    """
+
+    temperature: float = 0.5
+    soft_loss: SoftLoss = "batch"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.temperature < math.inf:
+            raise MutualError(f'setting "temperature" must be above 0, found {self.temperature}')
 
 
 def merged_block(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:

@@ -52,6 +52,7 @@ from nnunet_mutual.engine.validation import FoldValidation
 from nnunet_mutual.engine.window import Window, set_deep_supervision
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.evaluation.validation import measure_validation
+from nnunet_mutual.modules.ema import decay_of
 from nnunet_mutual.objectives import Batch, Objective, Progress
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.supervised import SupervisedObjective, like_nnunet
@@ -176,12 +177,12 @@ class MutualTrainer(nnUNetTrainer):
         return Peers([self.network], [self.optimizer], [self.lr_scheduler], self.grad_scaler)
 
     def make_peers(
-        self, objectives: Sequence[Objective], number: int = 1, auxiliary: Sequence[nn.Module] = ()
+        self, objectives: Sequence[Objective], number: int = 1, auxiliary: Sequence[nn.Module] = (), **averages: Any
     ) -> Peers:
         """Returns several networks, the first of which is stock's; see :meth:`Networks.peers`."""
         first: nn.Module = unwrap(self.network)  # type: ignore[has-type] # untyped in nnU-Net
         self.network = first
-        return self.networks.peers(first, objectives, number, auxiliary)
+        return self.networks.peers(first, objectives, number, auxiliary, **averages)
 
     @property
     def networks(self) -> Networks:
@@ -199,8 +200,17 @@ class MutualTrainer(nnUNetTrainer):
             ranks=self.ranks,
             scaler=self.grad_scaler,
             memory=chosen.memory,
-            decay=chosen.ema,
+            decay=self.decay,
         )
+
+    @property
+    def decay(self) -> float:
+        """Of the networks' moving averages."""
+        age: float | None = getattr(self.settings, "ema_age", None)
+        if age is None:
+            return float(getattr(self.settings, "ema", 0))
+        first, end = self.stage_span
+        return decay_of(age, (end - first) * self.num_iterations_per_epoch)
 
     def _optimise(self, module: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
         """nnU-Net makes optimiser and schedule for ``self.network``, over all epochs instead of those of a stage."""

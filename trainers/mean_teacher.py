@@ -12,32 +12,29 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.streams import TwoStreams
 from nnunet_mutual.engine.peers import Peers
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.objectives import Objective
+from nnunet_mutual.objectives import Batch, Objective
 from nnunet_mutual.objectives.mean_teacher import MeanTeacherObjective
+from nnunet_mutual.objectives.teaching import Teaching
 from nnunet_mutual.planning.needs import Needs
-from nnunet_mutual.settings import TeacherSettings
+from nnunet_mutual.settings import SoftTeacherSettings
 from nnunet_mutual.trainers.base import MutualTrainer
-from nnunet_mutual.trainers.unlabelled import NO_CASCADE, taught_streams, two_stream_needs
+from nnunet_mutual.trainers.unlabelled import NO_CASCADE, ask_average, taught_streams, two_stream_needs
 
 
 @dataclass(frozen=True)
-class MeanTeacherSettings(TeacherSettings):
+class MeanTeacherSettings(SoftTeacherSettings):
     """Settings of :class:`MeanTeacherTrainer`, beside those of every trainer with a teacher.
 
     Attributes:
         consistency: weight of what the teacher says, next to the supervised loss of weight 1.
-        temperature: sharpens the teacher's predictions if below 1.
     """
 
     consistency: float = 0.5
-    temperature: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.consistency < float("inf"):
             raise MutualError(f'setting "consistency" must be 0 or more, found {self.consistency}')
-        if not 0 < self.temperature < float("inf"):
-            raise MutualError(f'setting "temperature" must be above 0, found {self.temperature}')
 
 
 class MeanTeacherTrainer(MutualTrainer):
@@ -75,19 +72,15 @@ class MeanTeacherTrainer(MutualTrainer):
         if not self.stream.unlabelled:
             return [self.supervised]
         chosen = self.settings
-        return [
-            MeanTeacherObjective(
-                self.knowledge,
-                self.supervised,
-                self._ask_teacher,
-                weight=chosen.consistency,
-                ramp_end=chosen.ramp,
-                temperature=chosen.temperature,
-            )
-        ]
+        teaching = Teaching(
+            self.knowledge,
+            self.supervised.ignore_label,
+            self._ask_teacher,
+            [[0]],
+            temperature=chosen.temperature,
+            form=chosen.soft_loss,
+        )
+        return [MeanTeacherObjective(self.supervised, teaching, weight=chosen.consistency, ramp_end=chosen.ramp)]
 
-    def _ask_teacher(self, images: Tensor) -> Tensor:
-        alone = len(images) == 1 and images.device.type == "cpu"
-        # PyTorch convolves a single sample on a CPU without oneDNN, which takes longer than two samples with it.
-        logits = self.peers.ask(0, images.expand(2, *images.shape[1:]) if alone else images)[0]
-        return logits[:1] if alone else logits
+    def _ask_teacher(self, teacher: int, batch: Batch) -> Tensor:
+        return ask_average(self, teacher, batch.weak)

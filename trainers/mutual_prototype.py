@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -18,10 +18,12 @@ from nnunet_mutual.engine.peers import Peers
 from nnunet_mutual.engine.rectifier import Rectifier
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Objective
+from nnunet_mutual.objectives.mean_teacher import FilteredTeacherObjective
 from nnunet_mutual.objectives.prototypes import PrototypeLoss
 from nnunet_mutual.objectives.rectification import STRIDE, RectificationObjective
+from nnunet_mutual.objectives.teaching import Teaching
 from nnunet_mutual.planning.needs import Needs
-from nnunet_mutual.settings import TeacherSettings
+from nnunet_mutual.settings import SoftTeacherSettings
 from nnunet_mutual.trainers.base import MutualTrainer
 from nnunet_mutual.trainers.rectified import RectifiedPredictor
 from nnunet_mutual.trainers.unlabelled import NO_CASCADE, taught_streams, two_stream_needs
@@ -30,12 +32,14 @@ RECTIFIED_CHECKPOINT = "checkpoint_rectified.pth"
 
 
 @dataclass(frozen=True)
-class MutualPrototypeSettings(TeacherSettings):
+class MutualPrototypeSettings(SoftTeacherSettings):
     """Settings of :class:`MutualPrototypeTrainer`, beside those of every trainer with a teacher.
 
     Attributes:
         loss: weights of the terms.
-        confidence: probability from which a voxel of a pseudo label counts.
+        role: what prototypes do to the teacher: "rectify" its logits, or "filter": its probabilities are learnt as by
+            :class:`MeanTeacherTrainer`, where prototypes decide alike.
+        confidence: probability from which a voxel of a pseudo label counts, if rectified.
         published: the form of the paper, to compare with: equal weights, cross-entropy alone on unlabelled images,
             weighted by the share of confident voxels.
     """
@@ -43,6 +47,7 @@ class MutualPrototypeSettings(TeacherSettings):
     ema: float = 0.999
     ramp: float = 0.15
     loss: PrototypeLoss = field(default_factory=PrototypeLoss)
+    role: Literal["rectify", "filter"] = "rectify"
     confidence: float = 0.8
     published: bool = False
 
@@ -50,6 +55,8 @@ class MutualPrototypeSettings(TeacherSettings):
         super().__post_init__()
         if not 0 < self.confidence < 1:
             raise MutualError(f'setting "confidence" must be between 0 and 1, found {self.confidence}')
+        if self.published and self.role != "rectify":
+            raise MutualError('published=true has role="rectify"; leave the setting out')
 
 
 class MutualPrototypeTrainer(MutualTrainer):
@@ -75,6 +82,8 @@ class MutualPrototypeTrainer(MutualTrainer):
         """A student, its moving average, and prototypes with theirs."""
         weights = settings.loss
         terms = {"soft targets of all levels": weights.pseudo, "contrast": weights.contrast}
+        if settings.role == "filter":
+            terms = {"soft targets": weights.pseudo}
         used = tuple(name for name, weight in terms.items() if weight > 0)
         return replace(two_stream_needs(settings, table, cases), prototypes=True, terms=used)
 
@@ -89,7 +98,9 @@ class MutualPrototypeTrainer(MutualTrainer):
         chosen, loss = self.settings, self.settings.loss
         if chosen.published:
             loss = PrototypeLoss(prototypes=0.5, pseudo=0.5, contrast=0.5)
-        self.rectifier = Rectifier(self.networks, self.supervised, chosen.ema, loss.prototypes)
+        self.rectifier = Rectifier(self.networks, self.supervised, self.decay, loss.prototypes)
+        if chosen.role == "filter":
+            return [self.rectifier.objective, self._filtered()]
         rectification = RectificationObjective(
             self.knowledge,
             self.supervised,
@@ -102,6 +113,13 @@ class MutualPrototypeTrainer(MutualTrainer):
             published=chosen.published,
         )
         return [self.rectifier.objective, rectification]
+
+    def _filtered(self) -> FilteredTeacherObjective:
+        chosen = self.settings
+        options: dict[str, Any] = {"temperature": chosen.temperature, "form": chosen.soft_loss}
+        teaching = Teaching(self.knowledge, self.supervised.ignore_label, None, [[0]], **options)
+        weights = {"weight": chosen.loss.pseudo, "ramp_end": chosen.ramp}
+        return FilteredTeacherObjective(self.supervised, teaching, self.rectifier.objective, **weights)
 
     def build_peers(self, objectives: Sequence[Objective]) -> Peers:
         """Returns the student; its moving average is the teacher."""

@@ -8,11 +8,13 @@ from math import ceil
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.streams import StreamSizes, TaughtStreams, TwoStreams
 from nnunet_mutual.planning.needs import Needs, one_network
 from nnunet_mutual.preprocessing.unlabelled import unlabelled_dataset
-from nnunet_mutual.settings import TeacherSettings, TwoStreamSettings
+from nnunet_mutual.settings import TwoStreamSettings
 from nnunet_mutual.trainers.base import MutualTrainer
 
 NO_CASCADE = "whose second stage would need the first one's prediction of every unlabelled image"
@@ -52,12 +54,32 @@ def said(trainer: MutualTrainer, stream: T) -> T:
     return stream
 
 
-def taught_streams(trainer: MutualTrainer) -> TwoStreams:
-    """Returns labelled and unlabelled images, of which a student sees stronger views where there is a teacher."""
+def taught_streams(trainer: MutualTrainer, *, students: int = 1) -> TwoStreams:
+    """Returns labelled and unlabelled images, of which students see stronger views than their teachers.
+
+    Args:
+        trainer: with the settings of a teacher.
+        students: how many see a view of their own; 0 where there is no teacher, and all see the images as they are.
+    """
     parts = trainer.fold_cases, trainer.label_manager, unlabelled_images(trainer), sizes_of(trainer)
     predicted = trainer.foreground.locations
-    chosen = trainer.settings
-    if not isinstance(chosen, TeacherSettings):
+    chosen: Any = trainer.settings
+    if not students:
         return said(trainer, TwoStreams(*parts, predicted=predicted))
-    views: dict[str, Any] = {"intensity": chosen.strong_intensity, "partners": chosen.paste_from}
+    views: dict[str, Any] = {"intensity": chosen.strong_intensity, "partners": chosen.paste_from, "views": students}
     return said(trainer, TaughtStreams(*parts, **views, predicted=predicted))
+
+
+def ask_average(trainer: MutualTrainer, number: int, images: Tensor) -> Tensor:
+    """Returns the logits of a moving average, which another process may have.
+
+    Args:
+        trainer: whose averages are asked.
+        number: of the average.
+        images: (B, M, *spatial).
+    """
+    alone = len(images) == 1 and images.device.type == "cpu"
+    # PyTorch convolves a single sample on a CPU without oneDNN, which takes longer than two samples with it.
+    shown = images.expand(2, *images.shape[1:]) if alone else images
+    logits = trainer.ranks.answer(number, lambda: trainer.peers.ask(number, shown)[0])
+    return logits[:1] if alone else logits

@@ -27,6 +27,7 @@ BARS = {
     "mutual_cross_modal_joint": {"step": 2.2},  # of two groups
     "mutual_cross_modal_sequential": {"memory": 1.25},
 }
+CONSENSUS = {"memory": "joint", "form": "consensus", "second": "equal", "loss": {"correlation": 0.0}}
 WITHOUT_OCC = "mutual_correlation_without_occ"
 
 
@@ -53,6 +54,9 @@ def recipes(parts: int, networks: Sequence[int]) -> dict[str, Recipe]:
         "mean_teacher": Recipe("MeanTeacherTrainer", plain),
         WITHOUT_OCC: Recipe("MutualCorrelationTrainer", plain, {"memory": "joint", "loss": {"correlation": 0.0}}),
         "mutual_prototype": Recipe("MutualPrototypeTrainer", plain),
+        "prototype_filter": Recipe("MutualPrototypeTrainer", plain, {"role": "filter"}),
+        "alternating": Recipe("MutualCorrelationTrainer", plain, {"form": "alternating"}),
+        "consensus": Recipe("MutualCorrelationTrainer", plain, CONSENSUS),
     }
     for memory in ("joint", "sequential"):
         for number in networks:

@@ -37,6 +37,17 @@ class Batch:
     views: Views | None = None
     sight: Sight | None = None
 
+    @property
+    def weak(self) -> Tensor:
+        """The unlabelled images as the loader gave them, (unlabelled, M, *spatial)."""
+        assert self.views is not None
+        return self.data[: self.views.unlabelled] if self.views.weak is None else self.views.weak
+
+    def seen_by(self, network: int) -> Tensor:
+        """Returns the images as a network sees them: ``data``, unless it has a view of its own."""
+        own = () if self.views is None else self.views.further
+        return own[network - 1] if 0 < network <= len(own) else self.data
+
 
 @dataclass(frozen=True)
 class Sight:
@@ -59,29 +70,45 @@ class Views:
         unlabelled: number of unlabelled samples, which come first.
         inside: (B, 1, *spatial) bool, where the image is: neither padded nor outside of nnU-Net's mask of it.
         weak: (unlabelled, M, *spatial) images as the loader gave them, where ``data`` holds a stronger view of them.
-        pasted: which boxes were pasted into ``data``, the same for what is said about these voxels.
+        further: ``data`` as the networks after the first one see it, where each has a stronger view of its own.
+        pasted: which boxes were pasted into all of these, the same for what is said about these voxels.
         soft: (unlabelled, C, *spatial) soft labels that came with the images, 0 where there are none.
     """
 
     unlabelled: int
     inside: Tensor
     weak: Tensor | None = None
+    further: Sequence[Tensor] = ()
     pasted: Sequence[Paste] = ()
     soft: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Paste:
-    """A box of one sample of a batch that replaced the same box of an unlabelled one."""
+    """A box of one sample of a batch that replaced the same box of an unlabelled one, or all around that box."""
 
     into: int
     origin: int
     box: tuple[slice, ...]
+    around: bool = False
+
+    def taken(self, values: Tensor) -> Tensor:
+        """Returns what is taken from the origin's part of (B, C, *spatial): (C, *box), or (C, *spatial) if around."""
+        return values[self.origin] if self.around else within(values, self.origin, self.box)
+
+    def put(self, shown: Tensor, values: Tensor) -> None:
+        """Puts what was taken into (B, C, *spatial), in place."""
+        if not self.around:
+            within(values, self.into, self.box).copy_(shown)
+            return
+        kept = within(values, self.into, self.box).clone()
+        values[self.into].copy_(shown)
+        within(values, self.into, self.box).copy_(kept)
 
 
-def within(values: Tensor, sample: int, paste: Paste) -> Tensor:
+def within(values: Tensor, sample: int, box: tuple[slice, ...]) -> Tensor:
     """Returns the part of one sample of (B, C, *spatial) that a box covers, (C, *box), as a view."""
-    place: tuple[Any, ...] = (sample, slice(None), *paste.box)
+    place: tuple[Any, ...] = (sample, slice(None), *box)
     return values[place]
 
 

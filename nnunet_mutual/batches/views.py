@@ -14,39 +14,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_mutual.batches.batch import Batch, Paste, within
+from nnunet_mutual.batches.batch import Batch, Paste
 from nnunet_mutual.settings import Partners
 
 PROBABILITY = 0.5  # of each transform
 BOX_SHARE = (0.05, 0.4)  # of the voxels of a patch
 
 
-def strengthen(batch: Batch, *, intensity: bool, partners: Partners) -> Batch:
+def strengthen(batch: Batch, *, intensity: bool, partners: Partners, views: int = 1) -> Batch:
     """Replaces the unlabelled images of a batch by stronger views: other intensities, then boxes of other samples.
 
     Args:
         batch: of two streams.
         intensity: whether to change brightness, contrast, gamma, noise and resolution.
         partners: the samples from which boxes may come. From unlabelled ones this is CutMix (Yun et al., ICCV 2019) in
-            3D; from labelled ones the copy-paste of Bai et al., CVPR 2023, in the direction of unlabelled images.
+            3D; from labelled ones the copy-paste of Bai et al., CVPR 2023, in the direction of unlabelled images, or
+            ("every") in both.
+        views: how many networks see intensities of their own, and the same boxes.
 
     Returns:
-        The batch with ``views.weak`` and ``views.pasted``.
+        The batch with ``views.weak``, ``views.pasted`` and, of several views, ``views.further``.
     """
     assert batch.views is not None
     number = batch.views.unlabelled
-    weak = batch.data[:number]
-    strong = [change_intensity(image) for image in weak] if intensity else list(weak)
-    data = torch.cat([torch.stack(strong), batch.data[number:]])
-    pasted = draw_boxes(number, len(data), data.shape[2:], partners)
+    weak, labelled = batch.data[:number], batch.data[number:]
+    strong = [torch.stack([change_intensity(x) for x in weak]) if intensity else weak for _ in range(views)]
+    pasted = draw_boxes(number, len(batch.data), batch.data.shape[2:], partners)
+    seen = [_pasted(torch.cat([images, labelled]), pasted) for images in strong]
+    return replace(batch, data=seen[0], views=replace(batch.views, weak=weak, further=seen[1:], pasted=pasted))
+
+
+def _pasted(data: Tensor, pasted: Sequence[Paste]) -> Tensor:
     before = data.clone() if pasted else data
     for paste in pasted:
-        within(data, paste.into, paste).copy_(within(before, paste.origin, paste))
-    return replace(batch, data=data, views=replace(batch.views, weak=weak, pasted=pasted))
+        paste.put(paste.taken(before), data)
+    return data
 
 
 def draw_boxes(unlabelled: int, samples: int, size: Sequence[int], partners: Partners) -> list[Paste]:
-    """Draws, for about half of the unlabelled samples, a box and the sample from which it comes.
+    """Draws, for about half of the unlabelled samples or for every one, a box and the sample from which it comes.
 
     Args:
         unlabelled: number of unlabelled samples, the first ones.
@@ -54,6 +60,8 @@ def draw_boxes(unlabelled: int, samples: int, size: Sequence[int], partners: Par
         size: of a patch.
         partners: see :func:`strengthen`.
     """
+    if partners == "every":
+        return [_box_for(sample, unlabelled, samples, size) for sample in range(unlabelled)]
     allowed = {
         "any": range(samples),
         "unlabelled": range(unlabelled),
@@ -66,6 +74,14 @@ def draw_boxes(unlabelled: int, samples: int, size: Sequence[int], partners: Par
         if others and np.random.uniform() < PROBABILITY:
             found.append(Paste(sample, int(np.random.choice(others)), _box(size)))
     return found
+
+
+def _box_for(sample: int, unlabelled: int, samples: int, size: Sequence[int]) -> Paste:
+    """Half of the partners are labelled; of these, half give a box and half take one, as what is left around it."""
+    others = [other for other in range(unlabelled) if other != sample]
+    labelled = not others or np.random.uniform() < 0.5
+    origin = int(np.random.choice(range(unlabelled, samples) if labelled else others))
+    return Paste(sample, origin, _box(size), around=labelled and bool(np.random.uniform() < 0.5))
 
 
 def _box(size: Sequence[int]) -> tuple[slice, ...]:

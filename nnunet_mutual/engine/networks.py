@@ -67,7 +67,12 @@ class Networks:
         return self.build().to(self.device)
 
     def peers(
-        self, first: nn.Module, objectives: Sequence[Objective], number: int = 1, auxiliary: Sequence[nn.Module] = ()
+        self,
+        first: nn.Module,
+        objectives: Sequence[Objective],
+        number: int = 1,
+        auxiliary: Sequence[nn.Module] = (),
+        **averages: Any,
     ) -> Peers:
         """Returns differently seeded networks of the plans' architecture, and heads.
 
@@ -76,6 +81,7 @@ class Networks:
             objectives: which say whether features are wanted and which heads are to be trained.
             number: of networks of the plans' architecture, which may be deployed.
             auxiliary: further networks, which are never deployed.
+            averages: ``followed`` and ``alternate`` of :class:`Peers`.
         """
         plain = [first, *(self.new() for _ in range(number - 1)), *auxiliary]
         features = sorted({stride for objective in objectives for stride in objective.feature_strides})
@@ -98,6 +104,7 @@ class Networks:
             auxiliary=len(auxiliary),
             ranks=self.ranks,
             partner_levels=_partner_levels(objectives),
+            **averages,
         )
 
     def _first_memory(self) -> Memory:

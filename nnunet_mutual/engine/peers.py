@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_mutual.engine.cuda_graphs import RecordedCall, RecordedPass, record_passes
 from nnunet_mutual.engine.parallel.ranks import Ranks
 from nnunet_mutual.modules.buffers import buffers_kept
-from nnunet_mutual.modules.ema import MovingAverage
+from nnunet_mutual.modules.ema import MovingAverage, whose_turn
 from nnunet_mutual.modules.tap import FeatureTap
 from nnunet_mutual.objectives.base import Output
 
@@ -54,6 +54,8 @@ class Peers:
         memory: "joint" or "sequential".
         heads: modules that objectives train beside the networks.
         decay: of a moving average of each network's weights, which then is evaluated in its place; 0 for none.
+        followed: the network of each average, the deployable ones first; None for one of each deployable network.
+        alternate: whether two averages of one network follow it in turn, so that they differ.
         compiled: compiles the moving averages; the networks come compiled.
         auxiliary: how many of the last networks are of another architecture and learn along, never to be deployed.
         ranks: which networks run in this process.
@@ -77,6 +79,8 @@ class Peers:
         memory: Memory = "joint",
         heads: nn.Module | None = None,
         decay: float = 0.0,
+        followed: Sequence[int] | None = None,
+        alternate: bool = False,
         compiled: Callable[[nn.Module], nn.Module] = lambda network: network,
         auxiliary: int = 0,
         ranks: Ranks | None = None,
@@ -98,7 +102,9 @@ class Peers:
         self._overflow = (
             _Overflow(self.networks[0]) if scaler is not None and len(self.own) < len(self.networks) else None
         )
-        self.averages = [MovingAverage(unwrap(network), decay) for network in self.deployable] if decay else []
+        self.followed = list(range(len(self.deployable)) if followed is None else followed) if decay else []
+        self.alternate = alternate
+        self.averages = [MovingAverage(unwrap(self.networks[n]), decay) for n in self.followed]
         compiled_averages = [compiled(average.network) for average in self.averages]
         self.asked = [RecordedCall(n, self.recorded.__len__) for n in compiled_averages or self.deployable]
 
@@ -117,13 +123,13 @@ class Peers:
     @property
     def evaluated(self) -> list[nn.Module]:
         """What validation scores and checkpoints deploy: the moving averages if there are any, else the networks."""
-        return [average.network for average in self.averages] or self.deployable
+        return [average.network for average in self.averages[: len(self.deployable)]] or self.deployable
 
     def ask(self, network: int, images: Tensor) -> list[Tensor]:
-        """Returns logits without gradients, highest resolution first, of a network that is evaluated.
+        """Returns logits without gradients, highest resolution first, of a moving average, else of a network.
 
         Args:
-            network: its number.
+            network: its number; those that are evaluated come first.
             images: (B, M, *spatial), as it sees them.
         """
         output = self.asked[network](images)
@@ -131,8 +137,8 @@ class Peers:
 
     def restart_averages(self) -> None:
         """Begins the moving averages anew, after the networks got other weights."""
-        for network, average in zip(self.networks, self.averages, strict=False):
-            average.restart(unwrap(network))
+        for n, average in zip(self.followed, self.averages, strict=True):
+            average.restart(unwrap(self.networks[n]))
 
     def set_epoch(self, epoch: int) -> None:
         """Puts the networks into training mode and the learning rates to those of an epoch of the schedule."""
@@ -235,14 +241,15 @@ class Peers:
                 self.scaler.step(optimizer)
         if self.scaler is not None:
             self.scaler.update()
-        for n, average in enumerate(self.averages):
-            if self.ranks.runs(n):
+        turn = whose_turn(sum(average.steps for average in self.averages)) if self.alternate else None
+        for number, (n, average) in enumerate(zip(self.followed, self.averages, strict=True)):
+            if self.ranks.runs(n) and turn in (None, number):
                 average.update(unwrap(self.networks[n]))
 
     def collect(self) -> None:
         """Brings all networks and averages up to date, before anything but the training itself looks at them."""
         kept = [list(unwrap(network).state_dict().values()) for network in self.networks]
-        for n, average in enumerate(self.averages):
+        for n, average in zip(self.followed, self.averages, strict=True):
             kept[n] += average.network.state_dict().values()
         self.ranks.collect(kept)
         steps = self.ranks.from_owners([average.steps for average in self.averages])

@@ -86,7 +86,7 @@ class Stage:
         peers.zero_grad()
         with self.autocast():
             said = ask_all(self.objectives if peers.own else [], batch, progress)
-        seen = [see(n, batch.data) for n in range(number)]
+        seen = [see(n, batch.seen_by(n)) for n in range(number)]
         self.settle(peers, seen)
         for peer, outputs, recorded in peers.passes(seen, self.autocast):
             with self.autocast():

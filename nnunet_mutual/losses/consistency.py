@@ -21,6 +21,23 @@ def probabilities(logits: Tensor, *, regions: bool, temperature: float = 1.0) ->
     return z.sigmoid() if regions else z.softmax(1)
 
 
+def sharpened(p: Tensor, *, regions: bool, temperature: float) -> Tensor:
+    r"""Probabilities as :func:`probabilities` gives them of a temperature T, from those of temperature 1.
+
+    .. math:: p_k^{1/T} / \sum_j p_j^{1/T}
+
+    Args:
+        p: (B, C, *spatial).
+        regions: whether channels are regions: each against its complement.
+        temperature: T, positive.
+    """
+    if temperature == 1:
+        return p
+    power = p ** (1 / temperature)
+    total = power + (1 - p) ** (1 / temperature) if regions else power.sum(1, keepdim=True)
+    return power / total.clamp_min(torch.finfo(p.dtype).tiny)
+
+
 def squared_difference(prediction: Tensor, target: Tensor, inside: Tensor) -> Tensor:
     r"""Mutual consistency :math:`L_c = \operatorname{mean}_v \frac12 \sum_k (p_k(v) - q_k(v))^2` over valid voxels.
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import random
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+TURN = 10  # steps, of the mean length of an average's turn
 
 
 class MovingAverage:
@@ -45,12 +48,35 @@ class MovingAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns tensors and builtins for a checkpoint."""
-        return {"weights": self.network.state_dict(), "steps": self.steps}
+        return {"weights": self.network.state_dict(), "steps": self.steps, "decay": self.decay}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
         self.network.load_state_dict(state["weights"])
         self.steps = state["steps"]
+        self.decay = state.get("decay", self.decay)  # version 0.1.0 did not save it
+
+
+def decay_of(age: float, updates: int) -> float:
+    """Returns the decay of a moving average.
+
+    Args:
+        age: mean age of the averaged weights, as a share of all updates; d / (1 - d) updates in the long run.
+        updates: of the training.
+    """
+    mean = age * updates
+    return mean / (1 + mean)
+
+
+def whose_turn(step: int) -> int:
+    """Returns which of two averages of one network follows it in a step: they take turns for random lengths.
+
+    Known from the step alone, so that a resumed training and all processes agree.
+
+    Source: AD-MT of Zhao et al., ECCV 2024, arXiv 2311.17325, which draws the lengths as the training goes on.
+    """
+    period, place = divmod(step, 2 * TURN)
+    return int(place >= random.Random(period).randint(TURN // 2, TURN + TURN // 2))
 
 
 def _by_kind(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

@@ -26,6 +26,7 @@ from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import ramp, truth_of
 from nnunet_mutual.objectives.sampling import at_voxels, gathered, spread
 from nnunet_mutual.objectives.supervised import SupervisedObjective
+from nnunet_mutual.objectives.teaching import Lesson, Teaching
 from nnunet_mutual.settings import TermWeights
 
 STRIDE = 1  # of the features: full resolution
@@ -90,10 +91,12 @@ class CorrelationStep(Step):
     Attributes:
         compared: None without unlabelled samples, or without omni-correlation.
         said: (Q, M) correlation of each network, without a graph.
+        lessons: what moving averages teach each network; None where the networks teach each other.
     """
 
     compared: Compared | None
     said: list[Tensor]
+    lessons: list[Lesson] | None = None
 
 
 class CorrelationObjective(Objective[CorrelationStep]):
@@ -106,6 +109,7 @@ class CorrelationObjective(Objective[CorrelationStep]):
         feature_size: channels of the features.
         loss: weights of the terms after the ramp.
         temperature: of sharpened targets.
+        teaching: of the networks by moving averages; None where they teach each other as they are.
         published: squared differences of all samples as consistency, dot products instead of cosines, gradients through
             targets, correlation in one direction.
         ramp_end: share of the training during which they rise.
@@ -127,12 +131,14 @@ class CorrelationObjective(Objective[CorrelationStep]):
         loss: CorrelationLoss,
         temperature: float,
         ramp_end: float,
+        teaching: Teaching | None = None,
         published: bool = False,
     ):
         self.knowledge = knowledge
         self.supervised = supervised
         self.loss = loss
         self.temperature = temperature
+        self.teaching = teaching
         self.published = published
         self.ramp_end = ramp_end
         self.row = {key: i for i, key in enumerate(sorted(keys))}
@@ -146,15 +152,22 @@ class CorrelationObjective(Objective[CorrelationStep]):
 
     # Once per step
 
+    def ask(self, batch: Batch, progress: Progress) -> list[Lesson] | None:
+        """Asks the moving averages, where they teach."""
+        if self.teaching is None or batch.views is None or self.loss.consistency == 0:
+            return None
+        return self.teaching.lessons(batch)
+
     @torch.no_grad()
     def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress, said: Said) -> CorrelationStep:
         """Chooses queries and memory, and compares them for both networks."""
+        lessons = said[self]
         if not self.feature_strides or batch.views is None:
-            return CorrelationStep(batch, progress, None, [])
+            return CorrelationStep(batch, progress, None, [], lessons)
         compared = self._compared(outputs, batch)
         found = [self._correlation(n, output, compared) for n, output in enumerate(outputs)]
         self._numbers[0] += row_entropy(found[0], compared.counted)
-        return CorrelationStep(batch, progress, compared, found)
+        return CorrelationStep(batch, progress, compared, found, lessons)
 
     def _compared(self, outputs: Sequence[Output], batch: Batch) -> Compared:
         places, counted = self._queries([output.levels[0] for output in outputs], batch)
@@ -222,7 +235,10 @@ class CorrelationObjective(Objective[CorrelationStep]):
             "consistency": Term(nothing, loss.consistency * rise),
             "correlation": Term(nothing, loss.correlation * rise),
         }
-        if mutual and loss.consistency > 0:
+        if step.lessons is not None and self.teaching is not None:
+            taught = self.teaching.loss(own.levels[0], step.lessons[peer])
+            found["consistency"] = Term(taught, found["consistency"].weight)
+        elif self.teaching is None and mutual and loss.consistency > 0:
             found["consistency"] = Term(self._consistency(peer, outputs, batch), found["consistency"].weight)
         if step.compared is not None:
             agreement = self._agreement(peer, own, step.compared, step.said[1 - peer])
@@ -298,9 +314,11 @@ class CorrelationObjective(Objective[CorrelationStep]):
         """Reports agreement, the bank and the entropy of the correlation, with an alarm."""
         entropy, agreeing, voxels, steps = self._numbers.tolist()
         self._numbers.zero_()
+        taught = {} if self.teaching is None else self.teaching.diagnose()
         if not voxels:
-            return {}, []
+            return taught, []
         numbers = {
+            **taught,
             "share of unlabelled voxels on which the networks agree": agreeing / voxels,
             "share of the bank that is filled": float(self.bank.filled.float().mean()),
         }
@@ -318,12 +336,15 @@ class CorrelationObjective(Objective[CorrelationStep]):
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`Objective.state_dict`."""
-        return {"bank": self.bank.state_dict(), "numbers": self._numbers.clone()}
+        taught = {} if self.teaching is None else {"confident": self.teaching.confident.clone()}
+        return {"bank": self.bank.state_dict(), "numbers": self._numbers.clone(), **taught}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :meth:`Objective.load_state_dict`."""
         self.bank.load_state_dict(state["bank"])
         self._numbers.copy_(state["numbers"])
+        if self.teaching is not None:
+            self.teaching.confident.copy_(state["confident"])
 
 
 def _two_layers(features: int) -> nn.Sequential:

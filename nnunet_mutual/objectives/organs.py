@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_mutual.batches.batch import Batch, within
+from nnunet_mutual.batches.batch import Batch
 from nnunet_mutual.objectives.base import Progress
 from nnunet_mutual.objectives.knowledge import Knowledge
 
@@ -92,11 +92,11 @@ def pasted_targets(
     target, weight = said.clone(), counted.clone()
     for paste in views.pasted:
         if paste.origin < views.unlabelled:
-            shown, counts = within(said, paste.origin, paste), within(counted, paste.origin, paste)
+            shown, counts = paste.taken(said), paste.taken(counted)
         else:
-            drawn, pattern = within(batch.target[0], paste.origin, paste), batch.pattern_index[paste.origin]
+            drawn, pattern = paste.taken(batch.target[0]), batch.pattern_index[paste.origin]
             shown, known = truth_of(knowledge, drawn, pattern, ignore_label)
-            counts = within(views.inside, paste.origin, paste) & known
-        within(target, paste.into, paste).copy_(shown)
-        within(weight, paste.into, paste).copy_(counts)
+            counts = paste.taken(views.inside) & known
+        paste.put(shown, target)
+        paste.put(counts, weight)
     return target, weight

@@ -205,7 +205,7 @@ def test_cascades_are_refused(nnunet_folders: Path, trainer_class: Any) -> None:
         ({"ema": 0}, '"ema" must be above 0'),
         ({"temperature": 0}, '"temperature" must be above 0'),
         ({"consistency": -1}, '"consistency" must be 0 or more'),
-        ({"paste_from": "all"}, '"mutual.paste_from" must be one of any, unlabelled, labelled, off'),
+        ({"paste_from": "all"}, '"mutual.paste_from" must be one of every, any, unlabelled, labelled, off'),
     ],
 )
 def test_wrong_settings(nnunet_folders: Path, settings: dict[str, Any], message: str) -> None:

@@ -50,6 +50,7 @@ def test_boxes_hold_what_their_origin_holds() -> None:
         assert strong.views is not None
         expected = weak.data.clone()
         for paste in strong.views.pasted:
+            assert not paste.around
             place = (slice(None), *paste.box)
             expected[paste.into][place] = weak.data[paste.origin][place]
             seen.add((paste.into, paste.origin))
@@ -68,6 +69,45 @@ def test_where_boxes_may_come_from(partners: views.Partners, origins: set[int]) 
     assert {paste.origin for paste in drawn} == origins
     assert all(paste.origin != paste.into < 2 for paste in drawn)
     assert not draw_boxes(1, 1, (8, 8), "any"), "one image alone has no partner"
+
+
+def test_every_sample_has_a_box_half_of_them_with_a_labelled_partner_in_both_directions() -> None:
+    np.random.seed(5)
+    kinds = []
+    for _ in range(200):
+        weak = batch()
+        strong = strengthen(weak, intensity=False, partners="every")
+        assert strong.views is not None
+        assert [paste.into for paste in strong.views.pasted] == [0, 1]
+        for paste in strong.views.pasted:
+            mine, other = weak.data[paste.into], weak.data[paste.origin]
+            box = torch.zeros(8, 10, 12, dtype=torch.bool)
+            box[paste.box] = True
+            expected = torch.where(box != paste.around, other, mine)
+            assert torch.equal(strong.data[paste.into], expected)
+            kinds.append((paste.origin >= 2, paste.around))
+    shares = {kind: kinds.count(kind) / len(kinds) for kind in {*kinds}}
+    assert shares.keys() == {(False, False), (True, False), (True, True)}
+    assert shares[False, False] == pytest.approx(0.5, abs=0.1)
+    assert shares[True, True] == pytest.approx(0.25, abs=0.1)
+    assert all(paste.origin == 1 for _ in range(9) for paste in draw_boxes(1, 2, (8, 8), "every"))
+
+
+def test_each_network_has_a_view_of_its_own_and_the_same_boxes() -> None:
+    np.random.seed(6)
+    weak = batch()
+    strong = strengthen(weak, intensity=True, partners="every", views=2)
+    assert strong.views is not None and len(strong.views.further) == 1
+    first, second = strong.seen_by(0), strong.seen_by(1)
+    assert first is strong.data and second is strong.views.further[0]
+    assert not torch.equal(first[:2], second[:2]) and torch.equal(first[2:], second[2:])
+    assert torch.equal(first[2:], weak.data[2:]) and torch.equal(strong.weak, weak.data[:2])
+    for paste in strong.views.pasted:
+        if paste.origin >= 2 and not paste.around:
+            place = (slice(None), *paste.box)
+            assert torch.equal(first[paste.into][place], second[paste.into][place])
+    one = strengthen(batch(), intensity=False, partners="every")
+    assert one.seen_by(1) is one.data, "networks without a view of their own see the first one's"
 
 
 def test_the_random_numbers_come_from_the_host() -> None:

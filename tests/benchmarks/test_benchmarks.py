@@ -249,6 +249,30 @@ def test_the_gate_asks_for_the_doubled_length_before_all_labels(
     assert "adds +0.0040, all labels have 0.0800 more" in state["reason"]
 
 
+def test_screening_compares_every_form_with_both_controls(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = bench.settings.Setting("hippocampus_few_1", None, tmp_path)
+    screening = importlib.import_module("screening")
+    schedule = bench.settings.Schedule(480, 0.01)
+    double = screening.file_of(setting, schedule, "mean_teacher_double", 1)
+    assert double.name == "u960_lr0.01_seed1.json", "the gate has trained the longer control"
+    assert screening.file_of(setting, schedule, "mean_teacher", 1).name == "u480_lr0.01_seed1.json"
+    monkeypatch.setattr(bench.calibration, "chosen", lambda _: schedule)
+    monkeypatch.setattr(bench.settings.Setting, "evidence", tmp_path)
+    monkeypatch.setattr(bench.settings.Setting, "patients", {"a": "a", "b": "b"})
+    for arm, dice in {"mean_teacher": 0.70, "mean_teacher_double": 0.72, "consensus": 0.75}.items():
+        for seed in (0, 1):
+            found = evidence(arm, seed, dice + seed / 100)
+            bench.settings.write_json(screening.file_of(setting, schedule, arm, seed), found)
+    rows = screening.render(setting).splitlines()[2:]
+    assert [row.split("`")[1] for row in rows] == ["mean_teacher", "mean_teacher_double", "consensus"]
+    cells = [cell.strip() for cell in rows[2].split("|")[2:-1]]
+    assert cells[:5] == ["0.7500", "0.7600", "not run", "0.7550", "500"]
+    assert cells[5:7] == ["+0.0500", "+0.0500 to +0.0500"] and cells[8] == "+0.0300"
+    assert rows[0].split("|")[7:10] == ["  "] * 3, "a control is not compared with itself"
+
+
 def test_run_before_calibrate_says_what_to_do(bench: SimpleNamespace, setting: Any) -> None:
     with pytest.raises(bench.settings.BenchmarkError, match="run.py calibrate hippocampus"):
         bench.calibration.chosen(setting)
@@ -331,8 +355,12 @@ def test_the_tables_are_those_of_the_evidence(bench: SimpleNamespace) -> None:
     text = (BENCHMARKS / "README.md").read_text()
     cost, real_channels = (importlib.import_module(name) for name in ("cost.table", "real_channels"))
     tables = {name: bench.table.render(bench.settings.Setting(name, None)) for name in bench.settings.names()}
+    screened = [setting for name in tables if bench.gate.passed(setting := bench.settings.Setting(name, None))]
+    assert [setting.name for setting in screened] == ["hippocampus_few_1"]
+    screening = importlib.import_module("screening")
     for name, table in {
         **tables,
+        **{f"screening_{setting.name}": screening.render(setting) for setting in screened},
         "step": cost.render(),
         "real_channels": real_channels.render(),
         "gate": bench.gate.render(),

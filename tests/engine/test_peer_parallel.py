@@ -39,6 +39,11 @@ def correlation_dataset(root: Path) -> Path:
     return two_stream_dataset(root, settings={**STEPS, "ramp": 0.1, "loss": {"correlation": 1.0}})
 
 
+def consensus_dataset(root: Path) -> Path:
+    taught = {"form": "consensus", "paste_from": "every", "soft_loss": "sample"}
+    return two_stream_dataset(root, settings={**STEPS, "ramp": 0.1, **taught})
+
+
 def crossmodal_dataset(root: Path) -> Path:
     phases = {"ramp": 0.1, "relearn_from": 0.4, "all_from": 0.7}
     return make_preprocessed(root, groups=TWO, settings={**STEPS, **phases, "loss": {"consistency": 1.0}})
@@ -56,11 +61,12 @@ def three_dataset(root: Path) -> Path:
 CASES: dict[str, tuple[Any, Any]] = {
     "partial": (MutualPartialTrainer, partial_dataset),
     "correlation": (MutualCorrelationTrainer, correlation_dataset),
+    "consensus": (MutualCorrelationTrainer, consensus_dataset),
     "crossmodal": (MutualCrossModalTrainer, crossmodal_dataset),
     "short": (MutualCorrelationTrainer, short_dataset),
     "three": (MutualCrossModalTrainer, three_dataset),
 }
-TWENTY_STEPS = ("partial", "correlation", "crossmodal")
+TWENTY_STEPS = ("partial", "correlation", "consensus", "crossmodal")
 
 
 def train(rank: int, store: Any, name: str, preprocessed: Path, size: int, options: dict[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,8 @@ from nnunet_mutual.objectives.prototypes import PrototypeLoss, PrototypeObjectiv
 from nnunet_mutual.objectives.rectification import RectificationObjective
 from nnunet_mutual.objectives.relearning import SoftLabelObjective
 from nnunet_mutual.objectives.supervised import SupervisedObjective, deep_supervision_weights
+from nnunet_mutual.objectives.teaching import Teaching
+from nnunet_mutual.settings import SoftLoss
 
 Make = Callable[[Knowledge, SupervisedObjective], Sequence[Objective]]
 SIZE, UNLABELLED, BANK = 16, "un", 6
@@ -103,8 +105,16 @@ def similarity(known: Knowledge, supervised: SupervisedObjective) -> Sequence[Ob
 
 
 def mean_teacher(known: Knowledge, supervised: SupervisedObjective) -> Sequence[Objective]:
-    teacher = frozen()
-    return [MeanTeacherObjective(known, supervised, lambda x: teacher(x)[0], weight=0.5, ramp_end=0.2, temperature=0.5)]
+    return [MeanTeacherObjective(supervised, teaching(known, [[0]], "batch"), weight=0.5, ramp_end=0.2)]
+
+
+def consensus(known: Knowledge, supervised: SupervisedObjective) -> Sequence[Objective]:
+    return [MeanTeacherObjective(supervised, teaching(known, [[0, 1], [0, 1]], "sample"), weight=0.5, ramp_end=0.2)]
+
+
+def teaching(known: Knowledge, teachers: Sequence[Sequence[int]], form: SoftLoss) -> Teaching:
+    said = [frozen(), frozen()]
+    return Teaching(known, None, lambda n, b: said[n](b.weak)[0], teachers, temperature=0.5, form=form)
 
 
 OURS: dict[str, Any] = {"loss": CorrelationLoss(1.0, 0.5), "temperature": 0.5}
@@ -165,6 +175,7 @@ CASES: dict[str, tuple[list[str], Make, bool, bool]] = {
     "similarity": (PARTIAL, similarity, True, False),
     "similarity, batch Dice": (PARTIAL, similarity, True, True),
     "mean teacher": (STREAMS, mean_teacher, False, False),
+    "consensus": (STREAMS, consensus, False, False),
     "correlation": (STREAMS, lambda known, s: correlation(known, s, OURS), False, False),
     "squared differences": (STREAMS, lambda known, s: correlation(known, s, SQUARED), True, True),
     "cross-modal": (STREAMS, crossmodal(0.6), False, False),

@@ -53,11 +53,18 @@ def test_indices_that_would_be_copied_to_the_device_are_seen() -> None:
     assert waits.found == ["aten.index_put_.default"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_step_waits_for_nothing(name: str, nnunet_folders: Path) -> None:
-    settings = (
-        {**SHORT, "paste_from": "labelled"} if name in ("MeanTeacherTrainer", "MutualPrototypeTrainer") else SHORT
-    )
+BETTER = {"paste_from": "every", "soft_loss": "sample"}
+FORMS: list[tuple[str, dict[str, Any]]] = [
+    ("MeanTeacherTrainer", BETTER),
+    ("MutualPrototypeTrainer", {**BETTER, "role": "filter"}),
+    *(("MutualCorrelationTrainer", {**BETTER, "form": form}) for form in ("consensus", "alternating")),
+]
+
+
+@pytest.mark.parametrize(("name", "form"), [*((name, {}) for name in NAMES), *FORMS])
+def test_a_step_waits_for_nothing(name: str, form: dict[str, Any], nnunet_folders: Path) -> None:
+    pastes = name in ("MeanTeacherTrainer", "MutualPrototypeTrainer")
+    settings = {**SHORT, **({"paste_from": "labelled"} if pastes else {}), **form}
     if name == "MutualCrossModalTrainer":
         preprocessed = make_preprocessed(nnunet_folders, settings=settings)
     else:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from loss_contract import logits
 
-from nnunet_mutual.losses.consistency import probabilities, squared_difference
+from nnunet_mutual.losses.consistency import probabilities, sharpened, squared_difference
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0])
@@ -31,6 +31,16 @@ def test_sharpening_of_two_classes_is_the_published_one(temperature: float) -> N
 def test_sharpening_of_many_classes_is_a_distribution() -> None:
     sharp = probabilities(logits(1, 7), regions=False, temperature=0.1)
     torch.testing.assert_close(sharp.sum(1), torch.ones_like(sharp[:, 0]))
+
+
+@pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0, 2.0])
+def test_sharpening_probabilities_is_dividing_logits(regions: bool, temperature: float) -> None:
+    z = logits(1, 5).double()
+    found = sharpened(probabilities(z, regions=regions), regions=regions, temperature=temperature)
+    torch.testing.assert_close(found, probabilities(z, regions=regions, temperature=temperature), atol=1e-6, rtol=1e-5)
+    certain = torch.tensor([[[0.0]], [[1.0]], [[0.0]]]).movedim(0, 1)
+    assert torch.equal(sharpened(certain, regions=regions, temperature=temperature), certain)
 
 
 def test_consistency_of_two_classes_is_the_mean_squared_error_of_one() -> None:

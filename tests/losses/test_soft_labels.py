@@ -31,6 +31,42 @@ def test_dice_by_hand() -> None:
     assert soft_dice(p * 0, q * 0, everywhere, squared=True).item() == 1
 
 
+def test_a_dice_of_each_sample_by_hand() -> None:
+    p, q = torch.tensor([[[0.5, 1.0]], [[0.5, 0.0]]]), torch.tensor([[[1.0, 1.0]], [[1.0, 0.0]]])
+    everywhere = torch.ones(2, 1, 2, dtype=torch.bool)
+    found = soft_dice(p, q, everywhere, squared=True, per_sample=True, smooth=0)
+    assert found.tolist() == [[pytest.approx(2 * 1.5 / 3.25)], [pytest.approx(2 * 0.5 / 1.25)]]
+
+
+def test_only_labels_that_a_sample_shows_have_a_dice() -> None:
+    z = logits(6, 3)
+    target = probabilities(logits(7, 3), regions=False)
+    inside = torch.ones(2, 1, 3, 4, 5, dtype=torch.bool)
+    loss = partial(soft_label_loss, z, target, inside, regions=False, squared=True)
+    nothing = loss(present=torch.zeros(2, 3, dtype=torch.bool))
+    torch.testing.assert_close(nothing, -(target * z.log_softmax(1)).sum(1).mean())
+    dice = soft_dice(z.softmax(1), target, inside, squared=True, per_sample=True)
+    present = torch.tensor([[True, True, False], [True, True, True]])  # the background never has one
+    shown = torch.stack([dice[0, 1], dice[1, 1], dice[1, 2]]).mean()
+    torch.testing.assert_close(loss(present=present), nothing - shown)
+
+
+def test_faint_foreground_is_not_made_certain() -> None:
+    """A patch where the teacher sees 0.2 of a label and the student 0.8: Dice over the batch asks for yet more."""
+    q = torch.full((1, 1, 100), 0.2, dtype=torch.float64)
+    target = torch.cat([1 - q, q], 1)
+    inside = torch.ones(1, 1, 100, dtype=torch.bool)
+
+    def slope(**options: torch.Tensor | bool) -> float:
+        function = partial(soft_label_loss, target=target, inside=inside, regions=False, **options)
+        entropy = partial(function, present=torch.zeros(1, 2, dtype=torch.bool))
+        z = logits_of(torch.full((1, 100), 0.8, dtype=torch.float64))
+        return (slope_of(function, z) - slope_of(entropy, z))[:, 1].sum().item()
+
+    assert slope() < 0, "the Dice of nnU-Net no longer draws the student away from its teacher"
+    assert slope(squared=True) > 0 and slope(squared=True, present=torch.zeros(1, 2, dtype=torch.bool)) == 0
+
+
 def test_the_best_answer_to_a_soft_label_is_the_label() -> None:
     """nnU-Net's Dice is highest at certainty: with it, a network learns to be surer than its teacher."""
     target = torch.full((1, 1, 100), 0.6, dtype=torch.float64)

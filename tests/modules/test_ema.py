@@ -11,7 +11,7 @@ from torch import nn
 from training import GROUPS, SHORT, largest_difference, partial_block, trainer_for
 
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.modules.ema import MovingAverage
+from nnunet_mutual.modules.ema import TURN, MovingAverage, decay_of, whose_turn
 from nnunet_mutual.trainers import MutualPartialTrainer
 
 
@@ -30,11 +30,33 @@ def test_the_average() -> None:
     assert average.network[1].num_batches_tracked == network[1].num_batches_tracked == 12
     assert not torch.equal(average.network[1].running_mean, network[1].running_mean)
     assert not average.network.training and not any(p.requires_grad for p in average.network.parameters())
-    other = MovingAverage(network, 0.5)
+    other = MovingAverage(network, 0.9)
     other.load_state_dict(average.state_dict())
+    assert other.decay == 0.5, "a training goes on with the decay it began with"
+    before_it_was_saved = {key: value for key, value in average.state_dict().items() if key != "decay"}
+    old = MovingAverage(network, 0.99)
+    old.load_state_dict(before_it_was_saved)
+    assert old.decay == 0.99
     assert other.steps == 12 and torch.equal(other.network[0].weight, average.network[0].weight)
     average.restart(network)
     assert average.steps == 0 and torch.equal(average.network[0].weight, network[0].weight)
+
+
+def test_the_decay_by_the_length_of_a_training() -> None:
+    decay = decay_of(0.1, 480)
+    ages = torch.arange(5000, dtype=torch.float64)
+    weights = (1 - decay) * decay**ages
+    assert (weights * ages).sum().item() == pytest.approx(48, rel=1e-3), "the mean age is not a tenth of the updates"
+    assert decay_of(0.1, 250_000) > decay_of(0.02, 250_000) > 0.9997
+
+
+def test_two_averages_take_turns_of_random_length() -> None:
+    turns = [whose_turn(step) for step in range(4000)]
+    assert turns == [whose_turn(step) for step in range(4000)]
+    assert sum(turns) / len(turns) == pytest.approx(0.5, abs=0.05)
+    changes = [step for step in range(1, 4000) if turns[step] != turns[step - 1]]
+    lengths = [b - a for a, b in zip(changes, changes[1:], strict=False)]
+    assert sum(lengths) / len(lengths) == pytest.approx(TURN, rel=0.1) and len({*lengths}) > 5
 
 
 def test_averages_are_validated_deployed_and_resumed(nnunet_folders: Path) -> None:

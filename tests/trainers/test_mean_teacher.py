@@ -18,7 +18,9 @@ from nnunet_mutual.losses.consistency import probabilities
 from nnunet_mutual.objectives import Batch, Output, Paste, Progress, Views
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.mean_teacher import MeanTeacherObjective
+from nnunet_mutual.objectives.teaching import Teaching
 from nnunet_mutual.trainers import MeanTeacherTrainer
+from nnunet_mutual.trainers.unlabelled import ask_average
 
 LATE = Progress(90, 100)
 
@@ -40,12 +42,12 @@ def test_the_teacher_is_the_average_that_is_deployed(nnunet_folders: Path) -> No
     assert largest_difference(teacher.state_dict(), expected) < 1e-6 < largest_difference(expected, weights(trainer))
     assert trainer.deployed_network is teacher and not teacher.training
     images = torch.randn(1, 1, 16, 16, 16)
-    torch.testing.assert_close(trainer._ask_teacher(images), teacher(images)[0])
+    torch.testing.assert_close(ask_average(trainer, 0, images), teacher(images)[0])
 
 
 def objective(known: Knowledge, teacher: Any, supervised: Any = None, **options: Any) -> MeanTeacherObjective:
-    options = {"weight": 1.0, "ramp_end": 0.2, "temperature": 0.5, **options}
-    return MeanTeacherObjective(known, supervised or Nothing(), teacher, **options)
+    teaching = Teaching(known, None, lambda _, batch: teacher(batch.weak), [[0]], temperature=0.5, form="batch")
+    return MeanTeacherObjective(supervised or Nothing(), teaching, **{"weight": 1.0, "ramp_end": 0.2, **options})
 
 
 class Nothing:
@@ -72,13 +74,13 @@ def test_pasted_voxels_have_the_labels_of_their_origin(nnunet_folders: Path) -> 
     box = (slice(0, 6), slice(0, 6), slice(0, 3))
     pasted = [Paste(0, 2, box), Paste(1, 0, box)]
     patterns = known.patterns(keys)
-    views = Views(2, inside, torch.zeros(2, 1, 6, 6, 6), pasted)
+    views = Views(2, inside, torch.zeros(2, 1, 6, 6, 6), pasted=pasted)
     batch = Batch(torch.zeros(3, 1, 6, 6, 6), [target], keys, patterns, torch.tensor(patterns), views=views)
     mean_teacher = objective(known, lambda images: said)
     taught = mean_teacher.ask(batch, LATE)
     q = probabilities(said, regions=False, temperature=0.5)
     assert taught is not None
-    found, counted = taught
+    found, counted = taught[0].target, taught[0].counted
     left, right = (..., slice(0, 3)), (..., slice(3, 6))
     torch.testing.assert_close(found[right], q[right])
     torch.testing.assert_close(found[1][left], q[0][left])

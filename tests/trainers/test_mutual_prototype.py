@@ -21,7 +21,9 @@ from nnunet_mutual.cli.parser import main
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Output, Progress
 from nnunet_mutual.plugin.find import VARIABLE, trainers_variable
+from nnunet_mutual.settings import read_settings
 from nnunet_mutual.trainers import MutualPrototypeTrainer, RectifiedPredictor
+from nnunet_mutual.trainers.mutual_prototype import MutualPrototypeSettings
 
 LATE = Progress(90, 100)
 
@@ -260,3 +262,34 @@ def test_plan_names_the_trainer_of_a_setting(nnunet_folders: Path, capsys: pytes
     assert "for MutualPrototypeTrainer\n" in capsys.readouterr().out
     assert main(["pseudo_label", "901", "3d_fullres", "0", "-tr", "RectifiedPredictor"]) == 2
     assert "RectifiedPredictor is no trainer of this package" in capsys.readouterr().err
+
+
+def test_a_filter_teaches_where_prototypes_agree_with_the_teacher(nnunet_folders: Path) -> None:
+    settings = {"role": "filter", "ramp": 0.001, "paste_from": "off", "unlabelled_per_batch": 2}
+    trainer = started(two_stream_dataset(nnunet_folders, settings=settings))
+    batch = trainer.training_batch(next(trainer.dataloader_train))
+    with torch.no_grad():
+        plain = trainer.peers.averages[0].network(batch.views.weak)[0]
+        trainer.rectifier.average.network.mix.bias[2] = 50  # the prototypes see the second label everywhere
+        _, step = prepare_all(trainer.objectives, [output_of(trainer, batch).detach()], batch, LATE)
+    (lesson,) = step.lessons
+    inside = batch.views.inside[: batch.views.unlabelled]
+    assert torch.equal(lesson.counted, inside & (plain.argmax(1, keepdim=True) == 2))
+    torch.testing.assert_close(lesson.target, (plain / 0.5).softmax(1))
+    found = trainer.train_step(next(trainer.dataloader_train))
+    assert trainer.stage.term_names == ["prototypes", "trust", "supervised", "consistency"]
+    assert np.isfinite(found["loss"])
+
+
+def test_a_filtered_training_goes_on(nnunet_folders: Path) -> None:
+    settings = {"role": "filter", "paste_from": "every", "soft_loss": "sample", "loss": {"pseudo": 0.5}, "ramp": 0.1}
+    trainer = trainer_for(two_stream_dataset(nnunet_folders, settings=settings), MutualPrototypeTrainer)
+    trainer.run_training()
+    assert (Path(trainer.output_folder) / "checkpoint_rectified.pth").is_file()
+    last = lines_of(trainer)[-1]
+    assert last["weights"]["consistency"] == 0.5 and last["terms"]["consistency"] != 0
+    resumed = trainer_for(Path(trainer.preprocessed_dataset_folder_base), MutualPrototypeTrainer, resume="final")
+    for mine, theirs in zip(resumed.objectives, trainer.objectives, strict=True):
+        assert mine.state_dict().keys() == theirs.state_dict().keys()
+    with pytest.raises(MutualError, match='published=true has role="rectify"'):
+        read_settings(MutualPrototypeSettings, {"published": True, "role": "filter"})

@@ -1,0 +1,57 @@
+"""What was tried on calibration patients, before one form is fixed and test patients are scored."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import calibration
+import table
+from settings import Schedule, Setting, read_json
+
+from nnunet_mutual.evaluation.differences import Scores, compare_draws
+
+CONTROLS = ("mean_teacher", "mean_teacher_double")
+
+
+def file_of(setting: Setting, schedule: Schedule, arm: str, seed: int) -> Path:
+    """Returns where the run of an arm is; of the control with more updates, the gate has it under its length."""
+    control = setting["calibration"]["arm"]
+    first, *others = setting.networks(arm)
+    if not others and replace(first, share=1.0) == setting.networks(control)[0]:
+        return calibration.run_file(setting, first.schedule(schedule), seed, control)
+    return calibration.run_file(setting, schedule, seed, arm)
+
+
+def render(setting: Setting) -> str:
+    """Returns the table of the arms that were scored on calibration patients at the schedule of the gate."""
+    schedule, seeds = calibration.chosen(setting), setting["calibration"]["seeds"]
+    files = {arm: {s: file_of(setting, schedule, arm, s) for s in seeds} for arm in setting["arms"]}
+    found = {arm: {s: read_json(f) for s, f in of_arm.items() if f.is_file()} for arm, of_arm in files.items()}
+    head = ["form", *(f"draw {s}" for s in seeds), "mean", "network updates"]
+    for control in CONTROLS:
+        head += [f"- `{control}`", "95 % over draws (t)", "95 % over patients (bootstrap)"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for arm, evidence in ((arm, runs) for arm, runs in found.items() if runs):
+        means = {s: table.mean_dice(e) for s, e in evidence.items()}
+        cells = [f"`{arm}`: {setting['arms'][arm]['words']}"]
+        cells += [f"{means[s]:.4f}" if s in means else "not run" for s in seeds]
+        updates = next(iter(evidence.values()))["total_updates"]
+        cells += [f"{statistics.fmean(means.values()):.4f}", str(updates)]
+        for control in CONTROLS:
+            cells += _against(setting, arm, control, found)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _against(setting: Setting, arm: str, control: str, found: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
+    """Difference to a control, of the draws that both have."""
+    both = sorted({*found[arm]} & {*found[control]})
+    if arm == control or not both:
+        return ["", "", ""] if arm == control else ["not known"] * 3
+    scores: list[dict[int, Scores]] = [{s: found[name][s]["dice"] for s in both} for name in (arm, control)]
+    difference = compare_draws(*scores, setting.patients)
+    ends = [table.words(interval) for interval in (difference.over_draws, difference.over_patients)]
+    return [f"{difference.over_draws.mean:+.4f}", *ends]

@@ -1,0 +1,94 @@
+"""Who teaches whom, what a pasted sample shows, and of which labels a sample has a Dice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from partial_oracle import dataset
+from torch import Tensor
+
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.losses.consistency import probabilities, sharpened
+from nnunet_mutual.losses.soft import soft_dice
+from nnunet_mutual.objectives import Batch, Paste, Views
+from nnunet_mutual.objectives.knowledge import Knowledge
+from nnunet_mutual.objectives.teaching import LEAST_VOXELS, Teaching
+from nnunet_mutual.settings import SoftLoss
+
+CONTENT = dataset({"liver": 1, "spleen": 2}, {"a": {"annotated": ["liver", "spleen"]}})
+SIZE = (4, 4, 4)
+
+
+@pytest.fixture()
+def known() -> Knowledge:
+    return Knowledge(AnnotationTable.from_dataset_json(CONTENT), ["a"], 3, unlabelled=["un"])
+
+
+def batch_of(known: Knowledge, pasted: Sequence[Paste] = ()) -> Batch:
+    """One unlabelled sample and a labelled one, all liver."""
+    keys = ["un", "a"]
+    patterns = known.patterns(keys)
+    target = torch.stack([torch.zeros(1, *SIZE), torch.ones(1, *SIZE)]).long()
+    views = Views(1, torch.ones(2, 1, *SIZE, dtype=torch.bool), torch.full((1, 1, *SIZE), 7.0), pasted=pasted)
+    return Batch(torch.zeros(2, 1, *SIZE), [target], keys, patterns, torch.tensor(patterns), views=views)
+
+
+def teaching(
+    known: Knowledge, ask: Callable[[int, Batch], Tensor], teachers: Sequence[Sequence[int]], form: SoftLoss = "sample"
+) -> Teaching:
+    return Teaching(known, None, ask, teachers, temperature=0.5, form=form)
+
+
+def test_consensus_and_crossed(known: Knowledge) -> None:
+    said = torch.randn(2, 1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    asked: list[int] = []
+
+    def ask(number: int, batch: Batch) -> Tensor:
+        assert not torch.is_grad_enabled() and (batch.weak == 7).all(), "a teacher saw another view"
+        asked.append(number)
+        return said[number]
+
+    batch = batch_of(known)
+    both = teaching(known, ask, [[0, 1], [0, 1]]).lessons(batch)
+    assert asked == [0, 1] and both[0] is both[1], "the same lesson was made twice"
+    mean = said.softmax(2).mean(0)
+    torch.testing.assert_close(both[0].target, sharpened(mean, regions=False, temperature=0.5))
+    crossed = teaching(known, ask, [[1], [0]]).lessons(batch)
+    for lesson, teacher in zip(crossed, (1, 0), strict=True):
+        torch.testing.assert_close(lesson.target, probabilities(said[teacher], regions=False, temperature=0.5))
+
+
+@pytest.mark.parametrize("around", [False, True])
+def test_boxes_and_what_is_around_them_carry_their_labels(known: Knowledge, around: bool) -> None:
+    box = (slice(0, 2), slice(0, 4), slice(0, 4))
+    said = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+    batch = batch_of(known, [Paste(0, 1, box, around)])
+    (lesson,) = teaching(known, lambda *_: said, [[0]]).lessons(batch)
+    labelled, own = (slice(2, 4), slice(0, 2)) if around else (slice(0, 2), slice(2, 4))
+    assert (lesson.target[0, 1, labelled] == 1).all() and (lesson.target[0, [0, 2], labelled] == 0).all()
+    taught = probabilities(said, regions=False, temperature=0.5)
+    torch.testing.assert_close(lesson.target[:, :, own], taught[:, :, own])
+    assert lesson.counted.all()
+
+
+def test_the_gate_by_hand(known: Knowledge) -> None:
+    """A label counts from 8 voxels above 0.5 on, before sharpening makes 0.4 of it the likeliest by far."""
+    p = torch.full((1, 3, 64), 0.3)
+    p[:, 1] = 0.4  # the likeliest everywhere, and never above 0.5
+    p[:, :, : LEAST_VOXELS - 1] = torch.tensor([0.2, 0.2, 0.6])[:, None]
+    logits = p.log().view(1, 3, *SIZE)
+    (lesson,) = teaching(known, lambda *_: logits, [[0]]).lessons(batch_of(known))
+    assert lesson.present is not None and lesson.present.tolist() == [[False, False, False]]
+    p[:, :, LEAST_VOXELS - 1] = torch.tensor([0.2, 0.2, 0.6])
+    enough = p.log().view(1, 3, *SIZE)
+    made = teaching(known, lambda *_: enough, [[0]])
+    (lesson,) = made.lessons(batch_of(known))
+    assert lesson.present is not None and lesson.present.tolist() == [[False, False, True]]
+    z = torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(2))
+    entropy = -(lesson.target * z[:1].log_softmax(1)).sum(1).mean()
+    dice = soft_dice(z[:1].softmax(1), lesson.target, lesson.counted, squared=True, per_sample=True)
+    torch.testing.assert_close(made.loss(z, lesson), entropy - dice[0, 2])
+    (whole,) = teaching(known, lambda *_: enough, [[0]], "batch").lessons(batch_of(known))
+    assert whole.present is None
