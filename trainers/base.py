@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.fold import Fold
-from nnunet_mutual.batches.loading import LoaderSettings, case_probabilities, stop_loaders
+from nnunet_mutual.batches.loading import LoaderSettings, case_probabilities, parts_of, stop_loaders
 from nnunet_mutual.batches.streams import Stream
 from nnunet_mutual.datasets.splits import fold_problems, provide_splits
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
+from nnunet_mutual.disk.case_files import damage_named, require_readable
 from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.host_files import require_plans
-from nnunet_mutual.disk.names import safe_name
+from nnunet_mutual.disk.trainings import removed_unless_begun
 from nnunet_mutual.disk.writing import require_space, sweep
 from nnunet_mutual.engine.checkpoints import (
     STATE_KEY,
@@ -102,7 +103,8 @@ class MutualTrainer(nnUNetTrainer):
         self.continues = bool(plans.setdefault("continue_training", False))
         with disk_in_one_sentence("nnUNet_results", beginning=True):
             super().__init__(plans, configuration, fold, dataset_json, device)
-            require_space(self.output_folder)  # nnU-Net's log would wait for it, line by line
+            with removed_unless_begun(Path(self.output_folder)):
+                require_space(self.output_folder)  # nnU-Net's log would wait for it, line by line
         sweep(Path(self.output_folder))
         self.num_epochs = self.settings.num_epochs
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
@@ -117,6 +119,7 @@ class MutualTrainer(nnUNetTrainer):
         self.stage_number = 1
         self.rhythm = SaveRhythm(self.settings.checkpoint_epochs, self.settings.checkpoint_minutes)
         self.plot = ProgressPlot()
+        self._read: list[Any] = []  # datasets of the loaders
         self._split: tuple[list[str], list[str]] | None = None
         self._labels: LabelWatch | None = None
         self.epoch_outputs: list[dict] = []
@@ -223,6 +226,10 @@ class MutualTrainer(nnUNetTrainer):
                 f"{type(self).__name__} does not train cascades, {self.no_cascade}; train 3d_fullres, or the cascade "
                 "with PartialTrainer"
             )
+        with removed_unless_begun(Path(self.output_folder)):
+            self._build()
+
+    def _build(self) -> None:
         training, _ = self.do_split()
         seed(self.settings.seed)
         self.forced_share = self.oversample_foreground_percent  # before nnU-Net makes it 0 or 1 in a process of DDP
@@ -349,6 +356,13 @@ class MutualTrainer(nnUNetTrainer):
             difference = raw_and_preprocessed_differ(self.plans_manager.dataset_name)
             if difference:  # before a split is made of a wrong table
                 raise MutualError(difference)
+            if not Path(self.preprocessed_dataset_folder).is_dir():
+                number = int(self.plans_manager.dataset_name[7:10])
+                raise MutualError(
+                    f"{self.preprocessed_dataset_folder} does not exist, so {self.configuration_name} is not "
+                    f"preprocessed; run nnUNetv2_preprocess -d {number} -plans_name {self.plans_manager.plans_name} -c "
+                    f"{self.configuration_name}"
+                )
             if self.dataset_class is None:
                 self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
             self.table.require(self._table_keys())
@@ -358,8 +372,6 @@ class MutualTrainer(nnUNetTrainer):
                 if said:
                     self.print_to_log_file(said)
             self._split = super().do_split()
-            for key in (*self._split[0], *self._split[1]):
-                safe_name(key, "case of splits_final.json")
         return list(self._split[0]), list(self._split[1])
 
     @property
@@ -408,6 +420,9 @@ class MutualTrainer(nnUNetTrainer):
         training, validation = self.get_tr_and_val_datasets()
         if not self.ranks.loads:
             return None, None
+        self._read = parts_of(training, validation)
+        for dataset in self._read:
+            require_readable(dataset)
         number = self.settings.seed
         loaders = LoaderSettings(
             patch_size,
@@ -471,7 +486,8 @@ class MutualTrainer(nnUNetTrainer):
         """Trains to the end, from wherever a checkpoint left off (nnU-Net's hook)."""
         self.labels.require_same()
         with disk_in_one_sentence(self.output_folder), self._stopping() as stopping:
-            self.on_train_start()
+            with removed_unless_begun(Path(self.output_folder)):
+                self.on_train_start()
             while self.current_epoch < self.num_epochs:
                 if self.iteration == 0:
                     self.labels.look()
@@ -536,7 +552,11 @@ class MutualTrainer(nnUNetTrainer):
         def loader() -> Any:
             return self.dataloader_train if training else self.dataloader_val
 
-        return self.ranks.batch(lambda: stopping.draw(loader, save=training), self.device)
+        def draw() -> dict:
+            with damage_named(self._read):
+                return stopping.draw(loader, save=training)
+
+        return self.ranks.batch(draw, self.device)
 
     def on_train_epoch_start(self) -> None:
         """Puts networks and learning rates to the epoch of their stage (nnU-Net's hook)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 from nnunet_mutual.cli import types as cli_types
 from nnunet_mutual.cli.arguments import add_training
@@ -98,6 +99,23 @@ def _require_trainer(name: str) -> None:
         ) from None
 
 
+def _require_checkpoint(options: argparse.Namespace) -> None:
+    """Where there is none to go on from, nnU-Net trains anew; scripts of torchrun rely on that, nobody else does."""
+    if not options.resume:
+        return
+    from nnunetv2.paths import nnUNet_results
+
+    from nnunet_mutual.disk.locate import locate
+
+    name = f"{options.trainer}__{options.plans}__{options.configuration}"
+    fold = Path(str(nnUNet_results)) / locate(options.dataset).name / name / f"fold_{options.fold}"
+    if not any((fold / f"checkpoint_{which}.pth").is_file() for which in ("final", "latest", "best")):
+        raise MutualError(
+            f"{fold} holds no checkpoint to go on from; begin without --c: nnunet_mutual train {options.dataset} "
+            f"{options.configuration} {options.fold} -tr {options.trainer} -p {options.plans}"
+        )
+
+
 def _alone(options: argparse.Namespace) -> None:
     import multiprocessing
 
@@ -106,6 +124,7 @@ def _alone(options: argparse.Namespace) -> None:
 
     if options.processes is not None or options.exchange != "float32":
         raise MutualError("--processes and --exchange belong to --peer-parallel; add it, or leave them out")
+    _require_checkpoint(options)
     torch.set_num_threads(multiprocessing.cpu_count() if options.device == "cpu" else 1)  # as nnUNetv2_train does
     run_training(
         options.dataset,
@@ -133,6 +152,7 @@ def _together(options: argparse.Namespace) -> bool:
 
         work(*place, **chosen)
         return os.environ["RANK"] == "0"
+    _require_checkpoint(options)
     gpus = torch.cuda.device_count()
     if options.device == "cuda" and gpus == 0:
         raise MutualError("this machine has no CUDA device; add -device cpu")

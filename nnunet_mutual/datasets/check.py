@@ -100,9 +100,8 @@ def examine(folders: DatasetFolders, *, before_planning: bool = False) -> Examin
     unlabelled, found = unlabelled_cases(folders.raw, dataset_json, files)
     problems += found
     if table.declared:
-        listed = set(dataset_json[BLOCK].get("cases", ())) if isinstance(dataset_json[BLOCK], Mapping) else set()
-        problems += listing_problems(listed, files, set(unlabelled))
-    problems += _missing_channels(table, {**unlabelled, **files})
+        problems += listing_problems(_listed(dataset_json[BLOCK]), files, set(unlabelled))
+    problems += _missing_channels(table, {**unlabelled, **files}) + _group_problems(table, list(cases.values()))
     present, is_2d = _read_voxels(files, cases, table, dataset_json, problems)
     ordered = list(cases.values())
     if whole:  # else labels would seem to be missing that only stand in wrong entries
@@ -111,6 +110,12 @@ def examine(folders: DatasetFolders, *, before_planning: bool = False) -> Examin
     if not before_planning:
         problems += _copy_problems(folders, table, cases, complete=len(cases) == len(files))
     return Examination(table, ordered, len(files), coverage(table, ordered, present), is_2d, problems)
+
+
+def _listed(block: Any) -> set[str]:
+    """Names of the cases that a table lists, whatever it says about them."""
+    cases = block.get("cases") if isinstance(block, Mapping) else None
+    return set(cases) if isinstance(cases, Mapping) else set()
 
 
 def _read_voxels(
@@ -169,6 +174,19 @@ def _missing_channels(table: AnnotationTable, files: Mapping[str, CaseFiles]) ->
             f"declared missing, without an image, in {len(keys)} case(s) ({shorten(keys)}){what}",
         )
         for name, keys in lacking.items()
+    ]
+
+
+def _group_problems(table: AnnotationTable, cases: Sequence[Case]) -> list[Problem]:
+    """A modality group learns from the cases that have all its channels."""
+    text = (
+        'every case lacks one of its channels ({}), so nothing could teach its network; correct "missing" in the '
+        "table, or remove the group: nnunet_mutual plan --groups"
+    )
+    return [
+        Problem(ERROR, f"modality group {name}", text.format(", ".join(channels)))
+        for name, channels in table.modality_groups.items()
+        if cases and not any(case.missing.isdisjoint(channels) for case in cases)
     ]
 
 

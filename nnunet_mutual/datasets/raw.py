@@ -12,7 +12,7 @@ from typing import Any
 
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
 from nnunet_mutual.disk.files import natural, read_object
-from nnunet_mutual.disk.names import safe_name
+from nnunet_mutual.disk.names import require_text, safe_name
 from nnunet_mutual.errors import MutualError, Spellings, shorten, spelling_key
 
 
@@ -232,4 +232,7 @@ def hidden_files(folder: Path, ending: str) -> list[str]:
 def _names(folder: Path, *, hidden: bool = False) -> list[str]:
     if not folder.is_dir():
         return []
-    return sorted(entry.name for entry in folder.iterdir() if entry.name.startswith(".") == hidden and entry.is_file())
+    found = [entry for entry in folder.iterdir() if entry.name.startswith(".") == hidden and entry.is_file()]
+    for path in found:
+        require_text(path)
+    return sorted(path.name for path in found)

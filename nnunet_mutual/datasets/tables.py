@@ -199,8 +199,12 @@ def csv_rows(
         raise MutualError(
             f"{path} cannot be read ({error.strerror or error}); check the path and its permissions"
         ) from None
-    if "\0" in text:  # UTF-16 without its mark
-        raise MutualError(f"{path} is not UTF-8 text; in the spreadsheet choose 'CSV UTF-8' when saving")
+    if "\0" in text:  # damaged, or UTF-16 without its mark
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise MutualError(
+            f"{path}, line {line} holds a NUL byte, so it is not UTF-8 text; in the spreadsheet choose 'CSV UTF-8' "
+            "when saving"
+        )
     first = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=first.count)  # spreadsheets in many countries write ';'
     lines = _csv_lines(text, delimiter, path)

@@ -35,6 +35,16 @@ _PLANS: Shape = {
     "configurations": {...: _CONFIGURATION},
 }
 _REQUIRED = ("data_identifier", "batch_size", "patch_size", "spacing")
+_FINGERPRINT: Shape = {
+    "spacings?": [[float]],
+    "shapes_after_crop?": [[int]],
+    "foreground_intensity_properties_per_channel?": {...: {...: float}},
+    "median_relative_size_after_cropping?": float,
+}
+_FINGERPRINT_AGAIN = (
+    "copy it anew from the dataset's folder in nnUNet_preprocessed (if it is damaged there, too, delete it and run "
+    "nnunet_mutual plan_and_preprocess)"
+)
 _SPLITS: Shape = [{"train": [str], "val": [str]}]
 _METRICS: Shape = {"Dice": (float, None), "TP": float, "n_ref": float, "n_pred": float}
 _SUMMARY: Shape = {
@@ -114,19 +124,22 @@ def require_configuration(plans: Mapping[str, Any], name: str, file: object) -> 
         raise MutualError(f"{file} has no configuration {name!r}{meant(name, known)}; it has: {', '.join(known)}")
 
 
-def read_fingerprint(path: Path) -> dict[str, Any]:
-    """Reads the dataset_fingerprint.json that nnU-Net copies beside a training.
+def read_fingerprint(path: Path, fix: str = _FINGERPRINT_AGAIN) -> dict[str, Any]:
+    """Reads a dataset_fingerprint.json.
+
+    Args:
+        path: of the file, by default of the copy that nnU-Net puts beside a training.
+        fix: what makes it anew, for the sentence.
 
     Raises:
-        MutualError: it is missing or was not written to its end.
+        MutualError: it is missing, was not written to its end, or has another shape.
     """
     try:
-        return read_object(path)
+        content = read_object(path)
     except MutualError:
-        raise MutualError(
-            f"{path} is missing, was not written to its end or was changed; copy it anew from the dataset's folder in "
-            "nnUNet_preprocessed (if it is damaged there, too, delete it and run nnunet_mutual plan_and_preprocess)"
-        ) from None
+        raise MutualError(f"{path} is missing, was not written to its end or was changed; {fix}") from None
+    require_shape(content, _FINGERPRINT, path, fix)
+    return content
 
 
 def read_splits(path: Path) -> list[dict[str, list[str]]]:

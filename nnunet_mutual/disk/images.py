@@ -27,6 +27,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIOWithReorient
 from numpy.typing import NDArray
 
+from nnunet_mutual.disk.names import require_text
 from nnunet_mutual.errors import MutualError
 
 _CHUNK = 1 << 22  # bytes
@@ -96,8 +97,9 @@ def verify_whole(path: Path) -> int:
         NaN and infinite values of a NIfTI file, which SimpleITK reads as 0; 0 for other formats.
 
     Raises:
-        MutualError: the file is cut off, or its content does not fit its checksum.
+        MutualError: the file is cut off, its content does not fit its checksum, or its name is no text.
     """
+    require_text(path)
     state = path.stat()
     try:
         return _broken_values(path, state.st_size, state.st_mtime_ns)

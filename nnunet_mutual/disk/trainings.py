@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_results
@@ -28,3 +30,23 @@ def training_folder(dataset_name: str, trainer: str, plans: str, configuration: 
             f"{', '.join(trained) or 'nothing yet'}"
         )
     return base / wanted
+
+
+@contextlib.contextmanager
+def removed_unless_begun(fold: Path) -> Iterator[None]:
+    """Removes the folders of a training that ends with an error before anything but its log was written.
+
+    Args:
+        fold: its folder, ``nnUNet_results/<dataset>/<training>/fold_<n>``.
+    """
+    try:
+        yield
+    except Exception:
+        with contextlib.suppress(OSError):  # not empty, or read-only
+            logs = list(fold.iterdir())
+            if all(file.name.startswith("training_log_") for file in logs):
+                for file in logs:
+                    file.unlink()
+                for folder in (fold, *fold.parents[:2]):
+                    folder.rmdir()
+        raise

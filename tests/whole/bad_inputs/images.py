@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from raw_dataset import SHAPE
 
@@ -21,6 +23,7 @@ from bad_inputs.rows import (
     cut,
     edit,
     gone,
+    nothing,
     renamed,
     row,
     text,
@@ -35,11 +38,11 @@ LARGE = np.random.default_rng(2).integers(0, 4, (40, 50, 60)).astype(np.uint8)
 NAN = np.where(NOISE > 1, np.nan, NOISE).astype(np.float32)
 
 
-def truncated(share: float, file: str, command: str, *words: str, large: bool = True) -> Row:
+def truncated(share: float, file: str, command: str, *words: str, large: bool = True, **more: Any) -> Row:
     """A compressed file of integers of which the first part is there."""
     spoil = both(voxels(file, LARGE), cut(file, share)) if large else cut(file, share)
     name = file.rsplit("/", 1)[-1]
-    return row(f"{share:.0%} of {name}, {command.split()[0]}", spoil, command, name, *words)
+    return row(f"{share:.0%} of {name}, {command.split()[0]}", spoil, command, name, *words, **more)
 
 
 ROWS = [
@@ -51,7 +54,7 @@ ROWS = [
     truncated(0.9, IMAGE, "check 777"),
     truncated(0.97, PREDICTION, EVALUATE, large=False),
     truncated(0.9, RAW + "labelsTr/case_00.nii.gz", ACCEPT, large=False),
-    truncated(0.9, RAW + "imagesUn/un_0_0000.nii.gz", SOFT, large=False),
+    truncated(0.9, RAW + "imagesUn/un_0_0000.nii.gz", SOFT, large=False, leaves=("new",)),
     row("an empty image", text(IMAGE, ""), "check 777", "toy_002_0000.nii.gz"),
     row("an image that is text", text(IMAGE, "not an image"), "check 777", "toy_002_0000.nii.gz"),
     row("an image that is text, preprocessed", text(IMAGE, "not an image"), PREPROCESS, "toy_002_0000.nii.gz"),
@@ -89,9 +92,10 @@ ROWS = [
         "a prediction of unknown labels",
         voxels(PREDICTION, np.full((16, 20, 18), 77, np.uint8)),
         EVALUATE,
-        "case_01",
+        "case_05",
         "77",
     ),
-    row("a prediction that is missing", gone(PREDICTION), EVALUATE, "case_05", "--chill"),
+    row("no prediction", gone(PREDICTION), EVALUATE, "predictions", "file_ending"),
+    row("a prediction that is missing", nothing, EVALUATE.replace("-f 0", ""), "case_00", "--chill"),
     row("a prediction that is empty", text(PREDICTION, ""), EVALUATE, "case_05"),
 ]

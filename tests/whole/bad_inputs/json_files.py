@@ -53,9 +53,8 @@ def splits(name: str, content: str, *words: str, command: str = TRAIN) -> Row:
 def dataset(place: str, value: Any, *words: str, command: str = "check 777") -> Row:
     """A value of dataset.json of a raw dataset."""
     shown = "left out" if value is ... else repr(value)
-    return row(
-        f"dataset.json: {place.replace('/', '.')} {shown}", edit(TOY + "dataset.json", place, value), command, *words
-    )
+    name = f"dataset.json: {place.replace('/', '.')} {shown}, {command.split()[0]}"
+    return row(name, edit(TOY + "dataset.json", place, value), command, *words)
 
 
 def summary(place: str, value: Any, *words: str, command: str = REPORT) -> Row:
@@ -127,8 +126,9 @@ ROWS = [
     splits("nested deeply", DEEP, "nested too deeply"),
     splits("null for evaluate", "null", "a list", command=EVALUATE),
     splits("a fold that is text, for report", '["x"]', "[0]", command=REPORT),
-    splits("cases that are unknown", '[{"train": ["case_77"], "val": ["case_01"]}]', "case_77"),
-    splits("no training case", '[{"train": [], "val": ["case_01"]}]', "train"),
+    splits("cases that are unknown", '[{"train": ["case_77"], "val": ["case_01"]}]', "case_77", "delete"),
+    splits("no training case", '[{"train": [], "val": ["case_01"]}]', "train", "delete"),
+    splits("no validation case", '[{"train": ["case_00"], "val": []}]', "val", "delete"),
     dataset("labels", None, "labels", "object"),
     dataset("labels", ["liver"], "labels", "object"),
     dataset("labels/liver", "one", "labels", "'one'"),
@@ -139,12 +139,17 @@ ROWS = [
     dataset("mutual", [], '"mutual"', "object"),
     dataset("mutual/cases", None, "cases", "object"),
     dataset("mutual/cases", None, "cases", "object", command=SIMULATE),
+    dataset("mutual/cases", ["toy_001"], "cases", "object"),
+    dataset("mutual/cases", 5, "cases", "object", command="merge 777 778 Dataset779_New"),
     dataset("mutual/sources", ["a"], "sources", "object"),
     dataset("mutual/version", "1", "version", '"version": 1'),
     dataset("mutual/cases/toy_001", "liver", "toy_001", "object"),
     dataset("mutual/cases/toy_001/annotated", "liver", "toy_001", "list"),
     dataset("mutual/cases/toy_001/patient", 5, "toy_001", "quotes"),
     dataset("mutual/cases/toy_001/source", ["a"], "toy_001", "declared sources"),
+    dataset("mutual/cases/toy_001/source", {}, "toy_001", "declared sources", command=SIMULATE),
+    dataset("mutual/cases/toy_001/annotated", [["liver"]], "toy_001", "list of label names"),
+    dataset("mutual/modality_groups", {"a": [["CT"]]}, "modality group", "list of channel names"),
     dataset("mutual/may_overlap", [["liver", 5]], "may_overlap"),
     dataset("dataset", [1], "dataset", "object"),
     dataset("dataset", {"toy_001": {"images": 5, "label": "x"}}, "toy_001", "images"),
@@ -302,6 +307,15 @@ ROWS = [
         text("demo/demo.json", '{"made by": "nnunet_mutual demo", "settings": 5}'),
         "demo --folder demo",
         "demo.json",
+        "settings",
+    ),
+    row(
+        "a record of a demo whose steps are text",
+        text("demo/demo.json", '{"made by": "nnunet_mutual demo", "settings": {}, "finished": "all"}'),
+        "demo --folder demo",
+        "demo.json",
+        "finished",
+        "to begin anew",
     ),
     row(
         "a fingerprint that is a list",
@@ -322,5 +336,13 @@ ROWS = [
         "plan_and_preprocess -d 777 -c 3d_fullres -np 1",
         "dataset_fingerprint.json",
         "--clean",
+    ),
+    row(
+        "a fingerprint of a training whose spacings are text",
+        edit(TRAINED + "dataset_fingerprint.json", "spacings", "x"),
+        EXPORT,
+        "dataset_fingerprint.json",
+        "spacings",
+        "plan_and_preprocess",
     ),
 ]
