@@ -43,7 +43,7 @@ from nnunet_mutual.engine.checkpoints import (
 )
 from nnunet_mutual.engine.foreground import PredictedForeground
 from nnunet_mutual.engine.log import ProgressPlot, RunLog, TermLog, described
-from nnunet_mutual.engine.networks import Networks, seed, settle, share_encoder
+from nnunet_mutual.engine.networks import Networks, buildable, seed, settle, share_encoder
 from nnunet_mutual.engine.online import OnlineValidation, mean_dice
 from nnunet_mutual.engine.parallel.ranks import ranks_of_process
 from nnunet_mutual.engine.peers import Peers, unwrap
@@ -175,6 +175,21 @@ class MutualTrainer(nnUNetTrainer):
         first: nn.Module = unwrap(self.network)  # type: ignore[has-type] # untyped in nnU-Net
         self.network = first
         return self.networks.peers(first, objectives, number, auxiliary)
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: Any,
+        configuration_manager: Any,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """Builds the network of the plans, or says that it cannot be built (nnU-Net's hook)."""
+        with buildable(plans_manager.plans_name):
+            network: nn.Module = nnUNetTrainer.build_network_architecture(
+                plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+            )
+        return network
 
     @property
     def networks(self) -> Networks:

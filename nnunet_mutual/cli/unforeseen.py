@@ -43,8 +43,8 @@ def say(error: BaseException) -> str:
         )
     if type(error).__name__ == "BrokenProcessPool" or "background workers" in str(error):
         return (
-            "a process that this command had started was killed, usually because memory ran out; repeat with fewer of "
-            "them (-np 1, or export nnUNet_def_n_proc=1 nnUNet_n_proc_DA=1)"
+            "a process that this command had started ended; what it said is above. If it said nothing, memory ran out: "
+            "repeat with fewer of them (-np 1, or export nnUNet_def_n_proc=1 nnUNet_n_proc_DA=1)"
         )
     at = f" at {_file(error)}" if getattr(error, "filename", None) else ""
     return (

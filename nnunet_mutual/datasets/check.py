@@ -207,8 +207,9 @@ def _dataset_problems(dataset_json: Mapping[str, Any], table: AnnotationTable, n
     ignore = dataset_json["labels"].get("ignore")
     if ignore is not None and ignore != integers[-1] + 1:
         error(f'"ignore" has the value {ignore}, nnU-Net expects the highest one, {integers[-1] + 1}; renumber it')
-    if "background" not in dataset_json["labels"]:
-        error('"labels" has no "background": 0; add it')
+    if (background := dataset_json["labels"].get("background")) not in (0, "0"):
+        found = "has no" if background is None else f"has {background!r} instead of"
+        error(f'"labels" {found} "background": 0; correct it')
     if table.is_regions and len(dataset_json.get("regions_class_order") or ()) != len(table.labels):
         error(
             f'"regions_class_order" must list one value for each of the {len(table.labels)} regions; see nnU-Net\'s '

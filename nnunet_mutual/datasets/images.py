@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.imageio.reader_writer_registry import (
+    determine_reader_writer_from_dataset_json,
+    recursive_find_reader_writer_by_name,
+)
 from numpy.typing import NDArray
 
 from nnunet_mutual.annotation.table import AnnotationTable, Case
@@ -72,8 +75,9 @@ def reader_for(dataset_json: Mapping[str, Any], examples: Sequence[Path]) -> Bas
         examples: image files; nnU-Net tries the first one, we try more, so that a broken one does not hide the others.
 
     Raises:
-        MutualError: nnU-Net has none for this file ending.
+        MutualError: nnU-Net has none for this file ending, or none of the name that dataset.json asks for.
     """
+    _require_reader(dataset_json.get("overwrite_image_reader_writer", "None"))
     for example in [*map(str, examples[:5]), None]:
         with contextlib.suppress(RuntimeError), quiet():
             return determine_reader_writer_from_dataset_json(dict(dataset_json), example, verbose=False)()
@@ -81,6 +85,19 @@ def reader_for(dataset_json: Mapping[str, Any], examples: Sequence[Path]) -> Bas
         f'nnU-Net has no reader for files ending in {dataset_json["file_ending"]!r}; correct "file_ending" or '
         "convert the files"
     )
+
+
+def _require_reader(name: object) -> None:
+    """NnU-Net itself would guess another one."""
+    if name == "None":
+        return
+    try:
+        recursive_find_reader_writer_by_name(str(name))
+    except RuntimeError:
+        raise MutualError(
+            f'"overwrite_image_reader_writer" of dataset.json names {name!r}, which nnU-Net does not have; remove the '
+            "entry, or correct it to a reader such as SimpleITKIO or NibabelIOWithReorient"
+        ) from None
 
 
 def inspect_case(
@@ -273,6 +290,9 @@ def read_volume(path: Path, reader: BaseReaderWriter, finding: Finding, *, is_la
         return None
     if voxels.size == 0:
         finding.error(path, f"has the shape {voxels.shape}; expected voxels, export it again")
+        return None
+    if len(properties["spacing"]) != 3:  # SimpleITK's vectors
+        finding.error(path, f"holds several values for each voxel (shape {voxels.shape}); save each as its own file")
         return None
     if is_label and len(voxels) != 1:
         finding.error(path, _coloured_label_map(voxels))

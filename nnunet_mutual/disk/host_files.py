@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,39 @@ def require_plans(plans: Any, file: object) -> None:
         for key in _REQUIRED:
             if key not in configuration:
                 raise MutualError(f'"configurations.{name}" in {file} has no "{key}"; {fix}')
+        _require_sizes(configuration, f'"configurations.{name}" in {file}', fix)
+    for key in ("transpose_forward", "transpose_backward"):
+        axes = plans.get(key, [])
+        if sorted(axes) != list(range(len(axes))):
+            raise MutualError(f'"{key}" in {file} must be the axes 0, 1, 2 in any order, found {axes}; {fix}')
+
+
+def _require_sizes(configuration: Mapping[str, Any], place: str, fix: str) -> None:
+    """Verifies numbers of which networks and loaders would say something else, or nothing, in the middle of a step."""
+    patch, spacing, batch = (configuration[key] for key in ("patch_size", "spacing", "batch_size"))
+    if batch < 1:
+        raise MutualError(f'{place} has a "batch_size" of {batch}, expected 1 or more; {fix}')
+    if len(patch) not in (2, 3) or min(patch) < 1:
+        raise MutualError(f'{place} has the "patch_size" {patch}, expected 2 or 3 numbers from 1; {fix}')
+    if len(spacing) != len(patch) or not all(0 < value < math.inf for value in spacing):
+        raise MutualError(f'{place} has the "spacing" {spacing}, expected {len(patch)} numbers above 0; {fix}')
+    strides = configuration.get("architecture", {"arch_kwargs": {}})["arch_kwargs"].get("strides")
+    if _is_table(strides):  # of nnU-Net's own networks
+        smaller = [math.prod(axis) for axis in zip(*strides, strict=False)]
+        if len(smaller) != len(patch) or any(size % least for size, least in zip(patch, smaller, strict=True)):
+            raise MutualError(f'{place} has "strides" that do not divide its "patch_size" {patch}; {fix}')
+    schemes, masks = (configuration.get(key, ()) for key in ("normalization_schemes", "use_mask_for_norm"))
+    if len(schemes) != len(masks):
+        raise MutualError(
+            f'{place} has {len(schemes)} "normalization_schemes" and {len(masks)} "use_mask_for_norm", expected one of '
+            f"each for every channel; {fix}"
+        )
+
+
+def _is_table(value: Any) -> bool:
+    """Whether a value is a list of lists of whole numbers from 1."""
+    rows = value if isinstance(value, list) else [None]
+    return all(isinstance(row, list) and all(isinstance(n, int) and n > 0 for n in row) for row in rows)
 
 
 def require_safe_names(plans: Mapping[str, Any], place: object) -> None:

@@ -20,7 +20,7 @@ from bad_inputs.rows import Row
 from nnunet_mutual.cli import unforeseen
 from nnunet_mutual.cli.parser import main
 
-SECONDS = 60  # that a row may take
+SECONDS = 240  # that a row may take
 SMALL = 64  # bytes that a file on a "full" disk may have
 ROOTS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
@@ -65,6 +65,7 @@ def _in_child(row: Row, root: Path) -> tuple[int, str, str]:
     pipes = [os.pipe() for _ in range(2)]
     child = os.fork()
     if child == 0:
+        os.setpgid(0, 0)
         for (reading, writing), target in zip(pipes, (1, 2), strict=True):
             os.close(reading)
             os.dup2(writing, target)
@@ -80,6 +81,8 @@ def _in_child(row: Row, root: Path) -> tuple[int, str, str]:
         os.close(writing)
         reader.start()
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with contextlib.suppress(ProcessLookupError):  # loaders of a training that was ended by a signal or os._exit
+        os.killpg(child, signal.SIGKILL)
     for reader in readers:
         reader.join()
     return status, found[0].decode(errors="replace"), found[1].decode(errors="replace")
