@@ -11,16 +11,13 @@ from typing import Any
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
-from nnunetv2.imageio.reader_writer_registry import (
-    determine_reader_writer_from_dataset_json,
-    recursive_find_reader_writer_by_name,
-)
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from numpy.typing import NDArray
 
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
 from nnunet_mutual.datasets.raw import CaseFiles
-from nnunet_mutual.disk.images import TIFF, is_flat, quiet, verify_whole, voxel_ml
+from nnunet_mutual.disk.images import TIFF, is_flat, quiet, require_reader, verify_whole, voxel_ml
 from nnunet_mutual.errors import MutualError, shorten
 
 
@@ -77,7 +74,9 @@ def reader_for(dataset_json: Mapping[str, Any], examples: Sequence[Path]) -> Bas
     Raises:
         MutualError: nnU-Net has none for this file ending, or none of the name that dataset.json asks for.
     """
-    _require_reader(dataset_json.get("overwrite_image_reader_writer", "None"))
+    named = dataset_json.get("overwrite_image_reader_writer", "None")
+    if named != "None":  # of a name that it does not know, nnU-Net guesses another one
+        require_reader(named, '"overwrite_image_reader_writer" of dataset.json')
     for example in [*map(str, examples[:5]), None]:
         with contextlib.suppress(RuntimeError), quiet():
             return determine_reader_writer_from_dataset_json(dict(dataset_json), example, verbose=False)()
@@ -85,19 +84,6 @@ def reader_for(dataset_json: Mapping[str, Any], examples: Sequence[Path]) -> Bas
         f'nnU-Net has no reader for files ending in {dataset_json["file_ending"]!r}; correct "file_ending" or '
         "convert the files"
     )
-
-
-def _require_reader(name: object) -> None:
-    """NnU-Net itself would guess another one."""
-    if name == "None":
-        return
-    try:
-        recursive_find_reader_writer_by_name(str(name))
-    except RuntimeError:
-        raise MutualError(
-            f'"overwrite_image_reader_writer" of dataset.json names {name!r}, which nnU-Net does not have; remove the '
-            "entry, or correct it to a reader such as SimpleITKIO or NibabelIOWithReorient"
-        ) from None
 
 
 def inspect_case(

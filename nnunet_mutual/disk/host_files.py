@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_mutual.disk.files import read_json, read_object
+from nnunet_mutual.disk.images import require_reader
 from nnunet_mutual.disk.names import safe_name
 from nnunet_mutual.disk.shapes import Shape, require_shape
 from nnunet_mutual.errors import MutualError, meant
@@ -33,6 +34,7 @@ _PLANS: Shape = {
     "transpose_forward?": [int],
     "transpose_backward?": [int],
     "label_manager?": str,
+    "foreground_intensity_properties_per_channel?": {...: dict},
     "configurations": {...: _CONFIGURATION},
 }
 _REQUIRED = ("data_identifier", "batch_size", "patch_size", "spacing")
@@ -90,6 +92,8 @@ def require_plans(plans: Any, file: object) -> None:
             if key not in configuration:
                 raise MutualError(f'"configurations.{name}" in {file} has no "{key}"; {fix}')
         _require_sizes(configuration, f'"configurations.{name}" in {file}', fix)
+    if "image_reader_writer" in plans:
+        require_reader(plans["image_reader_writer"], f'"image_reader_writer" in {file}')
     for key in ("transpose_forward", "transpose_backward"):
         axes = plans.get(key, [])
         if sorted(axes) != list(range(len(axes))):
@@ -105,7 +109,11 @@ def _require_sizes(configuration: Mapping[str, Any], place: str, fix: str) -> No
         raise MutualError(f'{place} has the "patch_size" {patch}, expected 2 or 3 numbers from 1; {fix}')
     if len(spacing) != len(patch) or not all(0 < value < math.inf for value in spacing):
         raise MutualError(f'{place} has the "spacing" {spacing}, expected {len(patch)} numbers above 0; {fix}')
-    strides = configuration.get("architecture", {"arch_kwargs": {}})["arch_kwargs"].get("strides")
+    described = configuration.get("architecture", {"arch_kwargs": {}})["arch_kwargs"]
+    kind = str(described.get("conv_op"))[-2:]
+    if kind in ("1d", "2d", "3d") and kind != f"{len(patch)}d":
+        raise MutualError(f'{place} has a "conv_op" for {kind}, but a "patch_size" of {len(patch)} numbers; {fix}')
+    strides = described.get("strides")
     if _is_table(strides):  # of nnU-Net's own networks
         smaller = [math.prod(axis) for axis in zip(*strides, strict=False)]
         if len(smaller) != len(patch) or any(size % least for size, least in zip(patch, smaller, strict=True)):

@@ -24,6 +24,7 @@ import nibabel
 import numpy as np
 import tifffile
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIOWithReorient
 from numpy.typing import NDArray
 
@@ -88,6 +89,21 @@ def write_label_map(reader: BaseReaderWriter, voxels: NDArray[Any], path: Path, 
             'another "file_ending" or "overwrite_image_reader_writer" in dataset.json'
         )
     reader.write_seg(voxels.astype(np.uint8 if highest <= 255 else np.uint16), str(path), dict(properties))
+
+
+def require_reader(name: object, place: str) -> None:
+    """Verifies that nnU-Net has a reader of a name.
+
+    Raises:
+        MutualError: it has none.
+    """
+    try:
+        recursive_find_reader_writer_by_name(str(name))
+    except RuntimeError:
+        raise MutualError(
+            f"{place} names {name!r}, which nnU-Net does not have; remove the entry, or correct it to a reader such as "
+            "SimpleITKIO or NibabelIOWithReorient"
+        ) from None
 
 
 def verify_whole(path: Path) -> int:
