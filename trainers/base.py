@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.fold import Fold
-from nnunet_mutual.batches.loading import LoaderSettings, case_probabilities, stop_loaders
+from nnunet_mutual.batches.loading import LoaderSettings, case_probabilities, parts_of, stop_loaders
 from nnunet_mutual.batches.streams import Stream
+from nnunet_mutual.disk.case_files import damage_named, require_readable
 from nnunet_mutual.disk.host_files import require_plans
-from nnunet_mutual.disk.trainings import BEST, LATEST
+from nnunet_mutual.disk.trainings import BEST, LATEST, removed_unless_begun
 from nnunet_mutual.disk.writing import require_space, sweep
 from nnunet_mutual.engine import acted
 from nnunet_mutual.engine.acted import Acted
@@ -41,7 +42,7 @@ from nnunet_mutual.engine.checkpoints import (
 from nnunet_mutual.engine.fold_data import FoldData
 from nnunet_mutual.engine.foreground import PredictedForeground
 from nnunet_mutual.engine.log import ProgressPlot, RunLog, TermLog
-from nnunet_mutual.engine.networks import Networks, seed, settle, share_encoder
+from nnunet_mutual.engine.networks import Networks, buildable, seed, settle, share_encoder
 from nnunet_mutual.engine.online import OnlineValidation, mean_dice
 from nnunet_mutual.engine.parallel.ranks import ranks_of_process
 from nnunet_mutual.engine.peers import Peers, unwrap
@@ -105,7 +106,8 @@ class MutualTrainer(nnUNetTrainer):
         self.continues = bool(plans.setdefault("continue_training", False))
         with disk_in_one_sentence("nnUNet_results", beginning=True):
             super().__init__(plans, configuration, fold, dataset_json, device)
-            require_space(self.output_folder)  # nnU-Net's log would wait for it, line by line
+            with removed_unless_begun(Path(self.output_folder)):
+                require_space(self.output_folder)  # nnU-Net's log would wait for it, line by line
         sweep(Path(self.output_folder))
         self.num_epochs = self.settings.num_epochs
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
@@ -123,6 +125,8 @@ class MutualTrainer(nnUNetTrainer):
             ranks=self.ranks,
             say=self.print_to_log_file,
             output=self.output_folder,
+            preprocess=f"nnunet_mutual plan_and_preprocess -d {int(self.plans_manager.dataset_name[7:10])} "
+            f"-c {configuration} --as-planned {self.plans_manager.plans_name}",
         )
         self._best_ema: float | None = None
         self.epochs_done = 0
@@ -130,6 +134,7 @@ class MutualTrainer(nnUNetTrainer):
         self.stage_number = 1
         self.rhythm = SaveRhythm(self.settings.checkpoint_epochs, self.settings.checkpoint_minutes)
         self.plot = ProgressPlot()
+        self._read: list[Any] = []  # datasets of the loaders
         self.epoch_outputs: list[dict] = []
         self.resumed_random_state: dict[str, Any] | None = None
         self.foreground = PredictedForeground(Path(self.output_folder) / "unlabelled_foreground")
@@ -183,6 +188,21 @@ class MutualTrainer(nnUNetTrainer):
         first: nn.Module = unwrap(self.network)  # type: ignore[has-type] # untyped in nnU-Net
         self.network = first
         return self.networks.peers(first, objectives, number, auxiliary, **averages)
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: Any,
+        configuration_manager: Any,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """Builds the network of the plans, or says that it cannot be built (nnU-Net's hook)."""
+        with buildable(plans_manager.plans_name):
+            network: nn.Module = nnUNetTrainer.build_network_architecture(
+                plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+            )
+        return network
 
     @property
     def networks(self) -> Networks:
@@ -243,6 +263,10 @@ class MutualTrainer(nnUNetTrainer):
                 f"{type(self).__name__} does not train cascades, {self.no_cascade}; train 3d_fullres, or the cascade "
                 "with PartialTrainer"
             )
+        with removed_unless_begun(Path(self.output_folder)):
+            self._build()
+
+    def _build(self) -> None:
         training, _ = self.do_split()
         seed(self.settings.seed)
         self.forced_share = self.oversample_foreground_percent  # before nnU-Net makes it 0 or 1 in a process of DDP
@@ -411,6 +435,9 @@ class MutualTrainer(nnUNetTrainer):
         training, validation = self.get_tr_and_val_datasets()
         if not self.ranks.loads:
             return None, None
+        self._read = parts_of(training, validation)
+        for dataset in self._read:
+            require_readable(dataset)
         number = self.settings.seed
         loaders = LoaderSettings(
             patch_size,
@@ -470,7 +497,8 @@ class MutualTrainer(nnUNetTrainer):
         """Trains to the end, from wherever a checkpoint left off (nnU-Net's hook)."""
         self.labels.require_same()
         with disk_in_one_sentence(self.output_folder), self._stopping() as stopping:
-            self.on_train_start()
+            with removed_unless_begun(Path(self.output_folder)):
+                self.on_train_start()
             while self.current_epoch < self.num_epochs:
                 if self.iteration == 0:
                     self.labels.look()
@@ -528,7 +556,11 @@ class MutualTrainer(nnUNetTrainer):
         def loader() -> Any:
             return self.dataloader_train if training else self.dataloader_val
 
-        return self.ranks.batch(lambda: stopping.draw(loader, save=training), self.device)
+        def draw() -> dict:
+            with damage_named(self._read):
+                return stopping.draw(loader, save=training)
+
+        return self.ranks.batch(draw, self.device)
 
     def on_train_epoch_start(self) -> None:
         """Puts networks and learning rates to the epoch of their stage (nnU-Net's hook)."""

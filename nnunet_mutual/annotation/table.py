@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nnunet_mutual.disk.names import safe_name
-from nnunet_mutual.errors import MutualError, meant
+from nnunet_mutual.errors import MutualError, meant, shown
 from nnunet_mutual.settings import BLOCK
 
 VERSION = 1
@@ -92,9 +92,8 @@ class AnnotationTable:
         is_regions = any(isinstance(v, (list, tuple)) and len(v) > 1 for v in raw_labels.values())
         if not is_regions:
             labels = tuple(sorted(labels, key=values.__getitem__))
-        channels = tuple(
-            _mapping(dataset_json.get("channel_names", dataset_json.get("modality")), '"channel_names"').values()
-        )
+        _require_ignore(raw_labels.get("ignore"))
+        channels = _channels(dataset_json.get("channel_names", dataset_json.get("modality")))
         common: dict[str, Any] = {
             "labels": labels,
             "values": {name: values[name] for name in labels},
@@ -236,6 +235,27 @@ def _integers(value: Any) -> tuple[int, ...]:
     if not items or not all(type(item) is int or (isinstance(item, str) and item.isdecimal()) for item in items):
         raise MutualError(f'"labels" of dataset.json holds {value!r}; expected an integer or a list of integers')
     return tuple(int(item) for item in items)
+
+
+def _require_ignore(value: Any) -> None:
+    if value is not None and type(value) is not int:
+        raise MutualError(f'"ignore" in "labels" of dataset.json must be a whole number, found {value!r}')
+
+
+def _channels(entries: Any) -> tuple[str, ...]:
+    """Names of the channels, whose keys are their numbers in order."""
+    named = _mapping(entries, '"channel_names"')
+    names = tuple(named.values())
+    if not names or list(map(str, named)) != list(map(str, range(len(names)))) or not all(map(_is_name, names)):
+        raise MutualError(
+            '"channel_names" of dataset.json must be {"0": name, "1": name, ...} in this order, found '
+            f"{shown(dict(named))}"
+        )
+    return names
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _source(name: str, entry: Any, labels: tuple[str, ...]) -> Source:

@@ -15,6 +15,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.disk.case_files import damage_named
 
 Augmenter: TypeAlias = SingleThreadedAugmenter | NonDetMultiThreadedAugmenter
 
@@ -98,6 +99,11 @@ def start_loader(loader: nnUNetDataLoader, *, training: bool, pin_memory: bool, 
     return augmenter
 
 
+def parts_of(*datasets: Any) -> list[Any]:
+    """Returns nnU-Net's datasets, of which those of this package consist."""
+    return [part for dataset in datasets for part in getattr(dataset, "parts", [dataset])]
+
+
 @dataclass(frozen=True)
 class LoaderSettings:
     """What nnU-Net's loaders of a training need to know, beside data and transforms.
@@ -152,7 +158,8 @@ class LoaderSettings:
             probabilistic_oversampling=self.probabilistic,
         )
         seed = None if self.seed is None else self.seed + 500 * training
-        return start_loader(loader, training=training, pin_memory=self.pin_memory, seed=seed)
+        with damage_named(parts_of(dataset)):
+            return start_loader(loader, training=training, pin_memory=self.pin_memory, seed=seed)
 
 
 def stop_loaders(loaders: Iterable[Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ from nnunet_mutual.batches.locations import read_locations, write_locations
 from nnunet_mutual.disk.case_files import Stored, open_stored
 from nnunet_mutual.disk.files import read_json, write_json
 from nnunet_mutual.disk.shapes import Shape, require_shape
-from nnunet_mutual.disk.writing import sweep, written
+from nnunet_mutual.disk.writing import full_disk_named, sweep, written
 from nnunet_mutual.errors import MutualError
 
 IDENTITY = "made_by.json"
@@ -162,11 +161,8 @@ class PseudoStore:
 
 def _write_map(file: Path, values: np.ndarray, **chunks: Any) -> None:
     codec = {"codec": blosc2.Codec.ZSTD, "nthreads": 1}  # others would not survive the fork of the loader's workers
-    with written(file, ending=".b2nd", sweeping=False) as temporary:
-        try:
-            blosc2.asarray(np.ascontiguousarray(values), urlpath=str(temporary), cparams=codec, **chunks)
-        except RuntimeError as error:  # so it reports a full disk
-            raise OSError(errno.EIO, str(error), str(file)) from error
+    with written(file, ending=".b2nd", sweeping=False) as temporary, full_disk_named(file.parent):
+        blosc2.asarray(np.ascontiguousarray(values), urlpath=str(temporary), cparams=codec, **chunks)
 
 
 class PseudoDataset:
@@ -179,6 +175,7 @@ class PseudoDataset:
 
     def __init__(self, dataset: Any, store: PseudoStore):
         self.dataset = dataset
+        self.parts = [dataset]
         self.store = store
         self.pseudo = frozenset(key for key in dataset.identifiers if store.has(key))
 

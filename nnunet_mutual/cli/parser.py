@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _require_names(options)
         return options.handler(options)
     except MutualError as error:
+        unforeseen.show(error)
         return _fail(str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

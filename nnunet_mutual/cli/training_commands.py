@@ -87,15 +87,25 @@ def _is_finished(options: argparse.Namespace, folder: Path) -> bool:
     """Whether there is nothing to do; says so, and what to do instead.
 
     Raises:
-        MutualError: a finished training would be written over, or one that is not finished validated.
+        MutualError: a finished training would be written over, one that is not finished validated, or one continued
+            that was never begun.
     """
-    finished = (folder / "checkpoint_final.pth").is_file()
+    from nnunet_mutual.disk.trainings import CHECKPOINTS, FINAL
+    from nnunet_mutual.engine.parallel.launch import is_worker
+
+    # There nnU-Net trains anew: scripts of torchrun, which repeat their line, rely on that, nobody else does.
+    if options.resume and not is_worker() and not any((folder / name).is_file() for name in CHECKPOINTS):
+        raise MutualError(
+            f"{folder} holds no checkpoint to go on from; begin without --c: nnunet_mutual train {options.dataset} "
+            f"{options.configuration} {options.fold} -tr {options.trainer} -p {options.plans}"
+        )
+    finished = (folder / FINAL).is_file()
     longer = (
         "to train longer, give it a name of its own: nnunet_mutual plan "
         f"-d {options.dataset} -c {options.configuration} -p {options.plans} --name long --set num_epochs=2000"
     )
     if options.val and not finished:
-        raise MutualError(f"{folder} has no checkpoint_final.pth, so there is nothing to validate; finish it with --c")
+        raise MutualError(f"{folder} has no {FINAL}, so there is nothing to validate; finish it with --c")
     if not finished or options.val:
         return False
     if not options.resume:
@@ -116,7 +126,7 @@ def _require_plans(options: argparse.Namespace) -> Path:
     from nnunet_mutual.datasets.raw import read_dataset_json
     from nnunet_mutual.disk.host_files import read_plans
     from nnunet_mutual.disk.locate import locate, plans_file
-    from nnunet_mutual.disk.trainings import results_folder
+    from nnunet_mutual.disk.trainings import fold_of, results_folder, training_name
     from nnunet_mutual.settings import merged_block
 
     found = locate(options.dataset, need_preprocessed=True)
@@ -129,8 +139,8 @@ def _require_plans(options: argparse.Namespace) -> Path:
             f"-pretrained_weights {options.pretrained_weights} is no file; give a checkpoint of a training, such as "
             "checkpoint_final.pth"
         )
-    name = f"{options.trainer}__{options.plans}__{options.configuration}"
-    return results_folder() / found.name / name / f"fold_{options.fold}"
+    name = training_name(options.trainer, options.plans, options.configuration)
+    return fold_of(results_folder() / found.name / name, options.fold)
 
 
 def _require_trainer(name: str) -> None:

@@ -19,6 +19,7 @@ _FIXES = {
     errno.EEXIST: "it exists already; move it away, or choose another name",
     errno.EISDIR: "it is a folder where a file is expected; move it away, or correct the path",
     errno.ENOTDIR: "a part of the path is a file where a folder is expected; move it away, or correct the path",
+    errno.EFBIG: "no file may become that large here; choose another disk, or raise the limit (ulimit -f)",
     errno.ENAMETOOLONG: "the name is too long for this disk; choose a shorter one",
     errno.EMFILE: "too many files are open; raise the limit with: ulimit -n 4096",
     errno.EIO: "the disk cannot be read or written; copy the data to another one",
@@ -32,8 +33,7 @@ def say(error: BaseException) -> str:
     Args:
         error: what ended a command.
     """
-    if os.environ.get(VARIABLE):
-        traceback.print_exception(error)
+    show(error)
     if isinstance(error, OSError) and error.errno in _FIXES:
         return f"{_file(error)}: {_FIXES[error.errno]}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -41,11 +41,22 @@ def say(error: BaseException) -> str:
             f"memory ran out ({_first_line(error)}); take fewer processes (-np 1), a smaller configuration, or another "
             "machine"
         )
+    if type(error).__name__ == "BrokenProcessPool" or "background workers" in str(error):
+        return (
+            "a process that this command had started ended; what it said is above. If it said nothing, memory ran out: "
+            "repeat with fewer of them (-np 1, or export nnUNet_def_n_proc=1 nnUNet_n_proc_DA=1)"
+        )
     at = f" at {_file(error)}" if getattr(error, "filename", None) else ""
     return (
         f"{type(error).__name__}{at}, {GENERIC}: {_first_line(error)}; repeat it with {VARIABLE}=1 in front to see "
         "where, and report it with those lines"
     )
+
+
+def show(error: BaseException) -> None:
+    """Prints the traceback, if the user asked for it."""
+    if os.environ.get(VARIABLE):
+        traceback.print_exception(error)
 
 
 def _file(error: BaseException) -> str:

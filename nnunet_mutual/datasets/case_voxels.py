@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
 from nnunet_mutual.datasets.raw import CaseFiles
-from nnunet_mutual.disk.images import is_flat, quiet, verify_whole, voxel_ml
+from nnunet_mutual.disk.images import is_flat, quiet, require_reader, verify_whole, voxel_ml
 from nnunet_mutual.disk.whole import TIFF
 from nnunet_mutual.errors import MutualError, shorten
 
@@ -73,8 +73,11 @@ def reader_for(dataset_json: Mapping[str, Any], examples: Sequence[Path]) -> Bas
         examples: image files; nnU-Net tries the first one, we try more, so that a broken one does not hide the others.
 
     Raises:
-        MutualError: nnU-Net has none for this file ending.
+        MutualError: nnU-Net has none for this file ending, or none of the name that dataset.json asks for.
     """
+    named = dataset_json.get("overwrite_image_reader_writer", "None")
+    if named != "None":  # of a name that it does not know, nnU-Net guesses another one
+        require_reader(named, '"overwrite_image_reader_writer" of dataset.json')
     for example in [*map(str, examples[:5]), None]:
         with contextlib.suppress(RuntimeError), quiet():
             return determine_reader_writer_from_dataset_json(dict(dataset_json), example, verbose=False)()
@@ -274,6 +277,9 @@ def read_volume(path: Path, reader: BaseReaderWriter, finding: Finding, *, is_la
         return None
     if voxels.size == 0:
         finding.error(path, f"has the shape {voxels.shape}; expected voxels, export it again")
+        return None
+    if len(properties["spacing"]) != 3:  # SimpleITK's vectors
+        finding.error(path, f"holds several values for each voxel (shape {voxels.shape}); save each as its own file")
         return None
     if is_label and len(voxels) != 1:
         finding.error(path, _coloured_label_map(voxels))

@@ -103,9 +103,8 @@ def examine(folders: DatasetFolders, *, before_planning: bool = False) -> Examin
     unlabelled, found = unlabelled_cases(folders.raw, dataset_json, files)
     problems += found
     if table.declared:
-        listed = set(dataset_json[BLOCK].get("cases", ())) if isinstance(dataset_json[BLOCK], Mapping) else set()
-        problems += listing_problems(listed, files, set(unlabelled))
-    problems += _missing_channels(table, {**unlabelled, **files})
+        problems += listing_problems(_listed(dataset_json[BLOCK]), files, set(unlabelled))
+    problems += _missing_channels(table, {**unlabelled, **files}) + _group_problems(table, list(cases.values()))
     present, is_2d = _read_voxels(files, cases, table, dataset_json, problems)
     ordered = list(cases.values())
     if whole:  # else labels would seem to be missing that only stand in wrong entries
@@ -114,6 +113,12 @@ def examine(folders: DatasetFolders, *, before_planning: bool = False) -> Examin
     if not before_planning:
         problems += _copy_problems(folders, table, cases, complete=len(cases) == len(files))
     return Examination(table, ordered, len(files), len(unlabelled), coverage(table, ordered, present), is_2d, problems)
+
+
+def _listed(block: Any) -> set[str]:
+    """Names of the cases that a table lists, whatever it says about them."""
+    cases = block.get("cases") if isinstance(block, Mapping) else None
+    return set(cases) if isinstance(cases, Mapping) else set()
 
 
 def _read_voxels(
@@ -193,6 +198,19 @@ def _missing_channels(table: AnnotationTable, files: Mapping[str, CaseFiles]) ->
     ]
 
 
+def _group_problems(table: AnnotationTable, cases: Sequence[Case]) -> list[Problem]:
+    """A modality group learns from the cases that have all its channels."""
+    text = (
+        'every case lacks one of its channels ({}), so nothing could teach its network; correct "missing" in the '
+        "table, or remove the group: nnunet_mutual plan --groups"
+    )
+    return [
+        Problem(ERROR, f"modality group {name}", text.format(", ".join(channels)))
+        for name, channels in table.modality_groups.items()
+        if cases and not any(case.missing.isdisjoint(channels) for case in cases)
+    ]
+
+
 def _dataset_problems(dataset_json: Mapping[str, Any], table: AnnotationTable, n_cases: int) -> list[Problem]:
     problems = []
 
@@ -210,8 +228,9 @@ def _dataset_problems(dataset_json: Mapping[str, Any], table: AnnotationTable, n
     ignore = dataset_json["labels"].get("ignore")
     if ignore is not None and ignore != integers[-1] + 1:
         error(f'"ignore" has the value {ignore}, nnU-Net expects the highest one, {integers[-1] + 1}; renumber it')
-    if "background" not in dataset_json["labels"]:
-        error('"labels" has no "background": 0; add it')
+    if (background := dataset_json["labels"].get("background")) not in (0, "0"):
+        found = "has no" if background is None else f"has {background!r} instead of"
+        error(f'"labels" {found} "background": 0; correct it')
     if table.is_regions and len(dataset_json.get("regions_class_order") or ()) != len(table.labels):
         error(
             f'"regions_class_order" must list one value for each of the {len(table.labels)} regions; see nnU-Net\'s '

@@ -12,7 +12,7 @@ from typing import Any
 
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
 from nnunet_mutual.disk.files import natural, read_object
-from nnunet_mutual.disk.names import safe_name
+from nnunet_mutual.disk.names import require_text, safe_name
 from nnunet_mutual.errors import MutualError, Spellings, shorten, spelling_key
 
 
@@ -184,7 +184,7 @@ def _no_case(folder: Path, ending: str) -> str:
 
 def images_of(folder: Path, ending: str) -> tuple[dict[str, dict[int, Path]], list[Problem]]:
     """Returns the images of each case by channel number, and files that nnU-Net would not read."""
-    problems = []
+    problems = _no_files(folder, ending)
     pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
     images: dict[str, dict[int, Path]] = defaultdict(dict)
     for name in _names(folder):
@@ -233,4 +233,14 @@ def hidden_files(folder: Path, ending: str) -> list[str]:
 def _names(folder: Path, *, hidden: bool = False) -> list[str]:
     if not folder.is_dir():
         return []
-    return sorted(entry.name for entry in folder.iterdir() if entry.name.startswith(".") == hidden and entry.is_file())
+    found = [entry for entry in folder.iterdir() if entry.name.startswith(".") == hidden]
+    for path in found:
+        require_text(path)
+    return sorted(path.name for path in found if path.is_file())
+
+
+def _no_files(folder: Path, ending: str) -> list[Problem]:
+    """NnU-Net takes a folder, and a link that leads nowhere, for an image if it is called like one."""
+    names = sorted(path.name for path in folder.glob(f"[!.]*{ending}") if not path.is_file())
+    text = "is no file, or a link to a file that is not there; put the file there, or remove it"
+    return [Problem(ERROR, f"{folder.name}/{name}", text) for name in names]

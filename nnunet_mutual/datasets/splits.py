@@ -92,19 +92,33 @@ def provide_splits(table: AnnotationTable, case_keys: Sequence[str], fold: int |
         A description of the new split, None where one existed.
 
     Raises:
-        MutualError: the existing one does not have the fold.
+        MutualError: the existing one does not have the fold, or the fold has unknown cases or none.
     """
     if not file.exists():
         splits = stratified_splits(table, sorted(case_keys))
         write_json(file, splits)
         return f"New split, by annotated set:\n{describe_splits(splits, table)}"
-    count = len(read_splits(file))
-    if table.declared and int(fold) >= count:
+    splits = read_splits(file)
+    count = len(splits)
+    if int(fold) < count:
+        _require_usable(splits[int(fold)], case_keys, f"fold {fold} of {file}")
+    elif table.declared:
         raise MutualError(
             f"fold {fold} is not in {file}, which has the folds 0 to {count - 1}; nnU-Net would draw a random "
             "split that separates neither patients nor annotated sets: train one of these folds"
         )
     return None
+
+
+def _require_usable(split: Split, case_keys: Iterable[str], place: str) -> None:
+    """Verifies what nnU-Net's loaders rely on."""
+    fix = "correct it, or delete that file to get new folds"
+    for part, what in zip(_PARTS, ("training", "validation"), strict=True):
+        if not split[part]:
+            raise MutualError(f'{place} has no {what} case ("{part}" is empty); {fix}')
+    unknown = sorted({key for part in _PARTS for key in split[part]} - set(case_keys))
+    if unknown:
+        raise MutualError(f"{place} names {len(unknown)} case(s) that are not preprocessed ({shorten(unknown)}); {fix}")
 
 
 def describe_splits(

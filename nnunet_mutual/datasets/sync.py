@@ -11,7 +11,7 @@ from typing import Any
 from nnunet_mutual.annotation.table import AnnotationTable, table_fingerprint
 from nnunet_mutual.disk.files import keep_backup, read_object, write_json
 from nnunet_mutual.disk.locate import DatasetFolders, locate
-from nnunet_mutual.errors import MutualError
+from nnunet_mutual.errors import MutualError, shown
 from nnunet_mutual.settings import BLOCK
 
 INTERRUPTED = ".accept.json"  # in the raw dataset while `nnunet_mutual accept` replaces files
@@ -26,8 +26,8 @@ def raw_and_preprocessed_differ(dataset_name: str | int) -> str | None:
         dataset_name: ID or name.
 
     Returns:
-        A sentence with the command that repairs it, or None if the blocks are equal or one of the two folders is absent
-        (trainings run on machines without raw data).
+        A sentence with the command that repairs it, or None if the blocks, and what planning went by, are equal or one
+        of the two folders is absent (trainings run on machines without raw data).
 
     Raises:
         MutualError: a dataset.json is there and cannot be read.
@@ -45,6 +45,8 @@ def raw_and_preprocessed_differ(dataset_name: str | int) -> str | None:
     if paths is None:
         return None
     raw, preprocessed = (read_object(path) for path in paths)
+    if said := _planned_otherwise(raw, preprocessed, folders):
+        return said
     if table_fingerprint(raw) == table_fingerprint(preprocessed):
         return None
     if BLOCK not in preprocessed:
@@ -53,7 +55,7 @@ def raw_and_preprocessed_differ(dataset_name: str | int) -> str | None:
         what = 'the preprocessed dataset says who annotated what ("mutual" in dataset.json), the raw one no longer does'
     else:
         what = (
-            "the annotation tables of the raw and of the preprocessed dataset differ "
+            "the annotation tables of the raw and of the preprocessed dataset.json differ "
             f"({first_difference(raw[BLOCK], preprocessed[BLOCK])})"
         )
     return f"{folders.name}: {what}; if the raw one is right, run nnunet_mutual sync {folders.name}"
@@ -78,13 +80,8 @@ def sync(dataset: str | int) -> None:
             f"nnUNetv2_plan_and_preprocess -d {folders.number} first"
         )
     raw, preprocessed = (read_object(path) for path in paths)
-    for key in _PLANNED:
-        if raw.get(key) != preprocessed.get(key):
-            raise MutualError(
-                f'{folders.name}: "{key}" of the raw dataset.json is {raw.get(key)!r}, of the preprocessed one '
-                f"{preprocessed.get(key)!r}; copying the table is not enough, plan again: "
-                f"nnUNetv2_plan_and_preprocess -d {folders.number} --clean"
-            )
+    if said := _planned_otherwise(raw, preprocessed, folders):
+        raise MutualError(said)
     AnnotationTable.from_dataset_json(raw)
     if table_fingerprint(raw) == table_fingerprint(preprocessed):
         print(f"{folders.name}: the raw and the preprocessed annotation table are equal, nothing to do")
@@ -95,6 +92,18 @@ def sync(dataset: str | int) -> None:
         preprocessed[BLOCK] = raw[BLOCK]
     write_json(paths[1], preprocessed)
     print(f"{folders.name}: annotation table copied to {paths[1]}" + (f" (before: {backup.name})" if backup else ""))
+
+
+def _planned_otherwise(raw: Any, preprocessed: Any, folders: DatasetFolders) -> str | None:
+    """Says what cannot be copied over, since planning and preprocessing went by it."""
+    key = next((key for key in _PLANNED if raw.get(key) != preprocessed.get(key)), None)
+    if key is None:
+        return None
+    return (
+        f'{folders.name}: "{key}" of the raw dataset.json is {shown(raw.get(key))}, of the preprocessed one '
+        f"{shown(preprocessed.get(key))}; put it back, or plan again: nnUNetv2_plan_and_preprocess -d "
+        f"{folders.number} --clean"
+    )
 
 
 def _paths(folders: DatasetFolders) -> tuple[Path, Path] | None:

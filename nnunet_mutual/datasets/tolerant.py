@@ -51,7 +51,7 @@ def readable_table(dataset_json: Mapping[str, Any]) -> tuple[AnnotationTable, li
             good["sources"][name] = entry
     for key, entry in block["cases"].items():
         source = entry.get("source") if isinstance(entry, Mapping) else None
-        if source in block["sources"] and source not in good["sources"]:
+        if isinstance(source, str) and source in block["sources"] and source not in good["sources"]:
             continue  # its source was reported
         if accepted(f"case {key}", good | {"cases": {key: entry}}):
             good["cases"][key] = entry

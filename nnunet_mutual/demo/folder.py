@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_mutual.disk.files import read_json, write_json
+from nnunet_mutual.disk.shapes import Shape, require_shape
 from nnunet_mutual.errors import MutualError
 
 DEFAULT = "nnunet_mutual_demo"
@@ -17,6 +18,7 @@ RECORD = "demo.json"
 MARK = "made by"
 MARK_TEXT = "nnunet_mutual demo"
 ROOTS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+_SHAPE: Shape = {"settings": dict, "finished": [str]}
 HEAVY = (*ROOTS, "predictions", "truth")
 RESULTS = ("demo_results.json", "demo.png", "report", "logs")
 
@@ -106,3 +108,4 @@ def _refuse_foreign(path: Path) -> None:
             f"{path} is not empty and was not made by a demo, so nothing in it was touched; give an empty or new "
             "folder with --folder"
         )
+    require_shape(content, _SHAPE, record, f"delete {path} to begin anew, or give another folder with --folder")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,44 @@ def load_case(dataset: Any, key: str) -> tuple[Stored, Stored, Any, dict[str, An
     except Exception:  # blosc2 and NumPy fail in several ways
         raise _damaged(folder / f"{key}.b2nd or its labels beside it", fix) from None
     return Stored(data, folder / f"{key}.b2nd", fix), Stored(seg, folder / f"{key}_seg.b2nd", fix), previous, properties
+
+
+def require_readable(dataset: Any) -> None:
+    """Opens every case, before nnU-Net's loaders do so in processes of their own, whose errors nobody hears of.
+
+    Args:
+        dataset: nnU-Net's.
+
+    Raises:
+        MutualError: as :func:`load_case`; a damaged voxel is found where it is read only.
+    """
+    folder = Path(dataset.source_folder)
+    fix = f"delete it and run {_command(folder)}"
+    for key in dataset.identifiers:
+        read_properties(folder / f"{key}.pkl")
+        if not (folder / f"{key}.npz").exists():  # of an older nnU-Net
+            open_stored(folder / f"{key}.b2nd", fix)
+            open_stored(folder / f"{key}_seg.b2nd", fix)
+
+
+@contextlib.contextmanager
+def damage_named(datasets: Iterable[Any]) -> Iterator[None]:
+    """Reads every voxel where a loader has ended, to say which case is damaged.
+
+    Args:
+        datasets: nnU-Net's, which the loader reads.
+
+    Raises:
+        MutualError: a case is damaged.
+    """
+    try:
+        yield
+    except RuntimeError:  # of blosc2, or of nnU-Net, which misses the processes of the loader
+        for dataset in datasets:
+            for key in dataset.identifiers:
+                for stored in load_case(dataset, key)[:2]:
+                    stored[:]
+        raise
 
 
 def _damaged(file: Path, fix: str) -> MutualError:

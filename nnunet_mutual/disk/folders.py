@@ -18,6 +18,28 @@ _OWNER = "_in_progress"  # end of the name of the file that says who writes a te
 _JOURNAL = ".unfinished"  # in the first of several folders, until all have their names
 
 
+def output_folder(given: str | os.PathLike[str], *, new: str = "") -> Path:
+    """Returns the folder that -o names; called before anything is computed for it.
+
+    Args:
+        given: need not exist.
+        new: what would be overwritten in a folder that holds something, for the sentence: 'no decision'; '' where that
+            is no matter.
+
+    Raises:
+        MutualError: it is a file, lies below one, may not be written, or is not empty.
+    """
+    folder = Path(given)
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise MutualError(f"-o {folder}: {there} is no folder; give -o another one")
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise MutualError(f"-o {folder}: there is no permission to write in {there}; give -o another folder")
+    if new and there == folder and any(folder.iterdir()):
+        raise MutualError(f"-o {folder} is not empty; give -o a new folder, so that {new} is overwritten")
+    return folder
+
+
 @contextlib.contextmanager
 def temporary_folder(output: Path, work: str, ending: str) -> Iterator[Path]:
     """Makes a hidden folder beside ``output`` that only one process writes, and leaves none behind.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nnunet_mutual.disk.files import read_json, read_object
+from nnunet_mutual.disk.images import require_reader
 from nnunet_mutual.disk.names import safe_name
 from nnunet_mutual.disk.shapes import Shape, require_shape
 from nnunet_mutual.errors import MutualError
@@ -32,9 +34,20 @@ _PLANS: Shape = {
     "transpose_forward?": [int],
     "transpose_backward?": [int],
     "label_manager?": str,
+    "foreground_intensity_properties_per_channel?": {...: dict},
     "configurations": {...: _CONFIGURATION},
 }
 _REQUIRED = ("data_identifier", "batch_size", "patch_size", "spacing")
+_FINGERPRINT: Shape = {
+    "spacings?": [[float]],
+    "shapes_after_crop?": [[int]],
+    "foreground_intensity_properties_per_channel?": {...: {...: float}},
+    "median_relative_size_after_cropping?": float,
+}
+_FINGERPRINT_AGAIN = (
+    "copy it anew from the dataset's folder in nnUNet_preprocessed (if it is damaged there, too, delete it and run "
+    "nnunet_mutual plan_and_preprocess)"
+)
 _SPLITS: Shape = [{"train": [str], "val": [str]}]
 _METRICS: Shape = {"Dice": (float, None), "TP": float, "n_ref": float, "n_pred": float}
 _SUMMARY: Shape = {
@@ -78,6 +91,45 @@ def require_plans(plans: Any, file: object) -> None:
         for key in _REQUIRED:
             if key not in configuration:
                 raise MutualError(f'"configurations.{name}" in {file} has no "{key}"; {fix}')
+        _require_sizes(configuration, f'"configurations.{name}" in {file}', fix)
+    if "image_reader_writer" in plans:
+        require_reader(plans["image_reader_writer"], f'"image_reader_writer" in {file}')
+    for key in ("transpose_forward", "transpose_backward"):
+        axes = plans.get(key, [])
+        if sorted(axes) != list(range(len(axes))):
+            raise MutualError(f'"{key}" in {file} must be the axes 0, 1, 2 in any order, found {axes}; {fix}')
+
+
+def _require_sizes(configuration: Mapping[str, Any], place: str, fix: str) -> None:
+    """Verifies numbers of which networks and loaders would say something else, or nothing, in the middle of a step."""
+    patch, spacing, batch = (configuration[key] for key in ("patch_size", "spacing", "batch_size"))
+    if batch < 1:
+        raise MutualError(f'{place} has a "batch_size" of {batch}, expected 1 or more; {fix}')
+    if len(patch) not in (2, 3) or min(patch) < 1:
+        raise MutualError(f'{place} has the "patch_size" {patch}, expected 2 or 3 numbers from 1; {fix}')
+    if len(spacing) != len(patch) or not all(0 < value < math.inf for value in spacing):
+        raise MutualError(f'{place} has the "spacing" {spacing}, expected {len(patch)} numbers above 0; {fix}')
+    described = configuration.get("architecture", {"arch_kwargs": {}})["arch_kwargs"]
+    kind = str(described.get("conv_op"))[-2:]
+    if kind in ("1d", "2d", "3d") and kind != f"{len(patch)}d":
+        raise MutualError(f'{place} has a "conv_op" for {kind}, but a "patch_size" of {len(patch)} numbers; {fix}')
+    strides = described.get("strides")
+    if _is_table(strides):  # of nnU-Net's own networks
+        smaller = [math.prod(axis) for axis in zip(*strides, strict=False)]
+        if len(smaller) != len(patch) or any(size % least for size, least in zip(patch, smaller, strict=True)):
+            raise MutualError(f'{place} has "strides" that do not divide its "patch_size" {patch}; {fix}')
+    schemes, masks = (configuration.get(key, ()) for key in ("normalization_schemes", "use_mask_for_norm"))
+    if len(schemes) != len(masks):
+        raise MutualError(
+            f'{place} has {len(schemes)} "normalization_schemes" and {len(masks)} "use_mask_for_norm", expected one of '
+            f"each for every channel; {fix}"
+        )
+
+
+def _is_table(value: Any) -> bool:
+    """Whether a value is a list of lists of whole numbers from 1."""
+    rows = value if isinstance(value, list) else [None]
+    return all(isinstance(row, list) and all(isinstance(n, int) and n > 0 for n in row) for row in rows)
 
 
 def require_safe_names(plans: Mapping[str, Any], place: object) -> None:
@@ -103,19 +155,22 @@ def require_safe_names(plans: Mapping[str, Any], place: object) -> None:
         safe_name(value, f'"{what}" in {place}')
 
 
-def read_fingerprint(path: Path) -> dict[str, Any]:
-    """Reads the dataset_fingerprint.json that nnU-Net copies beside a training.
+def read_fingerprint(path: Path, fix: str = _FINGERPRINT_AGAIN) -> dict[str, Any]:
+    """Reads a dataset_fingerprint.json.
+
+    Args:
+        path: of the file, by default of the copy that nnU-Net puts beside a training.
+        fix: what makes it anew, for the sentence.
 
     Raises:
-        MutualError: it is missing or was not written to its end.
+        MutualError: it is missing, was not written to its end, or has another shape.
     """
     try:
-        return read_object(path)
+        content = read_object(path)
     except MutualError:
-        raise MutualError(
-            f"{path} is missing, was not written to its end or was changed; copy it anew from the dataset's folder in "
-            "nnUNet_preprocessed (if it is damaged there, too, delete it and run nnunet_mutual plan_and_preprocess)"
-        ) from None
+        raise MutualError(f"{path} is missing, was not written to its end or was changed; {fix}") from None
+    require_shape(content, _FINGERPRINT, path, fix)
+    return content
 
 
 def read_splits(path: Path) -> list[dict[str, list[str]]]:

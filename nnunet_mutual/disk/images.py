@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIOWithReorient
 from numpy.typing import NDArray
 
+from nnunet_mutual.disk.names import require_text
 from nnunet_mutual.disk.whole import DAMAGED, TIFF, read_to_end
 from nnunet_mutual.errors import MutualError
 
@@ -79,6 +81,21 @@ def write_label_map(reader: BaseReaderWriter, voxels: NDArray[Any], path: Path, 
     reader.write_seg(voxels.astype(np.uint8 if highest <= 255 else np.uint16), str(path), dict(properties))
 
 
+def require_reader(name: object, place: str) -> None:
+    """Verifies that nnU-Net has a reader of a name.
+
+    Raises:
+        MutualError: it has none.
+    """
+    try:
+        recursive_find_reader_writer_by_name(str(name))
+    except RuntimeError:
+        raise MutualError(
+            f"{place} names {name!r}, which nnU-Net does not have; remove the entry, or correct it to a reader such as "
+            "SimpleITKIO or NibabelIOWithReorient"
+        ) from None
+
+
 def verify_whole(path: Path) -> int:
     """Reads a file to its end, once for each content; formats whose readers notice it themselves are not read.
 
@@ -86,8 +103,9 @@ def verify_whole(path: Path) -> int:
         NaN and infinite values of a NIfTI file, which SimpleITK reads as 0; 0 for other formats.
 
     Raises:
-        MutualError: the file is cut off, or its content does not fit its checksum.
+        MutualError: the file is cut off, its content does not fit its checksum, or its name is no text.
     """
+    require_text(path)
     state = path.stat()
     try:
         return _broken_values(path, state.st_size, state.st_mtime_ns)

@@ -39,6 +39,20 @@ def _fits(name: str) -> bool:
         return False
 
 
+def require_text(path: str | Path) -> None:
+    """Verifies that a path is text: readers of images, which are written in C++, end the whole process otherwise.
+
+    Raises:
+        MutualError: a name in it is no UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise MutualError(
+            f"{str(path)!r} has a name that is no UTF-8 text; rename it, without that character"
+        ) from None
+
+
 def written_at(path: Path) -> Path:
     """Returns where a file is written that may be a link: at its target in the same folder, else in the link's place.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,3 +146,23 @@ def folds_in(model: Path, holding: str = "") -> list[str]:
 def checkpoints_in(fold: Path) -> list[str]:
     """Returns the names of the checkpoints of a fold."""
     return sorted(file.name for file in fold.glob("checkpoint_*.pth"))
+
+
+@contextlib.contextmanager
+def removed_unless_begun(fold: Path) -> Iterator[None]:
+    """Removes the folders of a training that ends with an error before anything but its log was written.
+
+    Args:
+        fold: its folder, ``nnUNet_results/<dataset>/<training>/fold_<n>``.
+    """
+    try:
+        yield
+    except Exception:
+        with contextlib.suppress(OSError):  # not empty, or read-only
+            logs = list(fold.iterdir())
+            if all(file.name.startswith("training_log_") for file in logs):
+                for file in logs:
+                    file.unlink()
+                for folder in (fold, *fold.parents[:2]):
+                    folder.rmdir()
+        raise

@@ -101,6 +101,23 @@ def require_space(folder: str | os.PathLike[str]) -> None:
         raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
+@contextlib.contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Asks the disk where a RuntimeError does not say why nothing could be written: blosc2, SimpleITK, torch.
+
+    Args:
+        folder: that was written to.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    try:
+        yield
+    except RuntimeError:
+        require_space(folder)
+        raise
+
+
 def runs(process: int) -> bool:
     """Whether a process of this machine runs; where that cannot be asked (not POSIX), it counts as running."""
     if os.name != "posix":

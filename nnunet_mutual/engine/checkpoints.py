@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nnunet_mutual.disk.shapes import Shape, require_shape
 from nnunet_mutual.disk.trainings import CHECKPOINTS
 from nnunet_mutual.disk.writing import written
 from nnunet_mutual.engine.checkpoint_file import read_checkpoint
@@ -21,6 +22,13 @@ from nnunet_mutual.settings import Settings, deep_merge, differences
 
 STATE_KEY = "mutual_state"
 STOCK_TRAINER = "nnUNetTrainer"
+_SHAPE: Shape = {
+    "network_weights": dict,
+    "logging": dict,
+    "init_args": dict,
+    "current_epoch": int,
+    STATE_KEY: {"trainer": str, "settings": dict},
+}
 
 
 def plain(value: Any) -> Any:
@@ -78,6 +86,7 @@ def load_own(filename: str | os.PathLike[str], device: torch.device) -> dict[str
             f"{filename} was not written by a trainer of this package (it has no {STATE_KEY}); continue with the -tr "
             "that wrote it, or pass it as -pretrained_weights"
         )
+    require_shape(checkpoint, _SHAPE, filename, _what_else(Path(filename)))
     return checkpoint
 
 

@@ -13,7 +13,6 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.datasets.splits import fold_problems, provide_splits
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
-from nnunet_mutual.disk.names import safe_name
 from nnunet_mutual.engine.log import RunLog
 from nnunet_mutual.engine.parallel.ranks import Ranks
 from nnunet_mutual.errors import MutualError
@@ -34,6 +33,7 @@ class FoldData:
         ranks: of the training; the first process reads labels.
         say: prints to the log.
         output: folder of the fold of the training.
+        preprocess: the command that makes the preprocessed cases.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class FoldData:
         ranks: Ranks,
         say: Callable[[str], Any],
         output: str,
+        preprocess: str,
     ):
         self.table = table
         self.fold = fold
@@ -56,6 +57,7 @@ class FoldData:
         self.ranks = ranks
         self.say = say
         self.output = output
+        self.preprocess = preprocess
         self._split: Split | None = None
 
     @cached_property
@@ -82,6 +84,10 @@ class FoldData:
             difference = raw_and_preprocessed_differ(Path(self.folder).parent.name)
             if difference:  # before a split is made of a wrong table
                 raise MutualError(difference)
+            if not Path(self.folder).is_dir():
+                raise MutualError(
+                    f"{self.folder} does not exist, so its configuration is not preprocessed; run {self.preprocess}"
+                )
             self.table.require(self.keys())
             if self.fold != "all":
                 said = provide_splits(
@@ -90,8 +96,6 @@ class FoldData:
                 if said:
                     self.say(said)
             self._split = draw()
-            for key in (*self._split[0], *self._split[1]):
-                safe_name(key, "case of splits_final.json")
         return list(self._split[0]), list(self._split[1])
 
     @property

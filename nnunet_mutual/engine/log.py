@@ -166,7 +166,7 @@ class TermLog:
     def drop_from(self, epoch: int) -> None:
         """Removes the lines of epochs that a training is about to do, and lines that a crash cut off."""
         if self.file.exists():
-            kept = [line for line in self.file.read_text().splitlines() if _epoch_of(line) < epoch]
+            kept = [line for line in self.file.read_text(errors="replace").splitlines() if _epoch_of(line) < epoch]
             with written(self.file) as temporary:
                 temporary.write_text("".join(line + "\n" for line in kept))
 
@@ -257,5 +257,5 @@ def described(trainer: str, settings: Settings) -> dict[str, Any]:
 def _epoch_of(line: str) -> float:
     try:
         return float(json.loads(line)["epoch"])
-    except ValueError:  # cut off
+    except (ValueError, KeyError, TypeError):  # cut off, or no line of ours
         return math.inf

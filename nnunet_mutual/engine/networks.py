@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,10 +16,33 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_mutual.engine.parallel.ranks import Ranks
 from nnunet_mutual.engine.peers import Autocast, Memory, Peers, unwrap
+from nnunet_mutual.errors import MutualError
 from nnunet_mutual.modules.tap import FeatureTap, feature_stage
 from nnunet_mutual.objectives import Objective
 
 Optimised = tuple[torch.optim.Optimizer, Any]
+
+
+@contextmanager
+def buildable(plans: str) -> Iterator[None]:
+    """Says of what plans describe that no network can be built of it.
+
+    Args:
+        plans: their name.
+
+    Raises:
+        MutualError: the class refuses its arguments, or there is no such class.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of any class of networks
+        reason = (str(error).splitlines() or [""])[0]
+        raise MutualError(
+            f'the "architecture" in {plans}.json cannot be built ({type(error).__name__}: {reason}); correct it, or '
+            "plan again with nnUNetv2_plan_experiment"
+        ) from error
 
 
 def seed(number: int | None, process: int = 0) -> None:

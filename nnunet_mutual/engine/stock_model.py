@@ -49,9 +49,10 @@ def open_predictor(folder: Path, fold: str, checkpoint: str, device: torch.devic
         MutualError: a file is missing or damaged, asks for something to be run, or the files do not fit each other.
     """
     plans, dataset_json = read_object(folder / "plans.json"), read_object(folder / "dataset.json")
-    trained = read_checkpoint(fold_of(folder, fold) / checkpoint)
+    file = fold_of(folder, fold) / checkpoint
+    trained = read_checkpoint(file)
     require_known_networks(plans, folder / "plans.json")
-    with _in_our_words(folder):
+    with _in_our_words(file):
         predictor: nnUNetPredictor = predict.make_predictor(
             plans, dataset_json, [trained], device, _builder(str(trained.get("trainer_name")), folder)
         )

@@ -36,10 +36,12 @@ from torch import Tensor, nn
 
 from nnunet_mutual.annotation.restriction import RegionRestriction, Restriction, restrict, restriction_for
 from nnunet_mutual.batches.fold import Fold
+from nnunet_mutual.disk.case_files import load_case
 from nnunet_mutual.disk.writing import require_space, written
 from nnunet_mutual.engine.log import RunLog
 from nnunet_mutual.engine.parallel.ranks import Ranks
 from nnunet_mutual.engine.window import Window
+from nnunet_mutual.errors import MutualError
 
 METRICS = ("Dice", "IoU", "TP", "FP", "FN", "TN", "n_pred", "n_ref")  # of nnU-Net's summary.json
 BARRIER_EVERY = 20  # cases; NCCL gives up on a rank that is silent for too long
@@ -187,15 +189,17 @@ class FoldValidation:
         folders: tuple[str, str],
     ) -> None:
         window, table = self.window, self.fold.table
-        data, _, previous, properties = self.fold.open([key]).load_case(key)
-        data = data[:]
+        data, _, previous, properties = load_case(self.fold.open([key]), key)
+        image = data[:]
         if self.fold.previous_stage is not None:
-            one_hot = convert_labelmap_to_one_hot(previous[:], window.labels.foreground_labels, output_dtype=data.dtype)
-            data = np.vstack((data, one_hot))
+            one_hot = convert_labelmap_to_one_hot(
+                previous[:], window.labels.foreground_labels, output_dtype=image.dtype
+            )
+            image = np.vstack((image, one_hot))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            image = torch.from_numpy(data)
-        logits = predictor.predict_sliding_window_return_logits(see(image[None])[0]).cpu()
+            tensor = torch.from_numpy(image)
+        logits = predictor.predict_sliding_window_return_logits(see(tensor[None])[0]).cpu()
         managers = (window.configuration, window.plans, window.dataset_json)
         restriction = restriction_for(table, table.case(key), window.labels.regions_class_order)
         pool.submit(export_case, logits, properties, *managers, folders, key, restriction, self.save_probabilities)
@@ -211,8 +215,8 @@ class FoldValidation:
         maybe_mkdir_p(folder)
         try:
             dataset_class = infer_dataset_class(preprocessed)
-            shape = dataset_class(preprocessed, [key]).load_case(key)[0].shape[1:]
-        except FileNotFoundError:
+            shape = load_case(dataset_class(preprocessed, [key]), key)[0].shape[1:]
+        except (FileNotFoundError, MutualError):
             self.log.say(f"{key} is not preprocessed for {stage}: run nnUNetv2_preprocess for that configuration first")
             return
         arguments = (logits, shape, join(folder, key), plans, configuration, properties, self.window.dataset_json)

@@ -12,6 +12,7 @@ from typing import Any
 from nnunetv2.configuration import default_num_processes
 
 from nnunet_mutual.disk.files import write_json
+from nnunet_mutual.disk.folders import output_folder
 from nnunet_mutual.disk.names import inside
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.evaluation import output
@@ -66,6 +67,7 @@ def evaluate(predictions: str, options: EvaluateOptions) -> dict[str, Any]:
     Raises:
         MutualError: bad input; nothing is written then.
     """
+    folder = _folder(options.output, Path(predictions))
     measured = _Measured.of(options, Path(predictions))
     cases, rules = measured.cases[0], measured.rules
     statistics = {
@@ -73,7 +75,7 @@ def evaluate(predictions: str, options: EvaluateOptions) -> dict[str, Any]:
         for metric in _metrics(cases)
     }
     content = output.summary_json(cases, measured.pairs[0], rules, measured.keys, statistics, options.seed)
-    folder = _folder(options.output, Path(predictions))
+    _make(folder)
     output.write_tidy(folder / output.TIDY, cases)
     write_json(folder / output.SUMMARY, content)
     if options.as_json:
@@ -105,6 +107,7 @@ def compare_predictions(first: str, second: str, options: EvaluateOptions, *, ma
     """
     if not 0 <= margin < 1:
         raise MutualError(f"--margin {margin:g}: expected a difference of Dice from 0 to 1, such as 0.01")
+    folder = _folder(options.output, Path(second))
     measured = _Measured.of(options, Path(first), Path(second))
     a, b = measured.cases
     labels, tolerances = measured.rules.table.labels, measured.rules.tolerances
@@ -118,7 +121,7 @@ def compare_predictions(first: str, second: str, options: EvaluateOptions, *, ma
         "implementation": implementation(options.surface),
         **output.comparison_json(rows, compared),
     }
-    folder = _folder(options.output, Path(second))
+    _make(folder)
     output.write_compared(folder / "comparison.csv", rows)
     write_json(folder / "comparison.json", content)
     if options.as_json:
@@ -192,17 +195,19 @@ def _metrics(cases: Mapping[str, LabelScores]) -> list[str]:
 
 
 def _folder(chosen: str | None, predictions: Path) -> Path:
+    if chosen is not None:
+        return output_folder(chosen)
     # A folder of predictions may come from elsewhere, links in it included.
-    folder = (
-        Path(chosen) if chosen is not None else inside(predictions, FOLDER, "folder", fix="name another one with -o")
-    )
+    return inside(predictions, FOLDER, "folder", fix="name another one with -o")
+
+
+def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MutualError(
             f"{folder} cannot be made ({error.strerror or error}); choose another folder with -o"
         ) from None
-    return folder
 
 
 def _stated(rules: Rules) -> str:

@@ -13,6 +13,7 @@ from nnunet_mutual.datasets.raw import read_dataset_json, training_cases
 from nnunet_mutual.disk.files import natural, read_object
 from nnunet_mutual.disk.host_files import read_splits
 from nnunet_mutual.disk.locate import DatasetFolders, locate
+from nnunet_mutual.disk.names import require_text
 from nnunet_mutual.errors import MutualError, meant, shorten
 from nnunet_mutual.evaluation.cases import Pair, Rules
 from nnunet_mutual.evaluation.metrics import parse_tolerances
@@ -168,6 +169,8 @@ def _label_maps(folder: Path, ending: str) -> dict[str, Path]:
         for path in folder.iterdir()
         if path.name.endswith(ending) and not path.name.startswith(".")
     }
+    for path in files.values():
+        require_text(path)
     if not files:
         raise MutualError(
             f'{folder} holds no label map (*{ending}); check the folder and "file_ending" of dataset.json'

@@ -39,12 +39,18 @@ from nnunet_mutual.disk.trainings import (
     training_name,
 )
 from nnunet_mutual.engine.acted import Acted
-from nnunet_mutual.engine.checkpoints import STATE_KEY, STOCK_TRAINER, load_own, save_atomically
+from nnunet_mutual.engine.checkpoints import STATE_KEY, STOCK_TRAINER, load_own, save_atomically, whole
 from nnunet_mutual.engine.trained import open_trained
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.export import model_card
 from nnunet_mutual.export.container.write import require_container, tag, write_container
-from nnunet_mutual.export.groups import group_dataset, group_plan, group_weights, modality_groups_of
+from nnunet_mutual.export.groups import (
+    group_dataset,
+    group_plan,
+    group_weights,
+    modality_groups_of,
+    require_fit,
+)
 from nnunet_mutual.export.model_card import TrainedFold
 from nnunet_mutual.plugin.find import resolve
 
@@ -227,6 +233,7 @@ def _plan_models(source: Path, plans_name: str, configuration: str) -> list[_Mod
         return source.parent / training_name(STOCK_TRAINER, name, configuration)
 
     dataset_json, trained_plan = read_dataset_json(source), read_plans(source / "plans.json")
+    AnnotationTable.from_dataset_json(dataset_json)
     clean, plan = without_identities(dataset_json), plans_of(trained_plan, configuration)
     groups = modality_groups_of(trained_plan, dataset_json)
     if groups is None:
@@ -248,7 +255,7 @@ def _write_model(folder: Path, model: _Model, request: _Request) -> list[str]:
     write_json(folder / "dataset_fingerprint.json", fingerprint)
     trained_folds, shown = [], []
     for name, origin, trained in _models(model, request):
-        trained_folds.append(_export_fold(origin, fold_of(folder, name), trained, model))
+        trained_folds.append(_export_fold(origin, request.checkpoint, fold_of(folder, name), trained, model))
         shown.append(name)
     card = _card(model, request, trained_folds[:1] if request.peers else trained_folds)
     card += model_card.PEERS.format(number=len(shown)) if request.peers else ""
@@ -364,9 +371,11 @@ def _models(model: _Model, request: _Request) -> Iterator[tuple[str, Path, dict[
             yield str(n), origin, {**trained, "network_weights": weights}
 
 
-def _export_fold(source: Path, folder: Path, trained: Mapping[str, Any], model: _Model) -> TrainedFold:
+def _export_fold(source: Path, checkpoint: str, folder: Path, trained: Mapping[str, Any], model: _Model) -> TrainedFold:
     (folder / "validation").mkdir(parents=True)
-    content = checkpoint_of(trained, STOCK_TRAINER, model.plan, model.dataset_json)
+    with whole(str(source / checkpoint)):
+        content = checkpoint_of(trained, STOCK_TRAINER, model.plan, model.dataset_json)
+        require_fit(content, model.plan, model.dataset_json)
     save_atomically(content, folder / FINAL)
     progress = source / "progress.png"
     if not progress.is_file():

@@ -6,9 +6,10 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY, ModalityGroups
 from nnunet_mutual.annotation.table import AnnotationTable
@@ -74,10 +75,31 @@ def group_weights(
         weights = trained["network_weights"]
     else:
         weights = [average["weights"] for average in peers["averages"]][number]
+    return only_used(weights, input_keys(_network(plan, dataset_json, configuration)), channels)
+
+
+def require_fit(content: Mapping[str, Any], plan: dict[str, Any], dataset_json: dict[str, Any]) -> None:
+    """Verifies that stock nnU-Net can load the weights that are exported.
+
+    Args:
+        content: the checkpoint.
+        plan: of the model.
+        dataset_json: of the model.
+
+    Raises:
+        RuntimeError: they are of another network.
+    """
+    with torch.device("meta"):
+        network = _network(plan, dataset_json, content["init_args"]["configuration"])
+    network.load_state_dict(content["network_weights"], assign=True)
+
+
+def _network(plan: dict[str, Any], dataset_json: dict[str, Any], configuration: str) -> nn.Module:
+    """Builds the network of a configuration as nnU-Net does; its weights are of no use yet."""
     require_known_networks(plan, "the plans of the training")
     manager = PlansManager(plan)
     chosen = manager.get_configuration(configuration)
-    network = get_network_from_plans(
+    network: nn.Module = get_network_from_plans(
         chosen.network_arch_class_name,
         chosen.network_arch_init_kwargs,
         chosen.network_arch_init_kwargs_req_import,
@@ -86,4 +108,4 @@ def group_weights(
         allow_init=False,
         deep_supervision=True,
     )
-    return only_used(weights, input_keys(network), channels)
+    return network

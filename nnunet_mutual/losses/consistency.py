@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -53,3 +54,19 @@ def squared_difference(prediction: Tensor, target: Tensor, inside: Tensor) -> Te
     """
     each = 0.5 * (prediction - target).square().sum(1, keepdim=True)
     return (each * inside).sum() / inside.sum().clamp_min(1)
+
+
+def agreement(a: Tensor, b: Tensor, *, regions: bool) -> Tensor:
+    """Where two predictions decide alike.
+
+    Args:
+        a: logits (B, C, *spatial).
+        b: likewise.
+        regions: whether channels are regions.
+
+    Returns:
+        (B, *spatial) bool: the same likeliest class, or the same set of regions.
+    """
+    if regions:
+        return ((a > 0) == (b > 0)).all(1)
+    return torch.eq(a.argmax(1), b.argmax(1))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,9 +31,10 @@ from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, training_cases
 from nnunet_mutual.datasets.splits import describe_splits, splits_problems, stratified_splits
 from nnunet_mutual.disk.files import read_json, read_object, write_json
-from nnunet_mutual.disk.host_files import read_plans, read_splits
+from nnunet_mutual.disk.host_files import read_fingerprint, read_plans, read_splits
 from nnunet_mutual.disk.locate import DatasetFolders, plans_file, require_root
 from nnunet_mutual.disk.trainings import train_command
+from nnunet_mutual.disk.writing import require_space
 from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.planning.method import Method, method_for
 from nnunet_mutual.planning.stock_options import StockOptions
@@ -355,10 +355,7 @@ def _refuse_old_fingerprint(preprocessed: Path, number: int, dataset_json: Mappi
     path = preprocessed / FILE
     if clean or not path.is_file():
         return
-    try:
-        found = read_object(path)
-    except MutualError:
-        raise MutualError(f"{path} was not written to its end, or was changed; add --clean to make it anew") from None
+    found = read_fingerprint(path, "add --clean to make it anew")
     if counts_ignored(found, dataset_json):
         raise MutualError(
             f"{path} was made by nnU-Net, which counts ignored voxels as foreground; add --clean to make it anew"
@@ -418,19 +415,20 @@ def _refuse_errors(found: Examination, folders: DatasetFolders, configurations: 
 
 @contextlib.contextmanager
 def _stock_step(step: str, folders: DatasetFolders) -> Iterator[None]:
-    """Turns whatever ends a step of nnU-Net into one sentence, after the traceback."""
+    """Turns whatever ends a step of nnU-Net into one sentence."""
     try:
         with _without_hidden_files():
             yield
     except MutualError:
         raise
     except Exception as error:
-        traceback.print_exc()
+        require_space(require_root("nnUNet_preprocessed"))
         lines = str(error).strip().splitlines() or [""]
         raise MutualError(
-            f"nnU-Net's {step} of {folders.name} stopped with {type(error).__name__}: {lines[0]}; the lines above say "
-            f"where, and nnunet_mutual check {folders.name} examines every file (if memory ran out: -np 1)"
-        ) from None
+            f"nnU-Net's {step} of {folders.name} stopped with {type(error).__name__}: {lines[0]}; nnunet_mutual check "
+            f"{folders.name} examines every file, NNUNET_MUTUAL_TRACEBACK=1 in front of the command shows where it "
+            "stopped (if memory ran out: -np 1)"
+        ) from error
 
 
 @contextlib.contextmanager

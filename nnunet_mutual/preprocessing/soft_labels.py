@@ -29,6 +29,7 @@ from nnunet_mutual.disk.folders import temporary_folder
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import locate, plans_file
 from nnunet_mutual.disk.trainings import train_command
+from nnunet_mutual.disk.writing import full_disk_named, require_space
 from nnunet_mutual.errors import MutualError, shorten
 from nnunet_mutual.preprocessing.soft_folder import SoftFolder, read_soft
 from nnunet_mutual.preprocessing.unlabelled import (
@@ -136,6 +137,7 @@ def _update(source: _Source, preprocessed: Path, manager: PlansManager, name: st
         properties = read_properties(images / f"{key}.pkl")
         _require_grid(source.read(key), properties, manager.transpose_forward, key)  # before anything is written
     if pending or surplus:
+        require_space(preprocessed)
         target.mkdir(parents=True, exist_ok=True)
         for file in sorted(surplus, key=lambda file: file.endswith(("_seg.b2nd", ".pkl"))):
             (target / file).unlink()
@@ -146,7 +148,8 @@ def _update(source: _Source, preprocessed: Path, manager: PlansManager, name: st
                 image = np.asarray(data[:], np.float32)
                 soft = on_grid(source.read(key), properties, image.shape[1:], manager, configuration, key)
                 both = np.concatenate([image, soft])
-                nnUNetDatasetBlosc2.save_case(both, np.asarray(seg[:]), properties, str(scratch / key))
+                with full_disk_named(scratch):
+                    nnUNetDatasetBlosc2.save_case(both, np.asarray(seg[:]), properties, str(scratch / key))
                 for ending in reversed(ENDINGS):
                     os.replace(scratch / (key + ending), target / (key + ending))
                 add_to_record(record_of(target), key, wanted[key])

@@ -159,7 +159,7 @@ def record_of(folder: Path) -> Path:
 def read_record(path: Path) -> dict[str, dict[str, Any]]:
     """Reads a line per image; a line cut short by a kill counts as not written."""
     found: dict[str, dict[str, Any]] = {}
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     for line in lines:
         try:
             entry = json.loads(line)

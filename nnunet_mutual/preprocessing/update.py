@@ -27,6 +27,7 @@ from nnunet_mutual.disk.case_files import read_properties
 from nnunet_mutual.disk.folders import temporary_folder
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import DatasetFolders, locate, plans_file
+from nnunet_mutual.disk.writing import require_space
 from nnunet_mutual.errors import MutualError, meant, shorten
 from nnunet_mutual.preprocessing.by_group import GroupPreprocessor
 from nnunet_mutual.preprocessing.unlabelled import (
@@ -295,6 +296,7 @@ def _preprocess(job: _Job) -> str | None:
     except OSError:
         raise  # a full disk, not a bad image
     except Exception as error:  # one image must not stop the others; whatever it is, the sentence names it
+        require_space(job.folder)
         return f"case {files.key}: nnU-Net's preprocessor stopped ({type(error).__name__}: {error}); remove the image"
     return None
 

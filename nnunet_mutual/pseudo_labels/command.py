@@ -17,6 +17,7 @@ from nnunet_mutual.annotation.restriction import vouched
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.batches.pseudo import CSV, PseudoStore
 from nnunet_mutual.disk.case_files import load_case
+from nnunet_mutual.disk.folders import output_folder
 from nnunet_mutual.disk.images import read_label_map, write_label_map
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.disk.trainings import NamedTraining
@@ -59,23 +60,22 @@ def pseudo_label(
     Raises:
         MutualError: the training or its checkpoint is missing, or an entry is wrong.
     """
+    maps = None if output is None else output_folder(output, new="no label map")
     training = NamedTraining(locate(dataset).name, configuration, fold, trainer, plans)
     made = _load(training, checkpoint, device)
     base = getattr(made.settings, "pseudo_labels", FilterSettings())
     chosen = read_settings(
         type(base), {**vars(base), **parse_settings(settings)}, "", "of --set, for the filter of pseudo labels"
     )
-    if output is not None and Path(output).exists() and any(Path(output).iterdir()):
-        raise MutualError(f"{output} is not empty; give -o a new folder, so that no label map is overwritten")
     store = PseudoStore(Path(made.output_folder) / f"pseudo_labels_{Path(checkpoint).stem.removeprefix('checkpoint_')}")
     made.stage.collect()
     experts = Experts(made.pseudo_labelling, made.network_labels(), chosen)
     decisions = make_pseudo_labels(made.window, made.fold_cases, store, experts, say=made.print_to_log_file)
     print(summarise(decisions))
     print(f"Every decision: {store.folder / CSV}")
-    if output is not None:
-        _write_label_maps(made.window, made.fold_cases, store, Path(output))
-        print(f"Label maps: {output}; what was drawn is in them as it was drawn")
+    if maps is not None:
+        _write_label_maps(made.window, made.fold_cases, store, maps)
+        print(f"Label maps: {maps}; what was drawn is in them as it was drawn")
     print("Next, to show the doubtful ones to a reader, or to train with pseudo labels:")
     print(f"  nnunet_mutual review {training.words} -chk {checkpoint} -o review")
     print(f"  {replace(training, trainer='MutualPartialTrainer').command}")

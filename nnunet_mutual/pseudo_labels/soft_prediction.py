@@ -13,6 +13,7 @@ from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.travelling import without_identities
 from nnunet_mutual.datasets.raw import read_dataset_json, unlabelled_cases
 from nnunet_mutual.disk.files import read_object, write_json
+from nnunet_mutual.disk.folders import output_folder
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.images import read_images
 from nnunet_mutual.disk.locate import locate
@@ -53,6 +54,7 @@ def write_soft_labels(
         MutualError: the model or the images are missing, the dataset lacks a channel that the model needs, or the
             folder holds soft labels of another model.
     """
+    folder = output_folder(output)
     folders = locate(dataset, need_raw=True)
     assert folders.raw is not None
     weights = _weights(NamedTraining(folders.name, configuration, fold, trainer, plans), checkpoint)
@@ -65,7 +67,6 @@ def write_soft_labels(
     if device == "cuda" and not torch.cuda.is_available():
         raise MutualError("this machine has no CUDA device; add -device cpu")
     predictor = open_predictor(model, fold, checkpoint, torch.device(device))
-    folder = Path(output)
     soft = SoftFolder(folder)
     soft.claim(model_of(weights))
     done = soft.keep(cases)

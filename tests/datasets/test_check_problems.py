@@ -130,6 +130,24 @@ ERRORS: dict[str, tuple[Callable[[RawDataset], object], str]] = {
         lambda raw: raw.save(labels={"background": 0, "liver": 1, "spleen": 2, "kidney": 3, "ignore": 9}),
         '"ignore" has the value 9, nnU-Net expects the highest one, 4',
     ),
+    "table without cases": (
+        lambda raw: raw.save(mutual={**raw.block, "cases": None}),
+        '"mutual.cases" of dataset.json must be an object',
+    ),
+    "source that is no name": (
+        lambda raw: raw.save(mutual={**raw.block, "cases": {**raw.block["cases"], "toy_001": {"source": ["a"]}}}),
+        "has the source ['a']",
+    ),
+    "modality group that no case has": (
+        lambda raw: raw.save(
+            mutual={
+                **raw.block,
+                "modality_groups": {"a": ["CT"]},
+                "cases": {key: {**entry, "missing": ["CT"]} for key, entry in raw.block["cases"].items()},
+            }
+        ),
+        'modality group a: every case lacks one of its channels (CT), so nothing could teach its network; correct "mis',
+    ),
     "regions without order": (
         regions_without_order,
         '"regions_class_order" must list one value for each of the 3 regions',

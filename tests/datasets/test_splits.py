@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.datasets.splits import describe_splits, fold_problems, stratified_splits
+from nnunet_mutual.datasets.splits import describe_splits, fold_problems, provide_splits, stratified_splits
 from nnunet_mutual.errors import MutualError
 
 LABELS = ("liver", "spleen", "kidney", "aorta")
@@ -214,3 +216,20 @@ def test_channels_that_all_cases_lack_change_no_split() -> None:
     keys = [f"c{i}" for i in range(12)]
     table = table_of_modalities(dict.fromkeys(keys, ["FLAIR"]))
     assert stratified_splits(table, keys) == generate_crossval_split(sorted(keys), seed=12345, n_splits=5)
+
+
+@pytest.mark.parametrize(
+    ("fold", "sentence"),
+    [
+        ({"train": ["a", "zz"], "val": ["b"]}, r"names 1 case\(s\) that are not preprocessed \(zz\)"),
+        ({"train": [], "val": ["b"]}, 'no training case .*"train" is empty'),
+        ({"train": ["a"], "val": []}, 'no validation case .*"val" is empty'),
+    ],
+)
+def test_a_fold_that_cannot_be_trained_names_the_file(tmp_path: Path, fold: dict, sentence: str) -> None:
+    file = tmp_path / "splits_final.json"
+    file.write_text(json.dumps([{"train": ["a"], "val": ["b"]}, fold]))
+    whole = AnnotationTable.from_dataset_json({"labels": {"background": 0, "liver": 1}, "channel_names": {"0": "CT"}})
+    assert provide_splits(whole, ["a", "b"], 0, file) is None
+    with pytest.raises(MutualError, match=rf"fold 1 of {file} .*{sentence}.*; correct it, or delete that file"):
+        provide_splits(whole, ["a", "b"], 1, file)

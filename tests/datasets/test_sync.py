@@ -110,3 +110,13 @@ def test_unreadable_raw_table_is_an_error(raw: RawDataset, preprocessed: Path) -
     raw.json.write_text("{")
     with pytest.raises(MutualError, match="dataset.json is not valid JSON"):
         raw_and_preprocessed_differ(NAME)
+
+
+def test_what_planning_went_by_cannot_be_copied(raw: RawDataset, preprocessed: Path) -> None:
+    before = preprocessed.read_bytes()
+    raw.save(labels={**raw.content["labels"], "liver": 9})
+    sentence = raw_and_preprocessed_differ(NAME)
+    assert sentence is not None and '"labels" of the raw dataset.json' in sentence and "plan again" in sentence
+    with pytest.raises(MutualError, match="put it back, or plan again"):
+        sync(NAME)
+    assert preprocessed.read_bytes() == before

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_mutual.disk.folders import finish, finish_interrupted, temporary_folder, written_folders
+from nnunet_mutual.disk.folders import finish, finish_interrupted, output_folder, temporary_folder, written_folders
+from nnunet_mutual.disk.names import require_text
+from nnunet_mutual.disk.trainings import removed_unless_begun
 from nnunet_mutual.errors import MutualError
 
 
@@ -114,3 +116,41 @@ def test_a_name_that_was_taken_meanwhile(tmp_path: Path) -> None:
             folder.mkdir()
         (targets[1] / "content").write_text("another's")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["b", "content"]
+
+
+def test_the_folder_of_an_output_is_looked_at_before_anything_is_computed(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mask").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("full", "new", "new/newer", "."):
+        assert output_folder(tmp_path / name) == tmp_path / name
+    assert output_folder(tmp_path / "new", new="nothing") == tmp_path / "new"
+    for name, sentence in (
+        ("file", r"file is no folder; give -o another one"),
+        ("file/a/b", r"file is no folder; give -o another one"),
+        ("loop", r"loop is no folder; give -o another one"),
+        ("full", r"full is not empty; give -o a new folder, so that no label map is overwritten"),
+    ):
+        with pytest.raises(MutualError, match=f"^-o {tmp_path / name}.*{sentence}"):
+            output_folder(tmp_path / name, new="no label map")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full", "loop"]
+
+
+def test_a_training_that_never_began_leaves_no_folder(tmp_path: Path) -> None:
+    for name in ("dataset", "other"):
+        fold = tmp_path / name / "training" / "fold_0"
+        fold.mkdir(parents=True)
+        (fold / "training_log_1.txt").write_text("why")
+        if name == "other":
+            (fold / "checkpoint_best.pth").touch()
+        with pytest.raises(MutualError, match="no reason"), removed_unless_begun(fold):
+            raise MutualError("no reason")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    assert len(list(fold.iterdir())) == 2
+
+
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    require_text(tmp_path / "café")
+    with pytest.raises(MutualError, match=r"caf.udce9' has a name that is no UTF-8 text; rename it"):
+        require_text(tmp_path / os.fsdecode(b"caf\xe9"))

@@ -140,7 +140,9 @@ def test_a_split_names_cases_of_the_dataset(folders: Tiny) -> None:
     file = folders.preprocessed / "splits_final.json"
     file.write_text(json.dumps([{"train": ["case_00"], "val": ["../../case_01"]}]))
     try:
-        with pytest.raises(MutualError, match=f"splits_final.json '../../case_01' {UNSAFE}"):
+        with pytest.raises(
+            MutualError, match=r"splits_final.json names 1 case.s. that are not preprocessed \(../../case_01"
+        ):
             trainer_for(folders.preprocessed).do_split()
     finally:
         file.unlink()

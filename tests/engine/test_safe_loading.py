@@ -18,7 +18,7 @@ from training import SHORT, partial_block, trainer_for
 from two_streams import two_stream_dataset
 
 from nnunet_mutual.cli.parser import main
-from nnunet_mutual.disk.case_files import load_case, read_arrays, read_properties
+from nnunet_mutual.disk.case_files import damage_named, load_case, read_arrays, read_properties, require_readable
 from nnunet_mutual.engine import standalone as predict
 from nnunet_mutual.engine.checkpoint_file import read_checkpoint
 from nnunet_mutual.engine.checkpoints import STATE_KEY
@@ -165,7 +165,9 @@ def test_a_tampered_model_is_one_sentence(tmp_path: Path, what: str) -> None:
         "configuration": {"init_args": {"configuration": "4d"}},
     }[what]
     folder = stock_model(tmp_path / "model", **changed)
-    with pytest.raises(MutualError, match=r"model: plans.json, dataset.json and the checkpoint do not fit each other"):
+    with pytest.raises(
+        MutualError, match=r"checkpoint_final.pth: plans.json, dataset.json and the checkpoint do not fit each other"
+    ):
         open_predictor(folder, "0", "checkpoint_final.pth", torch.device("cpu"))
 
 
@@ -175,10 +177,10 @@ def test_a_tampered_checkpoint_of_a_training_is_one_sentence(nnunet_folders: Pat
     best, latest = (Path(trainer.output_folder) / f"checkpoint_{name}.pth" for name in ("best", "latest"))
     trainer.save_checkpoint(str(best))
     whole = torch.load(best, weights_only=True)
-    short = {key: value for key, value in whole.items() if key != "logging"}
-    for content in (short, {**whole, STATE_KEY: {**whole[STATE_KEY], "peers": {}}}, {**whole, STATE_KEY: 3}):
+    short = [{key: value for key, value in whole.items() if key != name} for name in ("logging", "network_weights")]
+    for content in (*short, {**whole, STATE_KEY: {**whole[STATE_KEY], "peers": {}}}, {**whole, STATE_KEY: 3}):
         torch.save(content, latest)
-        with pytest.raises(MutualError, match=r"checkpoint_latest.pth lacks .* --c goes on from checkpoint_best.pth"):
+        with pytest.raises(MutualError, match=r"checkpoint_latest.pth.* --c goes on from checkpoint_best.pth"):
             trainer.load_checkpoint(str(latest))
 
 
@@ -242,6 +244,28 @@ def test_a_truncated_array_is_named(nnunet_folders: Path, kept: int) -> None:
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(MutualError, match="case_00.*b2nd.* run nnunet_mutual plan_and_preprocess -d 901"):
         load_case(nnUNetDatasetBlosc2(str(folder), ["case_00"]), "case_00")[0][:]
+
+
+def test_what_a_loader_reads_is_opened_before_and_a_damaged_voxel_is_found_after(nnunet_folders: Path) -> None:
+    folder = tiny.make_dataset(nnunet_folders, cases=3) / "nnUNetPlans_3d_fullres"
+    dataset = nnUNetDatasetBlosc2(str(folder))
+    require_readable(dataset)
+    with pytest.raises(RuntimeError, match="no longer alive"), damage_named([dataset]):
+        raise RuntimeError("workers are no longer alive")
+    file = folder / "case_01.b2nd"
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    file.write_bytes(whole[:middle] + b"\xa5" * 400 + whole[middle + 400 :])
+    require_readable(dataset)
+    damaged = "case_01.b2nd is missing, empty, cut short or changed; delete it"
+    with pytest.raises(MutualError, match=damaged), damage_named([dataset]):
+        raise RuntimeError("workers are no longer alive")
+    file.write_bytes(whole)
+    for name, content in (("case_02_seg.b2nd", b""), ("case_00.pkl", pickle.dumps(Hostile(folder / "owned")))):
+        (folder / name).write_bytes(content)
+        with pytest.raises(MutualError, match=f"{name} .*delete it and run nnunet_mutual plan_and_preprocess -d 901"):
+            require_readable(dataset)
+    assert not (folder / "owned").exists()
 
 
 def test_arrays_are_numbers_or_one_sentence(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.datasets.case_voxels import inspect_case, reader_for
+from nnunet_mutual.datasets.check import listing_problems
 from nnunet_mutual.datasets.coverage import coverage, format_coverage
 from nnunet_mutual.datasets.new_dataset import free_place
 from nnunet_mutual.datasets.problems import ERROR
@@ -144,6 +145,8 @@ def _read(
     table.require(training)
     unlabelled, more = unlabelled_cases(folder, content, training)
     every = {**training, **unlabelled}
+    if table.declared:
+        more += listing_problems(set(table.cases), training, set(unlabelled))
     reader = reader_for(content, [path for files in training.values() for path in files.images.values()])
     original = Original(name, content, table, training, unlabelled, reader)
     errors = [problem for problem in problems + more if problem.severity == ERROR]

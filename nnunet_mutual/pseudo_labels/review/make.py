@@ -15,7 +15,7 @@ from tqdm import tqdm
 from nnunet_mutual import __version__
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.disk.files import write_csv, write_json
-from nnunet_mutual.disk.folders import finish, not_written, temporary_folder
+from nnunet_mutual.disk.folders import finish, not_written, output_folder, temporary_folder
 from nnunet_mutual.disk.images import read_images, read_label_map, voxel_ml, write_label_map
 from nnunet_mutual.disk.trainings import NamedTraining
 from nnunet_mutual.errors import MutualError
@@ -70,9 +70,7 @@ def review(training: NamedTraining, *, checkpoint: str | None, output: str, ever
     Raises:
         MutualError: nothing is written then.
     """
-    place = Path(output)
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise MutualError(f"{output} is not empty; give -o a new folder, so that no decision is overwritten")
+    place = output_folder(output, new="no decision")
     if most is not None and most < 1:
         raise MutualError(f"--max {most}: the number must be 1 or more")
     source = open_source(training, checkpoint)

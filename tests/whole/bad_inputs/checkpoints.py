@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from bad_inputs.rows import (
     Row,
     Spoil,
     cut,
+    gone,
     row,
     text,
 )
@@ -63,6 +65,18 @@ def saved(value: Any, file: str = FINAL) -> Spoil:
     return spoil
 
 
+def damaged(file: str) -> Spoil:
+    """Overwrites compressed voxels, so that the file can be opened and not read."""
+
+    def spoil(root: Path) -> None:
+        content = bytearray((root / file).read_bytes())
+        middle = len(content) // 2
+        content[middle - 200 : middle + 200] = b"\xa5" * 400
+        (root / file).write_bytes(content)
+
+    return spoil
+
+
 def soft(probabilities: Any) -> Spoil:
     """Writes another soft label."""
 
@@ -72,9 +86,8 @@ def soft(probabilities: Any) -> Spoil:
     return spoil
 
 
-def _each(name: str, spoil: Spoil, *words: str) -> list[Row]:
+def _each(name: str, spoil: Spoil, *words: str, commands: Sequence[str] = (EXPORT, PSEUDO, SOFT)) -> list[Row]:
     """The same checkpoint for the commands that read one."""
-    commands = (EXPORT, PSEUDO, SOFT)
     return [
         row(
             f"{name}, {command.split()[0]}{' --soft' * ('--soft' in command)}",
@@ -99,7 +112,7 @@ ROWS = [
     *_each("a hostile checkpoint", changed("logging", Hostile())),
     *_each("a checkpoint that is a list", saved([1, 2])),
     *_each("a checkpoint without weights", changed("network_weights", ...)),
-    *_each("weights of another network", changed("network_weights", {"a": torch.zeros(1)})),
+    *_each("weights of another network", changed("network_weights", {"a": torch.zeros(1)}), commands=(EXPORT, SOFT)),
     row("a checkpoint without log", changed("logging", ...), EXPORT, "checkpoint_final.pth"),
     row("a checkpoint without state", changed("mutual_state", ...), PSEUDO, "checkpoint_final.pth"),
     row("a checkpoint whose state is text", changed("mutual_state", "x"), EXPORT, "checkpoint_final.pth"),
@@ -121,5 +134,15 @@ ROWS = [
         TRAIN,
         "case_00",
     ),
-    row("an empty case of pseudo labels", text(STORE + "case_00.b2nd", ""), REVIEW, "case_00"),
+    row("a case that is listed without its labels", gone(DATA + "case_00_seg.b2nd"), TRAIN, "case_00_seg", "delete it"),
+    row(
+        "an empty case of pseudo labels",
+        text(STORE + "candidates/case_00.b2nd", ""),
+        REVIEW,
+        "candidates/case_00",
+        "delete",
+    ),
+    row("half a case of pseudo labels", cut(STORE + "candidates/case_00.b2nd", 0.5), REVIEW, "case_00", "delete"),
+    row("a damaged voxel of pseudo labels", damaged(STORE + "candidates/case_00.b2nd"), REVIEW, "case_00", "delete"),
+    row("an empty case, reviewed", text(DATA + "case_00.pkl", ""), REVIEW, "case_00.pkl", "delete it"),
 ]

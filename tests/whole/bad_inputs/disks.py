@@ -8,6 +8,7 @@ from bad_inputs.rows import (
     EXPORT,
     MERGE,
     PLAN,
+    PREPROCESS,
     PSEUDO,
     REPORT,
     REVIEW,
@@ -23,11 +24,12 @@ COMMANDS = {
     "annotate": "annotate 777 cases.csv --force",
     "merge": MERGE,
     "simulate": SIMULATE,
+    "plan_and_preprocess": PREPROCESS,
     "plan": f"{PLAN} seed=1",
     "plan --groups": "plan -d 780 --groups T1=T1 both=T1,FLAIR",
     "preprocess_unlabelled --soft": "preprocess_unlabelled -d 901 --soft soft",
     "train": TRAIN,
-    "pseudo_label": f"{PSEUDO} -o new",
+    "pseudo_label": PSEUDO,
     "pseudo_label --soft": SOFT,
     "review": REVIEW,
     "accept": ACCEPT,
@@ -36,8 +38,9 @@ COMMANDS = {
     "report": REPORT,
 }
 PLACES = {"pseudo_label --soft": "new", "review": "new", "evaluate": "predictions"}
+LEAVES = {"pseudo_label --soft": ("new",), "evaluate": ("predictions/evaluation",)}  # empty folders
 ROWS = [
-    row(f"{limits}: {name}", nothing, command, PLACES.get(name, "nnUNet"), limits=limits)
+    row(f"{limits}: {name}", nothing, command, PLACES.get(name, "nnUNet"), limits=limits, leaves=LEAVES.get(name, ()))
     for limits in ("full", "read-only")
     for name, command in COMMANDS.items()
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from raw_dataset import SHAPE
 
@@ -21,6 +23,7 @@ from bad_inputs.rows import (
     cut,
     edit,
     gone,
+    nothing,
     renamed,
     row,
     text,
@@ -35,11 +38,11 @@ LARGE = np.random.default_rng(2).integers(0, 4, (40, 50, 60)).astype(np.uint8)
 NAN = np.where(NOISE > 1, np.nan, NOISE).astype(np.float32)
 
 
-def truncated(share: float, file: str, command: str, *words: str, large: bool = True) -> Row:
+def truncated(share: float, file: str, command: str, *words: str, large: bool = True, **more: Any) -> Row:
     """A compressed file of integers of which the first part is there."""
     spoil = both(voxels(file, LARGE), cut(file, share)) if large else cut(file, share)
     name = file.rsplit("/", 1)[-1]
-    return row(f"{share:.0%} of {name}, {command.split()[0]}", spoil, command, name, *words)
+    return row(f"{share:.0%} of {name}, {command.split()[0]}", spoil, command, name, *words, **more)
 
 
 ROWS = [
@@ -51,12 +54,17 @@ ROWS = [
     truncated(0.9, IMAGE, "check 777"),
     truncated(0.97, PREDICTION, EVALUATE, large=False),
     truncated(0.9, RAW + "labelsTr/case_00.nii.gz", ACCEPT, large=False),
-    truncated(0.9, RAW + "imagesUn/un_0_0000.nii.gz", SOFT, large=False),
+    truncated(0.9, RAW + "imagesUn/un_0_0000.nii.gz", SOFT, large=False, leaves=("new",)),
     row("an empty image", text(IMAGE, ""), "check 777", "toy_002_0000.nii.gz"),
     row("an image that is text", text(IMAGE, "not an image"), "check 777", "toy_002_0000.nii.gz"),
     row("an image that is text, preprocessed", text(IMAGE, "not an image"), PREPROCESS, "toy_002_0000.nii.gz"),
     row("an image of NaN", voxels(IMAGE, NAN), "check 777", "toy_002_0000.nii.gz", "NaN"),
     row("an image of NaN, preprocessed", voxels(IMAGE, NAN), PREPROCESS, "toy_002_0000.nii.gz", "NaN"),
+    row("an image of vectors", voxels(IMAGE, np.zeros((2, 4, 5, 6))), "check 777", "toy_002_0000", "own file"),
+    row("an image of vectors, merged", voxels(IMAGE, np.zeros((2, 4, 5, 6))), MERGE, "toy_002_0000", "own file"),
+    row("an image that is a folder", both(gone(IMAGE), text(f"{IMAGE}/x", "")), SIMULATE, "toy_002_0000", "no file"),
+    row("an image that is a folder, preprocessed", both(gone(IMAGE), text(f"{IMAGE}/x", "")), PREPROCESS, "no file"),
+    row("an image that the table lists is not there", gone(IMAGE), SIMULATE, "toy_002", "imagesTr"),
     row("another shape", voxels(LABEL, np.zeros((4, 5, 7), np.uint8)), "check 777", "toy_003"),
     row("another shape, simulated", voxels(LABEL, np.zeros((4, 5, 7), np.uint8)), SIMULATE, "toy_003"),
     row("another spacing", voxels(LABEL, np.zeros(SHAPE, np.uint8), Spacing=(1.0, 1.0, 2.0)), "check 777", "toy_003"),
@@ -89,9 +97,10 @@ ROWS = [
         "a prediction of unknown labels",
         voxels(PREDICTION, np.full((16, 20, 18), 77, np.uint8)),
         EVALUATE,
-        "case_01",
+        "case_05",
         "77",
     ),
-    row("a prediction that is missing", gone(PREDICTION), EVALUATE, "case_05", "--chill"),
+    row("no prediction", gone(PREDICTION), EVALUATE, "predictions", "file_ending"),
+    row("a prediction that is missing", nothing, EVALUATE.replace("-f 0", ""), "case_00", "--chill"),
     row("a prediction that is empty", text(PREDICTION, ""), EVALUATE, "case_05"),
 ]

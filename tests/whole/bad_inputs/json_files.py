@@ -53,9 +53,8 @@ def splits(name: str, content: str, *words: str, command: str = TRAIN) -> Row:
 def dataset(place: str, value: Any, *words: str, command: str = "check 777") -> Row:
     """A value of dataset.json of a raw dataset."""
     shown = "left out" if value is ... else repr(value)
-    return row(
-        f"dataset.json: {place.replace('/', '.')} {shown}", edit(TOY + "dataset.json", place, value), command, *words
-    )
+    name = f"dataset.json: {place.replace('/', '.')} {shown}, {command.split()[0]}"
+    return row(name, edit(TOY + "dataset.json", place, value), command, *words)
 
 
 def summary(place: str, value: Any, *words: str, command: str = REPORT) -> Row:
@@ -75,6 +74,17 @@ ROWS = [
     plans(CONFIGURATION + "architecture", ..., CONFIGURED, "architecture", "another nnU-Net"),
     plans(CONFIGURATION + "data_identifier", 3, f"{CONFIGURED}.data_identifier", "text"),
     plans(CONFIGURATION + "architecture/arch_kwargs", [], "arch_kwargs", "an object"),
+    plans(CONFIGURATION + "batch_size", 0, "batch_size", "1 or more", "plan again"),
+    plans(CONFIGURATION + "patch_size", [0, 16, 16], "patch_size", "plan again"),
+    plans(CONFIGURATION + "patch_size", [16, 16], "3d_fullres", "plan again"),
+    plans(CONFIGURATION + "spacing", [0, 1, 1], "spacing", "above 0"),
+    plans(CONFIGURATION + "normalization_schemes", [], "normalization_schemes", "plan again"),
+    plans(CONFIGURATION + "architecture/arch_kwargs/n_stages", 7, "nnUNetPlans.json", "cannot be built", "plan again"),
+    plans(CONFIGURATION + "architecture/arch_kwargs/conv_op", "torch.nn.modules.conv.Conv2d", "conv_op", "plan again"),
+    plans(CONFIGURATION + "architecture/arch_kwargs/strides", [[1, 1, 1], [5, 5, 5], [2, 2, 2]], "strides"),
+    plans("image_reader_writer", "Foo", "image_reader_writer", "SimpleITKIO", command=PREPROCESS_UNLABELLED),
+    plans("transpose_forward", [0, 0, 1], "transpose_forward", "plan again"),
+    plans("foreground_intensity_properties_per_channel", 5, "foreground_intensity", "plan again"),
     plans("configurations", [], "configurations", "an object", "plan again"),
     plans("configurations", ..., "configurations", "plan again"),
     plans("configurations/3d_fullres", 5, CONFIGURED, "an object"),
@@ -127,24 +137,37 @@ ROWS = [
     splits("nested deeply", DEEP, "nested too deeply"),
     splits("null for evaluate", "null", "a list", command=EVALUATE),
     splits("a fold that is text, for report", '["x"]', "[0]", command=REPORT),
-    splits("cases that are unknown", '[{"train": ["case_77"], "val": ["case_01"]}]', "case_77"),
-    splits("no training case", '[{"train": [], "val": ["case_01"]}]', "train"),
+    splits("cases that are unknown", '[{"train": ["case_77"], "val": ["case_01"]}]', "case_77", "delete"),
+    splits("no training case", '[{"train": [], "val": ["case_01"]}]', "train", "delete"),
+    splits("no validation case", '[{"train": ["case_00"], "val": []}]', "val", "delete"),
     dataset("labels", None, "labels", "object"),
     dataset("labels", ["liver"], "labels", "object"),
     dataset("labels/liver", "one", "labels", "'one'"),
     dataset("labels/liver", 1.5, "labels", "1.5"),
     dataset("channel_names", 5, "channel_names", "object"),
+    dataset("channel_names", {"0": ["CT"]}, "channel_names", '"0": name'),
+    dataset("channel_names", {"1": "CT"}, "channel_names", '"0": name'),
+    dataset("channel_names", {}, "channel_names", '"0": name', command=SIMULATE),
+    dataset("labels/ignore", [4], "ignore", "whole number"),
+    dataset("labels/background", 1, "background", "correct it"),
+    dataset("overwrite_image_reader_writer", "Foo", "overwrite_image_reader_writer", "SimpleITKIO"),
+    dataset("overwrite_image_reader_writer", 5, "overwrite_image_reader_writer", "SimpleITKIO", command=SIMULATE),
     dataset("file_ending", None, "dataset.json", "file_ending"),
     dataset("file_ending", ..., "dataset.json", "file_ending", command=SIMULATE),
     dataset("mutual", [], '"mutual"', "object"),
     dataset("mutual/cases", None, "cases", "object"),
     dataset("mutual/cases", None, "cases", "object", command=SIMULATE),
+    dataset("mutual/cases", ["toy_001"], "cases", "object"),
+    dataset("mutual/cases", 5, "cases", "object", command="merge 777 778 Dataset779_New"),
     dataset("mutual/sources", ["a"], "sources", "object"),
     dataset("mutual/version", "1", "version", '"version": 1'),
     dataset("mutual/cases/toy_001", "liver", "toy_001", "object"),
     dataset("mutual/cases/toy_001/annotated", "liver", "toy_001", "list"),
     dataset("mutual/cases/toy_001/patient", 5, "toy_001", "quotes"),
     dataset("mutual/cases/toy_001/source", ["a"], "toy_001", "declared sources"),
+    dataset("mutual/cases/toy_001/source", {}, "toy_001", "declared sources", command=SIMULATE),
+    dataset("mutual/cases/toy_001/annotated", [["liver"]], "toy_001", "list of label names"),
+    dataset("mutual/modality_groups", {"a": [["CT"]]}, "modality group", "list of channel names"),
     dataset("mutual/may_overlap", [["liver", 5]], "may_overlap"),
     dataset("dataset", [1], "dataset", "object"),
     dataset("dataset", {"toy_001": {"images": 5, "label": "x"}}, "toy_001", "images"),
@@ -230,6 +253,7 @@ ROWS = [
         "terms",
     ),
     row("a log whose loss is text", text(LOG, '{"epoch": 0, "loss": "low"}\n'), REPORT, "mutual_log.jsonl", "loss"),
+    row("a log that is no text", text(LOG, b"\xff\xfe\x00\n"), REPORT, "mutual_log.jsonl", "line 1"),
     row("a log nested deeply", text(LOG, DEEP + "\n"), REPORT, "mutual_log.jsonl", "line 1"),
     row(
         "settings of a training that are a list",
@@ -302,6 +326,15 @@ ROWS = [
         text("demo/demo.json", '{"made by": "nnunet_mutual demo", "settings": 5}'),
         "demo --folder demo",
         "demo.json",
+        "settings",
+    ),
+    row(
+        "a record of a demo whose steps are text",
+        text("demo/demo.json", '{"made by": "nnunet_mutual demo", "settings": {}, "finished": "all"}'),
+        "demo --folder demo",
+        "demo.json",
+        "finished",
+        "to begin anew",
     ),
     row(
         "a fingerprint that is a list",
@@ -322,5 +355,13 @@ ROWS = [
         "plan_and_preprocess -d 777 -c 3d_fullres -np 1",
         "dataset_fingerprint.json",
         "--clean",
+    ),
+    row(
+        "a fingerprint of a training whose spacings are text",
+        edit(TRAINED + "dataset_fingerprint.json", "spacings", "x"),
+        EXPORT,
+        "dataset_fingerprint.json",
+        "spacings",
+        "plan_and_preprocess",
     ),
 ]

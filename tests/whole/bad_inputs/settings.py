@@ -52,7 +52,7 @@ ROWS = [
     given("seed=1.0", "seed", "int or null"),
     given("planned=5", "planned", "leave it out"),
     given("planned.trainer=PartialTrainer", "planned", "leave it out"),
-    given("colour=red", "colour", "docs/settings.md"),
+    given("colour=red", "colour", "known: num_epochs"),
     given("num_epochs", "num_epochs", "key=value"),
     given("=5", "key=value"),
     given("loss..pd=1", "key=value"),

@@ -65,7 +65,7 @@ ROWS = [
     row("a training without plot", gone(FOLD + "progress.png"), EXPORT, "progress.png", "--c"),
     row("a training without plans", gone(TRAINED + "plans.json"), EXPORT, "plans.json"),
     row("a training without dataset.json", gone(TRAINED + "dataset.json"), REPORT, "dataset.json"),
-    row("nothing to go on with", removed(FOLD), TRAIN + " --c", "checkpoint"),
+    row("nothing to go on with", removed(FOLD), TRAIN + " --c", "checkpoint", "without --c"),
     row(
         "raw and preprocessed tables that differ",
         edit(RAW + "dataset.json", "mutual/cases/case_00/patient", "p"),
@@ -94,7 +94,13 @@ ROWS = [
         "liver",
         "dataset.json",
     ),
-    row("nothing preprocessed", removed(PRE + "nnUNetPlans_3d_fullres"), TRAIN, "nnUNetPlans_3d_fullres", "preprocess"),
+    row(
+        "nothing preprocessed",
+        removed(PRE + "nnUNetPlans_3d_fullres"),
+        TRAIN,
+        "nnUNetPlans_3d_fullres",
+        "nnUNetv2_preprocess",
+    ),
     row("not planned", removed(PRE), TRAIN, "nnUNetv2_plan_and_preprocess"),
     row("two datasets of one ID", text("nnUNet_raw/Dataset901_Second/dataset.json", "{}"), TRAIN, "901", "several"),
     row(

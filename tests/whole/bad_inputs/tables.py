@@ -39,7 +39,7 @@ ROWS = [
     annotations("a cell too many", f"case,labels\n{ALL}toy_010,liver,spleen\n", "line 6"),
     annotations("empty", "", "case"),
     annotations("without the column case", f"name,labels\n{ALL}toy_10,liver\n", "case"),
-    annotations("a NUL byte", f"case,labels\n{ALL}toy_010,li\0ver\n", "line 6"),
+    annotations("a NUL byte", f"case,labels\n{ALL}toy_010,li\0ver\n", "line 6", "NUL"),
     row("annotate: a table that is a folder", text("table.csv/x", ""), "annotate 777 table.csv --force", "table.csv"),
     row(
         "annotate: JSON whose labels are a number",
@@ -66,6 +66,7 @@ ROWS = [
         "line 2",
         "none.nii.gz",
     ),
+    review("a NUL byte", f"{HEADER}case_00,spleen,accept,,\0\n", "line 2", "NUL"),
     review("not UTF-8", HEADER.encode() + b"case_00,spleen,accept,,\xe9\n", "UTF-8"),
     review("without the column decision", "case,label\ncase_00,spleen\n", "decision"),
     decisions("a cell of 140,000 characters", f"case\n{LONG}\n", "line 1"),
