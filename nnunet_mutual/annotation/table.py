@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nnunet_mutual.disk.names import safe_name
+from nnunet_mutual.disk.names import safe_name, safe_text
 from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.settings import BLOCK
 
@@ -86,15 +86,16 @@ class AnnotationTable:
         if "file_ending" in dataset_json:
             safe_name(dataset_json["file_ending"], '"file_ending" of dataset.json')
         raw_labels = _mapping(dataset_json.get("labels"), '"labels"')
+        for name in raw_labels:
+            safe_text(name, "label of dataset.json")
         values = {n: _integers(v) for n, v in raw_labels.items() if n not in ("background", "ignore")}
         labels = tuple(name for name, integers in values.items() if set(integers) != {0})
         # nnU-Net's own rule: one list of two or more integers makes it a region dataset.
         is_regions = any(isinstance(v, (list, tuple)) and len(v) > 1 for v in raw_labels.values())
         if not is_regions:
             labels = tuple(sorted(labels, key=values.__getitem__))
-        channels = tuple(
-            _mapping(dataset_json.get("channel_names", dataset_json.get("modality")), '"channel_names"').values()
-        )
+        named = _mapping(dataset_json.get("channel_names", dataset_json.get("modality")), '"channel_names"')
+        channels = tuple(safe_text(name, "channel of dataset.json") for name in named.values())
         common: dict[str, Any] = {
             "labels": labels,
             "values": {name: values[name] for name in labels},
@@ -239,7 +240,7 @@ def _integers(value: Any) -> tuple[int, ...]:
 
 
 def _source(name: str, entry: Any, labels: tuple[str, ...]) -> Source:
-    place = f'source "{name}"'
+    place = f'source "{safe_text(name, "source of dataset.json")}"'
     entry = _mapping(entry, place)
     _known_keys(entry, _SOURCE_KEYS, place)
     if "annotated" not in entry:
@@ -292,6 +293,8 @@ def _case(
     patient = entry.get("patient")
     if patient is not None and not isinstance(patient, str):
         raise MutualError(f'"patient" of {place} of dataset.json must be text, found {patient!r}; put it in quotes')
+    if patient is not None:
+        safe_text(patient, f"patient of {place} of dataset.json")
     annotated = sources[source].annotated
     if "annotated" in entry:
         annotated = _names(entry["annotated"], labels, f"annotated of {place}", "label")
