@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nnunet_mutual.disk.names import safe_name
+from nnunet_mutual.disk.names import safe_name, safe_text
 from nnunet_mutual.errors import MutualError, meant, shown
 from nnunet_mutual.settings import BLOCK
 
@@ -86,6 +86,8 @@ class AnnotationTable:
         if "file_ending" in dataset_json:
             safe_name(dataset_json["file_ending"], '"file_ending" of dataset.json')
         raw_labels = _mapping(dataset_json.get("labels"), '"labels"')
+        for name in raw_labels:
+            safe_text(name, "label of dataset.json")
         values = {n: _integers(v) for n, v in raw_labels.items() if n not in ("background", "ignore")}
         labels = tuple(name for name, integers in values.items() if set(integers) != {0})
         # nnU-Net's own rule: one list of two or more integers makes it a region dataset.
@@ -251,7 +253,7 @@ def _channels(entries: Any) -> tuple[str, ...]:
             '"channel_names" of dataset.json must be {"0": name, "1": name, ...} in this order, found '
             f"{shown(dict(named))}"
         )
-    return names
+    return tuple(safe_text(name, "channel of dataset.json") for name in names)
 
 
 def _is_name(value: Any) -> bool:
@@ -259,7 +261,7 @@ def _is_name(value: Any) -> bool:
 
 
 def _source(name: str, entry: Any, labels: tuple[str, ...]) -> Source:
-    place = f'source "{name}"'
+    place = f'source "{safe_text(name, "source of dataset.json")}"'
     entry = _mapping(entry, place)
     _known_keys(entry, _SOURCE_KEYS, place)
     if "annotated" not in entry:
@@ -312,6 +314,8 @@ def _case(
     patient = entry.get("patient")
     if patient is not None and not isinstance(patient, str):
         raise MutualError(f'"patient" of {place} of dataset.json must be text, found {patient!r}; put it in quotes')
+    if patient is not None:
+        safe_text(patient, f"patient of {place} of dataset.json")
     annotated = sources[source].annotated
     if "annotated" in entry:
         annotated = _names(entry["annotated"], labels, f"annotated of {place}", "label")

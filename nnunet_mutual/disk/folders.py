@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -145,11 +146,14 @@ def finish(folder: Path, output: Path) -> None:
 
 
 def not_written(output: Path, error: Exception) -> MutualError:
-    """Returns the sentence for a full or protected disk."""
+    """Returns the sentence for a full or protected disk, or for a name that it does not take."""
     lines = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
+    too_long = getattr(error, "errno", None) == errno.ENAMETOOLONG
+    name = Path(str(getattr(error, "filename2", None) or getattr(error, "filename", None) or "")).name
+    fix = f"shorten {name}" if too_long else f"free space or get write permission for {output.parent}"
     return MutualError(
-        f"{output} could not be written ({lines[-1] if lines else type(error).__name__}) and nothing was kept; "
-        f"free space or get write permission for {output.parent}, then repeat"
+        f"{output} could not be written ({lines[-1] if lines else type(error).__name__}) and nothing was kept; {fix}, "
+        "then repeat"
     )
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from nnunet_mutual.errors import MutualError, shown
 
-# Separators of any system, drive letters, control characters and what turns the reading direction around.
 _LONGEST = 255  # bytes, on usual file systems
-_FORBIDDEN = re.compile(r"[/\\:\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+# Control characters, line breaks, what turns the reading direction around, and halves of characters.
+_CONTROL = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_UNREADABLE = re.compile(f"[{_CONTROL}]")
+_FORBIDDEN = re.compile(rf"[/\\:{_CONTROL}]")  # also separators of any system and drive letters
 
 
 def safe_name(name: object, what: str) -> str:
@@ -51,6 +53,21 @@ def require_text(path: str | Path) -> None:
         raise MutualError(
             f"{str(path)!r} has a name that is no UTF-8 text; rename it, without that character"
         ) from None
+
+
+def safe_text(text: object, what: str) -> str:
+    """Returns a name that is printed in sentences and tables, and that can change nothing else on a terminal.
+
+    Args:
+        text: from a file that somebody else may have written.
+        what: it names, for the sentence: 'label of dataset.json'.
+
+    Raises:
+        MutualError: not a string, or with a line break or another control character.
+    """
+    if not isinstance(text, str) or _UNREADABLE.search(text):
+        raise MutualError(f"the {what} {shown(text)} is no text of one line without control characters; rename it")
+    return text
 
 
 def written_at(path: Path) -> Path:

@@ -112,12 +112,13 @@ def _write_label_maps(window: Window, fold: Fold, store: PseudoStore, folder: Pa
         values = [v for label in accepted.get(key, ()) for v in fold.table.values[label]]
         found = in_image_space(window.plans, np.where(np.isin(decided, values), decided, UNDECIDED), properties)
         reference = fold.references / f"{key}{ending}"
-        drawn, described = read_label_map(reader, reference)
-        drawn = vouched(drawn, fold.table, fold.table.case(key))
+        drawn = vouched(read_label_map(reader, reference)[0], fold.table, fold.table.case(key))
         open_pairs = set(codes.pairs)
         fits = np.isin(drawn * codes.offset + found, [y * codes.offset + z for y, z in open_pairs])
         merged = np.where(fits & (found != UNDECIDED), found, drawn)
-        write_label_map(reader, merged, folder / f"{key}{ending}", described)
+        write_label_map(
+            reader, merged, folder / f"{key}{ending}", properties
+        )  # beside a copied tif its spacing is missing
         require_space(folder)
 
 

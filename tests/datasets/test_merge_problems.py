@@ -388,6 +388,17 @@ def test_merges_that_end_at_the_same_moment(
     assert not any("merging" in path.name for path in pair.root.iterdir())
 
 
+def test_a_name_that_becomes_too_long(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    key = "c" * 240
+    (pair.liver.folder / "imagesTr" / "c_1_0000.nii.gz").rename(pair.liver.folder / "imagesTr" / f"{key}_0000.nii.gz")
+    (pair.liver.folder / "labelsTr" / "c_1.nii.gz").rename(pair.liver.folder / "labelsTr" / f"{key}.nii.gz")
+    before = pair.state()
+    assert pair.merge() == 2
+    said = capsys.readouterr().err.rpartition("error: ")[2]
+    assert "File name too long" in said and f"shorten Liver_{key}" in said and "free space" not in said
+    assert said.count("\n") == 1 and pair.state() == before
+
+
 def test_no_answer_at_the_terminal(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,6 +43,27 @@ def test_dataset_json(kind: str, name: str) -> None:
         AnnotationTable.from_dataset_json({**CONTENT, **IN_DATASET_JSON[kind](name)})
 
 
+IN_SENTENCES: dict[str, Callable[[str], dict[str, Any]]] = {
+    "label": lambda name: {"labels": {"background": 0, name: 1}},
+    "channel": lambda name: {"channel_names": {"0": name}},
+    "source": lambda name: block(sources={name: {"annotated": []}}),
+    "patient": lambda name: block(cases={"c": {"source": "a", "patient": name}}),
+}
+
+
+@pytest.mark.parametrize("name", ["liver\nNo errors. Next: sh evil", "\x1b[2Jliver", "\u202eliver", "a\rb", "\udce9"])
+@pytest.mark.parametrize("kind", IN_SENTENCES)
+def test_what_is_printed_forges_no_line(kind: str, name: str) -> None:
+    with pytest.raises(MutualError, match=f"{kind}.*is no text of one line") as caught:
+        AnnotationTable.from_dataset_json({**CONTENT, **IN_SENTENCES[kind](name)})
+    assert str(caught.value).isprintable()
+
+
+def test_names_in_any_language_are_fine() -> None:
+    labels = {"background": 0, "Leber/肝 (links)": 1, "ré\xa0nal": 2}
+    assert AnnotationTable.from_dataset_json({**CONTENT, "labels": labels}).labels == ("Leber/肝 (links)", "ré\xa0nal")
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_cases_that_dataset_json_lists(name: str, tmp_path: Path) -> None:
     content = {**CONTENT, "dataset": {name: {"images": ["imagesTr/a.nii"], "label": "labelsTr/a.nii"}}}
