@@ -45,7 +45,19 @@ class NamedTraining:
         Raises:
             MutualError: nnUNet_results is not set, or there is no such training; says which there are.
         """
-        return training_folder(self.dataset, self.trainer, self.plans, self.configuration)
+        if not nnUNet_results.is_set():
+            raise MutualError(
+                'nnUNet_results is not set; set it as for nnU-Net: export nnUNet_results="/path/to/nnUNet_results"'
+            )
+        base = Path(nnUNet_results) / self.dataset
+        wanted = training_name(self.trainer, self.plans, self.configuration)
+        trained = sorted(f.name for f in base.glob("[!.]*__*") if f.is_dir())
+        if wanted not in trained:
+            raise MutualError(
+                f"{base} has no training called {wanted}{meant(wanted, trained)}; trained there: "
+                f"{', '.join(trained) or 'nothing yet'}; train it with: {self.command}"
+            )
+        return base / wanted
 
     def find_fold(self) -> Path:
         """Returns the folder of the fold.
@@ -86,27 +98,6 @@ def parts_of_name(folder: Path) -> tuple[str, str, str]:
     """Returns trainer, plans and configuration of the folder of a training."""
     trainer, plans, configuration = folder.name.split("__")
     return trainer, plans, configuration
-
-
-def training_folder(dataset_name: str, trainer: str, plans: str, configuration: str) -> Path:
-    """Returns the folder of a training in nnUNet_results.
-
-    Raises:
-        MutualError: nnUNet_results is not set, or there is no such training; says which there are.
-    """
-    if not nnUNet_results.is_set():
-        raise MutualError(
-            'nnUNet_results is not set; set it as for nnU-Net: export nnUNet_results="/path/to/nnUNet_results"'
-        )
-    base = Path(nnUNet_results) / dataset_name
-    wanted = training_name(trainer, plans, configuration)
-    trained = sorted(f.name for f in base.glob("[!.]*__*") if f.is_dir())
-    if wanted not in trained:
-        raise MutualError(
-            f"{base} has no training called {wanted}{meant(wanted, trained)}; trained there: "
-            f"{', '.join(trained) or 'nothing yet'}"
-        )
-    return base / wanted
 
 
 def fold_of(model: Path, fold: str) -> Path:
