@@ -25,7 +25,7 @@ from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Objective
 from nnunet_mutual.objectives.full_organs import SimilarityObjective
 from nnunet_mutual.objectives.knowledge import Knowledge
-from nnunet_mutual.objectives.partial_organs import STRIDE, DifferenceObjective, PartialLoss
+from nnunet_mutual.objectives.partial_organs import STRIDE, DifferenceObjective, PartialLoss, Ramp
 from nnunet_mutual.planning.needs import Needs
 from nnunet_mutual.pseudo_labels.audit import summarise
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
@@ -34,21 +34,6 @@ from nnunet_mutual.settings import PeersSettings, planned_memory
 from nnunet_mutual.trainers.base import MutualTrainer
 
 STAGE_1_CHECKPOINT = "checkpoint_stage1.pth"
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """Shares of a stage between which the weights of pd, fd and dfs rise."""
-
-    start: float = 0.05
-    end: float = 0.25
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.start < self.end <= 1:
-            raise MutualError(
-                'settings "ramp.start" and "ramp.end" must be shares of a stage, start before end, '
-                f"found {self.start} and {self.end}"
-            )
 
 
 @dataclass(frozen=True)
@@ -251,10 +236,11 @@ class MutualPartialTrainer(MutualTrainer):
 
     def build_objectives(self) -> list[Objective]:
         """Returns what the networks of this stage learn."""
-        loss, ramp = self.settings.loss, (self.settings.ramp.start, self.settings.ramp.end)
-        common: dict[str, Any] = {"feature_size": self.networks.feature_channels(), "ramp_from_to": ramp}
+        chosen = self.settings
+        size = self.networks.feature_channels()
+        common: dict[str, Any] = {"loss": chosen.loss, "rise": chosen.ramp, "feature_size": size}
         if self.stage_number == 2:
-            return [SimilarityObjective(self.knowledge, self.supervised, self.stages.second, loss=loss, **common)]
+            return [SimilarityObjective(self.knowledge, self.supervised, self.stages.second, **common)]
         if not self.stages.first:
             if not self._rectifies():
                 return [self.supervised]
@@ -266,8 +252,7 @@ class MutualPartialTrainer(MutualTrainer):
                 self.knowledge,
                 self.supervised,
                 self.stages.first,
-                loss=loss,
-                form=self.settings.fd_form,
+                form=chosen.fd_form,
                 foreground_from=forced,
                 **common,
             )

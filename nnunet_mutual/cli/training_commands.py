@@ -126,7 +126,7 @@ def _require_plans(options: argparse.Namespace) -> Path:
     from nnunet_mutual.datasets.raw import read_dataset_json
     from nnunet_mutual.disk.host_files import read_plans
     from nnunet_mutual.disk.locate import locate, plans_file
-    from nnunet_mutual.disk.trainings import fold_of, results_folder, training_name
+    from nnunet_mutual.disk.trainings import fold_of, results_of, training_name
     from nnunet_mutual.settings import merged_block
 
     found = locate(options.dataset, need_preprocessed=True)
@@ -140,7 +140,7 @@ def _require_plans(options: argparse.Namespace) -> Path:
             "checkpoint_final.pth"
         )
     name = training_name(options.trainer, options.plans, options.configuration)
-    return fold_of(results_folder() / found.name / name, options.fold)
+    return fold_of(results_of(found.name) / name, options.fold)
 
 
 def _require_trainer(name: str) -> None:

@@ -47,7 +47,15 @@ class NamedTraining:
         Raises:
             MutualError: nnUNet_results is not set, or there is no such training; says which there are.
         """
-        return training_folder(self.dataset, self.trainer, self.plans, self.configuration)
+        base = results_of(self.dataset)
+        wanted = training_name(self.trainer, self.plans, self.configuration)
+        trained = sorted(f.name for f in base.glob("[!.]*__*") if f.is_dir())
+        if wanted not in trained:
+            raise MutualError(
+                f"{base} has no training called {wanted}{meant(wanted, trained)}; trained there: "
+                f"{', '.join(trained) or 'nothing yet'}; train it with: {self.command}"
+            )
+        return base / wanted
 
     def find_fold(self) -> Path:
         """Returns the folder of the fold.
@@ -102,34 +110,17 @@ def parts_of_name(folder: Path) -> tuple[str, str, str]:
     return trainer, plans, configuration
 
 
-def training_folder(dataset_name: str, trainer: str, plans: str, configuration: str) -> Path:
-    """Returns the folder of a training in nnUNet_results.
+def results_of(dataset: str) -> Path:
+    """Returns the folder of a dataset in nnUNet_results, which need not exist.
 
     Raises:
-        MutualError: nnUNet_results is not set, or there is no such training; says which there are.
-    """
-    base = results_folder() / dataset_name
-    wanted = training_name(trainer, plans, configuration)
-    trained = sorted(f.name for f in base.glob("[!.]*__*") if f.is_dir())
-    if wanted not in trained:
-        raise MutualError(
-            f"{base} has no training called {wanted}{meant(wanted, trained)}; trained there: "
-            f"{', '.join(trained) or 'nothing yet'}"
-        )
-    return base / wanted
-
-
-def results_folder() -> Path:
-    """Returns the folder that nnUNet_results names.
-
-    Raises:
-        MutualError: it is not set.
+        MutualError: nnUNet_results is not set.
     """
     if not nnUNet_results.is_set():
         raise MutualError(
             'nnUNet_results is not set; set it as for nnU-Net: export nnUNet_results="/path/to/nnUNet_results"'
         )
-    return Path(nnUNet_results)
+    return Path(str(nnUNet_results)) / dataset
 
 
 def fold_of(model: Path, fold: str) -> Path:

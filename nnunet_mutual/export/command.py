@@ -35,7 +35,6 @@ from nnunet_mutual.disk.trainings import (
     fold_of,
     folds_in,
     parts_of_name,
-    training_folder,
     training_name,
 )
 from nnunet_mutual.engine.acted import Acted
@@ -140,7 +139,7 @@ def export(
     folders = locate(dataset)
     if len(set(folds)) < len(folds):
         raise MutualError(f"-f {' '.join(folds)} names a fold more than once; give each fold once")
-    source = training_folder(folders.name, trainer, plans, configuration)
+    source = NamedTraining(folders.name, configuration, folds[0], trainer, plans).find_model()
     if peers and len(folds) != 1:
         raise MutualError(
             f"--peers exports the networks of one fold as an ensemble, found -f {' '.join(folds)}; name one"

@@ -19,8 +19,8 @@ from nnunet_mutual.losses.similarity import (
 )
 from nnunet_mutual.objectives.base import Objective, Output, Progress, Said, Step, Term
 from nnunet_mutual.objectives.knowledge import Knowledge
-from nnunet_mutual.objectives.organs import organ_masks, ramp
-from nnunet_mutual.objectives.partial_organs import PartialLoss
+from nnunet_mutual.objectives.organs import organ_masks
+from nnunet_mutual.objectives.partial_organs import PartialLoss, Ramp
 from nnunet_mutual.objectives.sampling import summed
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 
@@ -66,7 +66,7 @@ class SimilarityObjective(Objective[SimilarityStep]):
         groups: of which each network is the home of one; a single network is the home of all.
         loss: weights of ps, and of dfs after the ramp.
         feature_size: channels of the features.
-        ramp_from_to: shares of the stage between which the weight of dfs rises.
+        rise: of the weight of dfs.
 
     Source: arXiv 2407.12611.
     """
@@ -82,12 +82,12 @@ class SimilarityObjective(Objective[SimilarityStep]):
         *,
         loss: PartialLoss,
         feature_size: int,
-        ramp_from_to: tuple[float, float],
+        rise: Ramp,
     ):
         self.knowledge = knowledge
         self.supervised = supervised
         self.loss = loss
-        self.ramp_from_to = ramp_from_to
+        self.rise = rise
         self.alone = len(groups) < 2
         self.feature_strides = (STRIDE,) if loss.dfs > 0 and not self.alone else ()
         self.home = [home(groups, case.annotated) for case in knowledge.cases]
@@ -128,7 +128,7 @@ class SimilarityObjective(Objective[SimilarityStep]):
             "ps": Term(self.supervised.loss(own.levels, batch, None, others) if taught else nothing, self.loss.ps),
             "dfs": Term(
                 nothing if step.lesson is None else self._feature_similarity(peer, own, step.lesson),
-                self.loss.dfs * ramp(step.progress, *self.ramp_from_to),
+                self.loss.dfs * self.rise.at(step.progress),
             ),
         }
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nnunet_mutual.annotation.label_groups import LabelGroup, home
 from nnunet_mutual.batches.batch import Batch
+from nnunet_mutual.errors import MutualError
 from nnunet_mutual.losses.difference import (
     feature_difference,
     organ_vectors,
@@ -61,6 +62,25 @@ class DifferenceStep(Step):
     vectors: list[tuple[Tensor, Tensor]]
 
 
+@dataclass(frozen=True)
+class Ramp:
+    """Shares of a stage between which the weights of pd, fd and dfs rise."""
+
+    start: float = 0.05
+    end: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end <= 1:
+            raise MutualError(
+                'settings "ramp.start" and "ramp.end" must be shares of a stage, start before end, '
+                f"found {self.start} and {self.end}"
+            )
+
+    def at(self, progress: Progress) -> float:
+        """Returns the share of the weights, from 0 to 1."""
+        return ramp(progress, self.start, self.end)
+
+
 class DifferenceObjective(Objective[DifferenceStep]):
     """Difference mutual learning of partial-organ networks [S]; the form of each term is our reading [I].
 
@@ -76,7 +96,7 @@ class DifferenceObjective(Objective[DifferenceStep]):
         loss: weights of pd and fd, after the ramp.
         form: of fd.
         feature_size: channels of the features.
-        ramp_from_to: shares of the stage between which the weights of pd and fd rise.
+        rise: of the weights of pd and fd.
         foreground_from: samples from this one on hold foreground by force, and are left out of the collapse alarm.
 
     Source: arXiv 2407.12611.
@@ -94,14 +114,14 @@ class DifferenceObjective(Objective[DifferenceStep]):
         loss: PartialLoss,
         form: Literal["projected", "own"],
         feature_size: int,
-        ramp_from_to: tuple[float, float],
+        rise: Ramp,
         foreground_from: int,
     ):
         self.knowledge = knowledge
         self.supervised = supervised
         self.loss = loss
         self.form = form
-        self.ramp_from_to = ramp_from_to
+        self.rise = rise
         self.feature_strides = (STRIDE,) if loss.fd > 0 else ()
         self.tables = [knowledge.limited(group) for group in groups]
         self.rivals = [knowledge.rivals(group) for group in groups]
@@ -134,7 +154,7 @@ class DifferenceObjective(Objective[DifferenceStep]):
     def terms(self, peer: int, outputs: Sequence[Output], step: DifferenceStep) -> dict[str, Term]:
         """See :meth:`Objective.terms`."""
         own, batch = outputs[peer], step.batch
-        rise = ramp(step.progress, *self.ramp_from_to)
+        rise = self.rise.at(step.progress)
         teaching = [i for i, pattern in enumerate(batch.patterns) if self.teaches[peer][pattern]]
         seg = self.supervised.loss(own.levels, batch, self.tables[peer], teaching)
         fd = own.levels[0].flatten()[0] * 0 if step.masks is None else self._feature_difference(peer, own, step)
@@ -147,7 +167,7 @@ class DifferenceObjective(Objective[DifferenceStep]):
     def update(self, outputs: Sequence[Output], step: DifferenceStep) -> None:
         """Moves the running means of organ features and counts predicted volumes."""
         homes = [self.home[pattern] for pattern in step.batch.patterns]
-        self.alarm.count(outputs, step.batch, homes, self.loss.pd * ramp(step.progress, *self.ramp_from_to))
+        self.alarm.count(outputs, step.batch, homes, self.loss.pd * self.rise.at(step.progress))
         if not self.feature_strides or self.form != "own":
             return
         for n, (vectors, valid) in enumerate(step.vectors):

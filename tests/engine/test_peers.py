@@ -25,7 +25,7 @@ from nnunet_mutual.modules.tap import FeatureTap, feature_stage
 from nnunet_mutual.objectives import Batch, Objective, Progress, collect_terms
 from nnunet_mutual.objectives.full_organs import SimilarityObjective
 from nnunet_mutual.objectives.knowledge import Knowledge
-from nnunet_mutual.objectives.partial_organs import DifferenceObjective, PartialLoss
+from nnunet_mutual.objectives.partial_organs import DifferenceObjective, PartialLoss, Ramp
 from nnunet_mutual.objectives.supervised import SupervisedObjective, deep_supervision_weights
 
 PLAIN = dataset({"liver": 1, "spleen": 2}, {"a": {"annotated": ["liver"]}, "b": {"annotated": ["spleen"]}})
@@ -46,7 +46,7 @@ def supervision(known: Knowledge) -> SupervisedObjective:
 def objective(name: str, known: Knowledge, groups: Sequence[frozenset[str]]) -> Objective:
     supervised = supervision(known)
     torch.manual_seed(3)
-    common: dict[str, Any] = {"feature_size": 4, "ramp_from_to": (0.05, 0.25)}
+    common: dict[str, Any] = {"feature_size": 4, "rise": Ramp(0.05, 0.25)}
     if name == "supervised":
         return supervised
     if name == "similarity":

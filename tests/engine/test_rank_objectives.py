@@ -38,7 +38,7 @@ from nnunet_mutual.objectives.crossmodal import CrossModalCourse, CrossModalLoss
 from nnunet_mutual.objectives.full_organs import SimilarityObjective
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.mean_teacher import MeanTeacherObjective
-from nnunet_mutual.objectives.partial_organs import DifferenceObjective, PartialLoss
+from nnunet_mutual.objectives.partial_organs import DifferenceObjective, PartialLoss, Ramp
 from nnunet_mutual.objectives.prototypes import PrototypeLoss, PrototypeObjective
 from nnunet_mutual.objectives.rectification import RectificationObjective
 from nnunet_mutual.objectives.relearning import SoftLabelObjective
@@ -86,7 +86,7 @@ def difference(form: Any) -> Make:
             loss=PartialLoss(pd=1.0, fd=0.5),
             form=form,
             feature_size=6,
-            ramp_from_to=(0.05, 0.25),
+            rise=Ramp(0.05, 0.25),
             foreground_from=2,
         )
         objective.bank[:] = torch.randn(objective.bank.shape, generator=torch.Generator().manual_seed(BANK))
@@ -98,7 +98,7 @@ def difference(form: Any) -> Make:
 
 def similarity(known: Knowledge, supervised: SupervisedObjective) -> Sequence[Objective]:
     objective = SimilarityObjective(
-        known, supervised, GROUPS, loss=PartialLoss(ps=1.0, dfs=0.5), feature_size=6, ramp_from_to=(0.05, 0.25)
+        known, supervised, GROUPS, loss=PartialLoss(ps=1.0, dfs=0.5), feature_size=6, rise=Ramp(0.05, 0.25)
     )
     objective.scores[:] = torch.tensor([0.9, 0.4])[None, :, None].expand(2, 2, 3)
     return [objective]

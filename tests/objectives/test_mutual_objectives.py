@@ -17,12 +17,12 @@ from nnunet_mutual.objectives.collapse import LEAST_SAMPLES, CollapseAlarm
 from nnunet_mutual.objectives.full_organs import MOMENTUM, SimilarityObjective, SimilarityStep
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import organ_masks, ramp
-from nnunet_mutual.objectives.partial_organs import BANK_MOMENTUM, DifferenceObjective, PartialLoss
+from nnunet_mutual.objectives.partial_organs import BANK_MOMENTUM, DifferenceObjective, PartialLoss, Ramp
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 
 CONTENT = dataset({"liver": 1, "spleen": 2}, {"a": {"annotated": ["liver"]}, "b": {"annotated": ["spleen"]}})
 GROUPS = [frozenset({"liver"}), frozenset({"spleen"})]
-OPTIONS: dict[str, Any] = {"feature_size": 4, "ramp_from_to": (0.05, 0.25)}
+OPTIONS: dict[str, Any] = {"feature_size": 4, "rise": Ramp(0.05, 0.25)}
 
 
 @pytest.fixture()
