@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from nnunet_mutual.cli import types as cli_types
 from nnunet_mutual.cli.arguments import add_training
@@ -101,14 +100,14 @@ def _require_trainer(name: str) -> None:
 
 def _require_checkpoint(options: argparse.Namespace) -> None:
     """Where there is none to go on from, nnU-Net trains anew; scripts of torchrun rely on that, nobody else does."""
+    from nnunet_mutual.disk.locate import locate
+    from nnunet_mutual.disk.trainings import results_of
+
+    base = results_of(locate(options.dataset).name)
     if not options.resume:
         return
-    from nnunetv2.paths import nnUNet_results
-
-    from nnunet_mutual.disk.locate import locate
-
     name = f"{options.trainer}__{options.plans}__{options.configuration}"
-    fold = Path(str(nnUNet_results)) / locate(options.dataset).name / name / f"fold_{options.fold}"
+    fold = base / name / f"fold_{options.fold}"
     if not any((fold / f"checkpoint_{which}.pth").is_file() for which in ("final", "latest", "best")):
         raise MutualError(
             f"{fold} holds no checkpoint to go on from; begin without --c: nnunet_mutual train {options.dataset} "

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import insert_crop_into_image
-from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
@@ -20,6 +19,7 @@ from nnunet_mutual.disk.case_files import load_case
 from nnunet_mutual.disk.folders import output_folder
 from nnunet_mutual.disk.images import read_label_map, write_label_map
 from nnunet_mutual.disk.locate import locate
+from nnunet_mutual.disk.trainings import results_of
 from nnunet_mutual.disk.writing import require_space
 from nnunet_mutual.engine.trained import open_trained
 from nnunet_mutual.engine.window import Window
@@ -86,9 +86,7 @@ def _load(dataset: str, configuration: str, fold: str, name: str, plans: str, ch
     known = training_names()
     if name not in known:
         raise MutualError(f"{name} is no trainer of this package{meant(name, known)}; it has {', '.join(known)}")
-    if not nnUNet_results.is_set():
-        raise MutualError('nnUNet_results is not set; set it as for nnU-Net: export nnUNet_results="/path/to/it"')
-    folder = Path(nnUNet_results) / dataset / f"{name}__{plans}__{configuration}"
+    folder = results_of(dataset) / f"{name}__{plans}__{configuration}"
     file = folder / f"fold_{fold}" / checkpoint
     if not file.is_file():
         there = sorted(f.name for f in file.parent.glob("checkpoint_*.pth"))

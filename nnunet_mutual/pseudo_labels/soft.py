@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.paths import nnUNet_results
 from tqdm import tqdm
 
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
@@ -18,6 +17,7 @@ from nnunet_mutual.disk.folders import output_folder
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.images import read_images
 from nnunet_mutual.disk.locate import locate
+from nnunet_mutual.disk.trainings import results_of
 from nnunet_mutual.engine.stock_model import open_predictor
 from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.preprocessing.soft_folder import SoftFolder, model_of
@@ -82,9 +82,7 @@ def write_soft_labels(
 
 
 def _model(dataset: str, name: str, fold: str, checkpoint: str) -> Path:
-    if not nnUNet_results.is_set():
-        raise MutualError('nnUNet_results is not set; set it as for nnU-Net: export nnUNet_results="/path/to/it"')
-    base = Path(nnUNet_results) / dataset
+    base = results_of(dataset)
     trained = sorted(f.name for f in base.glob("[!.]*__*") if f.is_dir())
     if name not in trained:
         raise MutualError(

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -23,6 +22,7 @@ from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.shapes import Shape, require_shape
+from nnunet_mutual.disk.trainings import results_of
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.pseudo_labels.command import in_image_space
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
@@ -170,10 +170,8 @@ def open_source(training: Training, checkpoint: str | None) -> Source:
 
 def _store(training: Training, checkpoint: str | None) -> tuple[Path, PseudoStore]:
     """Returns the folder of the training and the pseudo labels in it."""
-    if not nnUNet_results.is_set():
-        raise MutualError('nnUNet_results is not set; set it as for nnU-Net: export nnUNet_results="/path/to/it"')
     name = f"{training.trainer}__{training.plans}__{training.configuration}"
-    folder = Path(nnUNet_results) / training.dataset / name
+    folder = results_of(training.dataset) / name
     fold = folder / f"fold_{training.fold}"
     if not fold.is_dir():
         made = folder.parent.glob(f"*/fold_*/pseudo_labels*/{IDENTITY}")

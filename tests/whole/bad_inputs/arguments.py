@@ -9,7 +9,9 @@ from bad_inputs.rows import (
     MERGE,
     PSEUDO,
     REPORT,
+    REVIEW,
     SIMULATE,
+    TRAIN,
     both,
     nothing,
     row,
@@ -122,5 +124,15 @@ ROWS = [
         "not a folder",
         environment=(("nnUNet_raw", "{root}/cases.csv"),),
     ),
-    row("nnUNet_results not set", nothing, EXPORT, "nnUNet_results", "export", environment=(("nnUNet_results", None),)),
+    *(
+        row(
+            f"nnUNet_results not set, {command.split()[0]}",
+            nothing,
+            command,
+            "nnUNet_results",
+            "export",
+            environment=(("nnUNet_results", None),),
+        )
+        for command in (EXPORT, PSEUDO, TRAIN, REVIEW, REPORT)
+    ),
 ]
