@@ -121,9 +121,12 @@ def _alone(options: argparse.Namespace) -> None:
     import torch
     from nnunetv2.run.run_training import run_training
 
+    from nnunet_mutual.plugin.compat import require_device
+
     if options.processes is not None or options.exchange != "float32":
         raise MutualError("--processes and --exchange belong to --peer-parallel; add it, or leave them out")
     _require_checkpoint(options)
+    require_device(options.device)
     torch.set_num_threads(multiprocessing.cpu_count() if options.device == "cpu" else 1)  # as nnUNetv2_train does
     run_training(
         options.dataset,
@@ -141,6 +144,7 @@ def _together(options: argparse.Namespace) -> bool:
     import torch
 
     from nnunet_mutual.engine.parallel.launch import is_worker, launch
+    from nnunet_mutual.plugin.compat import require_device
 
     if options.device == "mps":
         raise MutualError("an Apple GPU is one device; leave --peer-parallel out")
@@ -153,8 +157,7 @@ def _together(options: argparse.Namespace) -> bool:
         return os.environ["RANK"] == "0"
     _require_checkpoint(options)
     gpus = torch.cuda.device_count()
-    if options.device == "cuda" and gpus == 0:
-        raise MutualError("this machine has no CUDA device; add -device cpu")
+    require_device(options.device)
     processes = options.processes or (gpus if options.device == "cuda" else 2)
     if processes < 2 or (options.device == "cuda" and processes > gpus):
         raise MutualError(

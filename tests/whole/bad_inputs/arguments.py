@@ -7,6 +7,7 @@ from bad_inputs.rows import (
     EVALUATE,
     EXPORT,
     MERGE,
+    PREPROCESS,
     PSEUDO,
     REPORT,
     REVIEW,
@@ -115,6 +116,34 @@ ROWS = [
         "nnUNet_raw",
         "export",
         environment=(("nnUNet_raw", ""), ("nnUNet_preprocessed", "")),
+    ),
+    *(
+        row(
+            f"no GPU, {command.split()[0]}",
+            nothing,
+            command.replace("-device cpu", "-device cuda"),
+            "no CUDA device",
+            "-device cpu",
+            environment=(("CUDA_VISIBLE_DEVICES", ""),),
+        )
+        for command in (TRAIN, PSEUDO, f"{TRAIN} --peer-parallel")
+    ),
+    row(
+        "a number of processes that is none",
+        nothing,
+        PREPROCESS,
+        "nnUNet_def_n_proc",
+        "'many'",
+        "unset",
+        environment=(("nnUNet_def_n_proc", "many"),),
+    ),
+    row(
+        "a number of processes for augmentation that is empty",
+        nothing,
+        TRAIN,
+        "nnUNet_n_proc_DA",
+        "unset",
+        environment=(("nnUNet_n_proc_DA", ""),),
     ),
     row(
         "nnUNet_raw names a file",
