@@ -24,7 +24,7 @@ class TwoStreamDataset:
     def __init__(self, labelled: Any, unlabelled: Any, keys: Sequence[str], predicted: Locations):
         self.labelled = labelled
         self.unlabelled = unlabelled
-        self.parts = [labelled, unlabelled]
+        self.parts = [part for part in (labelled, unlabelled) if part is not None]
         self.identifiers = list(keys)
         self.predicted = predicted
         self._listed = frozenset(keys)

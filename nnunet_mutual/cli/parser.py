@@ -68,7 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = parser.parse_args(arguments)
         _require_names(options)
-        return options.handler(options)
+        _require_numbers()
+        status: int = options.handler(options)
+        _flush()
+        return status
     except MutualError as error:
         unforeseen.show(error)
         return _fail(str(error))
@@ -76,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # of '| head': nobody reads any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
     except Exception as error:  # the last line of defence: a sentence instead of a traceback
         missing = (getattr(error, "name", None) or "").split(".")[0]
@@ -104,6 +107,31 @@ def _require_names(options: argparse.Namespace) -> None:
         given = getattr(options, what, None)
         for name in given if isinstance(given, list) else [] if given is None else [given]:
             safe_name(name, what.removesuffix("s") if what != "plans" else "name of plans")
+
+
+def _require_numbers() -> None:
+    """Verifies the variables that nnU-Net reads as it is imported, in words that do not name them."""
+    for name in ("nnUNet_def_n_proc", "nnUNet_n_proc_DA"):
+        value = os.environ.get(name, "0")
+        if not value.strip().isdecimal():
+            raise MutualError(f"{name} is {value!r}, expected a number of processes; correct it, or: unset {name}")
+
+
+def _flush() -> None:
+    """Writes what was printed to its end; where that fails, not once more as Python ends.
+
+    Raises:
+        OSError: a full disk, or nobody reads.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _discard_output()
+        raise OSError(error.errno, error.strerror, "the output of this command") from None
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:

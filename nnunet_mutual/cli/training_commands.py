@@ -168,12 +168,15 @@ def _alone(options: argparse.Namespace) -> None:
     import torch
     from nnunetv2.run.run_training import run_training
 
+    from nnunet_mutual.plugin.compat import require_device
+
     if options.processes is not None or options.exchange != "float32":
         raise MutualError("--processes and --exchange belong to --peer-parallel; add it, or leave them out")
+    require_device(options.device)
     if options.device == "cuda" and torch.cuda.device_count() < options.num_gpus:
         raise MutualError(
-            f"this machine has {torch.cuda.device_count()} CUDA device(s) of the {options.num_gpus} asked for; "
-            + ("give fewer -num_gpus" if torch.cuda.is_available() else "add -device cpu, or -device mps on a Mac")
+            f"this machine has {torch.cuda.device_count()} CUDA device(s) of the {options.num_gpus} asked for; give "
+            "fewer -num_gpus"
         )
     torch.set_num_threads(multiprocessing.cpu_count() if options.device == "cpu" else 1)  # as nnUNetv2_train does
     run_training(
@@ -198,6 +201,7 @@ def _together(options: argparse.Namespace) -> bool:
     import torch
 
     from nnunet_mutual.engine.parallel.launch import is_worker, launch
+    from nnunet_mutual.plugin.compat import require_device
 
     own = ("val", "val_best", "npz", "pretrained_weights", "disable_checkpointing")
     given = [name for name in own if getattr(options, name)] + ["num_gpus"] * (options.num_gpus > 1)
@@ -215,8 +219,7 @@ def _together(options: argparse.Namespace) -> bool:
         work(*place, **chosen)
         return os.environ["RANK"] == "0"
     gpus = torch.cuda.device_count()
-    if options.device == "cuda" and gpus == 0:
-        raise MutualError("this machine has no CUDA device; add -device cpu")
+    require_device(options.device)
     processes = options.processes or (gpus if options.device == "cuda" else 2)
     if processes < 2 or (options.device == "cuda" and processes > gpus):
         raise MutualError(

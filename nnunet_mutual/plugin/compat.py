@@ -62,3 +62,19 @@ def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     if amp == "bfloat16":
         raise MutualError('this processor does not compute in bfloat16; set "amp": "auto" or "off" in the plans')
     return None
+
+
+def require_device(device: str) -> None:
+    """Verifies that this machine has a device.
+
+    Args:
+        device: "cuda", "cpu" or "mps".
+
+    Raises:
+        MutualError: it has not.
+    """
+    import torch
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[device]:
+        raise MutualError(f"this machine has no {device.upper()} device; add -device cpu")

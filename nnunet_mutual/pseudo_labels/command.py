@@ -25,6 +25,7 @@ from nnunet_mutual.disk.writing import require_space
 from nnunet_mutual.engine.trained import open_trained
 from nnunet_mutual.engine.window import Window
 from nnunet_mutual.errors import MutualError, meant
+from nnunet_mutual.plugin.compat import require_device
 from nnunet_mutual.plugin.find import resolve, training_names
 from nnunet_mutual.pseudo_labels.audit import summarise
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
@@ -87,8 +88,7 @@ def _load(training: NamedTraining, checkpoint: str, device: str) -> Any:
     if name not in known:
         raise MutualError(f"{name} is no trainer of this package{meant(name, known)}; it has {', '.join(known)}")
     file = training.find_checkpoint(checkpoint)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise MutualError("this machine has no CUDA device; add -device cpu")
+    require_device(device)
     if resolve("trainers", name).by_group:
         raise MutualError(
             f"{name} has a network for each modality group; use --soft with an exported one (-tr nnUNetTrainer and -p "

@@ -20,6 +20,7 @@ from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.disk.trainings import NamedTraining
 from nnunet_mutual.engine.stock_model import open_predictor
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.plugin.compat import require_device
 from nnunet_mutual.preprocessing.soft_folder import SoftFolder, model_of
 
 
@@ -64,8 +65,7 @@ def write_soft_labels(
     if not cases:
         raise MutualError(f"{folders.name} has no unlabelled image; put them into {folders.raw / 'imagesUn'}")
     numbers = _channels(read_object(model / "dataset.json"), content)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise MutualError("this machine has no CUDA device; add -device cpu")
+    require_device(device)
     predictor = open_predictor(model, fold, checkpoint, torch.device(device))
     soft = SoftFolder(folder)
     soft.claim(model_of(weights))

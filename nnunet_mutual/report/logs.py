@@ -76,9 +76,8 @@ def read_curves(folder: Path, labels: Sequence[str]) -> pd.DataFrame:
 
 def _of_log(file: Path) -> Iterator[tuple[int, str, str, float]]:
     kinds = {"terms": "term", "weights": "weight", "diagnostics": "diagnostic", "validation": "validation"}
-    for number, text in enumerate(
-        file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else [], 1
-    ):
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    for number, text in enumerate(lines, 1):
         try:
             line = json.loads(text)
         except ValueError:  # cut off by a crash

@@ -7,9 +7,12 @@ from bad_inputs.rows import (
     EVALUATE,
     EXPORT,
     MERGE,
+    PREPROCESS,
     PSEUDO,
     REPORT,
+    REVIEW,
     SIMULATE,
+    TRAIN,
     both,
     nothing,
     row,
@@ -114,6 +117,34 @@ ROWS = [
         "export",
         environment=(("nnUNet_raw", ""), ("nnUNet_preprocessed", "")),
     ),
+    *(
+        row(
+            f"no GPU, {command.split()[0]}",
+            nothing,
+            command.replace("-device cpu", "-device cuda"),
+            "no CUDA device",
+            "-device cpu",
+            environment=(("CUDA_VISIBLE_DEVICES", ""),),
+        )
+        for command in (TRAIN, PSEUDO, f"{TRAIN} --peer-parallel")
+    ),
+    row(
+        "a number of processes that is none",
+        nothing,
+        PREPROCESS,
+        "nnUNet_def_n_proc",
+        "'many'",
+        "unset",
+        environment=(("nnUNet_def_n_proc", "many"),),
+    ),
+    row(
+        "a number of processes for augmentation that is empty",
+        nothing,
+        TRAIN,
+        "nnUNet_n_proc_DA",
+        "unset",
+        environment=(("nnUNet_n_proc_DA", ""),),
+    ),
     row(
         "nnUNet_raw names a file",
         nothing,
@@ -122,5 +153,15 @@ ROWS = [
         "not a folder",
         environment=(("nnUNet_raw", "{root}/cases.csv"),),
     ),
-    row("nnUNet_results not set", nothing, EXPORT, "nnUNet_results", "export", environment=(("nnUNet_results", None),)),
+    *(
+        row(
+            f"nnUNet_results not set, {command.split()[0]}",
+            nothing,
+            command,
+            "nnUNet_results",
+            "export",
+            environment=(("nnUNet_results", None),),
+        )
+        for command in (EXPORT, PSEUDO, TRAIN, REVIEW, REPORT)
+    ),
 ]

@@ -253,7 +253,6 @@ ROWS = [
         "terms",
     ),
     row("a log whose loss is text", text(LOG, '{"epoch": 0, "loss": "low"}\n'), REPORT, "mutual_log.jsonl", "loss"),
-    row("a log that is no text", text(LOG, b"\xff\xfe\x00\n"), REPORT, "mutual_log.jsonl", "line 1"),
     row("a log nested deeply", text(LOG, DEEP + "\n"), REPORT, "mutual_log.jsonl", "line 1"),
     row(
         "settings of a training that are a list",
