@@ -195,7 +195,7 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier (%(default)s)")
     command.add_argument("--name", help="what the new configuration's name ends in")
     size: dict[str, Any] = {"metavar": "NUMBER", "type": cli_types.at_least(1)}
-    command.add_argument("--patch", nargs="+", **size, help="voxels of a patch, as in the plans: slices, rows, columns")
+    command.add_argument("--patch", nargs="+", **size, help="voxels of a patch, axes as in the plans")
     command.add_argument("--batch", **size, help="patches in a batch")
     command.add_argument("--features", **size, help="channels of the network's first stage")
     command.add_argument("--stages", **size, help="resolutions of the network (default: as many as nnU-Net would take)")
