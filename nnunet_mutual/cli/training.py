@@ -116,7 +116,7 @@ def _require_plans(options: argparse.Namespace) -> Path:
     from nnunet_mutual.datasets.raw import read_dataset_json
     from nnunet_mutual.disk.host_files import read_plans
     from nnunet_mutual.disk.locate import locate, plans_file
-    from nnunet_mutual.disk.trainings import results_folder
+    from nnunet_mutual.disk.trainings import results_of
     from nnunet_mutual.settings import merged_block
 
     found = locate(options.dataset, need_preprocessed=True)
@@ -130,7 +130,7 @@ def _require_plans(options: argparse.Namespace) -> Path:
             "checkpoint_final.pth"
         )
     name = f"{options.trainer}__{options.plans}__{options.configuration}"
-    return results_folder() / found.name / name / f"fold_{options.fold}"
+    return results_of(found.name) / name / f"fold_{options.fold}"
 
 
 def _require_trainer(name: str) -> None:
