@@ -32,11 +32,10 @@ nnU-Net's own commands; this one declares who annotated what, checks it, and exp
 
 EPILOG = """\
 from nnU-Net dataset to stock model:
-  export nnUNet_extTrainer="$(nnunet_mutual trainers)"
   nnunet_mutual annotate Dataset111_Abdomen cases.csv
   nnunet_mutual check Dataset111_Abdomen
-  nnUNetv2_plan_and_preprocess -d 111 -c 3d_fullres
-  nnUNetv2_train 111 3d_fullres 0 -tr PartialTrainer
+  nnunet_mutual plan_and_preprocess -d 111 -c 3d_fullres
+  nnunet_mutual train 111 3d_fullres 0 -tr PartialTrainer
   nnunet_mutual export 111 3d_fullres -tr PartialTrainer -f 0
 
 Exit status: 0 done, 1 doctor or check_images found something, 2 an error, said in one sentence (with its traceback
