@@ -28,11 +28,10 @@ nnU-Net's own commands; this one declares who annotated what, checks it, and exp
 
 EPILOG = """\
 from nnU-Net dataset to stock model:
-  export nnUNet_extTrainer="$(nnunet_mutual trainers)"
   nnunet_mutual annotate Dataset111_Abdomen cases.csv
   nnunet_mutual check Dataset111_Abdomen
-  nnUNetv2_plan_and_preprocess -d 111 -c 3d_fullres
-  nnUNetv2_train 111 3d_fullres 0 -tr PartialTrainer
+  nnunet_mutual plan_and_preprocess -d 111 -c 3d_fullres
+  nnunet_mutual train 111 3d_fullres 0 -tr PartialTrainer
   nnunet_mutual export 111 3d_fullres -tr PartialTrainer -f 0
 
 Exit status: 0 done, 1 doctor or check_images found something, 2 an error, said in one sentence (with its traceback
@@ -220,7 +219,7 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier (%(default)s)")
     command.add_argument("--name", help="what the new configuration's name ends in")
     size: dict[str, Any] = {"metavar": "NUMBER", "type": cli_types.at_least(1)}
-    command.add_argument("--patch", nargs="+", **size, help="voxels of a patch, as in the plans: slices, rows, columns")
+    command.add_argument("--patch", nargs="+", **size, help="voxels of a patch, axes as in the plans")
     command.add_argument("--batch", **size, help="patches in a batch")
     command.add_argument("--features", **size, help="channels of the network's first stage")
     command.add_argument("--stages", **size, help="resolutions of the network (default: as many as nnU-Net would take)")

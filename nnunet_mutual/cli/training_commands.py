@@ -101,7 +101,7 @@ def _is_finished(options: argparse.Namespace, folder: Path) -> bool:
         )
     finished = (folder / FINAL).is_file()
     longer = (
-        "to train longer, give it a name of its own: nnunet_mutual plan "
+        "to train longer, give it a name of its own, for example: nnunet_mutual plan "
         f"-d {options.dataset} -c {options.configuration} -p {options.plans} --name long --set num_epochs=2000"
     )
     if options.val and not finished:

@@ -87,7 +87,9 @@ def _text(path: Path) -> tuple[Iterator[Line], tuple[str, ...]]:
     text, encoding = _decoded(_content(path), path)
     for number, line in enumerate(text.split("\n") if "\0" in text else (), 1):
         if "\0" in line:
-            raise MutualError(f"{path}, line {number} holds a NUL character; delete it, or save the table anew")
+            raise MutualError(
+                f"{path}, line {number} holds a NUL byte; in the spreadsheet choose 'CSV UTF-8' when saving"
+            )
     first = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=first.count)  # spreadsheets in many countries write ';'
     return _csv_lines(text, delimiter, path), (encoding,) * (encoding != "UTF-8")

@@ -262,8 +262,8 @@ class Demo:
             print(f"Models:  {self.results}")
         print(f"{(time.monotonic() - self.started) / 60:.1f} minutes. Generated images, not patients.\n")
         print("For your own data, with cases.csv saying which organs are annotated in which case:")
-        print(f"  {EXPORT_COMMAND}")
         print("  nnunet_mutual annotate DATASET cases.csv")
+        print("Each command prints the next one.")
         mean = read_object(path / RESULTS)["dice"][OURS]["overall"] or 0.0
         if mean < self.scale.expected:
             print(

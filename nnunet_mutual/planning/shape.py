@@ -25,12 +25,12 @@ class Shape:
     """What shall differ from a base configuration; None: nothing.
 
     Attributes:
-        patch: voxels, in the order of the plans (slices first).
+        patch: voxels, in the order of the plans, which may turn the axes of the images (the coarsest first).
         batch: patches of a batch.
         features: channels of the first stage; each further one has twice as many, up to nnU-Net's limit.
         stages: resolutions of the network; None: as many as nnU-Net takes for patch and spacing.
         convs: convolutions of a stage, of residual networks blocks, at most.
-        spacing: mm, in the order of the plans.
+        spacing: mm, in the same order.
     """
 
     patch: Sequence[int] | None = None

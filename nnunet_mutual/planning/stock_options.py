@@ -22,7 +22,7 @@ class StockOptions:
     """Options that have nnU-Net's names on the command line, and nnU-Net's defaults.
 
     Attributes:
-        spacing: of the voxels of 3d_fullres in mm, slices first.
+        spacing: of the voxels of 3d_fullres in mm, in the order in which nnU-Net reads axes (slices first).
         plans_name: of the plans file.
         preprocessor: class of nnU-Net.
         fingerprint_processes: for the dataset's fingerprint; None: as for preprocessing.
@@ -66,13 +66,15 @@ class StockOptions:
                 f"-overwrite_target_spacing takes three numbers in mm (slices, rows, columns), got {len(self.spacing)}"
             )
         path = preprocessed / f"{plans}.json"
-        if self.other_data and path.is_file() and self._differs(read_plans(path)["configurations"]):
+        if self.other_data and path.is_file() and self._differs(read_plans(path)):
             raise MutualError(
                 f"{path} was planned with another spacing or preprocessor, and its data would be replaced; add "
                 f"-overwrite_plans_name {plans}Other, to keep both"
             )
 
-    def _differs(self, configurations: dict[str, Any]) -> bool:
-        known = configurations.get("3d_fullres") or next(iter(configurations.values()))
-        spacing = self.spacing is not None and [float(n) for n in self.spacing] != known["spacing"]
-        return spacing or known["preprocessor_name"] != self.preprocessor
+    def _differs(self, plans: dict[str, Any]) -> bool:
+        known = plans["configurations"].get("3d_fullres")
+        if known is None or known["preprocessor_name"] != self.preprocessor:
+            return True
+        spacing = [known["spacing"][axis] for axis in plans["transpose_backward"]]
+        return self.spacing is not None and [float(n) for n in self.spacing] != spacing

@@ -82,7 +82,10 @@ def test_a_finished_training_that_is_continued(
     assert main([*TRAIN, "--c"]) == 0
     said = capsys.readouterr().out
     assert len(called) == 1 and "finished and validated, there is nothing to do" in said
-    assert "To validate it again: --val; to train longer, give it a name of its own: nnunet_mutual plan -d 901" in said
+    assert (
+        "To validate it again: --val; to train longer, give it a name of its own, for example: nnunet_mutual plan"
+        in said
+    )
     assert "nnunet_mutual export 901 3d_fullres -tr PartialTrainer -f 0" in said
 
 

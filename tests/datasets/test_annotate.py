@@ -368,7 +368,7 @@ def test_table_file_that_cannot_be_read(raw: RawDataset, tmp_path: Path) -> None
     for encoding in ("latin-1", "utf-32"):
         with pytest.raises(MutualError, match="neither UTF-8 nor UTF-16 text; in the spreadsheet choose"):
             annotate(777, table(tmp_path, LONG + "tö", encoding=encoding))
-    with pytest.raises(MutualError, match="line 3 holds a NUL character"):
+    with pytest.raises(MutualError, match="line 3 holds a NUL byte"):
         annotate(777, table(tmp_path, LONG.replace("toy_002", "toy\0_002")))
     with pytest.raises(MutualError, match="has no sheets"):
         annotate(777, table(tmp_path, LONG), sheet="A")
