@@ -15,7 +15,7 @@ from nnunet_mutual.report.training import Training
 FEW = 5  # cases, below which a mean says little
 GAP, COMPARABLE = 0.1, 3  # Dice between sources, and the cases that each must have
 FALL = 0.05  # Dice below its peak at the end
-NOTHING = 0.01  # mean Dice below which a label was not learnt
+NOTHING = 0.2  # mean Dice below which a label is hardly found
 STILL, PARTS = 0.1, 5  # share of the whole fall of the loss that the last fifth of the epochs adds
 
 
@@ -53,12 +53,14 @@ def _not_learnt(training: Training, scores: pd.DataFrame, curves: pd.DataFrame) 
             rows = own[(own.label == label) & (own.voxels_drawn > 0)]
             if not len(rows) or rows.dice.mean() >= NOTHING:
                 continue
-            where = f"all {len(rows)} validation cases in which it was drawn" if len(rows) > 1 else "the only such case"
+            cases = f"all {len(rows)} validation cases" if len(rows) > 1 else "the only validation case"
             if (rows.voxels_predicted == 0).all():
-                text = f"{label} was missed{of} in {where}."
+                text = f"{label} was missed{of} in {cases} in which it was drawn."
                 do = f"train longer, or with more cases that annotate it ({check}); this model does not find it."
             else:
-                text = f"{label} has Dice {rows.dice.mean():.2f}{of} in {where}, although it was predicted."
+                text = (
+                    f"{label} is hardly found{of}: mean Dice {rows.dice.mean():.2f} over {cases} in which it was drawn."
+                )
                 do = (
                     "look at the slices: images and drawings in different orientations, exchanged label numbers, "
                     "another window of intensities; if none, train longer."
@@ -78,8 +80,8 @@ def _still_falling(training: Training, curves: pd.DataFrame) -> Iterator[Finding
     falls = {}
     for name, rows in losses.groupby("name"):
         values = rows.value.dropna().to_numpy(float)
-        part = len(values) // PARTS
-        if part:
+        part = max(1, len(values) // PARTS)
+        if len(values) > 2:
             first, before, end = values[:part].mean(), values[-2 * part : -part].mean(), values[-part:].mean()
             falls[name] = (before - end) / (first - end) if first > end else 0.0
     share = falls.get("training", 0.0)
