@@ -45,32 +45,34 @@ def _sentence(text: str) -> str:
 
 
 def _not_learnt(training: Training, scores: pd.DataFrame, curves: pd.DataFrame) -> Iterator[Finding]:
-    """Labels that the model does not find at all, by whole cases, or else by the last patches."""
-    check = f"nnunet_mutual check {training.folders.number}"
+    """Labels that the model does not find, by whole cases, or else by the last patches."""
+    longer = f"train longer, or with more cases that annotate it (nnunet_mutual check {training.folders.number})."
     for network, own in scores.groupby("network", sort=False):
         of = f" by the network of {network}" if network else ""
+        missed, hardly = [], []
         for label in training.table.labels:
             rows = own[(own.label == label) & (own.voxels_drawn > 0)]
-            if not len(rows) or rows.dice.mean() >= NOTHING:
-                continue
-            cases = f"all {len(rows)} validation cases" if len(rows) > 1 else "the only validation case"
-            if (rows.voxels_predicted == 0).all():
-                text = f"{label} was missed{of} in {cases} in which it was drawn."
-                do = f"train longer, or with more cases that annotate it ({check}); this model does not find it."
-            else:
-                text = (
-                    f"{label} is hardly found{of}: mean Dice {rows.dice.mean():.2f} over {cases} in which it was drawn."
-                )
-                do = (
-                    "look at the slices: images and drawings in different orientations, exchanged label numbers, "
-                    "another window of intensities; if none, train longer."
-                )
-            yield Finding("alarm", text, do=do)
-    last = curves[curves.kind == "dice"].groupby("name").value.last() if scores.empty else {}
-    for label in training.table.labels:
-        if label in last and last[label] < NOTHING:
-            text = f"{label} has Dice {last[label]:.2f} on the patches of the last validated epoch."
-            yield Finding("alarm", text, do=f"train longer, or with more cases that annotate it ({check}).")
+            if len(rows) and (rows.voxels_predicted == 0).all():
+                missed.append(f"{label} (n = {len(rows)})")
+            elif len(rows) and rows.dice.mean() < NOTHING:
+                hardly.append(f"{label} {rows.dice.mean():.2f} (n = {len(rows)})")
+        if missed:
+            yield Finding("alarm", f"Missed{of} in every case in which it was drawn: {', '.join(missed)}.", do=longer)
+        if hardly:
+            text = f"Hardly found{of}, by the mean Dice: {', '.join(hardly)}."
+            yield Finding(
+                "alarm",
+                text,
+                do="look at the slices for images and drawings in different orientations, exchanged label numbers or "
+                f"another scale of intensities; if there is none, {longer}",
+            )
+    judged = scores.empty and training.finished
+    last = curves[curves.kind == "dice"].groupby("name").value.last() if judged else {}
+    found = [f"{label} {last[label]:.2f}" for label in training.table.labels if label in last and last[label] < NOTHING]
+    if found:
+        yield Finding(
+            "alarm", f"Hardly found, by the Dice on the last validation patches: {', '.join(found)}.", do=longer
+        )
 
 
 def _still_falling(training: Training, curves: pd.DataFrame) -> Iterator[Finding]:
