@@ -133,6 +133,11 @@ class Page:
     labels: Sequence[str] = ()
 
 
+def short(value: float) -> str:
+    """Returns a number with three digits, never as a power of ten."""
+    return f"{float(f'{value:.3g}'):,.10g}"
+
+
 def render(page: Page) -> str:
     """Returns the page as HTML that loads nothing and runs nothing."""
     loader = FileSystemLoader(Path(__file__).parent / "templates")

@@ -61,7 +61,7 @@ def report(
     for file in blocks.write(path, blocks.render(_page(found, images)), tidy(found)):
         print(file)
     for alarm in found.alarms:
-        print(f"ALARM: {alarm.text} {alarm.do}".rstrip())
+        print(f"ALARM: {alarm.text}" + (f" What to do: {alarm.do}" if alarm.do else ""))
     others = len(found.findings) - len(found.alarms)
     print(f"{len(found.alarms)} alarm(s) and {others} warning(s) and notes are at the top of the page")
     print(f"Next: {_next(found)}")

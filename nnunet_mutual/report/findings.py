@@ -15,7 +15,7 @@ from nnunet_mutual.report.training import Training
 FEW = 5  # cases, below which a mean says little
 GAP, COMPARABLE = 0.1, 3  # Dice between sources, and the cases that each must have
 FALL = 0.05  # Dice below its peak at the end
-NOTHING = 0.01  # mean Dice below which a label was not learnt
+NOTHING = 0.2  # mean Dice below which a label is hardly found
 STILL, PARTS = 0.1, 5  # share of the whole fall of the loss that the last fifth of the epochs adds
 
 
@@ -43,30 +43,34 @@ def _sentence(text: str) -> str:
 
 
 def _not_learnt(training: Training, scores: pd.DataFrame, curves: pd.DataFrame) -> Iterator[Notice]:
-    """Labels that the model does not find at all, by whole cases, or else by the last patches."""
-    check = f"nnunet_mutual check {training.folders.number}"
+    """Labels that the model does not find, by whole cases, or else by the last patches."""
+    longer = f"train longer, or with more cases that annotate it (nnunet_mutual check {training.folders.number})."
     for network, own in scores.groupby("network", sort=False):
         of = f" by the network of {network}" if network else ""
+        missed, hardly = [], []
         for label in training.table.labels:
             rows = own[(own.label == label) & (own.voxels_drawn > 0)]
-            if not len(rows) or rows.dice.mean() >= NOTHING:
-                continue
-            where = f"all {len(rows)} validation cases in which it was drawn" if len(rows) > 1 else "the only such case"
-            if (rows.voxels_predicted == 0).all():
-                text = f"{label} was missed{of} in {where}."
-                do = f"train longer, or with more cases that annotate it ({check}); this model does not find it."
-            else:
-                text = f"{label} has Dice {rows.dice.mean():.2f}{of} in {where}, although it was predicted."
-                do = (
-                    "look at the slices: images and drawings in different orientations, exchanged label numbers, "
-                    "another window of intensities; if none, train longer."
-                )
-            yield Notice("alarm", text, do=do)
-    last = curves[curves.kind == "dice"].groupby("name").value.last() if scores.empty else {}
-    for label in training.table.labels:
-        if label in last and last[label] < NOTHING:
-            text = f"{label} has Dice {last[label]:.2f} on the patches of the last validated epoch."
-            yield Notice("alarm", text, do=f"train longer, or with more cases that annotate it ({check}).")
+            if len(rows) and (rows.voxels_predicted == 0).all():
+                missed.append(f"{label} (n = {len(rows)})")
+            elif len(rows) and rows.dice.mean() < NOTHING:
+                hardly.append(f"{label} {rows.dice.mean():.2f} (n = {len(rows)})")
+        if missed:
+            yield Notice("alarm", f"Missed{of} in every case in which it was drawn: {', '.join(missed)}.", do=longer)
+        if hardly:
+            text = f"Hardly found{of}, by the mean Dice: {', '.join(hardly)}."
+            yield Notice(
+                "alarm",
+                text,
+                do="look at the slices for images and drawings in different orientations, exchanged label numbers or "
+                f"another scale of intensities; if there is none, {longer}",
+            )
+    judged = scores.empty and training.finished
+    last = curves[curves.kind == "dice"].groupby("name").value.last() if judged else {}
+    found = [f"{label} {last[label]:.2f}" for label in training.table.labels if label in last and last[label] < NOTHING]
+    if found:
+        yield Notice(
+            "alarm", f"Hardly found, by the Dice on the last validation patches: {', '.join(found)}.", do=longer
+        )
 
 
 def _still_falling(training: Training, curves: pd.DataFrame) -> Iterator[Notice]:
@@ -76,8 +80,8 @@ def _still_falling(training: Training, curves: pd.DataFrame) -> Iterator[Notice]
     falls = {}
     for name, rows in losses.groupby("name"):
         values = rows.value.dropna().to_numpy(float)
-        part = len(values) // PARTS
-        if part:
+        part = max(1, len(values) // PARTS)
+        if len(values) > 2:
             first, before, end = values[:part].mean(), values[-2 * part : -part].mean(), values[-part:].mean()
             falls[name] = (before - end) / (first - end) if first > end else 0.0
     share = falls.get("training", 0.0)

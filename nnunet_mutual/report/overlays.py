@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.pseudo_labels.review.figures import PLANES, Plane, outline, write_sides
+from nnunet_mutual.report.blocks import short
 from nnunet_mutual.report.identities import Identities
 from nnunet_mutual.report.svg import BRIGHT
 from nnunet_mutual.report.training import Training
@@ -209,7 +210,7 @@ def _draw(image: _Volume, plane: Plane, seen: _Sight, is_ct: bool, caption: str)
     code = base64.b64encode(stream.getvalue()).decode()
     missed, added = (int((a & ~b).sum()) for a, b in ((truth > 0, guess > 0), (guess > 0, truth > 0)))
     place = _place(image, plane, index)
-    window = f"window {_short(low)} to {_short(high)}{' HU' if hounsfield else ''}"
+    window = f"window {short(low)} to {short(high)}{' HU' if hounsfield else ''}"
     words = (
         f"{caption}, {place}. In this slice {missed} voxels are missed and {added} added, "
         f"{int((truth > 0).sum())} were drawn."
@@ -220,11 +221,6 @@ def _draw(image: _Volume, plane: Plane, seen: _Sight, is_ct: bool, caption: str)
         f'<img src="data:image/png;base64,{code}" alt="{html.escape(words, quote=True)}">',
         f"{place}, {window}{only}",
     )
-
-
-def _short(value: float) -> str:
-    """Three digits, never as a power of ten."""
-    return f"{float(f'{value:.3g}'):,.10g}"
 
 
 def _place(image: _Volume, plane: Plane, index: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 
 import numpy as np
 import pandas as pd
@@ -110,7 +111,7 @@ def _diagnostics(training: Training, curves: pd.DataFrame, frame: Frame) -> list
         for family, series in plots.families(series_of(curves, kind), training.table.labels).items():
             named = [Series(training.named(one.name), one.x, one.y) for one in series]
             title = family.replace(" of …,", ",")
-            title = title if len(title) < 44 else title[:42] + "…"
+            title = textwrap.fill(title, 46)
             limits = plots.UNIT if _UNIT.search(family) else None
             pictures = plots.line_plots(title, named, frame=frame, limits=limits, smooth=True)
             about = "Dice of each label, by source or by what predicts" if family.startswith("Dice of") else family

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from nnunet_mutual.report import overlays, plots
-from nnunet_mutual.report.blocks import Block, Figure, Missing, Section, Table, Text
+from nnunet_mutual.report.blocks import Block, Figure, Missing, Section, Table, Text, short
 from nnunet_mutual.report.findings import FEW
 from nnunet_mutual.report.identities import Identities
 from nnunet_mutual.report.scores import MEASURED, ModelDifference, compare, first_network, paired
@@ -111,7 +111,7 @@ def _distances(scores: pd.DataFrame, labels: Sequence[str], of: str) -> list[Blo
                 *([f"{distance.median():.1f}", f"{distance.max():.1f}"] if len(distance) else [None, None]),
                 _mean(own.surface_dice),
                 *(
-                    [f"{own[name].median():.3g}" for name in ("reference_volume_ml", "volume_ml")]
+                    [short(own[name].median()) for name in ("reference_volume_ml", "volume_ml")]
                     if len(error)
                     else [None, None]
                 ),
