@@ -21,7 +21,8 @@ os.environ.pop("nnUNet_extTrainer", None)
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Runs whole folders on all cores, a file on one core (``-n0``: in this process); single files start at once."""
-    if getattr(config.option, "numprocesses", 0) is None and all(Path(argument).is_dir() for argument in config.args):
+    alone = getattr(config.option, "numprocesses", 0) is None and "PYTEST_XDIST_WORKER" not in os.environ
+    if alone and all(Path(argument).is_dir() for argument in config.args):
         config.option.numprocesses = os.cpu_count()
         config.option.dist = "loadfile"
 
