@@ -18,6 +18,15 @@ os.environ["nnUNet_def_n_proc"] = "1"
 os.environ.pop("nnUNet_extTrainer", None)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Runs whole folders on all cores, a file on one core (``-n0``: in this process); single files start at once."""
+    alone = getattr(config.option, "numprocesses", 0) is None and "PYTEST_XDIST_WORKER" not in os.environ
+    if alone and all(Path(argument).is_dir() for argument in config.args):
+        config.option.numprocesses = os.cpu_count()
+        config.option.dist = "loadfile"
+
+
 @pytest.fixture()
 def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Points nnUNet_raw, nnUNet_preprocessed and nnUNet_results below a temporary folder."""
