@@ -156,7 +156,7 @@ def _trainings(world: World) -> None:
         world.train("PartialTrainer", fold)
     world.train("MutualPartialTrainer", 0)
     world.run("export", "pseudo_label", "review", "report")
-    fill(world.root / "review_901" / "review.csv", {})
+    fill(world.root / "review_111" / "review.csv", {})
     world.run("accept")
 
 
