@@ -74,12 +74,10 @@ def _train(options: argparse.Namespace) -> int:
             _alone(options)
         elif not _together(options):
             return 0
-    print("Next, a model for stock nnU-Net:")
     other = "" if options.plans == "nnUNetPlans" else f" -p {options.plans}"
-    print(
-        f"  nnunet_mutual export {options.dataset} {options.configuration} -tr {options.trainer}{other} "
-        f"-f {options.fold}"
-    )
+    words = f"{options.dataset} {options.configuration} -tr {options.trainer}{other} -f {options.fold}"
+    print(f"Next, whether to use it:  nnunet_mutual report {words}")
+    print(f"Then, a model for stock nnU-Net:  nnunet_mutual export {words}")
     return 0
 
 

@@ -14,7 +14,7 @@ from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.raw import images_of, read_dataset_json
 from nnunet_mutual.disk.host_files import read_plans
-from nnunet_mutual.disk.locate import DatasetFolders, locate
+from nnunet_mutual.disk.locate import DatasetFolders, locate, plans_in
 from nnunet_mutual.disk.trainings import train_command
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.settings import BLOCK, PLANNED
@@ -88,9 +88,9 @@ def say_next(dataset: str | int) -> None:
 
 def _planned(preprocessed: Path, by_group: bool) -> Iterator[_Plan]:
     """Yields the configurations whose data are there, nnU-Net's own plans and 3d_fullres first."""
-    for path in sorted(preprocessed.glob("*Plans*.json"), key=lambda path: (path.stem != "nnUNetPlans", path.stem)):
+    for plans_name in sorted(plans_in(preprocessed), key=lambda name: name != "nnUNetPlans"):
         try:
-            plans = read_plans(path)
+            plans = read_plans(preprocessed / f"{plans_name}.json")
         except MutualError:
             continue  # the training that would read it says what is wrong
         if (PLANS_KEY in plans) != by_group:
@@ -100,7 +100,7 @@ def _planned(preprocessed: Path, by_group: bool) -> Iterator[_Plan]:
         for name in sorted(own, key=lambda name: (name != "3d_fullres", name == "2d")):
             identifier = manager.get_configuration(name).data_identifier
             if any((preprocessed / identifier).glob("*.pkl")):
-                yield _Plan(path.stem, name, identifier, _planned_for(plans["configurations"][name]))
+                yield _Plan(plans_name, name, identifier, _planned_for(plans["configurations"][name]))
 
 
 def _planned_for(entry: dict[str, Any]) -> str | None:

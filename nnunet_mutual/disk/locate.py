@@ -109,6 +109,12 @@ def _is_dataset_name(name: str) -> bool:
     return name.startswith("Dataset") and name[7:10].isdecimal()
 
 
+def plans_in(preprocessed: Path) -> list[str]:
+    """Returns the names of the plans of a preprocessed dataset."""
+    names = (file.stem for file in preprocessed.glob("*Plans*.json"))
+    return sorted(name for name in names if not name.startswith("label_maps_"))  # records of what was preprocessed
+
+
 def plans_file(preprocessed: Path, plans: str) -> Path:
     """Returns the path of an existing plans file.
 
@@ -121,7 +127,7 @@ def plans_file(preprocessed: Path, plans: str) -> Path:
     """
     path = preprocessed / f"{safe_name(plans, 'plans name')}.json"
     if not path.exists():
-        there = sorted(file.stem for file in path.parent.glob("*Plans*.json"))
+        there = plans_in(path.parent)
         raise MutualError(
             f"{path} does not exist; plans of {preprocessed.name}: {', '.join(there) or 'none, plan first'} (choose "
             "with -p)"

@@ -18,7 +18,7 @@ from nnunet_mutual.disk.files import natural, read_object
 from nnunet_mutual.disk.host_files import read_plans, read_splits
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.shapes import require_shape
-from nnunet_mutual.disk.trainings import FINAL, NamedTraining, fold_of
+from nnunet_mutual.disk.trainings import FINAL, NamedTraining, fold_of, train_command
 from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.plugin.find import resolve, training_names
 from nnunet_mutual.preprocessing.unlabelled import UNLABELLED, unlabelled_keys
@@ -68,8 +68,7 @@ class Training:
     @property
     def command(self) -> str:
         """The command that trains this fold."""
-        named = f"{self.folders.number} {self.configuration} {self.fold}"
-        return f"nnUNetv2_train {named} -tr {self.trainer} -p {self.plans}"
+        return train_command(self.folders.number, self.configuration, self.trainer, plans=self.plans, fold=self.fold)
 
     @cached_property
     def dataset_json(self) -> dict[str, Any]:

@@ -253,7 +253,7 @@ def test_what_is_missing_is_said_with_its_command(
     folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fold = folder(settings=SETTINGS, validated=False, trainer="MutualPartialTrainer")
-    train = "nnUNetv2_train 901 3d_fullres 0 -tr MutualPartialTrainer -p nnUNetPlans"
+    train = "nnunet_mutual train 901 3d_fullres 0 -tr MutualPartialTrainer"
     assert f"Next: {train} --val" in report(capsys, LINE.format("MutualPartialTrainer"))
     page = Page(fold / "report.html")
     assert_is_a_good_page(page)

@@ -247,10 +247,7 @@ def _report(place: Path, original: Original, table: AnnotationTable, cases: Sequ
         print("if zeros were tissue; methods for missing channels look into the table.")
     print(f"Who lacks what: {place / CASES}\nThe full truth, which no training reads: {place / TRUTH}")
     print("Predictions of any of these cases are compared with it by")
-    print(
-        f"  nnUNetv2_evaluate_folder {place / TRUTH / 'labels'} PREDICTIONS -djfile {place / TRUTH / 'dataset.json'} "
-        "-pfile PLANS --chill"
-    )
+    print(f"  nnunet_mutual evaluate PREDICTIONS {place / TRUTH / 'labels'} --chill")
     if len(labelled) < 5:
         print("Fewer than five labelled cases make no five folds: train with fold 'all'.")
     print(f"Next:  nnunet_mutual check {place.name}")

@@ -294,6 +294,6 @@ def _say_next(table: Path, manifest: Manifest, opened: _Dataset, changed: bool, 
             f"Nothing was changed. Next: write {', '.join(DECISIONS[:-1])} or {DECISIONS[-1]} into {table}, and repeat"
         )
     else:
-        print("Next, check the dataset and train anew (not with --c):")
+        print("Next, check the dataset, move the old training's folder away and train anew (not with --c):")
         print(f"  nnunet_mutual check {number}")
         print(f"  {manifest.training.command}")
