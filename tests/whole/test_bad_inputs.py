@@ -1,6 +1,7 @@
 """At least 200 bad inputs: one sentence each, with the file and the fix, and nothing changed; the outcome is a table.
 
-``python tests/whole/test_bad_inputs.py [WORD ...]`` runs the rows whose kind or name holds a word and prints what is wrong.
+``python tests/whole/test_bad_inputs.py [WORD ...]`` runs the rows whose kind or name holds a word and prints what is
+wrong.
 """
 
 from __future__ import annotations
