@@ -1,6 +1,7 @@
 """At least 200 bad inputs: one sentence each, with the file and the fix, and nothing changed; the outcome is a table.
 
-``python tests/test_bad_inputs.py [WORD ...]`` runs the rows whose kind or name holds a word and prints what is wrong.
+``python tests/whole/test_bad_inputs.py [WORD ...]`` runs the rows whose kind or name holds a word and prints what is
+wrong.
 """
 
 from __future__ import annotations
@@ -33,7 +34,11 @@ def run_rows(folder: Path, rows: list[tuple[str, Row]]) -> list[tuple[str, Row, 
 
 def as_table(found: list[tuple[str, Row, str, list[str]]]) -> str:
     """Returns the outcome as Markdown."""
-    lines = [f"# {len(found)} bad inputs and what the command line says", "", "Written by tests/test_bad_inputs.py."]
+    lines = [
+        f"# {len(found)} bad inputs and what the command line says",
+        "",
+        "Written by tests/whole/test_bad_inputs.py.",
+    ]
     last = ""
     for kind, row, sentence, faults in found:
         if kind != last:
