@@ -119,7 +119,7 @@ ROWS = [
     ),
     *(
         row(
-            f"no GPU, {command.split()[0]}",
+            f"no GPU, {command.split()[0]}{' --peer-parallel' * ('--peer' in command)}",
             nothing,
             command.replace("-device cpu", "-device cuda"),
             "no CUDA device",
