@@ -99,7 +99,8 @@ def _batches(trainers: Mapping[str, Any]) -> dict[str, list[Any]]:
     drawn: dict[tuple[str, bool], list[Any]] = {}
     found = {}
     for name, trainer in trainers.items():
-        kind = trainer.plans_manager.dataset_name, trainer.stream.unlabelled > 0
+        stream = getattr(trainer, "stream", None)  # stock has none
+        kind = trainer.plans_manager.dataset_name, stream is not None and stream.unlabelled > 0
         if kind not in drawn:
             drawn[kind] = [next(trainer.dataloader_train) for _ in range(4)]
         found[name] = drawn[kind]
