@@ -61,7 +61,7 @@ def test_commands_on_every_page_can_be_parsed(page: Path) -> None:
     found = examples("\n".join(blocks).replace("\\\n", " "))
     for words in found:
         parse(words)
-    assert len(found) > 5 or page.name != "README.md"
+    assert len(found) > 5 or page.parent.name == "docs"
 
 
 # Each example is run as it stands, but on a tiny dataset, whose names take the place of those in the help.

@@ -65,6 +65,7 @@ def test_options_reach_nnunet(fold: Path, called: list[dict[str, Any]], tmp_path
         "val_with_best": True,
         "device": torch.device("cpu"),
     }
+    finish(fold, "checkpoint_latest.pth")
     assert main([*TRAIN, "--c", "--disable_checkpointing"]) == 0
     assert called[1]["continue_training"] and called[1]["disable_checkpointing"] and called[1]["device"].type == "cpu"
     finish(fold, "checkpoint_final.pth")
@@ -97,7 +98,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "two at once": (["--val", "--c"], "not allowed with argument"),
     "no weights": (["-pretrained_weights", "none.pth"], "-pretrained_weights none.pth is no file"),
-    "no such GPU": (["-device", "cuda", "--c", "-p", "nnUNetOther"], "add -device cpu"),
+    "no such GPU": (["-device", "cuda", "-p", "nnUNetOther"], "add -device cpu"),
     "other options in several processes": (["--peer-parallel", "--val"], "val is done in one process"),
 }
 

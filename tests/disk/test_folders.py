@@ -132,7 +132,7 @@ def test_the_folder_of_an_output_is_looked_at_before_anything_is_computed(tmp_pa
         ("loop", r"loop is no folder; give -o another one"),
         ("full", r"full is not empty; give -o a new folder, so that no label map is overwritten"),
     ):
-        with pytest.raises(MutualError, match=f"^-o {tmp_path / name}.*{sentence}"):
+        with pytest.raises(MutualError, match=f"^-o {tmp_path}/.*{sentence}"):
             output_folder(tmp_path / name, new="no label map")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full", "loop"]
 

@@ -74,7 +74,7 @@ def test_round_trip(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) ->
     said = capsys.readouterr().out
     assert "2 new true label(s) in 2 case(s)" in said and "Absent" not in said
     assert "2 accepted, 0 corrected, 0 absent, 1 rejected, 1 undecided; rejected and undecided ones stay" in said
-    assert "nnUNetv2_train 901 3d_fullres 0 -p nnUNetPlans -tr MutualPartialTrainer" in said
+    assert "nnunet_mutual train 901 3d_fullres 0 -tr MutualPartialTrainer" in said
     merged = raw_label(nnunet_folders, "case_00")
     np.testing.assert_array_equal(merged, np.where(truth("case_00") == 3, 3, drawn))
     assert table_of(nnunet_folders)["cases"]["case_00"] == {"source": "a", "annotated": ["liver", "spleen"]}
@@ -527,7 +527,7 @@ def test_the_next_command_of_a_stranger_s_review_is_safe_to_copy(
     file = copy / "review" / "review.json"
     file.write_text(file.read_text().replace('"3d_fullres"', '"3d_fullres; rm -r ~"'))
     assert run("accept", 901, copy / "review" / "review.csv") == 0
-    assert "nnUNetv2_train 901 '3d_fullres; rm -r ~' 0 -p nnUNetPlans" in capsys.readouterr().out
+    assert "nnunet_mutual train 901 '3d_fullres; rm -r ~' 0 -tr" in capsys.readouterr().out
 
 
 def test_links_of_a_stranger_s_dataset_are_not_followed(copy: Path) -> None:

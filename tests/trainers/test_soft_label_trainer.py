@@ -107,7 +107,7 @@ def test_nothing_to_learn_from(nnunet_folders: Path, capsys: pytest.CaptureFixtu
     assert main(["preprocess_unlabelled", "-d", "901", "--soft", str(soft)]) == 2
     assert "holds no soft labels" in capsys.readouterr().err
     assert main(["pseudo_label", "901", "3d_fullres", "0", "-tr", "PartialTrainer", "--soft", "-o", "there"]) == 2
-    assert "no model called" in capsys.readouterr().err
+    assert "no training called" in capsys.readouterr().err
     assert main(["pseudo_label", "901", "3d_fullres", "0", "-tr", "PartialTrainer", "--soft"]) == 2
     assert "-o FOLDER" in capsys.readouterr().err
 

@@ -40,7 +40,7 @@ ROWS = [
         "'-1'",
         "a number such as 0",
     ),
-    row("a fold that was not trained", nothing, EXPORT.replace("-f 0", "-f 3"), "fold_3", "nnUNetv2_train 901"),
+    row("a fold that was not trained", nothing, EXPORT.replace("-f 0", "-f 3"), "fold_3", "nnunet_mutual train 901"),
     row("a fold that the splits lack", nothing, EVALUATE.replace("-f 0", "-f 7"), "splits_final.json", "0 to"),
     row("seed -1 of simulate", nothing, f"{SIMULATE} --seed -1", "--seed", "from 0 to 4294967295"),
     row("a seed of 20 digits", nothing, f"{SIMULATE} --seed 12345678901234567890", "--seed", "from 0 to 4294967295"),
