@@ -301,6 +301,7 @@ class MutualTrainer(nnUNetTrainer):
             settle=partial(settle, autocast=self.autocast, graphs=graphs, memory_open=memory_open, say=self.log.say),
             steps=(end - max(first, self.current_epoch)) * self.num_iterations_per_epoch,
         )
+        self.acted = self.find_acted()
         self.online = OnlineValidation(
             self.supervised,
             self.label_manager,
@@ -363,11 +364,10 @@ class MutualTrainer(nnUNetTrainer):
         """The networks that make pseudo labels of whole cases."""
         return self.peers.evaluated
 
-    @property
-    def acted(self) -> Acted:
-        """What of the method is at work with these data and settings, for log, checkpoints and their readers."""
+    def find_acted(self) -> Acted:
+        """Returns what of the method is at work with these data and settings, for log and checkpoints."""
         parts = self.table, self.do_split()[0], self.stream
-        return acted.of_stream(type(self).__name__, *parts, self.most_networks)
+        return acted.of_stream(type(self).__name__, *parts, self.most_networks, bool(self.peers.averages))
 
     @property
     def window(self) -> Window:

@@ -156,15 +156,18 @@ class MutualPartialTrainer(MutualTrainer):
             self.print_to_log_file(f"The batch size is raised from {self.batch_size} to 2: a case each of two groups")
         super().start_stage()
 
-    @property
-    def acted(self) -> Acted:
-        """What is at work, by the groups and by what became of pseudo labels."""
+    def find_acted(self) -> Acted:
+        """Returns what is at work, by the groups and by what became of pseudo labels."""
         training, _ = self.do_split()
         decisions = self.store.decisions(key for key in training if self.store.has(key))
         asked = "groups" in (self.settings.stage1_networks, self.settings.stage2_networks)
         made = self.stage_number == 2
         return in_stages(
-            super().acted, type(self).__name__, decisions if made else None, networks=self.most_networks, asked=asked
+            super().find_acted(),
+            type(self).__name__,
+            decisions if made else None,
+            networks=self.most_networks,
+            asked=asked,
         )
 
     @property

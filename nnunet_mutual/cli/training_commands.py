@@ -6,10 +6,14 @@ import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunet_mutual.cli import types as cli_types
 from nnunet_mutual.cli.arguments import add_training
 from nnunet_mutual.errors import MutualError
+
+if TYPE_CHECKING:
+    from nnunet_mutual.disk.trainings import NamedTraining
 
 
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -66,22 +70,20 @@ def _train(options: argparse.Namespace) -> int:
     from nnunet_mutual.plugin import find as plugin
 
     options.fold = options.fold if options.fold == "all" else int(options.fold)
-    folder = _require_plans(options)
+    training = _require_plans(options)
     os.environ[plugin.VARIABLE] = plugin.trainers_variable(os.environ.get(plugin.VARIABLE))
     _require_trainer(options.trainer)
-    if not _is_finished(options, folder):
+    if not _is_finished(options, training):
         if not options.peer_parallel:
             _alone(options)
         elif not _together(options):
             return 0
-    other = "" if options.plans == "nnUNetPlans" else f" -p {options.plans}"
-    words = f"{options.dataset} {options.configuration} -tr {options.trainer}{other} -f {options.fold}"
-    print(f"Next, whether to use it:  nnunet_mutual report {words}")
-    print(f"Then, a model for stock nnU-Net:  nnunet_mutual export {words}")
+    print(f"Next, whether to use it:  nnunet_mutual report {training.options}")
+    print(f"Then, a model for stock nnU-Net:  nnunet_mutual export {training.options}")
     return 0
 
 
-def _is_finished(options: argparse.Namespace, folder: Path) -> bool:
+def _is_finished(options: argparse.Namespace, training: NamedTraining) -> bool:
     """Whether there is nothing to do; says so, and what to do instead.
 
     Raises:
@@ -91,12 +93,10 @@ def _is_finished(options: argparse.Namespace, folder: Path) -> bool:
     from nnunet_mutual.disk.trainings import CHECKPOINTS, FINAL
     from nnunet_mutual.engine.parallel.launch import is_worker
 
+    folder = training.place
     # There nnU-Net trains anew: scripts of torchrun, which repeat their line, rely on that, nobody else does.
     if options.resume and not is_worker() and not any((folder / name).is_file() for name in CHECKPOINTS):
-        raise MutualError(
-            f"{folder} holds no checkpoint to go on from; begin without --c: nnunet_mutual train {options.dataset} "
-            f"{options.configuration} {options.fold} -tr {options.trainer} -p {options.plans}"
-        )
+        raise MutualError(f"{folder} holds no checkpoint to go on from; begin without --c: {training.command}")
     finished = (folder / FINAL).is_file()
     longer = (
         "to train longer, give it a name of its own, for example: nnunet_mutual plan "
@@ -111,7 +111,8 @@ def _is_finished(options: argparse.Namespace, folder: Path) -> bool:
             f"{folder} holds a finished training, which would be written over; validate it again with --val, move the "
             f"folder away to train anew, or, {longer}"
         )
-    if not all((folder / name).is_file() for name in ("progress.png", "validation/summary.json")):
+    validated = [path.parent.name for path in folder.glob("validation*/summary.json")]  # of modality groups, several
+    if not (folder / "progress.png").is_file() or not any(not name.startswith("validation_full") for name in validated):
         print(f"{folder}: the training is finished; what is left is its validation")
         return False
     print(f"{folder}: the training is finished and validated, there is nothing to do")
@@ -119,12 +120,12 @@ def _is_finished(options: argparse.Namespace, folder: Path) -> bool:
     return True
 
 
-def _require_plans(options: argparse.Namespace) -> Path:
-    """Verifies what nnU-Net ends with a traceback about; returns the folder of the fold."""
+def _require_plans(options: argparse.Namespace) -> NamedTraining:
+    """Verifies what nnU-Net ends with a traceback about; returns the training."""
     from nnunet_mutual.datasets.raw import read_dataset_json
     from nnunet_mutual.disk.host_files import read_plans
     from nnunet_mutual.disk.locate import locate, plans_file
-    from nnunet_mutual.disk.trainings import fold_of, results_of, training_name
+    from nnunet_mutual.disk.trainings import NamedTraining
     from nnunet_mutual.settings import merged_block
 
     found = locate(options.dataset, need_preprocessed=True)
@@ -137,8 +138,9 @@ def _require_plans(options: argparse.Namespace) -> Path:
             f"-pretrained_weights {options.pretrained_weights} is no file; give a checkpoint of a training, such as "
             "checkpoint_final.pth"
         )
-    name = training_name(options.trainer, options.plans, options.configuration)
-    return fold_of(results_of(found.name) / name, options.fold)
+    training = NamedTraining(found.name, options.configuration, str(options.fold), options.trainer, options.plans)
+    training.place  # noqa: B018 - nnUNet_results is set
+    return training
 
 
 def _require_trainer(name: str) -> None:
@@ -170,7 +172,11 @@ def _alone(options: argparse.Namespace) -> None:
 
     if options.processes is not None or options.exchange != "float32":
         raise MutualError("--processes and --exchange belong to --peer-parallel; add it, or leave them out")
+    if options.val_best and options.disable_checkpointing:
+        raise MutualError("--val_best takes the best checkpoint; leave --disable_checkpointing out")
     require_device(options.device)
+    if options.device != "cuda" and options.num_gpus > 1:
+        raise MutualError(f"-num_gpus {options.num_gpus} needs -device cuda; leave it out")
     if options.device == "cuda" and torch.cuda.device_count() < options.num_gpus:
         raise MutualError(
             f"this machine has {torch.cuda.device_count()} CUDA device(s) of the {options.num_gpus} asked for; give "

@@ -38,8 +38,23 @@ class NamedTraining:
 
     @property
     def command(self) -> str:
-        """The command that trains it; with ``nnUNetv2_train`` for its first two words it is nnU-Net's own."""
+        """The command that trains it."""
         return f"nnunet_mutual train {self.words}"
+
+    @property
+    def options(self) -> str:
+        """As report and export take them."""
+        return _words(int(self.dataset[7:10]), self.configuration, None, self.trainer, self.plans) + f" -f {self.fold}"
+
+    @property
+    def place(self) -> Path:
+        """The folder of the fold, whether it exists or not.
+
+        Raises:
+            MutualError: nnUNet_results is not set.
+        """
+        name = training_name(self.trainer, self.plans, self.configuration)
+        return fold_of(results_of(self.dataset) / name, self.fold)
 
     def find_model(self) -> Path:
         """Returns the folder of all folds.
@@ -94,8 +109,8 @@ def train_command(
     return f"nnunet_mutual train {_words(number, configuration, fold, trainer, plans)}"
 
 
-def _words(number: int, configuration: str, fold: int | str, trainer: str, plans: str) -> str:
-    words = [str(number), configuration, str(fold), "-tr", trainer]
+def _words(number: int, configuration: str, fold: int | str | None, trainer: str, plans: str) -> str:
+    words = [str(number), configuration, *([] if fold is None else [str(fold)]), "-tr", trainer]
     return shlex.join(words if plans == "nnUNetPlans" else [*words, "-p", plans])
 
 
@@ -150,10 +165,9 @@ def removed_unless_begun(fold: Path) -> Iterator[None]:
         yield
     except Exception:
         with contextlib.suppress(OSError):  # not empty, or read-only
-            logs = list(fold.iterdir())
-            if all(file.name.startswith("training_log_") for file in logs):
-                for file in logs:
-                    file.unlink()
-                for folder in (fold, *fold.parents[:2]):
-                    folder.rmdir()
+            files = list(fold.iterdir())
+            if len(files) == 1 and files[0].name.startswith("training_log_"):  # several are of earlier ones, too
+                files[0].unlink()
+            for folder in (fold, *fold.parents[:2]):
+                folder.rmdir()
         raise

@@ -23,7 +23,7 @@ class Acted:
         trained: what was trained on what, a sentence.
         methods: trainers whose methods were at work; none where stock nnU-Net does the same.
         unlabelled: images without any drawing that were learnt from.
-        idle: why the trainer's own method did nothing, and what to do about it; empty if it was at work.
+        idle: why the trainer's own method did nothing, and what to do about it; empty if some of it was at work.
     """
 
     trained: str
@@ -46,12 +46,18 @@ class Acted:
         if found is None:
             return None
         try:
-            return cls(**{**found, "methods": tuple(map(str, found["methods"]))})
+            acted = cls(**{**found, "methods": (*found["methods"],)})
+            texts = (acted.trained, acted.idle, *acted.methods)
+            if not all(isinstance(text, str) for text in texts) or type(acted.unlabelled) is not int:
+                raise TypeError
+            return acted
         except (TypeError, KeyError):
             raise MutualError(f'"{KEY}" in the checkpoint is of another form; take an unchanged checkpoint') from None
 
 
-def of_stream(trainer: str, table: AnnotationTable, training: Sequence[str], stream: Stream, networks: int) -> Acted:
+def of_stream(
+    trainer: str, table: AnnotationTable, training: Sequence[str], stream: Stream, networks: int, averaged: bool = False
+) -> Acted:
     """Returns what is at work in a training whose method needs what its stream holds and no more.
 
     Args:
@@ -60,6 +66,7 @@ def of_stream(trainer: str, table: AnnotationTable, training: Sequence[str], str
         training: cases of the fold.
         stream: the data.
         networks: that learn.
+        averaged: whether moving averages of their weights are validated and deployed.
     """
     labelled = [annotated for key in training if (annotated := table.case(key).annotated)]
     incomplete = sum(annotated != frozenset(table.labels) for annotated in labelled)
@@ -68,7 +75,7 @@ def of_stream(trainer: str, table: AnnotationTable, training: Sequence[str], str
     drawn = f"{incomplete} of which leave labels open" if incomplete else "which annotate every label"
     cases = f"{'one network' if networks == 1 else f'{networks} networks'} on {len(labelled)} cases, {drawn}"
     if stream.idle:
-        like = PARTIAL if incomplete else "stock nnU-Net"
+        like = (PARTIAL if incomplete else "stock nnU-Net") + (", with averaged weights" if averaged else "")
         alone = "" if networks == 1 else "; they did not learn from each other"
         idle = f"{trainer} had nothing to be mutual about and trained as {like}: {stream.idle}"
         return Acted(f"{cases}, as by {like}{alone}", methods, idle=idle)

@@ -314,7 +314,7 @@ def differences_plot(differences: Sequence[ModelDifference], reference: str) -> 
             ax.plot(one.mean, row, marker="o", color=COLOURS[0], markeredgecolor=PAPER, markersize=7)
         _rows(ax, [one.label for one in differences])
         ax.set_xlabel(f"Dice, difference from {reference}")
-        return to_svg(figure, f"ModelDifference of each arm from {reference}. " + " ".join(words))
+        return to_svg(figure, f"Difference of each arm from {reference}. " + " ".join(words))
 
 
 def decisions_plot(counts: pd.DataFrame, labels: Sequence[str]) -> str:

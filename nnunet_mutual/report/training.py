@@ -18,7 +18,7 @@ from nnunet_mutual.disk.files import natural, read_object
 from nnunet_mutual.disk.host_files import read_plans, read_splits
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.shapes import require_shape
-from nnunet_mutual.disk.trainings import FINAL, NamedTraining, fold_of, train_command
+from nnunet_mutual.disk.trainings import FINAL, NamedTraining, fold_of
 from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.plugin.find import resolve, training_names
 from nnunet_mutual.preprocessing.unlabelled import UNLABELLED, unlabelled_keys
@@ -63,12 +63,16 @@ class Training:
     @property
     def options(self) -> str:
         """What our own commands take after their name."""
-        return f"{self.folders.number} {self.configuration} -tr {self.trainer} -p {self.plans} -f {self.fold}"
+        return self._named.options
 
     @property
     def command(self) -> str:
         """The command that trains this fold."""
-        return train_command(self.folders.number, self.configuration, self.trainer, plans=self.plans, fold=self.fold)
+        return self._named.command
+
+    @property
+    def _named(self) -> NamedTraining:
+        return NamedTraining(self.folders.name, self.configuration, self.fold, self.trainer, self.plans)
 
     @cached_property
     def dataset_json(self) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def test_stages(
 def test_it_survives_a_checkpoint() -> None:
     acted = Acted("one network", ("PartialTrainer",), 3, "why")
     assert Acted.of_state({"acted": acted.as_state()}) == acted and Acted.of_state({}) is None
-    for damaged in ({"trained": "x", "methods": [], "more": 1}, {"methods": None}, 3):
+    for damaged in ({"trained": "x", "methods": [], "more": 1}, {"methods": None}, {"trained": 5, "methods": []}, 3):
         with pytest.raises(MutualError, match="is of another form"):
             Acted.of_state({"acted": damaged})
 
