@@ -98,7 +98,7 @@ def chosen_trainer(table: AnnotationTable, cases: Sequence[str], unlabelled: boo
     if table.modality_groups:
         return "MutualCrossModalTrainer", f"{len(table.modality_groups)} modality groups"
     if unlabelled or frozenset() in annotated:
-        return "MutualCorrelationTrainer", "there are unlabelled images"
+        return "MeanTeacherTrainer", "there are unlabelled images"
     if any(labels != frozenset(table.labels) for labels in annotated):
         return "MutualPartialTrainer", "cases annotate different labels"
     return "PartialTrainer", "every case annotates every label"

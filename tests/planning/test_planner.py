@@ -163,10 +163,10 @@ def test_modality_groups_have_room_for_three_patches(nnunet_folders: Path) -> No
 
 CHOICES: dict[str, tuple[dict[str, Any], str]] = {
     "nothing special": ({}, "PartialTrainer"),
-    "imagesUn": ({"unlabelled": 1}, CORRELATION),
+    "imagesUn": ({"unlabelled": 1}, "MeanTeacherTrainer"),
     "a case that annotates nothing": (
         {"block": block({key: ALL if key != KEYS[0] else [] for key in KEYS})},
-        CORRELATION,
+        "MeanTeacherTrainer",
     ),
     "different labels": ({"block": block({key: ALL[: 1 + (key == KEYS[0])] for key in KEYS})}, "MutualPartialTrainer"),
     "groups": ({"block": block(modality_groups=GROUPS), "channels": ["T1", "FLAIR"]}, "MutualCrossModalTrainer"),
