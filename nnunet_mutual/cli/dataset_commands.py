@@ -365,5 +365,5 @@ def _preprocess_unlabelled(options: argparse.Namespace) -> int:
         return 0
     from nnunet_mutual.datasets.next_step import say_next
 
-    say_next(options.dataset)
+    say_next(options.dataset, plans=options.plans)
     return 0

@@ -44,7 +44,7 @@ from nnunet_mutual.preprocessing.fingerprint import FILE, FingerprintExtractor, 
 from nnunet_mutual.preprocessing.label_maps import record
 from nnunet_mutual.preprocessing.unlabelled import unlabelled_keys
 from nnunet_mutual.preprocessing.update import UnlabelledImages, list_unlabelled, preprocess_unlabelled
-from nnunet_mutual.settings import PLANNED, merged_block, parse_settings
+from nnunet_mutual.settings import merged_block, parse_settings, planned_trainer
 
 DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 _STOCK = (*DEFAULT_CONFIGURATIONS, "3d_cascade_fullres")  # nnU-Net leaves out those that a dataset does not need
@@ -162,12 +162,12 @@ def preprocess_as_planned(
     elif PLANS_KEY in content:
         raise MutualError(f"the plans {plans} are of modality groups, which dataset.json no longer declares; plan anew")
     _refuse_unknown(configurations, preprocessed)
+    counts = _counts(processes, configurations)
+    blocks = [merged_block(content, name) for name in configurations if name in content["configurations"]]
+    planned_for = next(filter(None, map(planned_trainer, blocks)), None)
     _refuse_wrong_splits(images.folders, preprocessed, images.table, training)
     if check:
         _refuse_errors(examine(images.folders, before_planning=True), images.folders, configurations, False)
-    counts = _counts(processes, configurations)
-    blocks = [merged_block(content, name) for name in configurations if name in content["configurations"]]
-    planned_for = next((block[PLANNED]["trainer"] for block in blocks if PLANNED in block), None)
     _preprocess(images, training, groups, plans, configurations, counts, planned_for, limited=processes is not None)
 
 
