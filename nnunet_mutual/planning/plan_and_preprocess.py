@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,11 +101,14 @@ def plan_and_preprocess(
     groups = ModalityGroups.of(images.table) if images.table.modality_groups else None
     stock = stock or StockOptions()
     name = stock.plans_name or (_default_plans(planner_class) if groups is None else _group_plans(planner_class))
-    stock.verify(preprocessed, name, by_group=groups is not None)
+    stock.verify(by_group=groups is not None)
+    make_planner = planner_class if method is None else partial(planner_class, trainer=trainer, settings=given)
     complete = list(training) if groups is None else _complete(images, training)
     _refuse_unknown(configurations, preprocessed)
     _refuse_old_fingerprint(preprocessed, len(complete), images.dataset_json, clean)
     _refuse_wrong_splits(folders, preprocessed, images.table, training)
+    path = preprocessed / f"{name}.json"
+    _refuse_other_data(path, folders, stock, make_planner, clean)
     if check:
         _refuse_errors(examine(folders, before_planning=True), folders, configurations, verify)
     number = stock.fingerprint_processes or (counts[0] if processes else min(8, default_num_processes))
@@ -113,13 +116,12 @@ def plan_and_preprocess(
     with _stock_step("planning", folders), _augmentation_processes():
         plan_experiment_dataset(
             folders.number,
-            planner_class if method is None else partial(planner_class, trainer=trainer, settings=given),
+            make_planner,
             gigabytes,
             stock.preprocessor,
             stock.spacing,
             name,
         )
-    path = preprocessed / f"{name}.json"
     if stock.other_data:  # some planners share the data of others
         write_json(path, _with_own_data(read_plans(path)))
     if groups is not None:
@@ -365,6 +367,17 @@ def _refuse_old_fingerprint(preprocessed: Path, number: int, dataset_json: Mappi
         raise MutualError(
             f"{path} was made from {old} training case(s), now there are {number}; add --clean to make it anew"
         )
+
+
+def _refuse_other_data(
+    path: Path, folders: DatasetFolders, stock: StockOptions, planner: Callable[[int], Any], clean: bool
+) -> None:
+    """Stops before plans are replaced by others for data of the same name."""
+    spacing = stock.spacing
+    if spacing is None and path.is_file() and not clean and path.with_name(FILE).is_file():
+        with _stock_step("planning", folders):
+            spacing = planner(folders.number).determine_fullres_target_spacing()
+    stock.verify_replaced(path, spacing)
 
 
 def _refuse_wrong_splits(
