@@ -242,14 +242,29 @@ def block_for(trainer: type, block: Mapping[str, Any]) -> dict[str, Any]:
         block: as of :func:`merged_block`.
     """
     own = {key: value for key, value in block.items() if key != PLANNED}
-    planned = block.get(PLANNED, {"settings": {}})
-    if not isinstance(planned, Mapping) or not isinstance(planned.get("settings"), Mapping):
-        raise MutualError(
-            f'"{BLOCK}.{PLANNED}" {IN_PLANS} must be an object with "trainer" and "settings", as planners write it, '
-            f"found {planned!r}; remove it, or plan again"
-        )
-    meant_for = planned.get("trainer") in [cls.__name__ for cls in trainer.__mro__]
-    return deep_merge(planned["settings"], own) if meant_for else own
+    meant_for = planned_trainer(block) in [cls.__name__ for cls in trainer.__mro__]
+    return deep_merge(block[PLANNED]["settings"], own) if meant_for else own
+
+
+def planned_trainer(block: Mapping[str, Any]) -> str | None:
+    """Returns the name of the trainer for which a planner chose settings, None where none did.
+
+    Args:
+        block: as of :func:`merged_block`.
+
+    Raises:
+        MutualError: what is there was not written by a planner.
+    """
+    if PLANNED not in block:
+        return None
+    planned = block[PLANNED]
+    name = planned.get("trainer") if isinstance(planned, Mapping) else None
+    if isinstance(name, str) and isinstance(planned.get("settings"), Mapping):
+        return name
+    raise MutualError(
+        f'"{BLOCK}.{PLANNED}" {IN_PLANS} must be an object with "trainer" and "settings", as planners write it, '
+        f"found {planned!r}; remove it, or plan again"
+    )
 
 
 def planned_memory(settings: PeersSettings) -> Literal["joint", "sequential"]:

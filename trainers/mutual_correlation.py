@@ -15,6 +15,7 @@ from nnunet_mutual.batches.streams import TwoStreams
 from nnunet_mutual.engine.peers import Peers
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.modules.attention import Inter, attention_stage, make_auxiliary
+from nnunet_mutual.modules.ema import decay_of
 from nnunet_mutual.objectives import Batch, Objective
 from nnunet_mutual.objectives.correlation import PUBLISHED_TEMPERATURE, STRIDE, CorrelationLoss, CorrelationObjective
 from nnunet_mutual.objectives.teaching import Teaching
@@ -181,8 +182,13 @@ class MutualCorrelationTrainer(MutualTrainer):
 
     @property
     def decay(self) -> float:
-        """Of moving averages that teach, by the length of the training."""
-        return super().decay if self.settings.taught else self.settings.ema
+        """Of moving averages that teach, by the length of the training; those that alternate share its steps."""
+        chosen = self.settings
+        if not chosen.taught:
+            return chosen.ema
+        if chosen.networks == 2 or chosen.ema_age is None:
+            return super().decay
+        return decay_of(chosen.ema_age, self.num_epochs * self.num_iterations_per_epoch / 2)
 
     def build_peers(self, objectives: Sequence[Objective]) -> Peers:
         """Returns V, and the second network unless there is nothing to be mutual about."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.streams import TwoStreams
+from nnunet_mutual.disk.trainings import FINAL
 from nnunet_mutual.engine.checkpoints import plain, save_atomically
 from nnunet_mutual.engine.online import annotated_counts
 from nnunet_mutual.engine.peers import Peers
@@ -176,7 +177,7 @@ class MutualPrototypeTrainer(MutualTrainer):
     def save_checkpoint(self, filename: str) -> None:
         """Writes the rectified teacher beside the final checkpoint (nnU-Net's hook)."""
         super().save_checkpoint(filename)
-        final = Path(filename).name == "checkpoint_final.pth"
+        final = Path(filename).name == FINAL
         if final and self.stream.unlabelled and self.local_rank == 0 and not self.disable_checkpointing:
             checkpoint = {
                 "network_weights": self.rectifier.network.state_dict(),

@@ -19,6 +19,7 @@ from nnunet_mutual.batches.locations import read_locations, write_locations
 from nnunet_mutual.disk.case_files import Stored, open_stored
 from nnunet_mutual.disk.files import read_json, write_json
 from nnunet_mutual.disk.shapes import Shape, require_shape
+from nnunet_mutual.disk.trainings import LATEST
 from nnunet_mutual.disk.writing import full_disk_named, sweep, written
 from nnunet_mutual.errors import MutualError
 
@@ -82,7 +83,7 @@ class PseudoStore:
             raise MutualError(
                 f"{self.folder} lacks the pseudo labels of {len(lost)} cases ({', '.join(lost[:5])}"
                 f"{', ...' if len(lost) > 5 else ''}) with which stage 2 began; put them back and continue with --c, "
-                f"or repeat stage 2: copy {stage1} over checkpoint_latest.pth and continue with --c"
+                f"or repeat stage 2: copy {stage1} over {LATEST} and continue with --c"
             )
 
     def write(

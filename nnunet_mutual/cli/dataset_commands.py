@@ -75,7 +75,8 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("model", metavar="MODEL", help="folder that nnunet_mutual export wrote")
     command.add_argument("images", metavar="IMAGES", help="folder of images, as for nnUNetv2_predict")
 
-    _add_preprocessing(add)
+    _add_plan_and_preprocess(add)
+    _add_preprocess_unlabelled(add)
 
     command = add(
         "sync",
@@ -156,7 +157,7 @@ def _add_simulate(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--copy", action="store_true", help="copy images instead of linking them")
 
 
-def _add_preprocessing(add: Callable[..., argparse.ArgumentParser]) -> None:
+def _add_plan_and_preprocess(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add(
         "plan_and_preprocess",
         _plan_and_preprocess,
@@ -200,6 +201,11 @@ def _add_preprocessing(add: Callable[..., argparse.ArgumentParser]) -> None:
         const="nnUNetPlans",
         help="preprocess with plans that are there, without planning (nnUNetPlans)",
     )
+    _add_stock_options(command)
+
+
+def _add_stock_options(command: argparse.ArgumentParser) -> None:
+    """Adds options of nnU-Net's own command, and whether the check runs first."""
     command.add_argument(
         "-overwrite_target_spacing",
         dest="spacing",
@@ -226,6 +232,8 @@ def _add_preprocessing(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="as in nnU-Net; the check that runs first covers it, so it matters with --no-check only",
     )
 
+
+def _add_preprocess_unlabelled(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add(
         "preprocess_unlabelled",
         _preprocess_unlabelled,
@@ -365,5 +373,5 @@ def _preprocess_unlabelled(options: argparse.Namespace) -> int:
         return 0
     from nnunet_mutual.datasets.next_step import say_next
 
-    say_next(options.dataset)
+    say_next(options.dataset, plans=options.plans)
     return 0

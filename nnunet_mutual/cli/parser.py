@@ -162,7 +162,10 @@ def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:
     _add_plugin_commands(add)
     dataset_commands.add_commands(add)
     training_commands.add_commands(add)
-    _add_model_commands(add)
+    _add_plan(add)
+    _add_export(add)
+    _add_pseudo_label(add)
+    _add_demo(add)
     result_commands.add_commands(add)
     return parser, list(commands.choices)
 
@@ -201,7 +204,7 @@ def _add_plugin_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--json", action="store_true", help="print JSON instead of lines")
 
 
-def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+def _add_plan(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add(
         "plan",
         _plan,
@@ -240,6 +243,8 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="settings, inner ones with a dot (loss.pd=0.5)",
     )
 
+
+def _add_export(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add(
         "export",
         _export,
@@ -279,6 +284,8 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="of modality groups: validation cases to compare the models with the training on (%(default)s; 0: none)",
     )
 
+
+def _add_pseudo_label(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add(
         "pseudo_label",
         _pseudo_label,
@@ -307,6 +314,8 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="settings of the filter (high=0.8 label=false)",
     )
 
+
+def _add_demo(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add(
         "demo",
         _demo,

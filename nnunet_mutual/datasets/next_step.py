@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -17,7 +16,7 @@ from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import DatasetFolders, locate, plans_in
 from nnunet_mutual.disk.trainings import train_command
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.settings import BLOCK, PLANNED
+from nnunet_mutual.settings import merged_block, planned_trainer
 
 
 @dataclass(frozen=True)
@@ -57,16 +56,17 @@ class _Plan:
     trainer: str | None  # for which a planner made it
 
 
-def next_command(folders: DatasetFolders, contents: Contents, suggested: str) -> str:
+def next_command(folders: DatasetFolders, contents: Contents, suggested: str, plans: str = "nnUNetPlans") -> str:
     """Returns the command that comes after a check without errors.
 
     Args:
         folders: of the dataset.
         contents: what it holds.
         suggested: configuration to plan.
+        plans: name of the plans to go on with, if their data are there.
     """
     by_group, number = bool(contents.table.modality_groups), folders.number
-    found = next(_planned(folders.preprocessed, by_group), None) if folders.preprocessed is not None else None
+    found = next(_planned(folders.preprocessed, by_group, plans), None) if folders.preprocessed is not None else None
     if found is None:
         return f"nnunet_mutual plan_and_preprocess -d {number} -c {suggested}"
     assert folders.preprocessed is not None
@@ -80,15 +80,20 @@ def next_command(folders: DatasetFolders, contents: Contents, suggested: str) ->
     return train_command(number, found.configuration, trainer, plans=found.plans)
 
 
-def say_next(dataset: str | int) -> None:
-    """Prints the next command for a planned dataset."""
+def say_next(dataset: str | int, plans: str) -> None:
+    """Prints the next command for a planned dataset.
+
+    Args:
+        dataset: ID or name.
+        plans: name of the plans to go on with, if their data are there.
+    """
     folders = locate(dataset, need_preprocessed=True)
-    print(f"Next: {next_command(folders, Contents.of_planned(folders), '3d_fullres')}")
+    print(f"Next: {next_command(folders, Contents.of_planned(folders), '3d_fullres', plans)}")
 
 
-def _planned(preprocessed: Path, by_group: bool) -> Iterator[_Plan]:
-    """Yields the configurations whose data are there, nnU-Net's own plans and 3d_fullres first."""
-    for plans_name in sorted(plans_in(preprocessed), key=lambda name: name != "nnUNetPlans"):
+def _planned(preprocessed: Path, by_group: bool, first: str) -> Iterator[_Plan]:
+    """Yields the configurations whose data are there, those of the plans ``first`` and 3d_fullres at the beginning."""
+    for plans_name in sorted(plans_in(preprocessed), key=lambda name: name != first):
         try:
             plans = read_plans(preprocessed / f"{plans_name}.json")
         except MutualError:
@@ -99,11 +104,10 @@ def _planned(preprocessed: Path, by_group: bool) -> Iterator[_Plan]:
         own = [name for name, entry in plans["configurations"].items() if "inherits_from" not in entry]
         for name in sorted(own, key=lambda name: (name != "3d_fullres", name == "2d")):
             identifier = manager.get_configuration(name).data_identifier
-            if any((preprocessed / identifier).glob("*.pkl")):
-                yield _Plan(plans_name, name, identifier, _planned_for(plans["configurations"][name]))
-
-
-def _planned_for(entry: dict[str, Any]) -> str | None:
-    planned = entry.get(BLOCK, {}).get(PLANNED) or {}
-    name = planned.get("trainer")
-    return name if isinstance(name, str) else None
+            if not any((preprocessed / identifier).glob("*.pkl")):
+                continue
+            try:
+                trainer = planned_trainer(merged_block(plans, name))
+            except MutualError:
+                continue
+            yield _Plan(plans_name, name, identifier, trainer)

@@ -284,8 +284,9 @@ def _require_enough(n_cases: int, units: Sequence[_Unit], n_folds: int) -> None:
         return
     found = f"{n_cases} case(s)" + (f" of {len(units)} patient(s)" if len(units) < n_cases else "")
     raise MutualError(
-        f"{found} cannot be divided into {n_folds} folds; train on all of them (nnUNetv2_train DATASET "
-        "CONFIGURATION all -tr ...) or put your own splits_final.json into the folder of the preprocessed dataset"
+        f"{found} cannot be divided into {n_folds} folds; train on all of them (nnunet_mutual train "
+        "DATASET CONFIGURATION all -tr ...) or put your own splits_final.json into the folder of the preprocessed "
+        "dataset"
     )
 
 

@@ -22,6 +22,7 @@ from nnunet_mutual.demo.folder import HEAVY, ROOTS, DemoFolder
 from nnunet_mutual.demo.phantoms import SITES, write_dataset
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.trainings import checkpoints_in, fold_of, training_name
+from nnunet_mutual.engine.checkpoints import STOCK_TRAINER
 from nnunet_mutual.evaluation.command import FOLDER
 from nnunet_mutual.evaluation.output import SUMMARY, without_nan
 from nnunet_mutual.plugin.find import EXPORT_COMMAND, SHIM_FOLDER, VARIABLE
@@ -190,7 +191,7 @@ class Demo:
 
     def export(self) -> None:
         """Makes a stock model of PartialTrainer's training."""
-        shutil.rmtree(self.results / training_name("nnUNetTrainer", EXPORTED, CONFIGURATION), ignore_errors=True)
+        shutil.rmtree(self.results / training_name(STOCK_TRAINER, EXPORTED, CONFIGURATION), ignore_errors=True)
         self._run(Command(["nnunet_mutual", "export", NUMBER, CONFIGURATION, "-tr", OURS, "-f", "0"], "export"))
 
     def predict(self) -> None:

@@ -37,6 +37,7 @@ _PLANS: Shape = {
     "foreground_intensity_properties_per_channel?": {...: dict},
     "configurations": {...: _CONFIGURATION},
 }
+_PLAN_AGAIN = "correct it, or plan again with nnUNetv2_plan_experiment"
 _REQUIRED = ("data_identifier", "batch_size", "patch_size", "spacing")
 _FINGERPRINT: Shape = {
     "spacings?": [[float]],
@@ -76,7 +77,7 @@ def require_plans(plans: Any, file: object) -> None:
     Raises:
         MutualError: with the place of the slip, such as configurations.3d_fullres.patch_size.
     """
-    fix = "correct it, or plan again with nnUNetv2_plan_experiment"
+    fix = _PLAN_AGAIN
     if isinstance(plans, Mapping) and "configurations" not in plans and "plans_per_stage" in plans:
         raise MutualError(f"{file} holds plans of nnU-Net v1, which nnU-Net v2 cannot read; plan the dataset anew")
     require_shape(plans, _PLANS, file, fix)
@@ -89,8 +90,7 @@ def require_plans(plans: Any, file: object) -> None:
                 f'"configurations.{name}" in {file} has no "architecture" (plans of another nnU-Net?); {fix}'
             )
         for key in _REQUIRED:
-            if key not in configuration:
-                raise MutualError(f'"configurations.{name}" in {file} has no "{key}"; {fix}')
+            entry_of(configuration, key, f'"configurations.{name}" in {file}')
         _require_sizes(configuration, f'"configurations.{name}" in {file}', fix)
     if "image_reader_writer" in plans:
         require_reader(plans["image_reader_writer"], f'"image_reader_writer" in {file}')
@@ -98,6 +98,17 @@ def require_plans(plans: Any, file: object) -> None:
         axes = plans.get(key, [])
         if sorted(axes) != list(range(len(axes))):
             raise MutualError(f'"{key}" in {file} must be the axes 0, 1, 2 in any order, found {axes}; {fix}')
+
+
+def entry_of(plans: Mapping[str, Any], key: str, place: object) -> Any:
+    """Returns an entry of plans, or of a configuration, that most of this package can do without.
+
+    Raises:
+        MutualError: there is none.
+    """
+    if key not in plans:
+        raise MutualError(f'{place} has no "{key}"; {_PLAN_AGAIN}')
+    return plans[key]
 
 
 def _require_sizes(configuration: Mapping[str, Any], place: str, fix: str) -> None:
@@ -193,7 +204,7 @@ def read_summary(path: Path) -> dict[str, Any]:
         MutualError: missing or malformed, or of another shape than nnU-Net's.
     """
     summary = read_object(path)
-    fix = "make it anew: nnUNetv2_train ... --val"
+    fix = "make it anew: nnunet_mutual train ... --val"
     require_shape(summary, _SUMMARY, path, fix)
     for number, case in enumerate(summary["metric_per_case"]):
         for label, metrics in case["metrics"].items():

@@ -227,12 +227,13 @@ def segment(cases: dict[str, list[Path]], folds: list[str], dataset_json: dict[s
     output.mkdir(parents=True, exist_ok=True)
     for number, (case, files) in enumerate(cases.items(), 1):
         print(f"{number} of {len(cases)}: {case} ({predictor.device.type})", flush=True)
-        try:
-            for path in files:
+        for path in files:
+            try:
                 whole.read_to_end(path)
+            except whole.DAMAGED as error:
+                raise InputError(f"{path} is cut off or damaged ({error}); copy it again") from None
+        try:
             image, properties = reader.read_images([str(path) for path in files])
-        except whole.DAMAGED as error:
-            raise InputError(f"{path} is cut off or damaged ({error}); copy it again") from None
         except Exception as error:  # every format fails in its own way
             raise InputError(f"case {case} cannot be read ({type(error).__name__}); export its images again") from None
         if len(image) != needed:

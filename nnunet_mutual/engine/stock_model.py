@@ -32,8 +32,11 @@ def require_known_networks(plans: Mapping[str, Any], place: str | Path) -> None:
     Raises:
         MutualError: another package is named, which then was not imported, or something that is no network.
     """
-    with _in_our_words(place):
-        predict.require_known_networks(dict(plans), str(place))
+    try:
+        with _in_our_words(place):
+            predict.require_known_networks(dict(plans), str(place))
+    except (KeyError, AttributeError, TypeError):
+        raise MutualError(f"{place} is no plans file of nnU-Net 2.2 or newer; plan the dataset again") from None
 
 
 def open_predictor(folder: Path, fold: str, checkpoint: str, device: torch.device) -> nnUNetPredictor:
@@ -66,15 +69,13 @@ def _in_our_words(place: str | Path) -> Iterator[None]:
     except predict.InputError as error:
         said = str(error)
         raise MutualError(said if str(place) in said else f"{place}: {said}") from None
-    except (KeyError, AttributeError, TypeError):
-        raise MutualError(f"{place} is no plans file of nnU-Net 2.2 or newer; plan the dataset again") from None
 
 
 def _builder(trainer: str, folder: Path) -> Callable[..., Any]:
     """Returns what builds the network of a trainer that nnU-Net finds."""
     try:
         build: Callable[..., Any] = recursive_find_trainer_class_by_name(trainer).build_network_architecture
-    except (RuntimeError, TypeError, AssertionError):
+    except (RuntimeError, TypeError, AttributeError, AssertionError):
         raise MutualError(
             f"{folder} was trained by {trainer}, which nnU-Net does not find here; name the folder of that trainer in "
             "nnUNet_extTrainer"

@@ -13,6 +13,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import device, nn
 
+from nnunet_mutual.engine.checkpoints import STOCK_TRAINER
 from nnunet_mutual.engine.peers import unwrap
 
 
@@ -53,7 +54,7 @@ class Window:
         network.eval()
         predictor = kind(use_mirroring=mirroring, device=self.device, allow_tqdm=False)
         predictor.manual_initialization(
-            network, self.plans, self.configuration, None, self.dataset_json, "nnUNetTrainer", self.mirror_axes
+            network, self.plans, self.configuration, None, self.dataset_json, STOCK_TRAINER, self.mirror_axes
         )
         try:
             yield predictor

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.datasets.coverage import columns
 from nnunet_mutual.disk.files import write_csv
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.evaluation.cases import COUNTS, LabelScores, Pair, Rules
@@ -182,7 +183,7 @@ def results_table(statistics: Mapping[str, Mapping[str, Statistic]], counts: Map
         cells = [_mean_of(statistics[metric][label], statistics[DICE][label].n, n) for metric, (_, n) in shown.items()]
         n = str(statistics[DICE][label].n) if label in counts else ""
         rows.append([label, n, *cells, str(found["missed"]), str(found["invented"])])
-    return columns(rows)
+    return columns(rows, indent="", gap="  ")
 
 
 def comparison_table(compared: Mapping[str, Mapping[str, Comparison]]) -> str:
@@ -197,7 +198,7 @@ def comparison_table(compared: Mapping[str, Mapping[str, Comparison]]) -> str:
             n = "" if label == "overall" else str(one.difference.n)
             median = _number(one.difference.median, digits)
             rows.append([label, n, _interval(one.difference, digits), median, *map(str, one.verdicts.values())])
-        blocks.append(columns(rows))
+        blocks.append(columns(rows, indent="", gap="  "))
     return "\n\n".join(blocks)
 
 
@@ -228,12 +229,6 @@ def worst_lines(rows: Sequence[Paired]) -> list[str]:
         for row in worst(rows, metric, WORST)
     ]
     return ["Worsened most (A -> B):", *lines] if lines else ["Nothing became worse by more than the margin."]
-
-
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Aligns cells, the first column to the left."""
-    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
 
 
 def _mean_of(one: Statistic, usual: int, digits: int) -> str:

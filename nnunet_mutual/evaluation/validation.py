@@ -33,13 +33,15 @@ def measure_validation(
     ending = dataset_json["file_ending"]
     files = {path.name.removesuffix(ending): path for path in sorted(folder.glob(f"*{ending}"))}
     try:
+        (folder / TIDY).unlink(missing_ok=True)  # of an older validation
         pairs = [Pair(key, path, references / path.name) for key, path in files.items() if table.case(key).annotated]
         if not pairs:
             return
         reader = reader_for(dataset_json, [pair.reference for pair in pairs])
         rules = Rules(table, dataset_json["labels"].get("ignore"), reader, parse_tolerances((), table.labels))
         write_tidy(folder / TIDY, measure_cases(pairs, rules, processes=default_num_processes))
-    except MutualError as error:
-        say(f"WARNING: surface distances and volumes were not measured: {error}")
+    except (MutualError, OSError, RuntimeError, MemoryError) as error:  # RuntimeError: also of a process that ended
+        reason = error if isinstance(error, MutualError) else f"{type(error).__name__}: {error}"
+        say(f"WARNING: surface distances and volumes were not measured: {reason}")
         return
     say(f"Surface Dice, HD95 and volumes of each case: {folder / TIDY}")

@@ -359,8 +359,7 @@ def _models(model: _Model, request: _Request) -> Iterator[tuple[str, Path, dict[
         if not request.peers:
             yield fold, origin, trained
             continue
-        state = trained[STATE_KEY]["peers"]
-        networks = [average["weights"] for average in state["averages"]] or state["networks"][: state["deployable"]]
+        networks = deployed_weights(trained[STATE_KEY]["peers"])
         if len(networks) < 2:
             raise MutualError(
                 f"{checkpoint} holds one network that stock nnU-Net knows, so there is no ensemble of peers; "
@@ -368,6 +367,17 @@ def _models(model: _Model, request: _Request) -> Iterator[tuple[str, Path, dict[
             )
         for n, weights in enumerate(networks):
             yield str(n), origin, {**trained, "network_weights": weights}
+
+
+def deployed_weights(peers: Mapping[str, Any]) -> list[dict[str, torch.Tensor]]:
+    """Returns the weights of what is validated and deployed: an average of each deployable network, else itself.
+
+    Args:
+        peers: as of :meth:`Peers.state_dict`; further averages only teach.
+    """
+    number = peers["deployable"]
+    averages: list[dict[str, torch.Tensor]] = [average["weights"] for average in peers["averages"][:number]]
+    return averages or peers["networks"][:number]
 
 
 def _export_fold(source: Path, checkpoint: str, folder: Path, trained: Mapping[str, Any], model: _Model) -> TrainedFold:

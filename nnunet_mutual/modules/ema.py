@@ -57,12 +57,12 @@ class MovingAverage:
         self.decay = state.get("decay", self.decay)  # version 0.1.0 did not save it
 
 
-def decay_of(age: float, updates: int) -> float:
+def decay_of(age: float, updates: float) -> float:
     """Returns the decay of a moving average.
 
     Args:
         age: mean age of the averaged weights, as a share of all updates; d / (1 - d) updates in the long run.
-        updates: of the training.
+        updates: of the average in the training.
     """
     mean = age * updates
     return mean / (1 + mean)

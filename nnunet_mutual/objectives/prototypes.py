@@ -92,7 +92,7 @@ class PrototypeObjective(Objective[PrototypeStep]):
         """Asks the teacher for logits z' and scores M', (B, C, *spatial) each."""
         views = batch.views
         first = 0 if views is None else views.unlabelled
-        plain = batch.data[:first] if views is None or views.weak is None else views.weak
+        plain = batch.data[:first] if views is None else batch.weak
         changed = [change_intensity(image) for image in batch.data[first:]]
         (logits, *_), scores = self.teacher(torch.stack([*plain, *changed]))
         return logits, scores

@@ -11,7 +11,7 @@ for patches, so nnU-Net gets its own number times :math:`(1 + e / s) T / (T - C)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from nnunet_mutual.errors import MutualError
 from nnunet_mutual.planning.memory import Design, Trace
 from nnunet_mutual.planning.method import Method
 from nnunet_mutual.planning.needs import Memory, Needs
+from nnunet_mutual.planning.shape import times
 from nnunet_mutual.settings import BLOCK, PLANNED
 
 GIB = 2**30
@@ -88,7 +89,7 @@ class Budget:
             number *= (1 + cost.patch / cost.stock) * patches / tried * (self.target / room if room > 0 else math.inf)
         if number > limit and math.prod(network[0]) <= LEAST_VOXELS[dimensions]:
             # nnU-Net would go on for ever: let it end here, and refuse when all configurations have been looked at.
-            self.too_small.append((cost.total(patches), _times(network[0])))
+            self.too_small.append((cost.total(patches), times(network[0])))
             return limit
         return number
 
@@ -154,9 +155,9 @@ class Budget:
             plan[BLOCK] = {PLANNED: {"trainer": self.method.trainer, "settings": settings, "gigabytes": gigabytes}}
         if not self.needs.as_stock:
             other = self._stock(plan)
-            if (_times(other["patch_size"]), other["batch_size"]) != (_times(plan["patch_size"]), batch):
-                stock = f"{_times(other['patch_size'])}, batch {other['batch_size']}"
-        return _times(plan["patch_size"]), str(batch), mode, f"{gigabytes} GB", stock
+            if (times(other["patch_size"]), other["batch_size"]) != (times(plan["patch_size"]), batch):
+                stock = f"{times(other['patch_size'])}, batch {other['batch_size']}"
+        return times(plan["patch_size"]), str(batch), mode, f"{gigabytes} GB", stock
 
     def _stock(self, plan: dict) -> dict:
         """nnU-Net's own plan of the same configuration."""
@@ -209,7 +210,3 @@ class Budget:
 def _stock_number(*network: Any) -> float:
     with torch.device("meta"):  # a network without memory has as many voxels, and is there at once
         return float(ExperimentPlanner.static_estimate_VRAM_usage(*network))
-
-
-def _times(patch_size: Sequence[int]) -> str:
-    return " x ".join(str(int(n)) for n in patch_size)

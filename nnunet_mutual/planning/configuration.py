@@ -25,6 +25,7 @@ from nnunet_mutual.settings import (
     groups_of_settings,
     merged_block,
     parse_settings,
+    planned_trainer,
     read_settings,
 )
 
@@ -70,7 +71,9 @@ def plan(
     block = merged_block(content, new)
     trainers = _trainers_that_accept(block)
     found = Contents.of_planned(folders)
-    chosen: dict[str, Any] = {"by_group": PLANS_KEY in content, "accepting": trainers}
+    planned_for = planned_trainer(block)
+    accepting = [planned_for] if planned_for in trainers else trainers
+    chosen: dict[str, Any] = {"by_group": PLANS_KEY in content, "accepting": accepting}
     trainer, why = fitting_trainers(found.table, found.cases, found.unlabelled, **chosen)[0]
     lines = []
     if other:

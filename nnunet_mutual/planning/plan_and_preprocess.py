@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from nnunet_mutual.preprocessing.fingerprint import FILE, FingerprintExtractor, 
 from nnunet_mutual.preprocessing.label_maps import record
 from nnunet_mutual.preprocessing.unlabelled import unlabelled_keys
 from nnunet_mutual.preprocessing.update import UnlabelledImages, list_unlabelled, preprocess_unlabelled
-from nnunet_mutual.settings import PLANNED, merged_block, parse_settings
+from nnunet_mutual.settings import merged_block, parse_settings, planned_trainer
 
 DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 _STOCK = (*DEFAULT_CONFIGURATIONS, "3d_cascade_fullres")  # nnU-Net leaves out those that a dataset does not need
@@ -101,11 +101,14 @@ def plan_and_preprocess(
     groups = ModalityGroups.of(images.table) if images.table.modality_groups else None
     stock = stock or StockOptions()
     name = stock.plans_name or (_default_plans(planner_class) if groups is None else _group_plans(planner_class))
-    stock.verify(preprocessed, name, by_group=groups is not None)
+    stock.verify(by_group=groups is not None)
+    make_planner = planner_class if method is None else partial(planner_class, trainer=trainer, settings=given)
     complete = list(training) if groups is None else _complete(images, training)
     _refuse_unknown(configurations, preprocessed)
     _refuse_old_fingerprint(preprocessed, len(complete), images.dataset_json, clean)
     _refuse_wrong_splits(folders, preprocessed, images.table, training)
+    path = preprocessed / f"{name}.json"
+    _refuse_other_data(path, folders, stock, make_planner, clean)
     if check:
         _refuse_errors(examine(folders, before_planning=True), folders, configurations, verify)
     number = stock.fingerprint_processes or (counts[0] if processes else min(8, default_num_processes))
@@ -113,13 +116,12 @@ def plan_and_preprocess(
     with _stock_step("planning", folders), _augmentation_processes():
         plan_experiment_dataset(
             folders.number,
-            planner_class if method is None else partial(planner_class, trainer=trainer, settings=given),
+            make_planner,
             gigabytes,
             stock.preprocessor,
             stock.spacing,
             name,
         )
-    path = preprocessed / f"{name}.json"
     if stock.other_data:  # some planners share the data of others
         write_json(path, _with_own_data(read_plans(path)))
     if groups is not None:
@@ -162,12 +164,12 @@ def preprocess_as_planned(
     elif PLANS_KEY in content:
         raise MutualError(f"the plans {plans} are of modality groups, which dataset.json no longer declares; plan anew")
     _refuse_unknown(configurations, preprocessed)
+    counts = _counts(processes, configurations)
+    blocks = [merged_block(content, name) for name in configurations if name in content["configurations"]]
+    planned_for = next(filter(None, map(planned_trainer, blocks)), None)
     _refuse_wrong_splits(images.folders, preprocessed, images.table, training)
     if check:
         _refuse_errors(examine(images.folders, before_planning=True), images.folders, configurations, False)
-    counts = _counts(processes, configurations)
-    blocks = [merged_block(content, name) for name in configurations if name in content["configurations"]]
-    planned_for = next((block[PLANNED]["trainer"] for block in blocks if PLANNED in block), None)
     _preprocess(images, training, groups, plans, configurations, counts, planned_for, limited=processes is not None)
 
 
@@ -365,6 +367,17 @@ def _refuse_old_fingerprint(preprocessed: Path, number: int, dataset_json: Mappi
         raise MutualError(
             f"{path} was made from {old} training case(s), now there are {number}; add --clean to make it anew"
         )
+
+
+def _refuse_other_data(
+    path: Path, folders: DatasetFolders, stock: StockOptions, planner: Callable[[int], Any], clean: bool
+) -> None:
+    """Stops before plans are replaced by others for data of the same name."""
+    spacing = stock.spacing
+    if spacing is None and path.is_file() and not clean and path.with_name(FILE).is_file():
+        with _stock_step("planning", folders):
+            spacing = planner(folders.number).determine_fullres_target_spacing()
+    stock.verify_replaced(path, spacing)
 
 
 def _refuse_wrong_splits(

@@ -10,6 +10,7 @@ from typing import Any
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunet_mutual.disk.host_files import entry_of
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.planning.memory import Design, Trace
 from nnunet_mutual.planning.method import Method
@@ -79,7 +80,7 @@ def describe(plans: Mapping[str, Any], name: str, method: Method) -> list[str]:
         MutualError: the network cannot be built, or the trainer cannot use it.
     """
     made = PlansManager(dict(plans)).get_configuration(name)
-    lines = [f"patch {_times(made.patch_size)} voxels of {_times(made.spacing)} mm, {made.batch_size} in a batch"]
+    lines = [f"patch {times(made.patch_size)} voxels of {times(made.spacing)} mm, {made.batch_size} in a batch"]
     network = made.configuration.get("architecture")
     if network is None or not _is_unet(network):
         return lines
@@ -125,13 +126,14 @@ def _other_data(
 ) -> dict[str, Any]:
     old = configuration["spacing"]
     if len(spacing) != len(old):
-        raise MutualError(f"--spacing {_times(spacing)}: {base} has {len(old)} axes, as in {_times(old)} mm")
+        raise MutualError(f"--spacing {times(spacing)}: {base} has {len(old)} axes, as in {times(old)} mm")
     if configuration.get("previous_stage") is not None:
         raise MutualError(
             f"{base} is the second stage of a cascade, whose data have the spacing of its first one; give --spacing "
             "for another base configuration"
         )
-    size = [n * a / b for n, a, b in zip(configuration["median_image_size_in_voxels"], old, spacing, strict=True)]
+    median = entry_of(configuration, "median_image_size_in_voxels", f"{base} of the plans")
+    size = [n * a / b for n, a, b in zip(median, old, spacing, strict=True)]
     return {
         "spacing": [float(mm) for mm in spacing],
         "median_image_size_in_voxels": size,
@@ -148,8 +150,8 @@ def _other_network(configuration: Mapping[str, Any], shape: Shape, base: str) ->
     kwargs = dict(network["arch_kwargs"])
     patch = list(shape.patch or configuration["patch_size"])
     if len(patch) != len(configuration["patch_size"]):
-        sizes = _times(configuration["patch_size"])
-        raise MutualError(f"--patch {_times(patch)}: {base} has {len(configuration['patch_size'])} axes, as in {sizes}")
+        sizes = times(configuration["patch_size"])
+        raise MutualError(f"--patch {times(patch)}: {base} has {len(configuration['patch_size'])} axes, as in {sizes}")
     if shape.patch is not None or shape.stages is not None or shape.spacing is not None:
         strides, kernels, patch = _topology(shape, shape.spacing or configuration["spacing"], patch)
         kwargs |= {"n_stages": len(strides), "strides": strides, "kernel_sizes": kernels}
@@ -169,7 +171,7 @@ def _topology(
     most = len(strides)
     if most < 2 or (shape.stages or 2) > most:
         raise MutualError(
-            f"a patch of {_times(patch)} voxels allows {most} stage(s) at most, since the smallest feature map must "
+            f"a patch of {times(patch)} voxels allows {most} stage(s) at most, since the smallest feature map must "
             f"have {LEAST_EDGE} voxels along an axis; "
             + ("give fewer --stages, or a larger --patch" if most > 1 else f"give at least {2 * LEAST_EDGE} voxels")
         )
@@ -179,7 +181,7 @@ def _topology(
     fitting = [-(-n // factor) * factor for n, factor in zip(patch, factors, strict=True)]
     if shape.patch is not None and fitting != list(patch):
         raise MutualError(
-            f"--patch {_times(patch)}: the network of {stages} stages needs multiples of {_times(factors)} voxels; "
+            f"--patch {times(patch)}: the network of {stages} stages needs multiples of {times(factors)} voxels; "
             f"give {' '.join(map(str, fitting))}"
         )
     return kept, [[int(n) for n in size] for size in [*kernels[: stages - 1], kernels[-1]]], fitting
@@ -200,5 +202,6 @@ def _repeated(base: int | Sequence[int], number: int, most: int | None) -> list[
     return known if most is None else [min(most, n) for n in known]
 
 
-def _times(numbers: Sequence[Any]) -> str:
+def times(numbers: Sequence[Any]) -> str:
+    """Returns sizes as they are printed: 64 x 64 x 32."""
     return " x ".join(f"{number:g}" for number in numbers)

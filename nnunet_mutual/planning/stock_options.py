@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import nnunetv2
+import numpy as np
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
-from nnunet_mutual.disk.host_files import read_plans
+from nnunet_mutual.disk.host_files import entry_of, read_plans
 from nnunet_mutual.errors import MutualError
 
 PREPROCESSOR = "DefaultPreprocessor"
@@ -40,16 +41,14 @@ class StockOptions:
         """Whether the data differ from those of the same planner without these options."""
         return self.spacing is not None or self.preprocessor != PREPROCESSOR
 
-    def verify(self, preprocessed: Path, plans: str, *, by_group: bool) -> None:
+    def verify(self, *, by_group: bool) -> None:
         """Refuses what nnU-Net would find out late, or never.
 
         Args:
-            preprocessed: folder of the dataset.
-            plans: name of the plans that will be written.
             by_group: whether data are preprocessed by modality group.
 
         Raises:
-            MutualError: no such preprocessor, not three numbers, or plans whose data would be replaced by others.
+            MutualError: no such preprocessor, a name that nothing finds, or not three numbers.
         """
         if self.plans_name is not None and not re.fullmatch(r"(?!.*__)[\w-]*Plans[\w-]*", self.plans_name, re.ASCII):
             raise MutualError(
@@ -65,16 +64,29 @@ class StockOptions:
             raise MutualError(
                 f"-overwrite_target_spacing takes three numbers in mm (slices, rows, columns), got {len(self.spacing)}"
             )
-        path = preprocessed / f"{plans}.json"
-        if self.other_data and path.is_file() and self._differs(read_plans(path)):
+
+    def verify_replaced(self, path: Path, spacing: Sequence[float] | None) -> None:
+        """Refuses to write plans over others whose data differ, since both would have one name.
+
+        Args:
+            path: of the plans file that will be written.
+            spacing: that will be planned for 3d_fullres in mm; None where that is not known yet.
+
+        Raises:
+            MutualError: the plans that are there have another spacing or preprocessor, or lack them.
+        """
+        if path.is_file() and self._differs(read_plans(path), path, spacing):
             raise MutualError(
                 f"{path} was planned with another spacing or preprocessor, and its data would be replaced; add "
-                f"-overwrite_plans_name {plans}Other, to keep both"
+                f"-overwrite_plans_name {path.stem}Other, to keep both, or delete {path.name}, to replace them"
             )
 
-    def _differs(self, plans: dict[str, Any]) -> bool:
+    def _differs(self, plans: dict[str, Any], path: Path, spacing: Sequence[float] | None) -> bool:
         known = plans["configurations"].get("3d_fullres")
-        if known is None or known["preprocessor_name"] != self.preprocessor:
+        if known is None:
+            return self.other_data
+        place = f'"configurations.3d_fullres" in {path}'
+        if entry_of(known, "preprocessor_name", place) != self.preprocessor:
             return True
-        spacing = [known["spacing"][axis] for axis in plans["transpose_backward"]]
-        return self.spacing is not None and [float(n) for n in self.spacing] != spacing
+        there = [entry_of(known, "spacing", place)[axis] for axis in entry_of(plans, "transpose_backward", path)]
+        return spacing is not None and not np.allclose(spacing, there)

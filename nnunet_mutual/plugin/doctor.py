@@ -271,28 +271,27 @@ def _found(kind: str, name: str, find: Callable[[str], object] | None, fix: str,
     Planners need not be found by nnU-Net: nnunet_mutual plan_and_preprocess knows them. Without ``find`` it is only
     imported.
     """
-    label = name
     try:
         own = getattr(importlib.import_module(f"nnunet_mutual.{kind}s"), name)
     except ModuleNotFoundError as error:
-        return Check(label, PROBLEM, f"cannot be imported: {error}", _pip((error.name or "").split(".")[0]))
+        return Check(name, PROBLEM, f"cannot be imported: {error}", _pip((error.name or "").split(".")[0]))
     except Exception as error:  # for example a compiled library that does not fit this system
-        return Check(label, PROBLEM, f"cannot be imported: {type(error).__name__}: {_line(error)}", "")
+        return Check(name, PROBLEM, f"cannot be imported: {type(error).__name__}: {_line(error)}", "")
     if find is None:
-        return Check(label, OK, "can be imported")
+        return Check(name, OK, "can be imported")
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints where it looks
             found = find(name)
     except Exception as error:
-        return Check(label, PROBLEM, f"nnU-Net's search ends in {type(error).__name__}: {_line(error)}", fix)
+        return Check(name, PROBLEM, f"nnU-Net's search ends in {type(error).__name__}: {_line(error)}", fix)
     if found is None and not needed:
-        return Check(label, NOTE, "for nnunet_mutual plan_and_preprocess; nnUNetv2_plan_and_preprocess needs:", fix)
+        return Check(name, NOTE, "for nnunet_mutual plan_and_preprocess; nnUNetv2_plan_and_preprocess needs:", fix)
     if found is None:
-        return Check(label, PROBLEM, "nnU-Net does not find it", fix)
+        return Check(name, PROBLEM, "nnU-Net does not find it", fix)
     if found is not own:
         where = getattr(found, "__module__", "an unnamed module")
-        return Check(label, PROBLEM, f"nnU-Net finds another class of this name in {where}; rename that one", fix)
-    return Check(label, OK, "nnU-Net finds it")
+        return Check(name, PROBLEM, f"nnU-Net finds another class of this name in {where}; rename that one", fix)
+    return Check(name, OK, "nnU-Net finds it")
 
 
 def _line(error: Exception) -> str:

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.disk.files import read_object
+from nnunet_mutual.disk.files import plain_cell, read_object
 from nnunet_mutual.disk.host_files import read_summary
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.evaluation.command import FOLDER
 from nnunet_mutual.evaluation.output import TIDY
 
 MEASURED = ("hd95_mm", "surface_dice", "volume_ml", "reference_volume_ml")
@@ -50,11 +51,13 @@ def read_scores(folders: Mapping[str, Path], table: AnnotationTable) -> pd.DataF
 
 def _measured(folder: Path) -> pd.DataFrame:
     """Distances and volumes of a validation folder, by its own metrics.csv or else that of ``evaluate``."""
-    for file in (folder / TIDY, folder / "evaluation" / TIDY):
+    for file in (folder / TIDY, folder / FOLDER / TIDY):
         if not file.is_file():
             continue
         try:
-            tidy = pd.read_csv(file, dtype={"case": str, "label": str})
+            empty: dict[str, Any] = {"keep_default_na": False, "na_values": {"value": [""]}}  # a label may be called NA
+            tidy = pd.read_csv(file, dtype={"case": str, "label": str}, **empty)
+            tidy = tidy.assign(case=tidy.case.map(plain_cell), label=tidy.label.map(plain_cell))
             found = tidy[tidy.metric.isin(MEASURED)].astype({"value": float})
             wide = found.pivot(index=["case", "label"], columns="metric", values="value").reset_index()
         except (ValueError, KeyError, AttributeError) as error:

@@ -97,6 +97,17 @@ def test_after_a_check(nnunet_folders: Path, capsys: pytest.CaptureFixture[str])
     (pre / "nnUNetMutualPlans.json").write_text(json.dumps({**plans, "plans_name": "nnUNetMutualPlans"}))
     expected = "nnunet_mutual train 901 2d 0 -tr MutualCorrelationTrainer -p nnUNetMutualPlans"
     assert next_line(capsys, "check", "901") == expected
+    for planned in ({"trainer": 5, "settings": {}}, {"settings": {}}, 5):
+        plans["configurations"]["2d"]["mutual"] = {"planned": planned}
+        (pre / "nnUNetOldPlans.json").write_text(json.dumps({**plans, "plans_name": "nnUNetOldPlans"}))
+        assert next_line(capsys, "check", "901") == expected
+    del plans["configurations"]["2d"]["mutual"]
+    (pre / "nnUNetPlans.json").write_text(json.dumps(plans))
+    other = ("preprocess_unlabelled", "-d", "901", "-np", "1")
+    assert next_line(capsys, *other, "-p", "nnUNetMutualPlans") == expected
+    assert next_line(capsys, *other) == line
+    for file in ("nnUNetPlans.json", "nnUNetOldPlans.json"):
+        (pre / file).unlink()
     shutil.rmtree(pre / "nnUNetPlans_2d")
     assert next_line(capsys, "check", "901") == "nnunet_mutual plan_and_preprocess -d 901 -c 3d_fullres"
 
@@ -119,6 +130,20 @@ def test_after_new_settings(nnunet_folders: Path, capsys: pytest.CaptureFixture[
     plans = json.loads((pre / "nnUNetPlans.json").read_text())
     (pre / "nnUNetPlans.json").write_text(json.dumps({**plans, PLANS_KEY: GROUPS}))
     assert trainer("e", "ramp=0.1").startswith("MutualCrossModalTrainer ")
+
+
+def test_new_settings_of_what_was_planned_for_a_trainer(
+    nnunet_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pre = tiny.make_dataset(nnunet_folders, configurations=())
+    plans = json.loads((pre / "nnUNetPlans.json").read_text())
+    planned = {"trainer": "MutualCorrelationTrainer", "settings": {"memory": "joint"}}
+    plans["configurations"]["3d_fullres"]["mutual"] = {"planned": planned}
+    (pre / "nnUNetPlans.json").write_text(json.dumps(plans))
+    line = next_line(capsys, "plan", "-d", "901", "--name", "long", "--set", "num_epochs=9")
+    assert line.startswith("nnunet_mutual train 901 3d_fullres_long 0 -tr MutualCorrelationTrainer ")
+    line = next_line(capsys, "plan", "-d", "901", "--name", "other", "--set", "loss.pd=0.5")
+    assert line.startswith("nnunet_mutual train 901 3d_fullres_other 0 -tr MutualPartialTrainer ")
 
 
 def test_images_of_one_slice_are_planned_in_2d(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,6 +115,40 @@ def test_another_spacing_has_data_of_its_own(raw: Path, preprocessed: Path, caps
     assert not (preprocessed / "nnUNetPlans_2mm_3d_fullres").exists()
 
 
+def test_plans_are_not_replaced_by_others(
+    raw: Path, preprocessed: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("-overwrite_target_spacing", "2", "2", "2", "--no_pp", "-np", "1") == 0
+    path = preprocessed / "nnUNetPlans.json"
+    planned, content = path.read_text(), json.loads(path.read_text())
+    for options in ([], ["-overwrite_target_spacing", "1", "2", "2"]):
+        assert run("--no_pp", "-np", "1", *options) == 2
+        said = capsys.readouterr().err
+        assert "nnUNetPlans.json was planned with another spacing or preprocessor" in said
+        assert "or delete nnUNetPlans.json, to replace them" in said and path.read_text() == planned
+    assert run("-overwrite_target_spacing", "2", "2", "2", "--no_pp", "-np", "1") == 0
+    for key in ("preprocessor_name", "transpose_backward"):
+        spoilt = json.loads(json.dumps(content))
+        del (spoilt if key in spoilt else spoilt["configurations"]["3d_fullres"])[key]
+        path.write_text(json.dumps(spoilt))
+        assert run("--no_pp", "-np", "1") == 2
+        assert f'has no "{key}"; correct it, or plan again with' in capsys.readouterr().err
+
+    def too_late(*_: Any, **__: Any) -> None:
+        raise AssertionError("files were read")
+
+    monkeypatch.setattr(command, "examine", too_late)
+    content["configurations"]["3d_fullres"]["mutual"] = {"planned": {"settings": {}}}
+    path.write_text(json.dumps(content))
+    assert run("--as-planned", "nnUNetPlans", "-c", "3d_fullres", "-np", "1") == 2
+    assert 'must be an object with "trainer" and "settings", as planners write it' in capsys.readouterr().err
+    assert run("--as-planned", "nnUNetPlans", "-c", "3d_fullres", "-np", "1", "1") == 2
+    assert "-np 1 1: give one number of processes" in capsys.readouterr().err
+    path.unlink()
+    assert run("--no_pp", "-np", "1", "--no-check") == 0
+    assert run("--no_pp", "-np", "1", "--no-check") == 0, "the same again is no other"
+
+
 STOCK_OPTIONS: dict[str, tuple[list[str], str]] = {
     "two numbers": (
         ["-overwrite_target_spacing", "1", "1"],

@@ -138,6 +138,15 @@ def test_what_the_network_does_not_allow(
     assert said in capsys.readouterr().err and plans.read_text() == before
 
 
+def test_another_spacing_needs_a_size(plans: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads(plans.read_text())
+    del content["configurations"]["3d_fullres"]["median_image_size_in_voxels"]
+    plans.write_text(json.dumps(content))
+    assert plan("--spacing", "2", "2", "2") == 2
+    said = capsys.readouterr().err
+    assert '3d_fullres of the plans has no "median_image_size_in_voxels"; correct it, or plan again with' in said
+
+
 def test_networks_of_others_keep_their_shape(plans: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = json.loads(plans.read_text())
     content["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "somebody.Primus"

@@ -14,6 +14,7 @@ from report_folder import write_checkpoint, write_log
 from test_report import Page, assert_is_a_good_page, report, rows
 
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.evaluation.output import write_tidy
 from nnunet_mutual.pseudo_labels.review.figures import PLANES
 from nnunet_mutual.report.identities import Identities
 from nnunet_mutual.report.logs import networks_per_epoch, read_alarms, read_curves, read_versions, stage_borders
@@ -162,6 +163,14 @@ def test_damaged_distances_are_one_sentence(tmp_path: Path) -> None:
         (tmp_path / "metrics.csv").write_text(text)
         with pytest.raises(MutualError, match="is no table of nnunet_mutual evaluate"):
             _measured(tmp_path)
+
+
+def test_names_in_a_table_of_distances_stay_as_they_are(tmp_path: Path) -> None:
+    scores = {"hd95_mm": 2.5, "volume_ml": float("nan")}
+    write_tidy(tmp_path / "metrics.csv", {"=1": {"NA": scores, "None": scores}})  # type: ignore[dict-item]
+    found = _measured(tmp_path)
+    assert found.case.tolist() == ["=1", "=1"] and found.label.tolist() == ["NA", "None"]
+    assert found.hd95_mm.tolist() == [2.5, 2.5] and found.volume_ml.isna().all()
 
 
 def test_modality_groups_are_called_by_name() -> None:

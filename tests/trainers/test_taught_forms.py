@@ -10,10 +10,11 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from test_unlabelled_trainers import assert_same
-from training import largest_difference, lines_of, stop_at, trainer_for
+from training import change_settings, largest_difference, lines_of, stop_at, trainer_for
 from two_streams import two_stream_dataset
 
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.export.command import deployed_weights
 from nnunet_mutual.settings import read_settings
 from nnunet_mutual.trainers import MutualCorrelationTrainer
 from nnunet_mutual.trainers.mutual_correlation import MutualCorrelationSettings
@@ -24,6 +25,16 @@ FORMS: dict[str, dict[str, Any]] = {
     "crossed with attention": {"form": "crossed", "dropout": 0.3},
     "alternating": {"form": "alternating"},
 }
+DEPLOYED: dict[str, tuple[dict[str, Any], list[int]]] = {
+    "consensus of equals": (FORMS["consensus"], [0, 1]),
+    "consensus with attention": ({"form": "consensus"}, [0]),
+    "crossed with attention": ({"form": "crossed"}, [0]),
+    "crossed of equals": ({"form": "crossed", "second": "equal"}, [0, 1]),
+    "alternating": (FORMS["alternating"], [0]),
+    "as they are": ({"second": "equal"}, [0, 1]),
+    "as they are with attention": ({}, [0]),
+    "deployed as an average": ({"ema": 0.9, "second": "equal"}, [0, 1]),
+}  # the peers that stock nnU-Net can predict with
 EACH = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
 
@@ -99,6 +110,32 @@ def test_memory_modes_agree(nnunet_folders: Path, form: dict[str, Any]) -> None:
             found.append([{k: v.clone() for k, v in part.state_dict().items()} for part in parts])
     for one, other in zip(*found, strict=True):
         assert largest_difference(one, other) <= 1e-5
+
+
+@pytest.mark.parametrize(("form", "numbers"), DEPLOYED.values(), ids=DEPLOYED)
+def test_peers_that_are_exported(nnunet_folders: Path, form: dict[str, Any], numbers: list[int]) -> None:
+    peers = started(two_stream_dataset(nnunet_folders, settings=form))[0].peers
+    for number, average in enumerate(peers.averages):
+        next(average.network.parameters()).data.fill_(number + 5)  # so that they differ from the networks
+    state = peers.state_dict()
+    expected = [average["weights"] for average in state["averages"]] or state["networks"]
+    exported = deployed_weights(state)
+    assert len(exported) == len(numbers)
+    assert all(largest_difference(one, expected[n]) == 0 for one, n in zip(exported, numbers, strict=True))
+
+
+def test_averages_that_alternate_are_as_old_as_others(nnunet_folders: Path) -> None:
+    preprocessed = two_stream_dataset(nnunet_folders)
+
+    def age(**settings: Any) -> float:
+        """Mean age of the averaged weights, in updates of the average."""
+        change_settings(preprocessed, num_epochs=40, num_iterations_per_epoch=30, **settings)
+        decay = trainer_for(preprocessed, MutualCorrelationTrainer).decay
+        return float(decay / (1 - decay))
+
+    assert age(form="consensus", ema_age=0.1) == pytest.approx(120), "a tenth of 1200 steps"
+    assert age(form="alternating", ema_age=0.1) == pytest.approx(60), "of its own updates, one in two steps"
+    assert age(form="alternating", ema_age=None, ema=0.9) == pytest.approx(9), "a decay is taken as it is"
 
 
 def test_two_averages_of_one_network_differ(nnunet_folders: Path) -> None:
