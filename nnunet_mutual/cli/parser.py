@@ -65,7 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments[0].startswith("-") and arguments[0] not in commands:
         return _fail(_unknown(arguments[0], commands))
     try:
-        options = parser.parse_args(arguments)
+        options, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            raise MutualError(
+                f"unrecognized arguments: {' '.join(unknown)}; see {parser.prog} {options.command} --help"
+            )
         _require_names(options)
         _require_numbers()
         status: int = options.handler(options)

@@ -123,16 +123,20 @@ def _is_finished(options: argparse.Namespace, training: NamedTraining) -> bool:
 def _require_plans(options: argparse.Namespace) -> NamedTraining:
     """Verifies what nnU-Net ends with a traceback about; returns the training."""
     from nnunet_mutual.datasets.raw import read_dataset_json
-    from nnunet_mutual.disk.host_files import read_plans
+    from nnunet_mutual.datasets.splits import require_fold
+    from nnunet_mutual.disk.host_files import read_plans, read_splits
     from nnunet_mutual.disk.locate import locate, plans_file
     from nnunet_mutual.disk.trainings import NamedTraining
-    from nnunet_mutual.settings import merged_block
+    from nnunet_mutual.settings import BLOCK, merged_block
 
     found = locate(options.dataset, need_preprocessed=True)
     assert found.preprocessed is not None
     # nnU-Net's own words about a damaged file do not name it
     merged_block(read_plans(plans_file(found.preprocessed, options.plans)), options.configuration)
-    read_dataset_json(found.preprocessed)
+    declared = BLOCK in read_dataset_json(found.preprocessed)
+    splits = found.preprocessed / "splits_final.json"
+    if declared and options.fold != "all" and splits.is_file():  # nnU-Net makes the folder of the fold before it asks
+        require_fold(read_splits(splits), options.fold, splits)
     if options.pretrained_weights is not None and not Path(options.pretrained_weights).is_file():
         raise MutualError(
             f"-pretrained_weights {options.pretrained_weights} is no file; give a checkpoint of a training, such as "
@@ -158,7 +162,7 @@ def _require_trainer(name: str) -> None:
     except RuntimeError:
         raise MutualError(
             f"neither nnU-Net nor this package has a trainer called {name!r}{meant(name, ours)}; this package has: "
-            f"{', '.join(ours)}"
+            f"{', '.join(plugin.training_names())}"
         ) from None
 
 

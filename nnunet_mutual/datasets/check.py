@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -101,7 +103,7 @@ def examine(folders: DatasetFolders, *, before_planning: bool = False) -> Examin
     problems += _hidden_problems(folders, dataset_json)
     cases = {key: table.case(key) for key in files if not table.declared or key in table.cases}
     unlabelled, found = unlabelled_cases(folders.raw, dataset_json, files)
-    problems += found
+    problems += found + _misspelt_problems(folders.raw)
     if table.declared:
         problems += listing_problems(_listed(dataset_json[BLOCK]), files, set(unlabelled))
     problems += _missing_channels(table, {**unlabelled, **files}) + _group_problems(table, list(cases.values()))
@@ -173,6 +175,16 @@ def _hidden_problems(folders: DatasetFolders, dataset_json: Mapping[str, Any]) -
         f"nnUNetv2_plan_and_preprocess takes them for cases, so delete them: find {folders.raw} -name '._*' -delete"
     )
     return [Problem(WARNING, "hidden files", text)]
+
+
+def _misspelt_problems(raw: Path) -> list[Problem]:
+    """A folder that is called nearly like imagesUn, which nothing would read without a word."""
+    if (raw / "imagesUn").is_dir():
+        return []
+    names = sorted(path.name for path in raw.iterdir() if path.is_dir())
+    alike = [name for name in names if re.match(r"(images_?)?un", name, re.IGNORECASE)]
+    text = "nothing reads this folder; if it holds images without label maps, call it imagesUn"
+    return [Problem(WARNING, name, text) for name in alike]
 
 
 def _missing_channels(table: AnnotationTable, files: Mapping[str, CaseFiles]) -> list[Problem]:
@@ -351,7 +363,6 @@ def _print(folders: DatasetFolders, result: Examination, failed: bool) -> None:
     if not result.table.declared:
         present = {cell.label: cell.present or 0 for cell in result.cells}
         print(fully_drawn(folders.name, len(result.cases), present))
-        print("(columns of TABLE.csv: case,labels - labels separated by ;)")
     print()
     print(format_coverage(result.table, result.cases, result.cells))
     print()

@@ -96,7 +96,8 @@ def fully_drawn(name: str, cases: int, present: Mapping[str, int]) -> str:
         return text
     return (
         f"WARNING: {text}; {', '.join(some)}; where it was not drawn in the others, trainings learn that it is "
-        f"absent there, so say who drew what: nnunet_mutual annotate {name} TABLE.csv"
+        "absent there, so make a table (.xlsx or CSV: a line for each case, the column case, one for each label with "
+        f"yes or no) and say who drew what: nnunet_mutual annotate {name} TABLE.csv"
     )
 
 

@@ -99,15 +99,20 @@ def provide_splits(table: AnnotationTable, case_keys: Sequence[str], fold: int |
         write_json(file, splits)
         return f"New split, by annotated set:\n{describe_splits(splits, table)}"
     splits = read_splits(file)
-    count = len(splits)
-    if int(fold) < count:
+    if table.declared:
+        require_fold(splits, int(fold), file)
+    if int(fold) < len(splits):
         _require_usable(splits[int(fold)], case_keys, f"fold {fold} of {file}")
-    elif table.declared:
+    return None
+
+
+def require_fold(splits: Sequence[Split], fold: int, file: Path) -> None:
+    """Raises MutualError where a fold is not in the splits of ``file``, so that nnU-Net would draw one."""
+    if fold >= len(splits):
         raise MutualError(
-            f"fold {fold} is not in {file}, which has the folds 0 to {count - 1}; nnU-Net would draw a random "
+            f"fold {fold} is not in {file}, which has the folds 0 to {len(splits) - 1}; nnU-Net would draw a random "
             "split that separates neither patients nor annotated sets: train one of these folds"
         )
-    return None
 
 
 def _require_usable(split: Split, case_keys: Iterable[str], place: str) -> None:

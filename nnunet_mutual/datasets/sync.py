@@ -77,7 +77,7 @@ def sync(dataset: str | int) -> None:
     if paths is None:
         raise MutualError(
             f"{folders.name} has no dataset.json in nnUNet_raw or nnUNet_preprocessed; run "
-            f"nnUNetv2_plan_and_preprocess -d {folders.number} first"
+            f"nnunet_mutual plan_and_preprocess -d {folders.number} first"
         )
     raw, preprocessed = (read_object(path) for path in paths)
     if said := _planned_otherwise(raw, preprocessed, folders):
@@ -101,7 +101,7 @@ def _planned_otherwise(raw: Any, preprocessed: Any, folders: DatasetFolders) -> 
         return None
     return (
         f'{folders.name}: "{key}" of the raw dataset.json is {shown(raw.get(key))}, of the preprocessed one '
-        f"{shown(preprocessed.get(key))}; put it back, or plan again: nnUNetv2_plan_and_preprocess -d "
+        f"{shown(preprocessed.get(key))}; put it back, or plan again: nnunet_mutual plan_and_preprocess -d "
         f"{folders.number} --clean"
     )
 

@@ -51,7 +51,7 @@ def locate(dataset: str | int, *, need_raw: bool = False, need_preprocessed: boo
     if need_preprocessed and folders["nnUNet_preprocessed"] is None:
         raise MutualError(
             f"{name} is not in nnUNet_preprocessed ({roots['nnUNet_preprocessed']}); run "
-            f"nnUNetv2_plan_and_preprocess -d {int(name[7:10])} first"
+            f"nnunet_mutual plan_and_preprocess -d {int(name[7:10])} first"
         )
     return DatasetFolders(name, folders["nnUNet_raw"], folders["nnUNet_preprocessed"])
 

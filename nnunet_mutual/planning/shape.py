@@ -90,7 +90,7 @@ def describe(plans: Mapping[str, Any], name: str, method: Method) -> list[str]:
     return [
         *lines,
         f"network of {kwargs['n_stages']} stages with {features} features",
-        f"about {gigabytes:.1f} GB of GPU memory with {method.trainer}",
+        f"{f'about {gigabytes:.1f}' if gigabytes >= 0.1 else 'less than 0.1'} GB of GPU memory with {method.trainer}",
     ]
 
 

@@ -88,7 +88,7 @@ def test_unknown_command(word, hint, capsys):
 
 def test_wrong_option_and_no_command_end_with_2(capsys):
     assert cli.main(["doctor", "--jsn"]) == 2
-    assert "see nnunet_mutual" in capsys.readouterr().err
+    assert "unrecognized arguments: --jsn; see nnunet_mutual doctor --help" in capsys.readouterr().err
     assert cli.main([]) == 2
     assert "COMMAND" in capsys.readouterr().out
 

@@ -11,6 +11,7 @@ import torch
 from nnunetv2.run import run_training as stock
 
 from nnunet_mutual.cli.parser import main
+from nnunet_mutual.disk.files import read_object, write_json
 
 TRAIN = ["train", "901", "3d_fullres", "0", "-tr", "PartialTrainer", "-device", "cpu"]
 FOLD = "PartialTrainer__nnUNetPlans__3d_fullres/fold_0"
@@ -71,6 +72,18 @@ def test_options_reach_nnunet(fold: Path, called: list[dict[str, Any]], tmp_path
     finish(fold, "checkpoint_final.pth")
     assert main([*TRAIN, "--val"]) == 0
     assert called[2]["only_run_validation"] and not called[2]["continue_training"]
+
+
+def test_a_fold_that_is_not_there_leaves_no_folder(
+    fold: Path, called: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    preprocessed = fold.parents[3] / "nnUNet_preprocessed" / tiny.NAME
+    content = read_object(preprocessed / "dataset.json")
+    write_json(preprocessed / "dataset.json", {**content, "mutual": {"version": 1, "sources": {}, "cases": {}}})
+    write_json(preprocessed / "splits_final.json", [{"train": ["a"], "val": ["b"]}] * 5)
+    assert main([*TRAIN[:3], "7", *TRAIN[4:]]) == 2
+    assert "fold 7 is not in" in capsys.readouterr().err and not called and not fold.parents[1].exists()
+    assert main([*TRAIN[:3], "4", *TRAIN[4:]]) == 0
 
 
 def test_a_finished_training_that_is_continued(

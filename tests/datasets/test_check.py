@@ -73,6 +73,7 @@ def test_a_dataset_without_a_block_in_which_everything_is_drawn(
     assert check(777) == 0
     printed = capsys.readouterr().out
     assert "has no table: every case counts as fully drawn\n" in printed and "WARNING" not in printed
+    assert "TABLE" not in printed  # nothing asks for one
 
 
 def test_checking_changes_nothing(raw: RawDataset, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,6 +121,18 @@ def test_declared_missing_channel(raw: RawDataset, capsys: pytest.CaptureFixture
     assert status == 0 and "nnUNetv2_plan_and_preprocess needs an image of zeros" in sentences(report, "warning")[0]
     raw.image("toy_001", np.zeros(SHAPE), channel=1)
     assert examine(capsys) == (0, {**report, "problems": []})
+
+
+@pytest.mark.parametrize("name", ["imagesUN", "imagesUnlabelled", "images_un", "unlabeled"])
+def test_a_misspelt_folder_of_unlabelled_images(raw: RawDataset, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (raw.folder / name).mkdir()
+    (raw.folder / "imagesTs").mkdir()
+    status, report = examine(capsys)
+    assert status == 0 and sentences(report, "warning") == [
+        f"{name}: nothing reads this folder; if it holds images without label maps, call it imagesUn"
+    ]
+    (raw.folder / name).rename(raw.folder / "imagesUn")
+    assert examine(capsys)[1]["problems"] == []
 
 
 def test_unlabelled_images_may_be_listed(raw: RawDataset, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,7 +81,7 @@ def test_nothing_to_compare(
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "nnUNet_raw"))
     preprocessed.unlink()
     assert raw_and_preprocessed_differ(NAME) is None
-    with pytest.raises(MutualError, match="run nnUNetv2_plan_and_preprocess -d 777 first"):
+    with pytest.raises(MutualError, match="run nnunet_mutual plan_and_preprocess -d 777 first"):
         sync(NAME)
 
 
@@ -89,7 +89,9 @@ def test_other_labels_need_new_planning(raw: RawDataset, preprocessed: Path) -> 
     old = preprocessed.read_bytes()
     raw.save(labels={**raw.content["labels"], "lung": 4})
     raw.declare({key: [] for key in DRAWN})
-    with pytest.raises(MutualError, match='"labels" of the raw .* plan again: nnUNetv2_plan_and_preprocess -d 777'):
+    with pytest.raises(
+        MutualError, match='"labels" of the raw .* plan again: nnunet_mutual plan_and_preprocess -d 777'
+    ):
         sync(NAME)
     raw.save(labels={"background": 0, "liver": 1, "spleen": 2, "kidney": 3}, channel_names={"0": "MR"})
     with pytest.raises(MutualError, match='"channel_names" of the raw'):
