@@ -495,7 +495,8 @@ class MutualTrainer(nnUNetTrainer):
 
     def run_training(self) -> None:
         """Trains to the end, from wherever a checkpoint left off (nnU-Net's hook)."""
-        self.labels.require_same()
+        with removed_unless_begun(Path(self.output_folder)):
+            self.labels.require_same()
         with disk_in_one_sentence(self.output_folder), self._stopping() as stopping:
             with removed_unless_begun(Path(self.output_folder)):
                 self.on_train_start()
