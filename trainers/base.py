@@ -477,7 +477,7 @@ class MutualTrainer(nnUNetTrainer):
         super().on_train_start()
         name = type(self).__name__
         self.log.start(name, self.settings, self.autocast_dtype or "float32")
-        self.data.warn(self.log)
+        self.data.warn(self.log, name, self.acted)
         self.log.acted(self.acted)
         self.log.begin(name, self.settings, Path(self.output_folder_base), self.current_epoch)
         if self.current_epoch == self.iteration == 0:
@@ -495,7 +495,8 @@ class MutualTrainer(nnUNetTrainer):
 
     def run_training(self) -> None:
         """Trains to the end, from wherever a checkpoint left off (nnU-Net's hook)."""
-        self.labels.require_same()
+        with removed_unless_begun(Path(self.output_folder)):
+            self.labels.require_same()
         with disk_in_one_sentence(self.output_folder), self._stopping() as stopping:
             with removed_unless_begun(Path(self.output_folder)):
                 self.on_train_start()

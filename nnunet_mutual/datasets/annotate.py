@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunet_mutual.annotation.table import VERSION, AnnotationTable
 from nnunet_mutual.datasets.coverage import coverage, format_coverage
-from nnunet_mutual.datasets.earlier import completed, dropped, earlier_table
+from nnunet_mutual.datasets.earlier import completed, dropped, earlier_table, withdrawn
 from nnunet_mutual.datasets.raw import read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.datasets.tables import Entry, Known, read_table
@@ -99,6 +99,11 @@ def annotate(
     guessed = len(sources) > 1 and all(entry.source is None for entry in entries if entry.case not in apart)
     if kept:
         print(f"Kept from the block that was there before: {'; '.join(kept)}")
+    if lost := withdrawn(earlier, table):
+        print(
+            f"WARNING: {len(lost)} case(s) no longer annotate what the block before said, for example after accept: "
+            f"{shorten(lost)}; if that is not meant, add it to {table_file} and repeat"
+        )
     if options := dropped(earlier, table):
         print(f"No longer said; if it still holds, repeat with  --force {' '.join(options)}")
     _report(folders.name, path, table, list(files), backup, _SOURCE_HINT if guessed else "")

@@ -379,7 +379,14 @@ def _print(folders: DatasetFolders, result: Examination, failed: bool) -> None:
         print(f"Correct the errors, then repeat  nnunet_mutual check {folders.name}")
     else:
         contents = Contents(result.table, [case.key for case in result.cases], bool(result.unlabelled))
-        print(f"No errors. Next:  {next_command(folders, contents, result.configuration)}")
+        following = next_command(folders, contents, result.configuration)
+        some = any(cell.present is not None and cell.present < len(result.cases) for cell in result.cells)
+        if some and not result.table.declared:
+            annotate = f"nnunet_mutual annotate {folders.name} TABLE.csv"
+            print(f"No errors. Next, unless every label was drawn wherever it is:  {annotate}")
+            print(f"Else:  {following}")
+        else:
+            print(f"No errors. Next:  {following}")
 
 
 def _as_object(folders: DatasetFolders, result: Examination, failed: bool) -> dict[str, Any]:

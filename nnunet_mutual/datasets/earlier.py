@@ -57,6 +57,16 @@ def completed(
     return result, notes
 
 
+def withdrawn(earlier: AnnotationTable | None, new: AnnotationTable) -> list[str]:
+    """Returns "case: labels" of what the earlier table called annotated, as accept does, and the new one does not."""
+    lost = {
+        key: case.annotated - new.cases[key].annotated
+        for key, case in ({} if earlier is None else earlier.cases).items()
+        if key in new.cases
+    }
+    return [f"{key}: {' and '.join(sorted(labels))}" for key, labels in lost.items() if labels]
+
+
 def dropped(earlier: AnnotationTable | None, new: AnnotationTable) -> list[str]:
     """Returns the options of annotate that would say again what the earlier table said and the new one does not."""
     if earlier is None:

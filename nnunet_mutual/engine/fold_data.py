@@ -13,10 +13,12 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.datasets.splits import fold_problems, provide_splits
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
+from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.engine.log import RunLog
 from nnunet_mutual.engine.parallel.ranks import Ranks
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.preprocessing.label_maps import Labels, LabelWatch
+from nnunet_mutual.preprocessing.unlabelled import UNLABELLED
 
 Split = tuple[list[str], list[str]]
 
@@ -112,8 +114,13 @@ class FoldData:
             read = Labels(Path(self.folder), self.dataset_json, [*self.cases.training, *self.cases.validation])
         return LabelWatch(read, self.ranks.first, self.say, self.output)
 
-    def warn(self, log: RunLog) -> None:
-        """Says what to know of the split."""
+    def warn(self, log: RunLog, trainer: str, acted: Acted) -> None:
+        """Says what to know of the split, and of images that are preprocessed and not learnt from."""
+        images = Path(self.folder).parent / UNLABELLED / Path(self.folder).name
+        left_out = 0 if acted.unlabelled or acted.idle else len(list(images.glob("*.pkl")))
+        if left_out:
+            said = f"{left_out} unlabelled image(s) are at hand, and {trainer} does not learn from them"
+            log.say(f"{said}; MeanTeacherTrainer does")
         split = {"train": list(self.cases.training), "val": list(self.cases.validation)}
         for problem in [] if self.fold == "all" else fold_problems(self.table, split, int(self.fold)):
             log.warn(f"{problem.place}: {problem.text}")

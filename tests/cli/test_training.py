@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import tiny
 import torch
 from nnunetv2.run import run_training as stock
+from training import partial_block
 
 from nnunet_mutual.cli.parser import main
 from nnunet_mutual.disk.files import read_object, write_json
@@ -100,7 +102,13 @@ def test_a_finished_training_that_is_continued(
         "To validate it again: --val; to train longer, give it a name of its own, for example: nnunet_mutual plan"
         in said
     )
-    assert "nnunet_mutual export 901 3d_fullres -tr PartialTrainer -f 0" in said
+    assert "nnunet_mutual export 901 3d_fullres -tr PartialTrainer -f 0" in said and "WARNING" not in said
+    preprocessed = fold.parents[3] / "nnUNet_preprocessed" / tiny.NAME / "dataset.json"
+    content = json.loads(preprocessed.read_text())
+    (fold.parent / "dataset.json").write_text(json.dumps(content))
+    preprocessed.write_text(json.dumps({**content, "mutual": partial_block()}))
+    assert main([*TRAIN, "--c"]) == 0
+    assert "WARNING: labels or their table have changed since it began" in capsys.readouterr().out
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {

@@ -229,6 +229,19 @@ def test_replacing_needs_force_and_keeps_the_old_file(raw: RawDataset, tmp_path:
     assert (raw.folder / "dataset.json.bak-2").read_bytes() == second
 
 
+def test_what_accept_has_added_and_a_table_does_not_say(
+    raw: RawDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotate(777, table(tmp_path, LONG), force=True)
+    assert "no longer annotate" not in capsys.readouterr().out
+    block = raw.block
+    block["cases"]["toy_002"]["annotated"] = ["liver", "spleen", "kidney"]
+    raw.save(mutual=block)
+    annotate(777, table(tmp_path, LONG), force=True)
+    said = capsys.readouterr().out
+    assert "WARNING: 1 case(s) no longer annotate what the block before said" in said and "accept: toy_002: " in said
+
+
 def test_preprocessed_dataset_is_mentioned(raw: RawDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw.preprocessed(tmp_path)
     annotate(777, table(tmp_path, LONG))

@@ -64,6 +64,8 @@ def test_dataset_without_a_block(raw: RawDataset, capsys: pytest.CaptureFixture[
     assert f"WARNING: {NAME} has no table: every case counts as fully drawn; {counts}; where it was not" in printed
     assert f"say who drew what: nnunet_mutual annotate {NAME} TABLE.csv" in printed
     assert "label liver: no voxel in 2 of 5 cases (toy_003, toy_004): absent there, or only not drawn?" in printed
+    following = f"Next, unless every label was drawn wherever it is:  nnunet_mutual annotate {NAME} TABLE.csv\nElse:  "
+    assert f"{following}nnunet_mutual plan_and_preprocess -d 777" in printed
 
 
 def test_a_dataset_without_a_block_in_which_everything_is_drawn(

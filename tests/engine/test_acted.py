@@ -51,6 +51,22 @@ def test_with_and_without_unlabelled_images() -> None:
     assert alone.methods == () and "2 networks" in alone.trained and "did not learn from each other" in alone.trained
 
 
+def test_a_trainer_says_which_images_it_leaves_out(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=SHORT)
+    trainer = trainer_for(preprocessed)
+    trainer.initialize()
+    trainer.data.warn(trainer.log, "PartialTrainer", trainer.acted)
+    assert "unlabelled" not in capsys.readouterr().out
+    images = preprocessed / "unlabelled" / Path(trainer.data.folder).name
+    images.mkdir(parents=True)
+    (images / "un_1.pkl").touch()
+    trainer.data.warn(trainer.log, "PartialTrainer", trainer.acted)
+    said = "1 unlabelled image(s) are at hand, and PartialTrainer does not learn from them; MeanTeacherTrainer does"
+    assert said in capsys.readouterr().out
+    trainer.data.warn(trainer.log, "PartialTrainer", Acted("", unlabelled=1))
+    assert "unlabelled" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("found", "networks", "asked", "methods", "idle", "trained"),
     [

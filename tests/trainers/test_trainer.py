@@ -161,6 +161,7 @@ def test_a_corrected_table_must_reach_the_preprocessed_data(nnunet_folders: Path
     raw.write_text(json.dumps(content))
     with pytest.raises(MutualError, match="case_00.*nnunet_mutual sync"):
         trainer_for(preprocessed).run_training()
+    assert list((nnunet_folders / "nnUNet_results").iterdir()) == [], "no fold seems to be there"
     with pytest.raises(MutualError, match="nnunet_mutual sync"):
         trainer_for(preprocessed).initialize()  # what -pretrained_weights and --c do first
     assert not (preprocessed / "splits_final.json").exists(), "a split of a wrong table would outlive its correction"

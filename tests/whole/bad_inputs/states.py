@@ -101,7 +101,7 @@ ROWS = [
         "nnUNetPlans_3d_fullres",
         "nnUNetv2_preprocess",
     ),
-    row("not planned", removed(PRE), TRAIN, "nnUNetv2_plan_and_preprocess"),
+    row("not planned", removed(PRE), TRAIN, "nnunet_mutual plan_and_preprocess"),
     row("two datasets of one ID", text("nnUNet_raw/Dataset901_Second/dataset.json", "{}"), TRAIN, "901", "several"),
     row(
         "a training of modality groups without groups",
