@@ -272,9 +272,9 @@ ROWS = [
     row("debug.json that is a list", text(FOLD + "debug.json", "[1]"), REPORT, "debug.json", "object"),
     row(
         "versions in a log that are no JSON",
-        text(FOLD + "training_log_9.txt", "x Versions: {oops\n"),
+        text(FOLD + "training_log_2099_1_1.txt", "x Versions: {oops\n"),
         REPORT,
-        "training_log_9.txt",
+        "training_log_2099_1_1.txt",
         "Versions",
     ),
     row(

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from bad_inputs.rows import FOLD, TRAIN, Row
+from bad_inputs.rows import FOLD, Row
 from nnunet_mutual.cli import unforeseen
 from nnunet_mutual.cli.parser import main
 
@@ -36,7 +36,8 @@ def outcome(row: Row, world: Path) -> tuple[str, list[str]]:
         shutil.copytree(world, root, symlinks=True)
         Path(scratch).chmod(0o755)
         row.spoil(root)
-        if row.command == TRAIN:  # a finished training is never written over
+        anew = row.command.startswith("train ") and not {"--c", "--val"} & {*row.command.split()}
+        if anew:  # a finished training is never written over
             (root / FOLD / "checkpoint_final.pth").unlink(missing_ok=True)
         before = _listing(root)
         status, out, err = _in_child(row, root)

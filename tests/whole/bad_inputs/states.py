@@ -99,7 +99,7 @@ ROWS = [
         removed(PRE + "nnUNetPlans_3d_fullres"),
         TRAIN,
         "nnUNetPlans_3d_fullres",
-        "nnUNetv2_preprocess",
+        "nnunet_mutual plan_and_preprocess",
     ),
     row("not planned", removed(PRE), TRAIN, "nnunet_mutual plan_and_preprocess"),
     row("two datasets of one ID", text("nnUNet_raw/Dataset901_Second/dataset.json", "{}"), TRAIN, "901", "several"),
