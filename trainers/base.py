@@ -52,7 +52,7 @@ from nnunet_mutual.engine.stock_model import require_known_networks
 from nnunet_mutual.engine.validation import FoldValidation
 from nnunet_mutual.engine.window import Window, set_deep_supervision
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.evaluation.validation import measure_validation
+from nnunet_mutual.evaluation.whole_cases import measure_validation
 from nnunet_mutual.modules.ema import decay_of
 from nnunet_mutual.objectives import Batch, Objective, Progress
 from nnunet_mutual.objectives.knowledge import Knowledge

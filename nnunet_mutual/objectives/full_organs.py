@@ -30,7 +30,7 @@ MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
-class Lesson:
+class OrganLesson:
     """Who teaches which organ in one step.
 
     Attributes:
@@ -50,7 +50,7 @@ class Lesson:
 class SimilarityStep(Step):
     """One step; without features there is no lesson."""
 
-    lesson: Lesson | None
+    lesson: OrganLesson | None
 
 
 class SimilarityObjective(Objective[SimilarityStep]):
@@ -112,7 +112,7 @@ class SimilarityObjective(Objective[SimilarityStep]):
         inside = torch.tensor([g is not None for g in homes]).to(best.device, non_blocking=True)
         with torch.no_grad():
             features = [self._project(n, output) for n, output in enumerate(outputs)]
-        lesson = Lesson(masks, best[groups], omega[groups] * inside[:, None, None], features)
+        lesson = OrganLesson(masks, best[groups], omega[groups] * inside[:, None, None], features)
         return SimilarityStep(batch, progress, lesson)
 
     def terms(self, peer: int, outputs: Sequence[Output], step: SimilarityStep) -> dict[str, Term]:
@@ -172,7 +172,7 @@ class SimilarityObjective(Objective[SimilarityStep]):
         assert isinstance(self.heads, nn.ModuleList)
         return self.heads[peer](output.features[STRIDE].movedim(1, -1)).movedim(-1, 1)
 
-    def _feature_similarity(self, peer: int, own: Output, lesson: Lesson) -> Tensor:
+    def _feature_similarity(self, peer: int, own: Output, lesson: OrganLesson) -> Tensor:
         student = self._project(peer, own)
         parts = []
         for teacher, features in enumerate(lesson.features):

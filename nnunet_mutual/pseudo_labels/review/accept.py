@@ -29,7 +29,14 @@ from nnunet_mutual.errors import MutualError
 from nnunet_mutual.preprocessing.label_maps import note, preprocessed_map, read_record, record_of
 from nnunet_mutual.pseudo_labels.review.merge import CorrectedCase, merge_case
 from nnunet_mutual.pseudo_labels.review.preprocessed import Data, data_of
-from nnunet_mutual.pseudo_labels.review.table import ABSENT, DECISIONS, Manifest, Verdict, read_manifest, read_verdicts
+from nnunet_mutual.pseudo_labels.review.verdicts import (
+    ABSENT,
+    DECISIONS,
+    Manifest,
+    Verdict,
+    read_manifest,
+    read_verdicts,
+)
 from nnunet_mutual.settings import BLOCK
 
 

@@ -23,7 +23,7 @@ from nnunet_mutual.pseudo_labels.review.doubt import Doubt, by_doubt
 from nnunet_mutual.pseudo_labels.review.figures import CANDIDATE, DRAWN, Scene, draw
 from nnunet_mutual.pseudo_labels.review.orientation import frame_of
 from nnunet_mutual.pseudo_labels.review.source import ReviewSource, open_source
-from nnunet_mutual.pseudo_labels.review.table import COLUMNS, MANIFEST, TABLE
+from nnunet_mutual.pseudo_labels.review.verdicts import COLUMNS, MANIFEST, TABLE
 
 PAGE = "review.html"
 _MASKS = "candidates"

@@ -17,7 +17,7 @@ from nnunet_mutual.datasets.raw import CaseFiles
 from nnunet_mutual.disk.images import read_label_map, voxel_ml
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.pseudo_labels.review.rules import Rule, put_in, rules_for
-from nnunet_mutual.pseudo_labels.review.table import ABSENT, Verdict
+from nnunet_mutual.pseudo_labels.review.verdicts import ABSENT, Verdict
 
 
 @dataclass(frozen=True)

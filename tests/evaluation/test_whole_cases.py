@@ -11,7 +11,7 @@ import tiny
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.evaluation import validation
+from nnunet_mutual.evaluation import whole_cases
 
 CONTENT = {
     "channel_names": {"0": "CT"},
@@ -34,9 +34,9 @@ def test_what_fails_is_said_and_no_older_table_stays(
 
     def measure() -> None:
         table = AnnotationTable.from_dataset_json(CONTENT)
-        validation.measure_validation(tmp_path / "validation", tmp_path / "labels", table, CONTENT, said.append)
+        whole_cases.measure_validation(tmp_path / "validation", tmp_path / "labels", table, CONTENT, said.append)
 
-    monkeypatch.setattr(validation, "default_num_processes", 1)
+    monkeypatch.setattr(whole_cases, "default_num_processes", 1)
     measure()
     table = tmp_path / "validation" / "metrics.csv"
     assert table.is_file() and str(table) in said.pop()
@@ -44,7 +44,7 @@ def test_what_fails_is_said_and_no_older_table_stays(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(validation, "measure_cases", fail)
+    monkeypatch.setattr(whole_cases, "measure_cases", fail)
     measure()
     assert not table.exists() and len(said) == 1
     assert said[0].startswith("WARNING: surface distances and volumes were not measured: ") and said[0].endswith("no")
