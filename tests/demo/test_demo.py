@@ -18,7 +18,7 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.demo import commands
 from nnunet_mutual.demo.anatomy import LABELS, SHAPE, SPACING
 from nnunet_mutual.demo.commands import Command, run_commands
-from nnunet_mutual.demo.folder import DemoFolder
+from nnunet_mutual.demo.folder import ROOTS, DemoFolder
 from nnunet_mutual.demo.phantoms import SITES, Phantom, keep_annotated, make_phantom, write_dataset
 from nnunet_mutual.demo.run import RESULTS, Scale, environment, run_demo
 from nnunet_mutual.errors import MutualError
@@ -27,6 +27,13 @@ NORTH, SOUTH = SITES
 FACES = np.array(
     [[[0, 0, 0], [0, 1, 0], [0, 0, 0]], [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0, 0, 0], [0, 1, 0], [0, 0, 0]]]
 )
+
+
+@pytest.fixture(autouse=True)
+def no_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a shell without nnU-Net's variables, whose folders the demo keeps away from."""
+    for name in ROOTS:
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="module")
