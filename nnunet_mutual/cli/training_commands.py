@@ -111,8 +111,9 @@ def _is_finished(options: argparse.Namespace, training: NamedTraining) -> bool:
             f"{folder} holds a finished training, which would be written over; validate it again with --val, move the "
             f"folder away to train anew, or, {longer}"
         )
-    validated = [path.parent.name for path in folder.glob("validation*/summary.json")]  # of modality groups, several
-    if not (folder / "progress.png").is_file() or not any(not name.startswith("validation_full") for name in validated):
+    summaries = folder.glob("validation*/summary.json")  # of modality groups, in a folder each
+    validated = any(not file.parent.name.startswith("validation_full") for file in summaries)
+    if not (folder / "progress.png").is_file() or not validated:
         print(f"{folder}: the training is finished; what is left is its validation")
         return False
     print(f"{folder}: the training is finished and validated, there is nothing to do")
@@ -141,7 +142,7 @@ def _require_plans(options: argparse.Namespace) -> NamedTraining:
     from nnunet_mutual.datasets.splits import require_fold
     from nnunet_mutual.disk.host_files import read_plans, read_splits
     from nnunet_mutual.disk.locate import locate, plans_file
-    from nnunet_mutual.disk.trainings import NamedTraining
+    from nnunet_mutual.disk.trainings import NamedTraining, results_of
     from nnunet_mutual.settings import BLOCK, merged_block
 
     found = locate(options.dataset, need_preprocessed=True)
@@ -157,9 +158,8 @@ def _require_plans(options: argparse.Namespace) -> NamedTraining:
             f"-pretrained_weights {options.pretrained_weights} is no file; give a checkpoint of a training, such as "
             "checkpoint_final.pth"
         )
-    training = NamedTraining(found.name, options.configuration, str(options.fold), options.trainer, options.plans)
-    training.place  # noqa: B018 - nnUNet_results is set
-    return training
+    results_of(found.name)  # refuses before the search for a trainer of others, which takes long
+    return NamedTraining(found.name, options.configuration, str(options.fold), options.trainer, options.plans)
 
 
 def _require_trainer(name: str) -> None:

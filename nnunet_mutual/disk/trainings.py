@@ -143,10 +143,9 @@ def fold_of(model: Path, fold: str) -> Path:
     return model / f"fold_{fold}"
 
 
-def folds_in(model: Path, holding: str = "") -> list[str]:
-    """Returns the folds of a training, only those that hold a file of this name if one is given."""
-    there = (folder for folder in model.glob("fold_*") if folder.is_dir() and (folder / holding).exists())
-    return sorted(folder.name.removeprefix("fold_") for folder in there)
+def folds_in(model: Path) -> list[str]:
+    """Returns the folds of a training."""
+    return sorted(folder.name.removeprefix("fold_") for folder in model.glob("fold_*") if folder.is_dir())
 
 
 def checkpoints_in(fold: Path) -> list[str]:
