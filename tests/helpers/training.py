@@ -49,6 +49,17 @@ def trainer_for(
     return trainer
 
 
+def started(preprocessed: Path, trainer_class: type[nnUNetTrainer], steps: int = 0) -> tuple[Any, Any]:
+    """A trainer after some steps, and its training loader."""
+    trainer = trainer_for(preprocessed, trainer_class)
+    trainer.initialize()
+    loader, _ = trainer.get_dataloaders()
+    trainer.peers.set_epoch(0)
+    for _ in range(steps):
+        trainer.train_step(next(loader))
+    return trainer, loader
+
+
 def change_settings(preprocessed: Path, **settings: Any) -> None:
     """Replaces the settings in the plans."""
     file = preprocessed / "nnUNetPlans.json"

@@ -18,6 +18,7 @@ from training import (
     change_settings,
     largest_difference,
     partial_block,
+    started,
     trainer_for,
     weights,
 )
@@ -33,17 +34,6 @@ from nnunet_mutual.trainers import MutualCorrelationTrainer
 LATE = Progress(90, 100)
 
 
-def started(preprocessed: Path, steps: int = 0) -> tuple[Any, Any]:
-    """A trainer after some steps, and its training loader."""
-    trainer = trainer_for(preprocessed, MutualCorrelationTrainer)
-    trainer.initialize()
-    loader, _ = trainer.get_dataloaders()
-    trainer.peers.set_epoch(0)
-    for _ in range(steps):
-        trainer.train_step(next(loader))
-    return trainer, loader
-
-
 def outputs_of(trainer: Any, batch: Any) -> list[Output]:
     found = []
     for network in trainer.peers.networks:
@@ -54,7 +44,7 @@ def outputs_of(trainer: Any, batch: Any) -> list[Output]:
 
 def test_the_sum_holds_all_three_terms_of_both_networks(nnunet_folders: Path) -> None:
     preprocessed = two_stream_dataset(nnunet_folders, settings={"ramp": 0.001})
-    trainer, loader = started(preprocessed, steps=2)
+    trainer, loader = started(preprocessed, MutualCorrelationTrainer, steps=2)
     trainer.current_epoch = 2
     seen: list[float] = []
     backward = trainer.peers.backward
@@ -73,7 +63,7 @@ def test_the_sum_holds_all_three_terms_of_both_networks(nnunet_folders: Path) ->
 def test_which_switch_lets_gradients_through(nnunet_folders: Path, published: bool) -> None:
     """Each network's terms against a joint loss, in which targets are (published) or are not differentiated."""
     preprocessed = two_stream_dataset(nnunet_folders, settings={"published": published, "ramp": 0.001})
-    trainer, loader = started(preprocessed, steps=3)
+    trainer, loader = started(preprocessed, MutualCorrelationTrainer, steps=3)
     (objective,) = trainer.objectives
     batch = trainer.training_batch(next(loader))
     trainer.peers.eval()  # no dropout; the taps return features in training mode only
@@ -129,7 +119,7 @@ def test_which_switch_lets_gradients_through(nnunet_folders: Path, published: bo
 
 def test_the_bank_keeps_its_size_and_only_right_voxels(nnunet_folders: Path) -> None:
     preprocessed = two_stream_dataset(nnunet_folders)
-    trainer, loader = started(preprocessed)
+    trainer, loader = started(preprocessed, MutualCorrelationTrainer)
     (objective,) = trainer.objectives
     size = objective.bank.vectors.shape
     assert size == (4, 4, SLOTS, 32)  # background and three labels, four training cases
@@ -156,7 +146,7 @@ def test_undrawn_labels_are_not_remembered_as_background(nnunet_folders: Path) -
     """Where a case does not annotate the liver, its background is unknown."""
     preprocessed = two_stream_dataset(nnunet_folders, block=partial_block())
     (preprocessed / "splits_final.json").write_text(json.dumps([{"train": KEYS[1:], "val": KEYS[:1]}]))
-    trainer, loader = started(preprocessed)
+    trainer, loader = started(preprocessed, MutualCorrelationTrainer)
     (objective,) = trainer.objectives
     remembered = set()
     for _ in range(12):
@@ -171,7 +161,7 @@ def test_undrawn_labels_are_not_remembered_as_background(nnunet_folders: Path) -
 
 def test_queries_are_agreed_unlabelled_voxels_inside_of_images(nnunet_folders: Path) -> None:
     preprocessed = two_stream_dataset(nnunet_folders, settings={"unlabelled_per_batch": 2})
-    trainer, loader = started(preprocessed, steps=2)
+    trainer, loader = started(preprocessed, MutualCorrelationTrainer, steps=2)
     (objective,) = trainer.objectives
     batch = trainer.training_batch(next(loader))
     number = batch.views.unlabelled
@@ -225,7 +215,7 @@ def test_the_average_of_v_is_deployed_where_asked_for(nnunet_folders: Path) -> N
 
 def test_the_entropy_of_the_correlation_is_reported_and_alarms(nnunet_folders: Path) -> None:
     preprocessed = two_stream_dataset(nnunet_folders)
-    trainer, loader = started(preprocessed, steps=4)
+    trainer, loader = started(preprocessed, MutualCorrelationTrainer, steps=4)
     (objective,) = trainer.objectives
     numbers, warnings = objective.diagnose()
     assert 0.05 < numbers["row entropy of the correlation, of its highest"] < 0.98 and not warnings
@@ -240,7 +230,7 @@ def test_the_entropy_of_the_correlation_is_reported_and_alarms(nnunet_folders: P
 
 def test_the_published_form(nnunet_folders: Path) -> None:
     preprocessed = two_stream_dataset(nnunet_folders, settings={"published": True})
-    trainer, loader = started(preprocessed)
+    trainer, loader = started(preprocessed, MutualCorrelationTrainer)
     rates = []
     for epoch in range(3):
         trainer.peers.set_epoch(epoch)
@@ -271,7 +261,7 @@ def test_memory_modes_agree(nnunet_folders: Path, memory: str) -> None:
             for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
                 patch.setenv(name, str(root / name))
             preprocessed = two_stream_dataset(root, settings={"memory": mode, "ramp": 0.01, "dropout": 0.3})
-            trainer, _ = started(preprocessed, steps=4)
+            trainer, _ = started(preprocessed, MutualCorrelationTrainer, steps=4)
             found.append([{k: v.clone() for k, v in n.state_dict().items()} for n in trainer.peers.networks])
             found[-1].append({"bank": trainer.objectives[0].bank.vectors.float()})
     for one, other in zip(*found, strict=True):

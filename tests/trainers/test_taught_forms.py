@@ -10,7 +10,7 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from test_unlabelled_trainers import assert_same
-from training import change_settings, largest_difference, lines_of, stop_at, trainer_for
+from training import change_settings, largest_difference, lines_of, started, stop_at, trainer_for
 from two_streams import two_stream_dataset
 
 from nnunet_mutual.errors import MutualError
@@ -36,16 +36,6 @@ DEPLOYED: dict[str, tuple[dict[str, Any], list[int]]] = {
     "deployed as an average": ({"ema": 0.9, "second": "equal"}, [0, 1]),
 }  # the peers that stock nnU-Net can predict with
 EACH = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-
-
-def started(preprocessed: Path, steps: int = 0) -> tuple[Any, Any]:
-    trainer = trainer_for(preprocessed, MutualCorrelationTrainer)
-    trainer.initialize()
-    loader, _ = trainer.get_dataloaders()
-    trainer.peers.set_epoch(0)
-    for _ in range(steps):
-        trainer.train_step(next(loader))
-    return trainer, loader
 
 
 @EACH
@@ -76,7 +66,7 @@ def test_it_goes_on_to_the_bit_and_stock_loads_the_average(
 @EACH
 def test_teachers_see_the_weak_view_and_each_student_its_own(nnunet_folders: Path, form: dict[str, Any]) -> None:
     settings = {**BETTER, **form, "labelled_per_batch": 2, "unlabelled_per_batch": 2}
-    trainer, loader = started(two_stream_dataset(nnunet_folders, settings=settings), steps=1)
+    trainer, loader = started(two_stream_dataset(nnunet_folders, settings=settings), MutualCorrelationTrainer, steps=1)
     students: dict[int, torch.Tensor] = {}
     teachers: list[torch.Tensor] = []
     for n, network in enumerate(trainer.peers.networks):
@@ -105,7 +95,7 @@ def test_memory_modes_agree(nnunet_folders: Path, form: dict[str, Any]) -> None:
             for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
                 patch.setenv(name, str(root / name))
             preprocessed = two_stream_dataset(root, settings={**BETTER, **form, "memory": mode})
-            trainer, _ = started(preprocessed, steps=4)
+            trainer, _ = started(preprocessed, MutualCorrelationTrainer, steps=4)
             parts = [*trainer.peers.networks, *(average.network for average in trainer.peers.averages)]
             found.append([{k: v.clone() for k, v in part.state_dict().items()} for part in parts])
     for one, other in zip(*found, strict=True):
@@ -114,7 +104,7 @@ def test_memory_modes_agree(nnunet_folders: Path, form: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("form", "numbers"), DEPLOYED.values(), ids=DEPLOYED)
 def test_peers_that_are_exported(nnunet_folders: Path, form: dict[str, Any], numbers: list[int]) -> None:
-    peers = started(two_stream_dataset(nnunet_folders, settings=form))[0].peers
+    peers = started(two_stream_dataset(nnunet_folders, settings=form), MutualCorrelationTrainer)[0].peers
     for number, average in enumerate(peers.averages):
         next(average.network.parameters()).data.fill_(number + 5)  # so that they differ from the networks
     state = peers.state_dict()
@@ -140,7 +130,7 @@ def test_averages_that_alternate_are_as_old_as_others(nnunet_folders: Path) -> N
 
 def test_two_averages_of_one_network_differ(nnunet_folders: Path) -> None:
     settings = {**BETTER, **FORMS["alternating"], "num_iterations_per_epoch": 10}
-    trainer, _ = started(two_stream_dataset(nnunet_folders, settings=settings))
+    trainer, _ = started(two_stream_dataset(nnunet_folders, settings=settings), MutualCorrelationTrainer)
     first, second = trainer.peers.averages
     loader, _ = trainer.get_dataloaders()
     steps = []
