@@ -281,6 +281,6 @@ class MutualPartialTrainer(MutualTrainer):
         """Stage 2 goes on with all pseudo labels or not at all (nnU-Net's hook)."""
         training, validation = super().get_tr_and_val_datasets()
         if isinstance(self.stream, PseudoStream) and self.current_epoch < self.num_epochs:
-            labels = frozenset().union(*self.stages.first or [self.table.labels])  # that stage 1 learnt
-            self.store.require(self.table, training.identifiers, labels, STAGE_1_CHECKPOINT)
+            learnt = self.stages.first or [frozenset(self.table.labels)]  # in stage 1
+            self.store.require(self.table, training.identifiers, frozenset().union(*learnt), STAGE_1_CHECKPOINT)
         return training, validation
