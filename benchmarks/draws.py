@@ -28,33 +28,39 @@ def link_draw(setting: Setting, dataset: str, seed: int) -> None:
         seed: number of the draw.
     """
     entry, preprocessed = setting["datasets"][dataset], setting.work / "nnUNet_preprocessed"
-    labelled = setting.cases_of(setting.draws[seed])
+    drawn = setting.labelled_cases(dataset, seed)
+    labelled = [case for cases in drawn.values() for case in cases]
     pool = setting["cases"][setting["draws"]["pool"]]
     strangers = sorted({*labelled} - {*pool})
     if strangers:
         raise BenchmarkError(f"draw {seed} of {setting.name} has {strangers[0]}, which is not in its pool")
-    source = preprocessed / setting.dataset_name(entry["labelled_from"], seed)
-    target = preprocessed / setting.dataset_name(dataset, seed)
+    sources = {preprocessed / setting.dataset_name(origin, seed): cases for origin, cases in drawn.items()}
+    source, target = next(iter(sources)), preprocessed / setting.dataset_name(dataset, seed)
     shutil.rmtree(target, ignore_errors=True)
-    _link(source / DATA, labelled, target / DATA)
+    (target / DATA).mkdir(parents=True)
+    for origin, cases in sources.items():
+        _link(origin / DATA, cases, target / DATA)
     if "unlabelled_from" in entry:
         others = [case for case in pool if case not in {*labelled}]
         _link_unlabelled(preprocessed / setting.dataset_name(entry["unlabelled_from"], seed), others, target)
     shutil.copyfile(source / "dataset_fingerprint.json", target / "dataset_fingerprint.json")
     write_json(target / f"{PLANS}.json", {**read_json(source / f"{PLANS}.json"), "dataset_name": target.name})
-    write_json(target / "dataset.json", dataset_json(read_json(source / "dataset.json"), labelled))
+    parts = [(read_json(origin / "dataset.json"), cases) for origin, cases in sources.items()]
+    write_json(target / "dataset.json", dataset_json(parts))
 
 
-def dataset_json(whole: dict[str, Any], labelled: list[str]) -> dict[str, Any]:
-    """Returns the dataset.json of the labelled cases alone."""
-    block = whole["mutual"]
-    cases = {case: block["cases"][case] for case in labelled}
-    return {**whole, "numTraining": len(cases), "mutual": {**block, "cases": cases}}
+def dataset_json(parts: list[tuple[dict[str, Any], list[str]]]) -> dict[str, Any]:
+    """Returns the dataset.json of labelled cases of one dataset or several, which differ in what they annotate."""
+    blocks = [(whole["mutual"], cases) for whole, cases in parts]
+    sources = {name: source for block, _ in blocks for name, source in block["sources"].items()}
+    cases = {case: block["cases"][case] for block, of_block in blocks for case in of_block}
+    first = parts[0][0]
+    block = {**first["mutual"], "sources": sources, "cases": cases}
+    return {**first, "numTraining": len(cases), "mutual": block}
 
 
 def _link(source: Path, cases: list[str], target: Path) -> None:
     """Links the files of preprocessed cases."""
-    target.mkdir(parents=True)
     for case in cases:
         for ending in ENDINGS:
             os.symlink(source / f"{case}{ending}", target / f"{case}{ending}")
@@ -63,6 +69,7 @@ def _link(source: Path, cases: list[str], target: Path) -> None:
 def _link_unlabelled(source: Path, cases: list[str], target: Path) -> None:
     """Links preprocessed images, and copies what their record says of them."""
     folders = [dataset / UNLABELLED / DATA for dataset in (source, target)]
+    folders[1].mkdir(parents=True)
     _link(folders[0], cases, folders[1])
     record = read_record(record_of(folders[0]))
     write_record(record_of(folders[1]), {case: record[case] for case in cases})

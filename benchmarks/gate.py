@@ -1,7 +1,7 @@
 """Whether a benchmark may decide anything: its control is on a plateau, and there is room above it.
 
-The control is a mean teacher, on calibration patients. (a) Twice as many updates add at most ``gain`` to it; otherwise
-the benchmark would only say "train longer". (b) All labels, averaged, have at least ``room`` more.
+The control is what a method has to beat, on calibration patients. (a) Twice as many updates add at most ``gain`` to
+it; otherwise the benchmark would only say "train longer". (b) All labels, averaged, have at least ``room`` more.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def passed(setting: Setting) -> bool:
 
 def render() -> str:
     """Returns the table of all benchmarks that have to pass, from their calibration files."""
-    head = ["benchmark", "updates", "learning rate", "mean teacher", "twice the updates add", "on a plateau"]
-    head += ["all labels averaged - mean teacher", "room", "draws"]
+    head = ["benchmark", "updates", "learning rate", "control", "twice the updates add", "on a plateau"]
+    head += ["all labels averaged - control", "room", "draws"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for setting in (Setting(name, None) for name in names()):
         if "room" not in setting.protocol.get("calibration", {}):

@@ -13,8 +13,6 @@ from settings import Schedule, Setting, read_json
 
 from nnunet_mutual.evaluation.differences import Scores, compare_draws
 
-CONTROLS = ("mean_teacher", "mean_teacher_double")
-
 
 def file_of(setting: Setting, schedule: Schedule, arm: str, seed: int) -> Path:
     """Returns where the run of an arm is; of the control with more updates, the gate has it under its length."""
@@ -31,7 +29,8 @@ def render(setting: Setting) -> str:
     files = {arm: {s: file_of(setting, schedule, arm, s) for s in seeds} for arm in setting["arms"]}
     found = {arm: {s: read_json(f) for s, f in of_arm.items() if f.is_file()} for arm, of_arm in files.items()}
     head = ["form", *(f"draw {s}" for s in seeds), "mean", "network updates"]
-    for control in CONTROLS:
+    controls = setting["calibration"]["controls"]
+    for control in controls:
         head += [f"- `{control}`", "95 % over draws (t)", "95 % over patients (bootstrap)"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for arm, evidence in ((arm, runs) for arm, runs in found.items() if runs):
@@ -40,7 +39,7 @@ def render(setting: Setting) -> str:
         cells += [f"{means[s]:.4f}" if s in means else "not run" for s in seeds]
         updates = next(iter(evidence.values()))["total_updates"]
         cells += [f"{statistics.fmean(means.values()):.4f}", str(updates)]
-        for control in CONTROLS:
+        for control in controls:
             cells += _against(setting, arm, control, found)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -129,9 +129,17 @@ class Setting:
         return list(range(len(self.draws))) if self.labelled else list(self.protocol.get("seeds", range(3)))
 
     @property
-    def draws(self) -> list[list[str]]:
-        """Labelled patients of each seed."""
+    def draws(self) -> list[Any]:
+        """Labelled patients of each seed: a list, or one for each source."""
         return list(self["draws"]["patients"][str(self.labelled)])
+
+    def labelled_cases(self, dataset: str, seed: int) -> dict[str, list[str]]:
+        """Returns the cases that a seed draws for a dataset, by the dataset from which each source's are linked."""
+        origin, drawn = self["datasets"][dataset]["labelled_from"], self.draws[seed]
+        if isinstance(origin, dict):
+            return {origin[source]: self.cases_of(patients) for source, patients in drawn.items()}
+        everybody = [p for patients in drawn.values() for p in patients] if isinstance(drawn, dict) else drawn
+        return {origin: self.cases_of(everybody)}
 
     def cases_of(self, patients: Iterable[str]) -> list[str]:
         """Returns all cases of patients; where the protocol knows no patients, a case is one."""
@@ -149,7 +157,7 @@ class Setting:
 
     def planned(self, dataset: str) -> str:
         """Returns the dataset whose plans a dataset has: itself, or where it is linked from."""
-        return str(self["datasets"][dataset].get("labelled_from", dataset))
+        return next(iter(self.labelled_cases(dataset, 0))) if self.is_drawn(dataset) else dataset
 
     def dataset_name(self, dataset: str, seed: int) -> str:
         words = "".join(w.capitalize() for w in (self.file, *dataset.split("_")))

@@ -68,9 +68,13 @@ def test_a_patient_is_in_one_pool_and_labelled_patients_are_drawn_from_theirs(be
         assert sum(map(len, pools.values())) == len(set().union(*pools.values())), setting.name
         for pool, cases in setting["cases"].items():
             assert sorted(setting.cases_of(pools[pool])) == cases, setting.name  # all of a patient's cases
-        assert len(setting.draws) >= setting["draws"]["needed"] and len(set(map(tuple, setting.draws))) > 1
-        for draw in setting.draws:
-            assert len({*draw}) == setting.labelled and {*draw} <= pools["training"], setting.name
+        draws = [list(draw.values()) if isinstance(draw, dict) else [draw] for draw in setting.draws]  # of each source
+        assert len(draws) >= setting["draws"]["needed"] and len(set(map(str, draws))) > 1
+        for patients in (source for draw in draws for source in draw):
+            assert len({*patients}) == setting.labelled and {*patients} <= pools["training"], setting.name
+        for draw in draws:
+            everybody = [patient for source in draw for patient in source]
+            assert len({*everybody}) == len(everybody), setting.name
     heart = {pool: len(cases) for pool, cases in bench.settings.Setting("acdc_unlabelled_3", None)["cases"].items()}
     assert heart == {"training": 96, "calibration": 20, "test": 40}  # ED and ES
 
@@ -117,9 +121,39 @@ def test_a_draw_links_its_own_patients_and_never_a_label_of_another(bench: Simpl
     assert made["numTraining"] == 2 and list(made["mutual"]["cases"]) == labelled
     assert bench.settings.read_json(target / "nnUNetPlans.json") == {"dataset_name": target.name}
 
+    assert setting.planned("few") == "all"
     setting.protocol["draws"]["patients"]["1"][2] = ["patient003"]  # of the calibration patients
     with pytest.raises(bench.settings.BenchmarkError, match="patient003_frame01, which is not in its pool"):
         bench.draws.link_draw(setting, "few", 2)
+
+
+def test_a_draw_of_sources_links_each_from_where_its_label_is(bench: SimpleNamespace, tmp_path: Path) -> None:
+    setting = bench.settings.Setting("hippocampus_sources_1", None, tmp_path)
+    data, draw = setting.work / "nnUNet_preprocessed", setting.draws[1]
+    endings = importlib.import_module("nnunet_mutual.preprocessing.unlabelled").ENDINGS
+    for dataset in ("all", "anterior", "posterior"):
+        folder = data / setting.dataset_name(dataset, 0)
+        (folder / bench.draws.DATA).mkdir(parents=True)
+        for name in (f"{case}{ending}" for case in setting["cases"]["training"] for ending in endings):
+            (folder / bench.draws.DATA / name).write_text(dataset)
+        cases = {case: {"source": dataset} for case in setting["cases"]["training"]}
+        content = {"labels": {"background": 0}, "mutual": {"sources": {dataset: {}}, "cases": cases}}
+        for name, text in (("dataset.json", content), ("nnUNetPlans.json", {}), ("dataset_fingerprint.json", {})):
+            bench.settings.write_json(folder / name, text)
+
+    def made(dataset: str) -> tuple[dict[str, str], dict]:
+        bench.draws.link_draw(setting, dataset, 1)
+        target = data / setting.dataset_name(dataset, 1)
+        linked = {path.name.split(".")[0]: path.read_text() for path in (target / bench.draws.DATA).glob("*.pkl")}
+        return linked, bench.settings.read_json(target / "dataset.json")
+
+    (anterior,), (posterior,) = draw["A"], draw["B"]
+    linked, content = made("sources")
+    assert linked == {anterior: "anterior", posterior: "posterior"} and content["numTraining"] == 2
+    assert content["mutual"]["cases"] == {anterior: {"source": "anterior"}, posterior: {"source": "posterior"}}
+    assert set(content["mutual"]["sources"]) == {"anterior", "posterior"}
+    linked, content = made("whole")
+    assert linked == {anterior: "all", posterior: "all"} and list(content["mutual"]["sources"]) == ["all"]
 
 
 def test_patients_must_be_those_of_the_data(bench: SimpleNamespace, tmp_path: Path) -> None:
