@@ -13,6 +13,7 @@ from nnunet_mutual.trainers.mutual_prototype import MutualPrototypeTrainer
 from nnunet_mutual.trainers.partial import PartialTrainer
 from nnunet_mutual.trainers.rectified import RectifiedPredictor
 from nnunet_mutual.trainers.soft_label import SoftLabelTrainer
+from nnunet_mutual.trainers.taught_partial import TaughtPartialTrainer
 
 __all__ = [
     "MeanTeacherTrainer",
@@ -23,4 +24,5 @@ __all__ = [
     "PartialTrainer",
     "RectifiedPredictor",
     "SoftLabelTrainer",
+    "TaughtPartialTrainer",
 ]

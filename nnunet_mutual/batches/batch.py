@@ -26,6 +26,7 @@ class Batch:
         pattern_index: the same as (B,) tensor on the device.
         views: of batches with unlabelled samples, what their loader and augmentation know; None otherwise.
         sight: which networks see which samples; None where all see all.
+        exchange: of batches whose samples are mixtures of each other, how; None otherwise.
     """
 
     data: Tensor
@@ -36,6 +37,7 @@ class Batch:
     decided: Sequence[Tensor] | None = None
     views: Views | None = None
     sight: Sight | None = None
+    exchange: Exchange | None = None
 
     @property
     def weak(self) -> Tensor:
@@ -45,8 +47,38 @@ class Batch:
 
     def seen_by(self, network: int) -> Tensor:
         """Returns the images as a network sees them: ``data``, unless it has a view of its own."""
-        own = () if self.views is None else self.views.further
+        holder = self.exchange or self.views
+        own = () if holder is None else holder.further
         return own[network - 1] if 0 < network <= len(own) else self.data
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """How samples of a batch were mixed: ``data`` holds the mixtures, labels are as the loader gave them.
+
+    Attributes:
+        weak: (B, M, *spatial) images as the loader gave them.
+        origins: per deep-supervision level, (B, 1, *spatial) sample from which each voxel comes; None: its own.
+        further: ``data`` as the networks after the first one see it.
+    """
+
+    weak: Tensor
+    origins: Sequence[Tensor] | None = None
+    further: Sequence[Tensor] = ()
+
+    def mixed(self, values: Tensor) -> Tensor:
+        """Mixes what is known of the voxels of all samples, (B, C, *spatial), as their images were mixed."""
+        return values if self.origins is None else mixed(values, self.origins[0])
+
+
+def mixed(values: Tensor, origin: Tensor) -> Tensor:
+    """Takes each voxel from the sample from which it comes.
+
+    Args:
+        values: (B, C, *spatial).
+        origin: (B, 1, *spatial) number of the sample.
+    """
+    return values.gather(0, origin.expand_as(values))
 
 
 @dataclass(frozen=True)

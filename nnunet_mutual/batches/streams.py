@@ -23,7 +23,7 @@ from nnunet_mutual.batches.loading import PooledLoader
 from nnunet_mutual.batches.pseudo import PseudoDataset, PseudoStore
 from nnunet_mutual.batches.transforms import SoftChannels, marking, split_mark
 from nnunet_mutual.batches.two_streams import Locations, TwoStreamDataset, TwoStreamLoader
-from nnunet_mutual.batches.views import strengthen
+from nnunet_mutual.batches.views import exchanged, strengthen
 from nnunet_mutual.settings import Partners
 
 NO_IMAGES = (
@@ -115,6 +115,24 @@ class PooledStream(Stream):
         for key in keys:
             pools.setdefault(home(self.groups, self.table.case(key).annotated), []).append(key)
         return partial(PooledLoader, pools=list(pools.values()))
+
+
+class ExchangedStream(PooledStream):
+    """Networks see stronger views of the labelled cases than their teachers, mixed across groups.
+
+    Args:
+        table: who drew what.
+        groups: of which a batch holds cases.
+        views: options of :func:`~nnunet_mutual.batches.views.exchanged`.
+    """
+
+    def __init__(self, table: AnnotationTable, groups: Sequence[LabelGroup], **views: Any):
+        super().__init__(table, groups)
+        self.views = views
+
+    def batch(self, raw: dict, patterns: Patterns, device: torch.device) -> Batch:
+        """See :meth:`Stream.batch`."""
+        return exchanged(super().batch(raw, patterns, device), **self.views)
 
 
 class PseudoStream(PooledStream):

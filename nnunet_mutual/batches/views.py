@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_mutual.batches.batch import Batch, Paste
+from nnunet_mutual.batches.batch import Batch, Exchange, Paste, mixed
 from nnunet_mutual.settings import Partners
 
 PROBABILITY = 0.5  # of each transform
@@ -49,6 +50,45 @@ def _pasted(data: Tensor, pasted: Sequence[Paste]) -> Tensor:
     for paste in pasted:
         paste.put(paste.taken(before), data)
     return data
+
+
+def exchanged(batch: Batch, *, intensity: bool, boxes: bool, views: int = 1) -> Batch:
+    """Replaces the images of a batch by stronger views: other intensities, and a box of another sample in each.
+
+    A box comes with what is known of it, so that a network that sees where a voxel comes from learns nothing about what
+    was drawn there.
+
+    Args:
+        batch: of labelled samples.
+        intensity: as in :func:`strengthen`.
+        boxes: whether samples exchange boxes.
+        views: as in :func:`strengthen`.
+
+    Source: CutMix (Yun et al., ICCV 2019) across sources, as LTUDA does for partial labels; in 3D and with tri-state
+        supervision of each voxel [E].
+    """
+    weak, origins = batch.data, None
+    if boxes and len(weak) > 1:
+        origin = _origins(len(weak), weak.shape[2:]).to(weak.device, non_blocking=True)
+        origins = [_nearest(origin, level.shape[2:]) for level in batch.target]
+    strong = [torch.stack([change_intensity(x) for x in weak]) if intensity else weak for _ in range(views)]
+    seen = strong if origins is None else [mixed(images, origins[0]) for images in strong]
+    return replace(batch, data=seen[0], exchange=Exchange(weak, origins, seen[1:]))
+
+
+def _origins(samples: int, size: Sequence[int]) -> Tensor:
+    """Draws for each sample a box and another sample from which it comes, (samples, 1, *size) on the host."""
+    origin = torch.arange(samples).view(-1, 1, *[1] * len(size)).expand(-1, 1, *size).clone()
+    for sample in range(samples):
+        others = [other for other in range(samples) if other != sample]
+        place: tuple[Any, ...] = (sample, 0, *_box(size))
+        origin[place] = int(np.random.choice(others))
+    return origin
+
+
+def _nearest(origin: Tensor, size: Sequence[int]) -> Tensor:
+    """Of a lower resolution, as nnU-Net downsamples labels for deep supervision."""
+    return F.interpolate(origin.float(), size=size, mode="nearest-exact").long()
 
 
 def draw_boxes(unlabelled: int, samples: int, size: Sequence[int], partners: Partners) -> list[Paste]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Gather = Callable[[Tensor], Tensor]
+Mix = Callable[[Tensor], Tensor]  # of what is known of the voxels of a batch, (B, C, *spatial)
 
 
 def set_log_probability(logits: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,6 +39,18 @@ def set_log_probability(logits: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor
     return log_p.masked_fill(~allowed, -torch.inf).logsumexp(1), log_p
 
 
+def allowed_classes(labels: Tensor, possible: Tensor) -> Tensor:
+    """Returns S(v), the classes that voxels may have: (B, C, *spatial) bool.
+
+    Args:
+        labels: (B, 1, *spatial) integers below V, the ignore label replaced.
+        possible: (B, V, C) bool, see :func:`partial_softmax_loss`.
+    """
+    flat = labels.flatten(2).long()
+    allowed = possible.transpose(1, 2).gather(2, flat.expand(-1, possible.shape[2], -1))
+    return allowed.view(len(labels), -1, *labels.shape[2:])
+
+
 def partial_softmax_loss(
     logits: Tensor,
     target: Tensor,
@@ -47,6 +60,7 @@ def partial_softmax_loss(
     ignore_label: int | None = None,
     drawn: Tensor | None = None,
     leaves_open: bool = False,
+    mix: Mix | None = None,
     batch_dice: bool = False,
     smooth: float = 1e-5,
     gather: Gather | None = None,
@@ -72,6 +86,8 @@ def partial_softmax_loss(
         drawn: (V,) class of each value; None where the values are classes (V = C).
         leaves_open: whether a value may leave open if a voxel belongs to an annotated label; with ``drawn`` it always
             may. Such a voxel does not count in the Dice of that label.
+        mix: mixes the samples as the images were mixed of which the logits are: the pattern is one of the voxel then,
+            and Dice of a label is over the voxels that annotate it.
         batch_dice: one Dice over all samples instead of one per sample, as the plans say.
         smooth: the smoothing term s of the Dice, nnU-Net's 1e-5.
         gather: sums Dice statistics over processes (batch Dice under DDP).
@@ -83,28 +99,64 @@ def partial_softmax_loss(
     Fails when: sources disagree about where an organ ends; the loss believes each of them.
     """
     batch, classes = logits.shape[:2]
-    labels = target.flatten(2).long()
-    counted = annotated[:, 1:].any(1)[:, None]
-    valid = None
-    if ignore_label is not None:
-        valid = labels != ignore_label
-        labels = torch.where(valid, labels, 0)
-        counted = counted & valid[:, 0]
-    allowed = possible.transpose(1, 2).gather(2, labels.expand(batch, classes, -1))
+    labels = target.long()
+    asked = annotated.view(batch, classes, *[1] * (target.ndim - 2))
+    valid = torch.ones_like(labels, dtype=torch.bool) if ignore_label is None else labels != ignore_label
+    labels = torch.where(valid, labels, 0)
+    allowed = allowed_classes(labels, possible)
+    if mix is not None:
+        asked = mix(asked.expand(-1, -1, *labels.shape[2:]))
+        labels, valid, allowed = mix(labels), mix(valid), mix(allowed)
+        annotated = asked.flatten(2).any(2)
+    labels, valid, allowed, asked = (part.flatten(2) for part in (labels, valid, allowed, asked))
+    counted = asked[:, 1:].any(1) & valid[:, 0]
     log_set, log_p = set_log_probability(logits.flatten(2), allowed)
-    cross_entropy = -(log_set * counted).sum() / counted.expand_as(log_set).sum().clamp_min(1)
+    cross_entropy = -(log_set * counted).sum() / counted.sum().clamp_min(1)
 
     values = labels if drawn is None else drawn[labels]
     positive = torch.zeros_like(log_p, dtype=torch.bool).scatter_(1, values, True)[:, 1:]
     # q_b at voxels drawn as b is the probability of the whole set, elsewhere of b alone.
     q = torch.where(positive, log_set[:, None], log_p[:, 1:]).exp()
-    if valid is not None:
+    if ignore_label is not None:
         q = q * valid  # ignored voxels are drawn as background by now
     if drawn is not None or leaves_open:
         q = q.masked_fill(allowed[:, 1:] & ~positive, 0)
+    if mix is not None:
+        q, positive = q * asked[:, 1:], positive & asked[:, 1:]
     sums = (q * positive).sum(2), q.sum(2), positive.sum(2, dtype=q.dtype)
     dice = supervised_dice(*sums, annotated[:, 1:], batch_dice, smooth, gather)
     return cross_entropy - dice
+
+
+def known_regions(
+    target: Tensor,
+    known_by: RegionRelations,
+    annotated: Tensor,
+    *,
+    has_ignore: bool = False,
+    decided: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Returns where each region is known, 0 or 1, and what it is there, both (B, R, *spatial) float32.
+
+    Args:
+        target: see :func:`partial_sigmoid_loss`, and for the others.
+        known_by: relations.
+        annotated: regions.
+        has_ignore: whether there is an ignore mask.
+        decided: where a pseudo label is known.
+    """
+    regions = annotated.shape[1]
+    y = target[:, :regions].flatten(2).float()
+    valid = 1 - target[:, regions:].flatten(2).float() if has_ignore else torch.ones_like(y[:, :1])
+    absent = (known_by.absent_if_present - known_by.absent_if_absent) @ y + known_by.absent_if_absent.sum(
+        2, keepdim=True
+    ) > 0
+    present = known_by.present_if_present @ y > 0
+    drawn = annotated[:, :, None] if decided is None else annotated[:, :, None] & decided.flatten(2)
+    known = (drawn | (absent ^ present)) * valid
+    truth = torch.where(drawn, y, present.to(y))
+    shape = (len(target), regions, *target.shape[2:])
+    return known.view(shape), truth.view(shape)
 
 
 def partial_sigmoid_loss(
@@ -115,6 +167,7 @@ def partial_sigmoid_loss(
     *,
     has_ignore: bool = False,
     decided: Tensor | None = None,
+    mix: Mix | None = None,
     batch_dice: bool = False,
     smooth: float = 1e-5,
     gather: Gather | None = None,
@@ -136,6 +189,7 @@ def partial_sigmoid_loss(
         has_ignore: whether the last target channel is the ignore mask.
         decided: (B, R, *spatial) bool: where the target of a region that nobody drew is a pseudo label, to be learnt
             like a drawn one; such regions are among ``annotated``. Elsewhere they count where drawn ones decide.
+        mix: as in :func:`partial_softmax_loss`.
         batch_dice: as in :func:`partial_softmax_loss`.
         smooth: as in :func:`partial_softmax_loss`.
         gather: as in :func:`partial_softmax_loss`.
@@ -148,16 +202,12 @@ def partial_sigmoid_loss(
     Fails when: annotated regions contradict each other at a voxel; such a voxel counts as unknown for the others.
     """
     regions = logits.shape[1]
-    logits = logits.flatten(2).float()
-    y = target[:, :regions].flatten(2).float()
-    valid = 1 - target[:, regions:].flatten(2).float() if has_ignore else torch.ones_like(y[:, :1])
-    absent = (known_by.absent_if_present - known_by.absent_if_absent) @ y + known_by.absent_if_absent.sum(
-        2, keepdim=True
-    ) > 0
-    present = known_by.present_if_present @ y > 0
-    drawn = annotated[:, :, None] if decided is None else annotated[:, :, None] & decided.flatten(2)
-    known = (drawn | (absent ^ present)) * valid
-    truth = torch.where(drawn, y, present.to(y))
+    known, truth = known_regions(target, known_by, annotated, has_ignore=has_ignore, decided=decided)
+    if mix is not None:
+        asked = mix(annotated.view(*annotated.shape, *[1] * (target.ndim - 2)).expand_as(known))
+        known, truth = mix(known), mix(truth)
+        annotated = asked.flatten(2).any(2)
+    logits, known, truth = logits.flatten(2).float(), known.flatten(2), truth.flatten(2)
 
     bce = (F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * known).sum() / known.sum().clamp_min(1)
     p = logits.sigmoid() * known  # of annotated regions; of pseudo labels, where they are decided or follow from others

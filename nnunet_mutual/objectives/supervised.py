@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from torch import Tensor
 
-from nnunet_mutual.batches.batch import Batch
-from nnunet_mutual.losses.partial import partial_sigmoid_loss, partial_softmax_loss
+from nnunet_mutual.batches.batch import Batch, mixed
+from nnunet_mutual.losses.partial import Mix, partial_sigmoid_loss, partial_softmax_loss
 from nnunet_mutual.objectives.base import Objective, Output, Step, Term
 from nnunet_mutual.objectives.knowledge import Knowledge, Tables
 
@@ -123,13 +124,15 @@ class SupervisedObjective(Objective[Step]):
         # Whatever samples the other processes give, all must gather in the same way.
         alike = self.may_shortcut and (self.options["gather"] is None or samples is None)
         alike = self.may_shortcut_labelled if everywhere else alike
-        if alike and all(tables.is_full[pattern] for pattern in patterns):
+        origins = None if batch.exchange is None else batch.exchange.origins
+        if alike and origins is None and all(tables.is_full[pattern] for pattern in patterns):
             return self.full_loss(levels, target)
         parts = []
         for i, weight in enumerate(self.level_weights):
             if weight > 0:
                 known = None if decided is None else decided[i]
-                parts.append(weight * self._level(levels[i], target[i], known, tables, index, included))
+                mix = None if origins is None else partial(mixed, origin=origins[i])
+                parts.append(weight * self._level(levels[i], target[i], known, tables, index, included, mix))
         return torch.stack(parts).sum()
 
     def _level(
@@ -140,6 +143,7 @@ class SupervisedObjective(Objective[Step]):
         tables: Tables,
         pattern: Tensor,
         included: Tensor | None,
+        mix: Mix | None = None,
     ) -> Tensor:
         annotated = tables.annotated[pattern]
         if tables.relations is not None:
@@ -155,7 +159,7 @@ class SupervisedObjective(Objective[Step]):
                 relations = relations.where(included)
             has_ignore = self.ignore_label is not None
             return partial_sigmoid_loss(
-                logits, target, relations, annotated, has_ignore=has_ignore, decided=known, **self.options
+                logits, target, relations, annotated, has_ignore=has_ignore, decided=known, mix=mix, **self.options
             )
         assert tables.possible is not None
         annotated = annotated if included is None else annotated & included
@@ -167,6 +171,7 @@ class SupervisedObjective(Objective[Step]):
             ignore_label=self.ignore_label,
             drawn=tables.drawn,
             leaves_open=tables.open is not None,
+            mix=mix,
             **self.options,
         )
 

@@ -1,0 +1,107 @@
+"""Networks learn from averaged weights what their cases do not draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from nnunet_mutual.annotation.label_groups import choose_label_groups
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.batches.streams import ExchangedStream
+from nnunet_mutual.engine.peers import Peers
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.objectives import Objective
+from nnunet_mutual.objectives.not_drawn import NotDrawnObjective
+from nnunet_mutual.planning.needs import Needs
+from nnunet_mutual.settings import PeersSettings, planned_memory
+from nnunet_mutual.trainers.base import MutualTrainer
+from nnunet_mutual.trainers.unlabelled import ask_average
+
+MOST_NETWORKS = 4
+
+
+@dataclass(frozen=True)
+class TaughtPartialSettings(PeersSettings):
+    """Settings of :class:`TaughtPartialTrainer`, beside those of every trainer.
+
+    Attributes:
+        ema: decay of the moving averages, above 0; the first network's is deployed.
+        networks: that learn, each from other initial weights, with views of its own.
+        teachers: of several networks: the mean of all averages ("consensus"), or of all but the own one ("crossed").
+        weight: of what averages teach, next to the supervised loss of weight 1; 0 leaves it out.
+        ramp: share of the training during which it rises.
+        sure: probability from which an average teaches.
+        strong_intensity: whether networks see other intensities than the averages.
+        boxes: whether samples of a batch exchange boxes, with labels.
+    """
+
+    ema: float = 0.99
+    networks: int = 1
+    teachers: Literal["consensus", "crossed"] = "consensus"
+    weight: float = 0.5
+    ramp: float = 0.2
+    sure: float = 0.95
+    strong_intensity: bool = True
+    boxes: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ema == 0:
+            raise MutualError('setting "ema" must be above 0: without a moving average there is no teacher')
+        if not 1 <= self.networks <= MOST_NETWORKS:
+            raise MutualError(f'setting "networks" must be from 1 to {MOST_NETWORKS}, found {self.networks}')
+        if not 0 <= self.weight < float("inf"):
+            raise MutualError(f'setting "weight" must be 0 or more, found {self.weight}')
+        if not 0 < self.ramp <= 1:
+            raise MutualError(f'setting "ramp" must be a share of the training, above 0, found {self.ramp}')
+        if not 0 < self.sure < 1:
+            raise MutualError(f'setting "sure" must be between 0 and 1, found {self.sure}')
+
+
+class TaughtPartialTrainer(MutualTrainer):
+    """PartialTrainer whose networks learn what a case does not draw from moving averages of their weights.
+
+    Every voxel keeps what its own case says. Source: see
+    :class:`~nnunet_mutual.objectives.not_drawn.NotDrawnObjective`.
+    """
+
+    paper = (
+        "Tarvainen, Valpola: Mean teachers are better role models: Weight-averaged consistency targets improve "
+        "semi-supervised deep learning results. NeurIPS (2017)"
+    )
+    settings_class = TaughtPartialSettings
+    settings: TaughtPartialSettings
+    no_cascade = "whose second stage would need another first stage's prediction of every mixed image"
+
+    @classmethod
+    def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
+        """Networks and an average of each."""
+        common = super().needs(settings, table, cases)
+        terms = ("soft targets",) if settings.weight > 0 else ()
+        number = settings.networks
+        return replace(common, networks=number, averages=number, memory=planned_memory(settings), terms=terms)
+
+    def build_stream(self) -> ExchangedStream:
+        """Returns the cases, of different groups in a batch, in strong views."""
+        groups = choose_label_groups(self.table, self.do_split()[0])
+        chosen = self.settings
+        views = {"intensity": chosen.strong_intensity, "boxes": chosen.boxes, "views": chosen.networks}
+        return ExchangedStream(self.table, groups if len(groups) > 1 and chosen.boxes else [], **views)
+
+    def build_objectives(self) -> list[Objective]:
+        """Returns what the networks learn."""
+        chosen, everyone = self.settings, range(self.settings.networks)
+        alone = chosen.teachers == "consensus" or chosen.networks == 1
+        teachers = [[n for n in everyone if alone or n != student] for student in everyone]
+        weights = {"weight": chosen.weight, "ramp_end": chosen.ramp, "sure": chosen.sure}
+        return [NotDrawnObjective(self.knowledge, self.supervised, self._ask, teachers, **weights)]
+
+    def _ask(self, teacher: int, images: Tensor) -> Tensor:
+        return ask_average(self, teacher, images)
+
+    def build_peers(self, objectives: Sequence[Objective]) -> Peers:
+        """Returns the networks."""
+        return self.make_peers(objectives, self.settings.networks)
