@@ -51,6 +51,8 @@ def recipes(parts: int, networks: Sequence[int]) -> dict[str, Recipe]:
     found = {
         "stock": Recipe(None, plain),
         "partial": Recipe("PartialTrainer", plain),
+        "taught": Recipe("TaughtPartialTrainer", plain),
+        "taught_consensus": Recipe("TaughtPartialTrainer", plain, {"networks": 2, "memory": "joint"}),
         "mean_teacher": Recipe("MeanTeacherTrainer", plain),
         WITHOUT_OCC: Recipe("MutualCorrelationTrainer", plain, {"memory": "joint", "loss": {"correlation": 0.0}}),
         "mutual_prototype": Recipe("MutualPrototypeTrainer", plain),

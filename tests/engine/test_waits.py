@@ -58,6 +58,7 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("MeanTeacherTrainer", BETTER),
     ("MutualPrototypeTrainer", {**BETTER, "role": "filter"}),
     *(("MutualCorrelationTrainer", {**BETTER, "form": form}) for form in ("consensus", "alternating")),
+    ("TaughtPartialTrainer", {"networks": 2}),
 ]
 
 

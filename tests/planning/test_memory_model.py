@@ -25,6 +25,7 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {  # trainer, configuratio
     "one network": ("PartialTrainer", "3d_fullres", {}),
     "two networks, joint": ("MutualPartialTrainer", "3d_fullres", {**GROUPS, "memory": "joint"}),
     "two networks, sequential": ("MutualPartialTrainer", "2d", {**GROUPS, "memory": "sequential", "ema": 0.9}),
+    "taught, joint": ("TaughtPartialTrainer", "3d_aniso", {"networks": 2, "memory": "joint"}),
     "mean teacher": ("MeanTeacherTrainer", "3d_aniso", {"optimizer": "adamw"}),
     "correlation, joint": ("MutualCorrelationTrainer", "3d_fullres", {"memory": "joint"}),
     "correlation, sequential": ("MutualCorrelationTrainer", "3d_aniso", {"memory": "sequential"}),

@@ -39,6 +39,10 @@ def streams(root: Path) -> Path:
     return two_stream_dataset(root, settings=FEW, block=partial_block(), batch_dice=True)
 
 
+def taught(root: Path) -> Path:
+    return partial_data(root, networks=2, teachers="crossed", sure=0.2, ramp=0.01)
+
+
 def soft_labels(root: Path) -> Path:
     preprocessed = streams(root)
     assert main(["preprocess_unlabelled", "-d", "901", "--soft", str(teach(root, preprocessed))]) == 0
@@ -57,6 +61,7 @@ DATA: dict[str, Callable[[Path], Path]] = {
     "MutualPrototypeTrainer": streams,
     "MutualCrossModalTrainer": modalities,
     "SoftLabelTrainer": soft_labels,
+    "TaughtPartialTrainer": taught,
 }
 COUNTS = ("numbers", "confident", "alarm")  # of the process's own samples, for the log
 QUICK = ("MutualPartialTrainer", "MutualPrototypeTrainer")
