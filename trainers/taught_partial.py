@@ -10,29 +10,28 @@ from torch import Tensor
 
 from nnunet_mutual.annotation.label_groups import choose_label_groups
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.batches.streams import ExchangedStream
+from nnunet_mutual.batches.streams import ExchangedStreams
 from nnunet_mutual.engine.peers import Peers
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Objective
 from nnunet_mutual.objectives.not_drawn import NotDrawnObjective
 from nnunet_mutual.planning.needs import Needs
-from nnunet_mutual.settings import PeersSettings, planned_memory
+from nnunet_mutual.settings import TwoStreamSettings, planned_memory
 from nnunet_mutual.trainers.base import MutualTrainer
-from nnunet_mutual.trainers.unlabelled import ask_average
+from nnunet_mutual.trainers.unlabelled import ask_average, said, sizes_of, unlabelled_images
 
 MOST_NETWORKS = 4
 
 
 @dataclass(frozen=True)
-class TaughtPartialSettings(PeersSettings):
-    """Settings of :class:`TaughtPartialTrainer`, beside those of every trainer.
+class TaughtPartialSettings(TwoStreamSettings):
+    """Settings of :class:`TaughtPartialTrainer`, beside those of every trainer with unlabelled images.
 
     Attributes:
         ema: decay of the moving averages, above 0; the first network's is deployed.
         networks: that learn, each from other initial weights, with views of its own.
         teachers: of several networks: the mean of all averages ("consensus"), or of all but the own one ("crossed").
         weight: of what averages teach, next to the supervised loss of weight 1; 0 leaves it out.
-        ramp: share of the training during which it rises.
         sure: probability from which an average teaches.
         strong_intensity: whether networks see other intensities than the averages.
         boxes: whether samples of a batch exchange boxes, with labels.
@@ -42,7 +41,6 @@ class TaughtPartialSettings(PeersSettings):
     networks: int = 1
     teachers: Literal["consensus", "crossed"] = "consensus"
     weight: float = 0.5
-    ramp: float = 0.2
     sure: float = 0.95
     strong_intensity: bool = True
     boxes: bool = True
@@ -55,8 +53,6 @@ class TaughtPartialSettings(PeersSettings):
             raise MutualError(f'setting "networks" must be from 1 to {MOST_NETWORKS}, found {self.networks}')
         if not 0 <= self.weight < float("inf"):
             raise MutualError(f'setting "weight" must be 0 or more, found {self.weight}')
-        if not 0 < self.ramp <= 1:
-            raise MutualError(f'setting "ramp" must be a share of the training, above 0, found {self.ramp}')
         if not 0 < self.sure < 1:
             raise MutualError(f'setting "sure" must be between 0 and 1, found {self.sure}')
 
@@ -79,17 +75,18 @@ class TaughtPartialTrainer(MutualTrainer):
     @classmethod
     def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
         """Networks and an average of each."""
-        common = super().needs(settings, table, cases)
         terms = ("soft targets",) if settings.weight > 0 else ()
-        number = settings.networks
+        number, common = settings.networks, super().needs(settings, table, cases)
         return replace(common, networks=number, averages=number, memory=planned_memory(settings), terms=terms)
 
-    def build_stream(self) -> ExchangedStream:
-        """Returns the cases, of different groups in a batch, in strong views."""
-        groups = choose_label_groups(self.table, self.do_split()[0])
+    def build_stream(self) -> ExchangedStreams:
+        """Returns the cases, of different groups in a batch, and images that nobody drew, in strong views."""
         chosen = self.settings
         views = {"intensity": chosen.strong_intensity, "boxes": chosen.boxes, "views": chosen.networks}
-        return ExchangedStream(self.table, groups if len(groups) > 1 and chosen.boxes else [], **views)
+        labelled = [key for key in self.do_split()[0] if self.table.case(key).annotated]
+        groups = choose_label_groups(self.table, labelled) if chosen.boxes else []
+        parts = self.fold_cases, self.label_manager, unlabelled_images(self), sizes_of(self)
+        return said(self, ExchangedStreams(*parts, groups=groups, **views))
 
     def build_objectives(self) -> list[Objective]:
         """Returns what the networks learn."""

@@ -39,11 +39,39 @@ def case_probabilities(table: AnnotationTable, identifiers: Sequence[str]) -> np
     return weights / weights.sum()
 
 
-class PooledLoader(nnUNetDataLoader):
-    """nnU-Net's loader, but a batch holds cases of as many pools as it has samples.
+class Pools:
+    """Cases in groups, of which a batch holds as many as it has samples.
 
     A pool is drawn with the probability of its cases; no pool twice before every pool was drawn once. The order is
     random, so no pool is always the one whose patch must hold foreground.
+
+    Args:
+        pools: identifiers, in groups.
+        keys: of the cases that have a probability.
+        probabilities: of each of them; None for equal ones.
+    """
+
+    def __init__(self, pools: Sequence[Sequence[str]], keys: Sequence[str], probabilities: Any = None):
+        weights = np.full(len(keys), 1 / len(keys)) if probabilities is None else np.asarray(probabilities)
+        of_case = dict(zip(keys, weights, strict=True))
+        self.pools = [list(pool) for pool in pools if pool]
+        within = [np.array([of_case[key] for key in pool]) for pool in self.pools]
+        self.of_pool = np.array([weights.sum() for weights in within])
+        self.of_pool /= self.of_pool.sum()
+        self.within_pool = [weights / weights.sum() for weights in within]
+
+    def draw(self, samples: int) -> list[str]:
+        """Draws the cases of a batch."""
+        chosen: list[int] = []
+        while len(chosen) < samples:
+            number = min(samples - len(chosen), len(self.pools))
+            chosen += np.random.choice(len(self.pools), number, replace=False, p=self.of_pool).tolist()
+        order = np.random.permutation(chosen)
+        return [str(np.random.choice(self.pools[pool], p=self.within_pool[pool])) for pool in order]
+
+
+class PooledLoader(nnUNetDataLoader):
+    """nnU-Net's loader, but a batch holds cases of as many pools as it has samples; see :class:`Pools`.
 
     Args:
         pools: identifiers, in groups.
@@ -52,23 +80,11 @@ class PooledLoader(nnUNetDataLoader):
 
     def __init__(self, *arguments: Any, pools: Sequence[Sequence[str]], **options: Any):
         super().__init__(*arguments, **options)
-        given = self.sampling_probabilities
-        weights = np.full(len(self.indices), 1 / len(self.indices)) if given is None else np.asarray(given)
-        of_case = dict(zip(self.indices, weights, strict=True))
-        self.pools = [list(pool) for pool in pools if pool]
-        within = [np.array([of_case[key] for key in pool]) for pool in self.pools]
-        self.of_pool = np.array([weights.sum() for weights in within])
-        self.of_pool /= self.of_pool.sum()
-        self.within_pool = [weights / weights.sum() for weights in within]
+        self.pools = Pools(pools, self.indices, self.sampling_probabilities)
 
     def get_indices(self) -> list[str]:
         """Draws the cases of a batch."""
-        chosen: list[int] = []
-        while len(chosen) < self.batch_size:
-            number = min(self.batch_size - len(chosen), len(self.pools))
-            chosen += np.random.choice(len(self.pools), number, replace=False, p=self.of_pool).tolist()
-        order = np.random.permutation(chosen)
-        return [str(np.random.choice(self.pools[pool], p=self.within_pool[pool])) for pool in order]
+        return self.pools.draw(self.batch_size)
 
 
 def start_loader(loader: nnUNetDataLoader, *, training: bool, pin_memory: bool, seed: int | None) -> Augmenter:

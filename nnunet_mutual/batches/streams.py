@@ -26,6 +26,10 @@ from nnunet_mutual.batches.two_streams import Locations, TwoStreamDataset, TwoSt
 from nnunet_mutual.batches.views import exchanged, strengthen
 from nnunet_mutual.settings import Partners
 
+COMPLETE = (
+    "every case annotates every label, and there are no unlabelled images; train nnUNetTrainer, or put further images "
+    "into imagesUn"
+)
 NO_IMAGES = (
     "there are no unlabelled images that this fold may use (in imagesUn, or cases that annotate nothing); put images "
     "into imagesUn, run nnunet_mutual preprocess_unlabelled, and train anew"
@@ -111,28 +115,15 @@ class PooledStream(Stream):
         """See :meth:`Stream.loader`."""
         if not self.groups:
             return super().loader(keys)
-        pools: dict[int | None, list[str]] = {}
-        for key in keys:
-            pools.setdefault(home(self.groups, self.table.case(key).annotated), []).append(key)
-        return partial(PooledLoader, pools=list(pools.values()))
+        return partial(PooledLoader, pools=pools_of(self.table, self.groups, keys))
 
 
-class ExchangedStream(PooledStream):
-    """Networks see stronger views of the labelled cases than their teachers, mixed across groups.
-
-    Args:
-        table: who drew what.
-        groups: of which a batch holds cases.
-        views: options of :func:`~nnunet_mutual.batches.views.exchanged`.
-    """
-
-    def __init__(self, table: AnnotationTable, groups: Sequence[LabelGroup], **views: Any):
-        super().__init__(table, groups)
-        self.views = views
-
-    def batch(self, raw: dict, patterns: Patterns, device: torch.device) -> Batch:
-        """See :meth:`Stream.batch`."""
-        return exchanged(super().batch(raw, patterns, device), **self.views)
+def pools_of(table: AnnotationTable, groups: Sequence[LabelGroup], keys: Sequence[str]) -> list[list[str]]:
+    """Returns cases by the group to which they belong; those of none are a pool of their own."""
+    pools: dict[int | None, list[str]] = {}
+    for key in keys:
+        pools.setdefault(home(groups, table.case(key).annotated), []).append(key)
+    return list(pools.values())
 
 
 class PseudoStream(PooledStream):
@@ -257,7 +248,7 @@ class TwoStreams(Stream):
         Args:
             planned: the plans' batch size.
         """
-        if self.idle:
+        if not self.unlabelled:
             return "A batch holds labelled cases alone"
         return (
             f"{len(self.labelled_keys)} cases with labels, {len(self.unlabelled_keys)} unlabelled images; a batch "
@@ -330,6 +321,39 @@ class TaughtStreams(TwoStreams):
         if not self.unlabelled:
             return moved
         return strengthen(moved, intensity=self.intensity, partners=self.partners, views=self.views)
+
+
+class ExchangedStreams(TwoStreams):
+    """Networks see stronger views of all cases than their teachers, mixed across sources; an image draws nothing.
+
+    Args:
+        arguments: of :class:`TwoStreams`.
+        groups: of which a batch holds labelled cases.
+        views: options of :func:`~nnunet_mutual.batches.views.exchanged`.
+    """
+
+    def __init__(self, *arguments: Any, groups: Sequence[LabelGroup], **views: Any):
+        super().__init__(*arguments)
+        self.groups = list(groups) if len(groups) > 1 else []
+        self.views = views
+        complete = all(self.table.case(key).annotated == frozenset(self.table.labels) for key in self.labelled_keys)
+        self.idle = COMPLETE if complete and not self.unlabelled else ""
+
+    def batch_size(self, planned: int) -> int | None:
+        """A batch needs room for two sources, or for one and an image."""
+        return super().batch_size(planned) if self.unlabelled else 2 if self.groups and planned < 2 else None
+
+    def loader(self, keys: Sequence[str]) -> Callable[..., nnUNetDataLoader]:
+        """See :meth:`Stream.loader`."""
+        loader = super().loader(keys)
+        if not self.groups:
+            return loader
+        pools = pools_of(self.table, self.groups, self.labelled_keys if self.unlabelled else keys)
+        return partial(loader if self.unlabelled else PooledLoader, pools=pools)
+
+    def batch(self, raw: dict, patterns: Patterns, device: torch.device) -> Batch:
+        """See :meth:`Stream.batch`."""
+        return exchanged(super().batch(raw, patterns, device), **self.views)
 
 
 class SoftStreams(TwoStreams):

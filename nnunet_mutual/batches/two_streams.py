@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
+from nnunet_mutual.batches.loading import Pools
+
 Locations: TypeAlias = Callable[[str], dict[Any, np.ndarray] | None]
 
 
@@ -57,6 +59,7 @@ class TwoStreamLoader(nnUNetDataLoader):
         unlabelled: the unlabelled cases.
         number: unlabelled patches.
         forced: share of the unlabelled patches that shall hold what was predicted as foreground.
+        pools: groups of labelled cases of which a batch shall hold different ones; none: drawn independently.
         options: nnU-Net's.
     """
 
@@ -68,12 +71,14 @@ class TwoStreamLoader(nnUNetDataLoader):
         unlabelled: Sequence[str],
         number: int,
         forced: float = 0.0,
+        pools: Sequence[Sequence[str]] = (),
         **options: Any,
     ):
         super().__init__(data, batch_size + number, *arguments, **options)
         self.unlabelled = list(unlabelled)
         self.number = number
         self.forced = forced
+        self.pools = Pools(pools, self.indices, self.sampling_probabilities) if pools else None
         self.forces_by_chance = batch_size == 1 or options.get("probabilistic_oversampling", False)
         self.get_do_oversample = self._force_labelled
 
@@ -87,7 +92,11 @@ class TwoStreamLoader(nnUNetDataLoader):
 
     def get_indices(self) -> list[str]:
         """Draws the cases of a batch, the unlabelled ones without repetition where there are enough."""
-        labelled = np.random.choice(self.indices, self.batch_size - self.number, p=self.sampling_probabilities)
+        samples = self.batch_size - self.number
+        if self.pools is None:
+            labelled = np.random.choice(self.indices, samples, p=self.sampling_probabilities).tolist()
+        else:
+            labelled = self.pools.draw(samples)
         repeated = self.number > len(self.unlabelled)
         unlabelled = np.random.choice(self.unlabelled, self.number, replace=repeated)
         return [*map(str, unlabelled), *map(str, labelled)]

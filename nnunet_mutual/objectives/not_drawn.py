@@ -124,6 +124,8 @@ class NotDrawnObjective(Objective[NotDrawnStep]):
     def _mixed(self, target: Tensor, counted: Tensor, unclear: Tensor, batch: Batch) -> Lesson:
         """The lesson of the mixed images; a label has a Dice in samples that show enough of it."""
         assert batch.exchange is not None
+        if batch.views is not None:
+            counted, unclear = counted & batch.views.inside, unclear & batch.views.inside
         self.taught += torch.stack([counted.sum(), unclear.sum()])
         target, counted = batch.exchange.mixed(target), batch.exchange.mixed(counted)
         return Lesson(target, counted, ((target > HALF) & counted).flatten(2).sum(2) >= LEAST_VOXELS)

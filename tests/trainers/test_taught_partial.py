@@ -6,11 +6,13 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from test_unlabelled_trainers import assert_same
 from training import (
+    KEYS,
     SHORT,
     change_settings,
     largest_difference,
@@ -21,6 +23,7 @@ from training import (
     stop_at,
     trainer_for,
 )
+from two_streams import UNLABELLED, two_stream_dataset
 
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.settings import read_settings
@@ -93,6 +96,26 @@ def test_networks_see_views_of_their_own_and_teachers_the_images_as_they_are(nnu
     assert len({*batch.patterns}) == 2, "a batch holds cases of both groups"
     held = trainer.validation_batch(raw)
     assert held.exchange is None and held.data.equal(raw["data"])
+
+
+def test_images_that_nobody_drew_are_one_more_source(nnunet_folders: Path) -> None:
+    preprocessed = two_stream_dataset(nnunet_folders, settings=TWO, block=partial_block())
+    trainer, loader = started(preprocessed, TaughtPartialTrainer)
+    raw = next(loader)
+    batch = trainer.training_batch(raw)
+    assert batch.keys[0] in UNLABELLED and batch.keys[1] in KEYS
+    assert trainer.acted.unlabelled == len(UNLABELLED) and trainer.acted.idle == ""
+    (objective,) = trainer.objectives
+    both = objective.ask(batch, trainer.progress())
+    origin, inside = batch.exchange.origins[0], batch.views.inside
+    assert both[0].counted.any() and not (both[0].counted & ~batch.exchange.mixed(inside)).any()
+    assert all(origin[sample].unique().tolist() == [0, 1] for sample in range(2)), "labels come with their boxes"
+    assert np.isfinite(trainer.train_step(raw)["terms"]).all()
+
+
+def test_without_anything_undecided_it_says_so(nnunet_folders: Path) -> None:
+    trainer, _ = started(tiny.make_dataset(nnunet_folders, settings=TWO), TaughtPartialTrainer)
+    assert "had nothing to be mutual about" in trainer.acted.idle and "every case annotates" in trainer.acted.idle
 
 
 def test_settings_that_mean_nothing_are_refused() -> None:
