@@ -85,6 +85,10 @@ class Settings:
         if self.seed is not None and self.seed < 0:
             raise MutualError(f'setting "seed" must be from 0 to {LARGEST}, or null, found {self.seed}')
 
+    def unused(self) -> dict[str, str]:
+        """Returns the settings that have no effect beside the others, and beside which: words to go on with."""
+        return {}
+
 
 @dataclass(frozen=True)
 class PeersSettings(Settings):
@@ -174,6 +178,10 @@ class TeacherSettings(TwoStreamSettings):
     def taught(self) -> bool:
         """Whether a moving average teaches."""
         return True
+
+    def unused(self) -> dict[str, str]:
+        """See :meth:`Settings.unused`."""
+        return {"ema": f"with ema_age={self.ema_age}"} if self.taught and self.ema_age is not None else {}
 
 
 @dataclass(frozen=True)
@@ -291,9 +299,13 @@ def read_settings(cls: type[S], block: Mapping[str, Any], place: str = BLOCK, or
         origin: where that is, for the sentences.
 
     Raises:
-        MutualError: an unknown key (the known ones are listed) or a value of the wrong type.
+        MutualError: an unknown key (the known ones are listed), a value of the wrong type, or one without effect.
     """
-    return _read(cls, block, place, origin)
+    made = _read(cls, block, place, origin)
+    for name, why in made.unused().items() if isinstance(made, Settings) else ():
+        if name in block and getattr(made, name) != getattr(cls, name):
+            raise MutualError(f'setting "{name}" has no effect {why}; leave it out')
+    return typing.cast(S, made)
 
 
 def groups_of_settings(cls: type[Any]) -> dict[str, type[Any] | None]:

@@ -76,6 +76,18 @@ class MutualCorrelationSettings(SoftTeacherSettings):
         if self.published and (self.form, self.second) != ("partner", "attention"):
             raise MutualError('published=true has form="partner" and second="attention"; leave these settings out')
 
+    def unused(self) -> dict[str, str]:
+        """See :meth:`Settings.unused`."""
+        found = super().unused()
+        if not self.attends:
+            found |= dict.fromkeys(("inter", "dropout"), "without a network with attention")
+        if self.networks == 1:
+            found |= dict.fromkeys(("second", "own_views"), f'with form="{self.form}", which has one network')
+        if not self.taught:
+            names = ["own_views", "strong_intensity", "paste_from", "soft_loss", *(["ema_age"] if self.ema_age else [])]
+            found |= dict.fromkeys(names, f'with form="{self.form}", in which no moving average teaches')
+        return found
+
     @property
     def taught(self) -> bool:
         """Whether moving averages teach."""

@@ -59,6 +59,11 @@ class MutualPrototypeSettings(SoftTeacherSettings):
         if self.published and self.role != "rectify":
             raise MutualError('published=true has role="rectify"; leave the setting out')
 
+    def unused(self) -> dict[str, str]:
+        """See :meth:`Settings.unused`."""
+        names = ("confidence",) if self.role == "filter" else ("temperature", "soft_loss")
+        return super().unused() | dict.fromkeys(names, f'with role="{self.role}"')
+
 
 class MutualPrototypeTrainer(MutualTrainer):
     """A student learns from its moving average, whose logits prototypes of the labelled images rectify.

@@ -56,6 +56,11 @@ class TaughtPartialSettings(TwoStreamSettings):
         if not 0 < self.sure < 1:
             raise MutualError(f'setting "sure" must be between 0 and 1, found {self.sure}')
 
+    def unused(self) -> dict[str, str]:
+        """See :meth:`Settings.unused`."""
+        found = {"teachers": "with one network"} if self.networks == 1 else {}
+        return found | (dict.fromkeys(("ramp", "sure"), "with weight=0") if self.weight == 0 else {})
+
 
 class TaughtPartialTrainer(MutualTrainer):
     """PartialTrainer whose networks learn what a case does not draw from moving averages of their weights.

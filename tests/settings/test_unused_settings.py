@@ -1,0 +1,45 @@
+"""A setting that another one switches off is refused, not passed over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.settings import Settings, read_settings
+from nnunet_mutual.trainers.mean_teacher import MeanTeacherSettings
+from nnunet_mutual.trainers.mutual_correlation import MutualCorrelationSettings
+from nnunet_mutual.trainers.mutual_prototype import MutualPrototypeSettings
+from nnunet_mutual.trainers.taught_partial import TaughtPartialSettings
+
+UNUSED: list[tuple[type[Settings], dict[str, Any], str]] = [
+    (MeanTeacherSettings, {"ema": 0.9, "ema_age": 0.1}, '"ema" has no effect with ema_age=0.1'),
+    (MutualCorrelationSettings, {"own_views": False}, '"own_views" has no effect with form="partner"'),
+    (MutualCorrelationSettings, {"form": "crossed", "ema": 0.9}, '"ema" has no effect with ema_age=0.1'),
+    (MutualCorrelationSettings, {"second": "equal", "dropout": 0.2}, '"dropout" has no effect without a network with'),
+    (MutualCorrelationSettings, {"form": "alternating", "second": "equal"}, '"second" has no effect with form="altern'),
+    (MutualPrototypeSettings, {"role": "filter", "confidence": 0.7}, '"confidence" has no effect with role="filter"'),
+    (MutualPrototypeSettings, {"soft_loss": "sample"}, '"soft_loss" has no effect with role="rectify"'),
+    (TaughtPartialSettings, {"teachers": "crossed"}, '"teachers" has no effect with one network'),
+    (TaughtPartialSettings, {"weight": 0.0, "sure": 0.5}, '"sure" has no effect with weight=0'),
+]
+USED: list[tuple[type[Settings], dict[str, Any]]] = [
+    (MutualCorrelationSettings, {"ema": 0.9}),
+    (MutualCorrelationSettings, {"form": "crossed", "ema": 0.9, "ema_age": None, "dropout": 0.2, "own_views": False}),
+    (MutualPrototypeSettings, {"role": "filter", "soft_loss": "sample", "confidence": 0.8}),  # the default says nothing
+    (TaughtPartialSettings, {"networks": 2, "teachers": "crossed", "sure": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("settings", "block", "words"), UNUSED)
+def test_what_has_no_effect_is_refused(settings: type[Settings], block: dict[str, Any], words: str) -> None:
+    with pytest.raises(MutualError, match=words) as raised:
+        read_settings(settings, block)
+    assert str(raised.value).endswith("leave it out")
+
+
+@pytest.mark.parametrize(("settings", "block"), USED)
+def test_what_has_an_effect_is_read(settings: type[Settings], block: dict[str, Any]) -> None:
+    read = read_settings(settings, block)
+    assert {name: getattr(read, name) for name in block} == block
