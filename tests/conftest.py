@@ -1,10 +1,13 @@
-"""Fixtures of all tests: nnU-Net folders of their own, one thread, no worker processes."""
+"""Fixtures of all tests: nnU-Net folders of their own, one thread, no workers for loading, pools that fork."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
+from collections import Counter
 from collections.abc import Iterator
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import blosc2
@@ -17,6 +20,18 @@ os.environ["nnUNet_n_proc_DA"] = "0"
 os.environ["nnUNet_def_n_proc"] = "1"
 os.environ.pop("nnUNet_extTrainer", None)
 
+contexts = multiprocessing.get_context
+
+
+def forking(method: str | None = None) -> multiprocessing.context.BaseContext:
+    """The context in which processes that would import nnU-Net for seconds are forked instead."""
+    return contexts("fork" if method == "spawn" else method)
+
+
+if sys.platform == "linux":
+    multiprocessing.get_context = forking
+multiprocessing.Pool = ThreadPool  # nnU-Net starts twelve processes each time that it lists the images of a folder
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
@@ -25,6 +40,15 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if alone and all(Path(argument).is_dir() for argument in config.args):
         config.option.numprocesses = os.cpu_count()
         config.option.dist = "loadfile"
+        config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of few tests come first: they take long, and at the end would keep one core at work while others wait."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        tests = Counter(item.path for item in items)
+        items.sort(key=lambda item: tests[item.path])
 
 
 @pytest.fixture()
@@ -36,7 +60,27 @@ def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 @pytest.fixture()
-def forked_pools(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Validates in forked processes; the spawned ones of real runs, seen in test_end_to_end, import for ten seconds."""
-    fork = multiprocessing.get_context("fork")
-    monkeypatch.setattr(multiprocessing, "get_context", lambda method=None: fork)
+def spawned_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools of real runs, in processes that know nothing of this one."""
+    monkeypatch.setattr(multiprocessing, "get_context", contexts)
+
+
+@pytest.fixture()
+def few_voxels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fingerprint of 10,000 drawn voxels; nnU-Net draws a hundred million, however small the images are."""
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+
+    number = property(lambda extractor: 10_000, lambda extractor, value: None)
+    monkeypatch.setattr(DatasetFingerprintExtractor, "num_foreground_voxels_for_intensitystats", number, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def variables_are_restored() -> Iterator[None]:
+    """A test that leaves nnU-Net's variables changed would decide what later ones find in the same process."""
+
+    def variables() -> dict[str, str]:
+        return {name: value for name, value in os.environ.items() if name.startswith("nnUNet_")}
+
+    before = variables()
+    yield
+    assert variables() == before

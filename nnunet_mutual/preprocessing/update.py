@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import sys
@@ -10,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +242,7 @@ def _run(jobs: Sequence[_Job], processes: int | None) -> Iterator[tuple[_Job, st
         for job in jobs:
             yield job, _preprocess(job)
         return
-    pool = ProcessPoolExecutor(number, mp_context=get_context("spawn"), initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(number, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
     try:
         yield from zip(jobs, pool.map(_preprocess, jobs), strict=True)
     except BrokenProcessPool:
@@ -258,7 +258,7 @@ def _end_with_parent() -> None:
     """Ends this process when the command is killed, which would otherwise leave it waiting for ever."""
 
     def wait() -> None:
-        parent = parent_process()
+        parent = multiprocessing.parent_process()
         assert parent is not None
         parent.join()
         os._exit(1)

@@ -112,6 +112,7 @@ def preprocessed_alone(raw: Path, plans: dict[str, Any], key: str, channels: tup
     return whole
 
 
+@pytest.mark.usefixtures("few_voxels", "spawned_pools")
 def test_a_group_looks_as_it_does_alone(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """At native spacing the voxels are those of stock preprocessing of the group's channels, to the last bit."""
     raw = make_raw(nnunet_folders, missing={"case_00": "T1", "un_1": "FLAIR"})

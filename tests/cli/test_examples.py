@@ -103,7 +103,7 @@ class World:
 
 
 @pytest.mark.slow
-def test_examples_of_every_help_run(nnunet_folders: Path, forked_pools: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_of_every_help_run(nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(nnunet_folders)
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     world = World(nnunet_folders)

@@ -6,8 +6,6 @@ import csv
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from fresh import status_of_copy
 from merging import FLIPPED, LIVER, OUT, SPLEEN, Pair, block_of, regions, unlabelled, voxels
 
 from nnunet_mutual.cli.parser import main
@@ -306,24 +305,20 @@ def test_interrupt_at_the_last_step_leaves_nothing(pair: Pair, monkeypatch: pyte
     assert pair.state() == before and not any("merging" in path.name for path in pair.root.iterdir())
 
 
-KILLED = """
-import os, signal
-from nnunet_mutual.cli.parser import main
-from nnunet_mutual.datasets import new_dataset
-link = new_dataset.link_or_copy
-def killed(path, place, *, copy):
-    if place.name.startswith("Spleen_s_2"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    link(path, place, copy=copy)
-new_dataset.link_or_copy = killed
-main(["merge", "11", "12", "Dataset111_Abdomen"])
-"""
-
-
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_killed_merge_leaves_no_dataset_and_a_rerun_starts_clean(pair: Pair) -> None:
-    done = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL
+    def killed() -> None:
+        link = new_dataset.link_or_copy
+
+        def linking(path: Path, place: Path, *, copy: bool) -> None:
+            if place.name.startswith("Spleen_s_2"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            link(path, place, copy=copy)
+
+        new_dataset.link_or_copy = linking
+        pair.merge()
+
+    assert status_of_copy(killed) == -signal.SIGKILL
     stale = pair.root / f".{OUT}.merging"
     assert not pair.out.exists() and (stale / "imagesTr" / "Spleen_s_1_0000.nii.gz").is_file()
     (stale / "imagesTr" / "rest_0000.nii.gz").write_bytes(b"left over")

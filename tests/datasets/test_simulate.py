@@ -7,8 +7,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from fresh import status_of_copy
 from raw_dataset import LABELS, NAME, SHAPE, RawDataset
 
 from nnunet_mutual.annotation.table import AnnotationTable
@@ -23,6 +22,7 @@ from nnunet_mutual.cli.parser import main
 from nnunet_mutual.datasets import new_dataset
 from nnunet_mutual.datasets.check import check
 from nnunet_mutual.datasets.raw import training_cases
+from nnunet_mutual.datasets.simulate import block
 from nnunet_mutual.datasets.simulate.block import restricted
 
 OUT = "Dataset778_Simulated"
@@ -340,24 +340,20 @@ def test_full_disk(toy: Toy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert toy.state() == before
 
 
-KILLED = """
-import os, signal
-from nnunet_mutual.cli.parser import main
-from nnunet_mutual.datasets.simulate import block as simulated
-place = simulated.place_images
-def killed(files, *arguments, **options):
-    if files.key == "toy_003":
-        os.kill(os.getpid(), signal.SIGKILL)
-    place(files, *arguments, **options)
-simulated.place_images = killed
-main(["simulate", "777", "Dataset778_Simulated", "--labelled", "4"])
-"""
-
-
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_killed_and_repeated(toy: Toy) -> None:
-    done = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL
+    def killed() -> None:
+        place = block.place_images
+
+        def placing(files: Any, *arguments: Any, **options: Any) -> None:
+            if files.key == "toy_003":
+                os.kill(os.getpid(), signal.SIGKILL)
+            place(files, *arguments, **options)
+
+        block.place_images = placing
+        toy.simulate("--labelled", "4")
+
+    assert status_of_copy(killed) == -signal.SIGKILL
     stale = toy.out.with_name(f".{OUT}.simulating")
     assert not toy.out.exists() and (stale / "truth" / "labels" / "toy_002.nii.gz").is_file()
     assert toy.simulate("--labelled", "4") == 0

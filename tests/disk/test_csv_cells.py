@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from fresh import killed
 
 import nnunet_mutual
 from nnunet_mutual.batches.decisions import Decision, read_decisions, write_decisions
@@ -72,32 +69,15 @@ def test_tables_of_a_report_hold_no_formula(tmp_path: Path) -> None:
     assert (tmp_path / "report_dice.csv").read_text().splitlines() == ["case,dice", "'=1+1,-0.25"]
 
 
-KILLED = """
-import os, signal
-from pathlib import Path
-import pandas as pd
-from nnunet_mutual.report import blocks
-replace, count = os.replace, 0
-def replacing(*names):
-    global count
-    count += 1
-    if count == {number}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(*names)
-os.replace = replacing
-table = pd.DataFrame({{"case": ["a"]}})
-path = blocks.choose_output({page!r}, Path("none"))
-blocks.write(path, "<html>" + blocks.GENERATOR, {{"dice": table, "curves": table}})
-"""
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_report_that_was_killed_is_repeated(tmp_path: Path, renames: int) -> None:
+    page, table = tmp_path / "report.html", pd.DataFrame({"case": ["a"]})
 
+    def write() -> None:
+        path = blocks.choose_output(str(page), page)
+        blocks.write(path, f"<html>{blocks.GENERATOR}", {"dice": table, "curves": table})
 
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_a_report_that_was_killed_is_repeated(tmp_path: Path, number: int) -> None:
-    page = tmp_path / "report.html"
-    code = KILLED.format(number=number, page=str(page))
-    assert subprocess.run([sys.executable, "-c", code], env={**os.environ}).returncode == -signal.SIGKILL
-    blocks.choose_output(str(page), page)
-    table = pd.DataFrame({"case": ["a"]})
-    blocks.write(page, f"<html>{blocks.GENERATOR}", {"dice": table, "curves": table})
+    killed(write, renames)
+    write()
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["report.html", "report_curves.csv", "report_dice.csv"]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from fresh import killed
 
 from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.names import inside, safe_name
@@ -68,12 +67,7 @@ def _write(path: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
-    program = (
-        "import os, sys; from pathlib import Path; from nnunet_mutual.disk.writing import written\n"
-        "with written(Path(sys.argv[1])) as temporary:\n"
-        "    temporary.write_text('half'); os.kill(os.getpid(), 9)"
-    )
-    subprocess.run([sys.executable, "-c", program, str(tmp_path / "a[1].json")], check=False)
+    killed(lambda: _write(tmp_path / "a[1].json"), renames=0)
     left = os.listdir(tmp_path)
     assert len(left) == 1 and left[0].startswith(".a[1].json.")
     (tmp_path / ".note.tmp").write_text("the user's own")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fresh import killed
 
 from nnunet_mutual.disk.folders import finish, finish_interrupted, output_folder, temporary_folder, written_folders
 from nnunet_mutual.disk.names import require_text
@@ -20,24 +20,6 @@ def write(targets: list[Path]) -> None:
         for number, folder in enumerate(staged):
             folder.mkdir()
             (folder / "content").write_text(str(number))
-
-
-def killed(work: Callable[[], None], renames: int) -> None:
-    """Does something in a process that ends, without any cleaning up, instead of its last rename."""
-    child = os.fork()
-    if child == 0:
-        replace, done = os.replace, []
-
-        def counted(*names: Path) -> None:
-            if len(done) == renames:
-                os._exit(9)
-            done.append(names)
-            replace(*names)
-
-        os.replace = counted  # type: ignore[assignment]
-        work()
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
 
 @pytest.mark.parametrize("renames", [0, 1, 2])

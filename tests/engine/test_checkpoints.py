@@ -116,7 +116,6 @@ def test_the_deployed_network_need_not_be_the_first(preprocessed: Path) -> None:
     assert curves(resumed) == curves(whole)
 
 
-@pytest.mark.usefixtures("forked_pools")
 def test_the_deployed_network_is_the_one_that_is_validated(nnunet_folders: Path) -> None:
     block = partial_block()
     block["cases"]["case_00"]["annotated"] = ["liver", "tumour", "spleen"]  # whose file is not restricted

@@ -105,6 +105,7 @@ def test_a_hostile_checkpoint_runs_nothing_in_any_command(
     assert not mark.exists() and not (nnunet_folders / "soft").exists()
 
 
+@pytest.mark.usefixtures("nnunet_folders")  # in a container the script sets what is not set
 def test_a_hostile_model_runs_nothing_in_the_container(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,6 +120,7 @@ def test_a_hostile_model_runs_nothing_in_the_container(
     assert not mark.exists() and not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("nnunet_folders")  # in a container the script sets what is not set
 def test_the_container_writes_through_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name in the output folder, taken already by a link, is replaced; what the link points to is not touched."""
     monkeypatch.setattr(predict, "MODEL", stock_model(tmp_path / "model", logging={}))

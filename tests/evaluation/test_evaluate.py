@@ -258,7 +258,7 @@ def test_comparison(play: Play, capsys: pytest.CaptureFixture[str]) -> None:
     assert "do not hold the same cases" in capsys.readouterr().err
 
 
-def test_several_processes_give_the_same(play: Play, forked_pools: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_give_the_same(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nnunet_mutual.evaluation.cases.CASES_PER_PROCESS", 1)
     monkeypatch.setattr("os.cpu_count", lambda: 3)
     table = AnnotationTable.from_dataset_json(json.loads((play.raw / "dataset.json").read_text()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -50,11 +49,9 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished training with its validation; shared, so tests must not change it."""
     root = tmp_path_factory.mktemp("trained")
-    fork = multiprocessing.get_context("fork")
     with pytest.MonkeyPatch.context() as patch:
         for name in VARIABLES:
             patch.setenv(name, str(root / name))
-        patch.setattr(multiprocessing, "get_context", lambda method=None: fork)
         block = partial_block()
         block["cases"]["case_00"]["patient"] = "Jane Roe"
         trainer = trainer_for(tiny.make_dataset(root, block=block, settings=SHORT))

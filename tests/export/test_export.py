@@ -211,7 +211,7 @@ def test_bad_exports_write_nothing(folders: Callable[[str], Path], changed: dict
 
 
 def test_a_training_that_was_stopped_is_validated_and_exported(
-    trained: Path, nnunet_folders: Path, forked_pools: None, capsys: pytest.CaptureFixture[str]
+    trained: Path, nnunet_folders: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         shutil.copytree(trained / name, nnunet_folders / name)

@@ -28,11 +28,12 @@ PREDICT = """
 import json, torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
-predictor.initialize_from_trained_model_folder(sys.argv[1], (0,), "checkpoint_final.pth")
-for target, files in json.loads(sys.argv[2]).items():
-    image, properties = SimpleITKIO().read_images(files)
-    SimpleITKIO().write_seg(predictor.predict_single_npy_array(image, properties), target, properties)
+for model, cases in json.loads(sys.argv[1]).items():
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(model, (0,), "checkpoint_final.pth")
+    for target, files in cases.items():
+        image, properties = SimpleITKIO().read_images(files)
+        SimpleITKIO().write_seg(predictor.predict_single_npy_array(image, properties), target, properties)
 """
 
 
@@ -78,6 +79,8 @@ def test_every_group_predicts_in_stock_nnunet(
     assert "both: 100.000% of the voxels of 1 validation case(s) have" in shown
     results = folders("nnUNet_results")
     fold = results / "MutualCrossModalTrainer__nnUNetPlans__3d_fullres" / "fold_0"
+    images = folders("nnUNet_raw") / "imagesTr"
+    cases: dict[str, dict[str, list[str]]] = {}
     for group, channels in GROUPS.items():
         assert f"-p {PLANS}_{group} -f 0" in shown
         model = results / f"nnUNetTrainer__{PLANS}_{group}__3d_fullres"
@@ -92,21 +95,20 @@ def test_every_group_predicts_in_stock_nnunet(
         assert len(plan["configurations"]["3d_fullres"]["normalization_schemes"]) == len(channels)
         assert list(plan["foreground_intensity_properties_per_channel"]) == [str(n) for n in range(len(channels))]
         assert f"images of {', '.join(channels)}" in (model / "model_card.md").read_text()
-        validated = sorted((fold / f"validation_full_{group}").glob("*.nii.gz"))
-        images = folders("nnUNet_raw") / "imagesTr"
-        files = {
+        cases[str(model)] = {
             str(tmp_path / f"{group}_{file.name}"): [
                 str(images / file.name.replace(".nii.gz", f"_{list(CHANNELS.values()).index(c):04d}.nii.gz"))
                 for c in channels
             ]
-            for file in validated
+            for file in sorted((fold / f"validation_full_{group}").glob("*.nii.gz"))
         }
+    done = subprocess.run([sys.executable, "-c", BLOCKED + PREDICT, json.dumps(cases)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for group in GROUPS:
+        model = results / f"nnUNetTrainer__{PLANS}_{group}__3d_fullres"
         agreement, least, dice, mean, most = numbers_of((model / "model_card.md").read_text())
         assert agreement == least and mean == most == 0  # at native spacing, preprocessing is the same to the last bit
-        done = subprocess.run(
-            [sys.executable, "-c", BLOCKED + PREDICT, str(model), json.dumps(files)], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
+        validated = sorted((fold / f"validation_full_{group}").glob("*.nii.gz"))
         for file in validated:
             paths = (file, tmp_path / f"{group}_{file.name}")
             ours, stock = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in paths)

@@ -1,11 +1,13 @@
-"""Fresh interpreters for tests of what happens outside the test process."""
+"""Fresh interpreters, and a copy of this one, for tests of what happens outside the test process."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 NNUNET_VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer")
@@ -37,3 +39,35 @@ def run_code(code: str, folder: Path, env: Mapping[str, str]) -> str:
 def run_cli(arguments: Sequence[str], folder: Path, env: Mapping[str, str], status: int = 0) -> str:
     """Run ``nnunet_mutual`` in a fresh interpreter."""
     return run(["-m", "nnunet_mutual.cli.parser", *arguments], folder, env, status)
+
+
+def status_of_copy(work: Callable[[], object]) -> int:
+    """Do what may end a process in a copy of this one; return its exit status, or minus the signal that killed it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def killed(work: Callable[[], object], renames: int) -> None:
+    """Do something in a copy of this process that is killed instead of the next rename after so many."""
+
+    def counted_work() -> None:
+        replace, left = os.replace, renames
+
+        def counted(*names: str | Path) -> None:
+            nonlocal left
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+            replace(*names)
+
+        os.replace = counted  # type: ignore[assignment]
+        work()
+
+    assert status_of_copy(counted_work) == -signal.SIGKILL

@@ -24,7 +24,7 @@ ALL = ["liver", "tumour", "spleen"]
 
 
 @pytest.fixture()
-def raw(nnunet_folders: Path) -> Path:
+def raw(nnunet_folders: Path, few_voxels: None) -> Path:
     """A raw dataset of two sources with one unlabelled image; nnUNet_preprocessed is empty."""
     block = two_sources(["liver", "tumour"], ALL, KEYS)
     block["cases"]["case_00"]["patient"] = block["cases"]["case_01"]["patient"] = "p"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing.pool
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,13 +15,6 @@ from tiny import NAME, PLAIN, image_and_labels, write_nifti
 from nnunet_mutual.preprocessing.fingerprint import FILE, MARK, FingerprintExtractor, counts_ignored
 
 KEYS = [f"case_{i:02d}" for i in range(3)]
-
-
-@pytest.fixture(autouse=True)
-def threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads in place of spawned processes, which import for ten seconds; a whole run is in test_planner_command."""
-    context = SimpleNamespace(Pool=multiprocessing.pool.ThreadPool)
-    monkeypatch.setattr(fingerprint_extractor.multiprocessing, "get_context", lambda kind: context)
 
 
 def write_raw(root: Path, *, ignore: bool, drawn: bool, blank: str | None = None) -> None:

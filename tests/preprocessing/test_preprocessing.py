@@ -7,19 +7,19 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fresh import status_of_copy
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetDatasetBlosc2
 from tiny import REGIONS, image_and_labels, two_sources, write_nifti
 from unlabelled_images import DATA, Tiny
 
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.preprocessing import update
 from nnunet_mutual.preprocessing.unlabelled import UNLABELLED, plans_fingerprint, unlabelled_keys
 from nnunet_mutual.preprocessing.update import preprocess_unlabelled
 
@@ -157,7 +157,7 @@ def test_data_that_two_configurations_share_are_made_once(tiny: Tiny, capsys: py
     assert shown.count("to preprocess") == 2
 
 
-def test_real_processes(nnunet_folders: Path) -> None:
+def test_real_processes(nnunet_folders: Path, spawned_pools: None) -> None:
     tiny = Tiny(nnunet_folders, images=6)
     tiny.image("un_1", 3).write_bytes(b"broken")
     with pytest.raises(MutualError, match=r"1 unlabelled image\(s\) cannot be used, the others are done; .*un_1"):
@@ -165,29 +165,25 @@ def test_real_processes(nnunet_folders: Path) -> None:
     assert tiny.identifiers == ["un_0", "un_2", "un_3", "un_4", "un_5"]
 
 
-KILLED = """
-import os, signal
-from nnunet_mutual.preprocessing import update as preprocessing
-add = preprocessing.add_to_record
-def killed(path, key, state):
-    if key == "un_1":
-        {before}
-        with open(path, "a") as stream:
-            stream.write('{{"case": "un_1", "pl')
-        os.kill(os.getpid(), signal.SIGKILL)
-    add(path, key, state)
-preprocessing.add_to_record = killed
-from nnunet_mutual.cli.parser import main
-main(["preprocess_unlabelled", "-d", "901"])
-"""
-
-
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 @pytest.mark.parametrize("half", [False, True])
 def test_killed_and_repeated(tiny: Tiny, capsys: pytest.CaptureFixture[str], half: bool) -> None:
-    lost = f'os.unlink(r"{tiny.folder}/un_1.b2nd")' if half else "pass"
-    done = subprocess.run([sys.executable, "-c", KILLED.format(before=lost)], capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL
+    def killed() -> None:
+        add = update.add_to_record
+
+        def adding(path: Path, key: str, state: str) -> None:
+            if key == "un_1":
+                if half:
+                    (tiny.folder / "un_1.b2nd").unlink()
+                with path.open("a") as stream:
+                    stream.write('{"case": "un_1", "pl')
+                os.kill(os.getpid(), signal.SIGKILL)
+            add(path, key, state)
+
+        update.add_to_record = adding
+        tiny.run()
+
+    assert status_of_copy(killed) == -signal.SIGKILL
     stale = tiny.folder.with_name(f".{DATA}.preprocessing")
     assert stale.is_dir() and tiny.identifiers == (["un_0"] if half else ["un_0", "un_1"])
     first = tiny.times()

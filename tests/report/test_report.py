@@ -112,13 +112,11 @@ def assert_is_a_good_page(page: Page) -> None:
 
 
 @pytest.fixture()
-def folder(nnunet_folders: Path, forked_pools: None) -> Callable[..., Path]:
+def folder(nnunet_folders: Path) -> Callable[..., Path]:
     return lambda **more: write_folder(nnunet_folders, **more)
 
 
-def test_page_of_a_training_that_ran(
-    nnunet_folders: Path, forked_pools: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_page_of_a_training_that_ran(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     block = tiny.two_sources(["liver"], ["tumour", "spleen"], KEYS)
     block["cases"] = {key: {"source": "ab"[i % 2]} for i, key in enumerate(KEYS)}
     preprocessed = tiny.make_dataset(nnunet_folders, block=block, settings={**SHORT, "num_epochs": 12, **GROUPS})

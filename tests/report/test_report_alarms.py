@@ -24,7 +24,7 @@ STEADY = [1.0, 0.5, 0.3, 0.22, 0.205, 0.2, 0.2, 0.2, 0.2, 0.2]
 
 
 @pytest.fixture()
-def folder(nnunet_folders: Path, forked_pools: None) -> Callable[..., Path]:
+def folder(nnunet_folders: Path) -> Callable[..., Path]:
     return lambda **more: write_folder(nnunet_folders, settings=SETTINGS, **more)
 
 

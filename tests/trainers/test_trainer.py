@@ -52,7 +52,6 @@ def test_every_configuration_and_kind_of_label(nnunet_folders: Path, configurati
     assert (Path(trainer.output_folder) / "checkpoint_final.pth").exists()
 
 
-@pytest.mark.usefixtures("forked_pools")
 def test_cascade(nnunet_folders: Path) -> None:
     stages = ("3d_lowres", "3d_fullres")
     preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=ONE_EPOCH, configurations=stages)
@@ -216,7 +215,6 @@ def test_pretrained_weights(nnunet_folders: Path) -> None:
     assert largest_difference(shared, {n: start[0][n] for n in shared}) == 0, "the training starts from them"
 
 
-@pytest.mark.usefixtures("forked_pools")
 def test_validation_of_regions(nnunet_folders: Path) -> None:
     preprocessed = tiny.make_dataset(
         nnunet_folders, labels=tiny.REGIONS, block=region_block(), settings=ONE_EPOCH, ignore=True

@@ -71,7 +71,7 @@ def test_a_training_goes_on(nnunet_folders: Path, name: str) -> None:
     assert all(math.isfinite(value) for line in epochs for value in line["terms"].values())
 
 
-def test_a_training_validates(nnunet_folders: Path, forked_pools: None) -> None:
+def test_a_training_validates(nnunet_folders: Path) -> None:
     preprocessed, fold, _ = put(nnunet_folders, "PartialTrainer")
     trainer_for(preprocessed, resume="latest").perform_actual_validation()
     cases = json.loads((fold / "validation" / "summary.json").read_text())["metric_per_case"]
