@@ -48,30 +48,36 @@ FOUR = ("one network", "2 networks, joint", "2 networks, sequential")  # with as
 LARGE = "3d planned"
 
 
-def networks() -> dict[str, dict[str, Any]]:
-    """Returns configurations that inherit the preprocessed data: 3d, anisotropic, 2d, residual, large."""
+def networks(plans: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns configurations that inherit the data of 3d_fullres: 3d, anisotropic, 2d, residual, large."""
     from preparation import small_configuration
 
-    made = {}
-    for name, patch, features in (("3d", [32, 48, 32], [16, 32, 64, 128]), ("3d aniso", [16, 48, 48], [16, 32, 64])):
-        made[name] = small_configuration({"patch_size": patch, "batch_size": 2, "features_per_stage": features})
-    flat = made["3d aniso"]["architecture"]["arch_kwargs"]
-    flat["strides"][1], flat["kernel_sizes"][0] = [1, 2, 2], [1, 3, 3]
-    made["2d"] = small_configuration({"patch_size": [48, 48], "batch_size": 8, "features_per_stage": [16, 32, 64, 128]})
-    kwargs = made["2d"]["architecture"]["arch_kwargs"]
-    kwargs |= {"conv_op": "torch.nn.modules.conv.Conv2d", "norm_op": "torch.nn.modules.instancenorm.InstanceNorm2d"}
-    kwargs |= {name: [size[:2] for size in kwargs[name]] for name in ("strides", "kernel_sizes")}
-    residual = small_configuration({"patch_size": [32, 48, 32], "batch_size": 2, "features_per_stage": [16, 32, 64]})
-    residual["architecture"]["network_class_name"] = (
-        "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
-    )
-    kwargs = residual["architecture"]["arch_kwargs"]
-    del kwargs["n_conv_per_stage"]
+    bases = {**plans, "configurations": {**plans["configurations"], "residual": _residual(plans)}}
+
+    def made(
+        patch: list[int], batch: int, features: list[int], base: str = "3d_fullres", **network: Any
+    ) -> dict[str, Any]:
+        size = {"patch_size": patch, "batch_size": batch, "features_per_stage": features, **network}
+        return {**small_configuration(bases, size, base), "inherits_from": "3d_fullres"}
+
+    thick = {"strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]], "kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3]]}
+    return {
+        "3d": made([32, 48, 32], 2, [16, 32, 64, 128]),
+        "3d aniso": made([16, 48, 48], 2, [16, 32, 64], **thick),
+        "2d": made([48, 48], 8, [16, 32, 64, 128], "2d"),
+        "3d residual": made([32, 48, 32], 2, [16, 32, 64], "residual"),
+        LARGE: made([112, 112, 128], 2, [32, 64, 128, 256, 320]),
+    }
+
+
+def _residual(plans: dict[str, Any]) -> dict[str, Any]:
+    """Returns 3d_fullres with the network of nnU-Net's residual planners."""
+    base = plans["configurations"]["3d_fullres"]
+    network = base["architecture"]
+    kwargs = {name: value for name, value in network["arch_kwargs"].items() if name != "n_conv_per_stage"}
     kwargs |= {"n_blocks_per_stage": [1, 3, 4], "n_conv_per_stage_decoder": [1, 1]}
-    made["3d residual"] = residual
-    large = {"patch_size": [112, 112, 128], "batch_size": 2, "features_per_stage": [32, 64, 128, 256, 320]}
-    made[LARGE] = small_configuration(large)
-    return made
+    name = network["network_class_name"].replace("PlainConvUNet", "ResidualEncoderUNet")
+    return {**base, "architecture": {**network, "network_class_name": name, "arch_kwargs": kwargs}}
 
 
 def measured(trainer: Any) -> int:
@@ -146,7 +152,8 @@ def rows(work: Path, labels: int, recipes: list[str], chosen: list[str], device:
         make_dataset(work, name, plans="small", size=(40, 56, 48), labels=labels, parts=labels)
     os.environ.update(nnUNet_n_proc_DA="0")
     found = []
-    for network, configuration in networks().items():
+    plans = read_json(work / "nnUNet_preprocessed" / plain / "nnUNetPlans.json")
+    for network, configuration in networks(plans).items():
         if network not in chosen:
             continue
         for name in names:
@@ -173,6 +180,7 @@ def planned_rows(work: Path, targets: list[float], chosen: list[str], device: st
     names = {name: BY_GROUP if "cross" in name else in_parts(2) for name in chosen if "sequential" not in name}
     for dataset in sorted(set(names.values())):
         make_dataset(work, dataset, plans="full", size=(128, 128, 128), labels=2, parts=2)
+    os.environ.update(nnUNet_n_proc_DA="0")
     found = []
     for target, (name, dataset) in itertools.product(targets, names.items()):
         row, recipe = planned(work, target, dataset, *RECIPES[name])
@@ -191,9 +199,7 @@ def planned(
     from nnunet_mutual.settings import PLANNED
 
     settings = {key: value for key, value in settings.items() if key != "memory"}  # the planner decides
-    os.environ["nnUNet_n_proc_DA"] = "2"
     plan = MutualPlanner(dataset, target, trainer=trainer, settings=settings).plan_experiment()
-    os.environ["nnUNet_n_proc_DA"] = "0"
     own = plan["configurations"]["3d_fullres"]
     said = own.pop("mutual", {}).get(PLANNED, {"settings": {}, "gigabytes": None})
     configure(work, dataset, {**own, "data_identifier": "nnUNetPlans_3d_fullres"})  # the voxels are the same

@@ -6,7 +6,6 @@ them (``plan_on``), the others get the same plans: every arm has the same spacin
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from pathlib import Path
@@ -172,7 +171,7 @@ def plan_and_preprocess(setting: Setting, dataset: str) -> None:
         extract_fingerprint_dataset(number, num_processes=2, show_progress_bar=False)
         plan_experiment_dataset(number)
         plans = read_json(folder / f"{PLANS}.json")
-        plans["configurations"][CONFIGURATION] = small_configuration(setting["network"])
+        plans["configurations"][CONFIGURATION] = small_configuration(plans, setting["network"])
     else:
         planned = preprocessed / setting.dataset_name(setting["plan_on"], 0)
         folder.mkdir(parents=True, exist_ok=True)
@@ -196,47 +195,32 @@ def plan_and_preprocess(setting: Setting, dataset: str) -> None:
         preprocess_unlabelled(number, configurations=["3d_fullres"], processes=2)
 
 
-def small_configuration(network: dict[str, Any]) -> dict[str, Any]:
-    """Returns nnU-Net's plain U-Net as the protocol wants it, as a configuration of the plans.
+def small_configuration(
+    plans: dict[str, Any], network: dict[str, Any], base: str = "3d_fullres", **settings: Any
+) -> dict[str, Any]:
+    """Returns nnU-Net's U-Net as the protocol wants it, as a configuration that `nnunet_mutual plan` makes.
 
     Args:
+        plans: content of the plans file.
         network: ``patch_size``, ``batch_size``, ``features_per_stage`` and, of each stage, ``kernel_sizes`` (3 on every
             axis if absent) and ``strides`` (2 on every axis, 1 in the first stage).
+        base: configuration that it inherits from.
+        settings: of trainings.
     """
-    features = network["features_per_stage"]
-    stages = len(features)
-    kernels = network.get("kernel_sizes", [[3, 3, 3]] * stages)
-    strides = network.get("strides", [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1))
-    if len(kernels) != stages or len(strides) != stages:
-        raise BenchmarkError(
-            f"the network has {stages} stages, {len(kernels)} kernels and {len(strides)} strides; give one of each "
-            "for every stage"
-        )
-    steps = [math.prod(axis) for axis in zip(*strides, strict=True)]
-    if any(size % step for size, step in zip(network["patch_size"], steps, strict=True)):
-        raise BenchmarkError(f"patch {network['patch_size']} must be divisible by {steps}; change the protocol")
-    return {
-        "inherits_from": "3d_fullres",
-        "patch_size": network["patch_size"],
-        "batch_size": network["batch_size"],
-        "architecture": {
-            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-            "arch_kwargs": {
-                "n_stages": stages,
-                "features_per_stage": features,
-                "conv_op": "torch.nn.modules.conv.Conv3d",
-                "kernel_sizes": kernels,
-                "strides": strides,
-                "n_conv_per_stage": [2] * stages,
-                "n_conv_per_stage_decoder": [2] * (stages - 1),
-                "conv_bias": True,
-                "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-                "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-                "dropout_op": None,
-                "dropout_op_kwargs": None,
-                "nonlin": "torch.nn.LeakyReLU",
-                "nonlin_kwargs": {"inplace": True},
-            },
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        },
-    }
+    from nnunet_mutual.errors import MutualError
+    from nnunet_mutual.planning.configuration import new_configuration
+    from nnunet_mutual.planning.shape import Shape
+
+    features, patch = network["features_per_stage"], network["patch_size"]
+    axes, stages = len(patch), len(features)
+    shape = Shape(
+        patch=patch,
+        batch=network["batch_size"],
+        features=features,
+        strides=network.get("strides", [[1] * axes, *[[2] * axes] * (stages - 1)]),
+        kernels=network.get("kernel_sizes", [[3] * axes] * stages),
+    )
+    try:
+        return new_configuration(plans, base, CONFIGURATION, shape, settings)
+    except MutualError as error:
+        raise BenchmarkError(f"the network of the protocol: {error}") from None

@@ -198,7 +198,7 @@ def make_small(file: Path) -> None:
     from preparation import small_configuration
 
     plans = read_json(file)
-    plans["configurations"][CONFIGURATION] = {**small_configuration(NETWORK), "mutual": TRAINING}
+    plans["configurations"][CONFIGURATION] = small_configuration(plans, NETWORK, **TRAINING)
     write_json(file, plans)
 
 

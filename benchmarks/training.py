@@ -19,6 +19,7 @@ from settings import CONFIGURATION, BenchmarkError, Network, Schedule, Setting, 
 from stock import StockSchedule
 
 from nnunet_mutual.disk.trainings import training_name
+from nnunet_mutual.planning.configuration import new_configuration
 
 
 def run_arm(setting: Setting, arm: str, seed: int, schedule: Schedule, cases: str, out: Path) -> None:
@@ -130,17 +131,15 @@ def build_trainer(setting: Setting, network: Network, schedule: Schedule, seed: 
     if updates % epochs:
         raise BenchmarkError(f"{updates} updates cannot be divided into {epochs} epochs; choose a multiple of {epochs}")
     name = configuration_name(network, schedule, seed)
-    plans["configurations"][name] = {
-        "inherits_from": CONFIGURATION,
-        "mutual": {
-            **setting["training"],
-            **network.settings,
-            "initial_lr": schedule.rate,
-            "num_iterations_per_epoch": updates // epochs,
-            "amp": setting.amp,
-            "seed": seed,
-        },
+    settings = {
+        **setting["training"],
+        **network.settings,
+        "initial_lr": schedule.rate,
+        "num_iterations_per_epoch": updates // epochs,
+        "amp": setting.amp,
+        "seed": seed,
     }
+    plans["configurations"][name] = new_configuration(plans, CONFIGURATION, name, settings=settings)
     plans["continue_training"] = False
     return trainer_class(network.trainer)(plans, name, "all", read_json(folder / "dataset.json"), torch.device("cpu"))
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 from nnunet_mutual.errors import MutualError, meant
 
 BLOCK = "mutual"
+_UNSET = "not set"
 
 S = TypeVar("S")
 Partners = Literal["every", "any", "unlabelled", "labelled", "off"]  # whose boxes are pasted into unlabelled samples
@@ -319,7 +320,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     """Lists the settings that differ, as ``name: old -> new``."""
     lines = []
     for key in sorted({*old, *new}):
-        before, after = old.get(key), new.get(key)
+        before, after = (values.get(key, _UNSET) for values in (old, new))
+        if isinstance(before, Mapping) and after is _UNSET:
+            after = {}
+        if isinstance(after, Mapping) and before is _UNSET:
+            before = {}
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += differences(before, after, f"{prefix}{key}.")
         elif before != after:

@@ -9,6 +9,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 
 from nnunet_mutual.planning.budget import Budget
 from nnunet_mutual.planning.method import method_of
+from nnunet_mutual.plugin.compat import processes_of_planners
 
 
 class MutualPlanner(ExperimentPlanner):
@@ -38,6 +39,11 @@ class MutualPlanner(ExperimentPlanner):
     ):
         super().__init__(*stock, plans_name=plans_name or self.default_plans, **named)
         self.budget = Budget(self, method_of(self, trainer, settings), self.tried_batch)
+
+    def plan_experiment(self) -> dict:
+        """Returns the plans (nnU-Net's hook)."""
+        with processes_of_planners():
+            return super().plan_experiment()
 
     def static_estimate_VRAM_usage(self, *network: Any) -> float:
         """Returns nnU-Net's number for a patch, with what the method adds (nnU-Net's hook)."""

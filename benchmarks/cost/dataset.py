@@ -98,7 +98,7 @@ def _prepare(preprocessed: Path, identity: int, kind: str) -> None:
         GroupPreprocessor(verbose=False).run(identity, "3d_fullres", "nnUNetPlans", 2)
     else:
         preprocess_dataset(identity, "nnUNetPlans", ("3d_fullres",), [2], show_progress_bar=False)
-    small = small_configuration(SMALL) if kind == "small" else {"inherits_from": "3d_fullres"}
+    small = small_configuration(plans, SMALL) if kind == "small" else {"inherits_from": "3d_fullres"}
     plans["configurations"][CONFIGURATION] = small
     write_json(file, plans)
     preprocess_unlabelled(identity, configurations=[CONFIGURATION], processes=1)

@@ -114,10 +114,12 @@ def _require_names(options: argparse.Namespace) -> None:
 
 def _require_numbers() -> None:
     """Verifies the variables that nnU-Net reads as it is imported, in words that do not name them."""
-    for name in ("nnUNet_def_n_proc", "nnUNet_n_proc_DA"):
-        value = os.environ.get(name, "0")
-        if not value.strip().isdecimal():
-            raise MutualError(f"{name} is {value!r}, expected a number of processes; correct it, or: unset {name}")
+    for name, least in (("nnUNet_def_n_proc", 1), ("nnUNet_n_proc_DA", 0)):
+        value = os.environ.get(name, "1")
+        if not value.strip().isdecimal() or int(value) < least:
+            raise MutualError(
+                f"{name} is {value!r}, expected a number of processes from {least}; correct it, or: unset {name}"
+            )
 
 
 def _flush() -> None:
@@ -228,8 +230,13 @@ def _add_plan(add: Callable[..., argparse.ArgumentParser]) -> None:
     size: dict[str, Any] = {"metavar": "NUMBER", "type": cli_types.at_least(1)}
     command.add_argument("--patch", nargs="+", **size, help="voxels of a patch, axes as in the plans")
     command.add_argument("--batch", **size, help="patches in a batch")
-    command.add_argument("--features", **size, help="channels of the network's first stage")
+    command.add_argument(
+        "--features", nargs="+", **size, help="channels of the network's first stage, or of each stage"
+    )
     command.add_argument("--stages", **size, help="resolutions of the network (default: as many as nnU-Net would take)")
+    per_stage: dict[str, Any] = {"metavar": "Z,Y,X", "type": cli_types.axes, "nargs": "+"}
+    command.add_argument("--strides", **per_stage, help="of each stage, the first 1,1,1 (default: nnU-Net's)")
+    command.add_argument("--kernels", **per_stage, help="sizes of convolutions of each stage (default: nnU-Net's)")
     command.add_argument("--convs", **size, help="convolutions of a stage (residual networks: blocks), at most")
     command.add_argument(
         "--spacing", metavar="MM", type=cli_types.positive, nargs="+", help="of the voxels, in the same order"
@@ -377,7 +384,8 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    shape = {name: getattr(options, name) for name in ("patch", "batch", "features", "stages", "convs", "spacing")}
+    names = ("patch", "batch", "features", "stages", "strides", "kernels", "convs", "spacing")
+    shape = {name: getattr(options, name) for name in names}
     if options.groups is not None:
         from nnunet_mutual.datasets.declare_groups import declare_groups
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import difflib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -163,22 +165,26 @@ def _require_plans(options: argparse.Namespace) -> NamedTraining:
 
 
 def _require_trainer(name: str) -> None:
-    """One of ours, or one that nnU-Net finds; its own sentence about another one comes with a traceback."""
-    from nnunet_mutual.errors import meant
+    """One of ours, or one that nnU-Net finds; its own sentence about another one comes late and with a traceback."""
     from nnunet_mutual.plugin import find as plugin
+    from nnunet_mutual.plugin.trainer_names import TrainerNames
 
     ours = plugin.public_names("trainers")
     if name in ours:
         return
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+    names = TrainerNames.of(os.environ.get(plugin.VARIABLE))
+    if names.may_hold(name):
+        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-    try:
-        recursive_find_trainer_class_by_name(name)
-    except RuntimeError:
-        raise MutualError(
-            f"neither nnU-Net nor this package has a trainer called {name!r}{meant(name, ours)}; this package has: "
-            f"{', '.join(plugin.training_names())}"
-        ) from None
+        with contextlib.suppress(RuntimeError):
+            recursive_find_trainer_class_by_name(name)
+            return
+    near = difflib.get_close_matches(name, dict.fromkeys([*ours, *names.classes]), n=3)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    raise MutualError(
+        f"neither nnU-Net nor this package has a trainer called {name!r}{hint}; this package "
+        f"has: {', '.join(plugin.training_names())}"
+    )
 
 
 def _alone(options: argparse.Namespace) -> None:

@@ -26,6 +26,11 @@ def at_least(least: int) -> Callable[[str], int]:
     return lambda text: _whole(text, least, 1_000_000, "it")
 
 
+def axes(text: str) -> list[int]:
+    """Returns a number for each axis of a stage, such as 1,2,2."""
+    return [_whole(part, 1, 1_000_000, "each number of a stage, as in 1,2,2,") for part in text.split(",")]
+
+
 def positive(text: str) -> float:
     """Returns a positive finite number."""
     try:

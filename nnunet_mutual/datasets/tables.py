@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +16,32 @@ from nnunet_mutual.errors import MutualError, meant, shown
 _YES = {"yes", "y", "1", "true", "x", "ja", "j", "wahr", "oui", "vrai", "si", "sí", "sì", "vero", "verdadero"}
 _NO = {"no", "n", "0", "false", "nein", "falsch", "non", "faux", "falso", "nee"}
 _RESERVED = ("case", "labels", "source", "patient", "missing")
-# Other names of columns, without blanks and signs: 'Patient ID' and 'patient_id' are one.
+# Other names of columns in English, German and French, without blanks, signs and accents: 'Patient ID' is 'patient_id'.
 _MEANING = {
-    "case": ("caseid", "casename", "image", "imageid", "imagename", "file", "filename", "scan", "scanid"),
-    "patient": ("patientid", "patid", "subject", "subjectid"),
+    "case": (
+        *("caseid", "casename", "image", "imageid", "imagename", "file", "filename", "scan", "scanid"),
+        *("fall", "fallid", "fallnr", "fallnummer", "bild", "datei", "dateiname"),
+        *("cas", "idcas", "numerodecas", "fichier", "nomdufichier"),
+    ),
+    "source": (
+        *("sourceid", "site", "center", "centre", "hospital", "clinic"),
+        *("quelle", "herkunft", "zentrum", "standort", "klinik", "krankenhaus"),
+        *("origine", "provenance", "hopital", "clinique"),
+    ),
+    "patient": (
+        *("patientid", "patid", "subject", "subjectid"),
+        *("patientin", "patientenid", "patientennr", "patientennummer", "proband"),
+        *("idpatient", "numeropatient", "sujet"),
+    ),
+    "labels": (
+        *("label", "organs", "structures", "annotated"),
+        *("organe", "strukturen", "gezeichnet", "eingezeichnet", "annotiert"),
+        *("organes", "etiquettes", "annote", "annotes"),
+    ),
+    "missing": ("missingchannels", "fehlt", "fehlend", "fehlende", "fehlendekanale", "manquant", "manquants"),
 }
+_EVERYTHING = {"all", "alle", "alles", "tous", "toutes", "tout"}
+_NOTHING = {"none", "keine", "keines", "nichts", "aucun", "aucune", "rien"}
 _ENTRY_KEYS = ("source", "annotated", "patient", "pseudo", "missing")
 
 
@@ -105,7 +127,8 @@ def _recognised(sheet: Sheet, known: Known, path: Path) -> tuple[Sheet, list[str
     named: dict[str, str] = {}
     for ours, others in _MEANING.items():
         found = [column for column in sheet.header if column not in known.labels and _plain(column) in others]
-        if ours not in sheet.header and found:
+        by_label = ours == "labels" and any(column in known.labels for column in sheet.header)
+        if ours not in sheet.header and found and not by_label:
             named[found[0]] = ours
     if "case" not in {*sheet.header, *named.values()}:
         named |= dict.fromkeys(_columns_of_cases(sheet, known)[:1], "case")
@@ -129,7 +152,7 @@ def _recognised(sheet: Sheet, known: Known, path: Path) -> tuple[Sheet, list[str
 
 
 def _plain(column: str) -> str:
-    return "".join(letter for letter in column.casefold() if letter.isalnum())
+    return "".join(letter for letter in unicodedata.normalize("NFKD", column).casefold() if letter.isalnum())
 
 
 def _case(name: str, known: Known) -> str:
@@ -275,6 +298,6 @@ def _listed(cell: str, labels: Sequence[str], place: str) -> frozenset[str]:
         raise MutualError(
             f"{place} has an empty list of labels; write none if nothing was drawn there, all if everything was"
         )
-    if len(names) == 1 and names[0] not in labels and names[0].lower() in ("all", "none"):
-        return frozenset(labels) if names[0].lower() == "all" else frozenset()
+    if len(names) == 1 and names[0] not in labels and names[0].lower() in _EVERYTHING | _NOTHING:
+        return frozenset(labels) if names[0].lower() in _EVERYTHING else frozenset()
     return _labels(names, labels, place)

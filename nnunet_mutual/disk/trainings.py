@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,7 +40,12 @@ class NamedTraining:
     @property
     def command(self) -> str:
         """The command that trains it."""
-        return f"nnunet_mutual train {self.words}"
+        return f"nnunet_mutual train {self.words}{device_option()}"
+
+    @property
+    def pseudo_label_command(self) -> str:
+        """The command that labels what its cases do not annotate."""
+        return f"nnunet_mutual pseudo_label {self.words}{device_option()}"
 
     @property
     def options(self) -> str:
@@ -106,7 +112,17 @@ def train_command(
     number: int, configuration: str, trainer: str, *, plans: str = "nnUNetPlans", fold: int | str = 0
 ) -> str:
     """Returns the command that trains; with ``nnUNetv2_train`` for its first two words it is nnU-Net's own."""
-    return f"nnunet_mutual train {_words(number, configuration, fold, trainer, plans)}"
+    return f"nnunet_mutual train {_words(number, configuration, fold, trainer, plans)}{device_option()}"
+
+
+@functools.cache
+def device_option() -> str:
+    """Returns what a command that computes needs on a machine without NVIDIA GPU, such as " -device cpu"."""
+    import torch
+
+    if torch.cuda.is_available():
+        return ""
+    return f" -device {'mps' if torch.backends.mps.is_available() else 'cpu'}"
 
 
 def _words(number: int, configuration: str, fold: int | str | None, trainer: str, plans: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.case_voxels import reader_for
-from nnunet_mutual.datasets.raw import read_dataset_json, training_cases
+from nnunet_mutual.datasets.raw import images_of, read_dataset_json, training_cases
 from nnunet_mutual.disk.files import natural, read_object
 from nnunet_mutual.disk.host_files import read_splits
 from nnunet_mutual.disk.locate import DatasetFolders, locate
@@ -119,7 +119,7 @@ def pair_up(predictions: Path, references: References, *, chill: bool) -> list[P
     if unknown:
         raise MutualError(
             f"{predictions} holds {len(unknown)} label map(s) without a reference in {references.place}: "
-            f"{shorten(unknown)}{meant(unknown[0], references.files)}; add the reference, or move the file away"
+            f"{shorten(unknown)}{meant(unknown[0], references.files)}; {_where_from(predictions, unknown, references)}"
         )
     table = references.table()
     try:
@@ -141,6 +141,21 @@ def pair_up(predictions: Path, references: References, *, chill: bool) -> list[P
     if not keys:
         raise MutualError(f"{predictions} holds none of the cases to be scored: {shorten(wanted)}; check -f")
     return [Pair(key, found[key], references.files[key]) for key in keys]
+
+
+def _where_from(predictions: Path, unknown: Sequence[str], references: References) -> str:
+    """Says what to do about predictions without a reference; nnU-Net knows no label maps of images in imagesTs."""
+    raw = references.place.parent
+    tests = images_of(raw / "imagesTs", references.ending)[0]
+    if references.place.name != "labelsTr" or not any(key in tests for key in unknown):
+        return "add the reference, or move the file away"
+    place = raw / "labelsTs"
+    folder = str(place) if place.is_dir() else "REFERENCES"
+    complete = " --complete" * (BLOCK in references.dataset_json)
+    return (
+        "these are images of imagesTs, so name the folder with their reference label maps: nnunet_mutual evaluate "
+        f"{predictions} {folder} -d {raw.name}{complete}"
+    )
 
 
 def _of_dataset(folders: DatasetFolders) -> Path:

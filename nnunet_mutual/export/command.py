@@ -32,6 +32,7 @@ from nnunet_mutual.disk.trainings import (
     FINAL,
     NamedTraining,
     checkpoints_in,
+    device_option,
     fold_of,
     folds_in,
     parts_of_name,
@@ -170,7 +171,7 @@ def _say(models: Sequence[_Model], folders: DatasetFolders, configuration: str, 
     for model in models:
         options = f"-d {folders.number} -c {configuration} -p {model.plan['plans_name']}"
         options += f" -f {' '.join(folds_in(model.target))}"
-        print(f"Next: nnUNetv2_predict {options} -i IMAGES -o SEGMENTATIONS")
+        print(f"Next: nnUNetv2_predict {options} -i IMAGES -o SEGMENTATIONS{device_option()}")
         if container is not None:
             print(f"Or:   docker build -t {tag(model.plan['plans_name'])} {container / (model.group or '')}")
 

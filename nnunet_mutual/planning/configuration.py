@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
 from nnunet_mutual.annotation.fitting import fitting_trainers
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.datasets.next_step import Contents
@@ -22,6 +24,7 @@ from nnunet_mutual.plugin.find import resolve, training_names
 from nnunet_mutual.settings import (
     BLOCK,
     block_for,
+    differences,
     groups_of_settings,
     merged_block,
     parse_settings,
@@ -58,16 +61,15 @@ def plan(
     content = read_plans(path)
     merged_block(content, configuration)  # refuses an unknown base configuration
     new = f"{configuration}_{name}"
-    other = reshaped(content, configuration, shape, new) if shape else {}
-    entry = {"inherits_from": configuration, **other, BLOCK: parse_settings(settings)}
-    existing = content["configurations"].get(new)
-    if existing not in (None, entry):
+    entry = new_configuration(content, configuration, new, shape, parse_settings(settings))
+    whole = {**content, "configurations": {**content["configurations"], new: entry}}
+    changed = differences(_flat(content, new), _flat(whole, new)) if new in content["configurations"] else []
+    if changed:
         raise MutualError(
-            f"{path.name} already has a configuration {new} with other settings "
-            f"({json.dumps({key: value for key, value in existing.items() if key != 'architecture'})}); choose "
-            "another --name, since results trained with the old settings are kept under this one"
+            f"{path.name} already has a configuration {new}, which would change ({'; '.join(changed)}); choose another "
+            "--name, since results trained with the old one are kept under this name"
         )
-    content["configurations"][new] = entry
+    content = whole
     block = merged_block(content, new)
     trainers = _trainers_that_accept(block)
     found = Contents.of_planned(folders)
@@ -76,18 +78,45 @@ def plan(
     chosen: dict[str, Any] = {"by_group": PLANS_KEY in content, "accepting": accepting}
     trainer, why = fitting_trainers(found.table, found.cases, found.unlabelled, **chosen)[0]
     lines = []
-    if other:
+    if shape:
         given = block_for(resolve("trainers", trainer), block)
         method = method_for(found.table, found.cases, found.unlabelled, trainer, given)
         lines = describe(content, new, method)
     write_json(path, content)
-    print(f"{path.name}: {new} = {configuration} with {json.dumps(entry[BLOCK])}; for {', '.join(trainers)}")
+    print(f"{path.name}: {new} = {configuration} with {json.dumps(entry.get(BLOCK, {}))}; for {', '.join(trainers)}")
     print("\n".join(f"  {line}" for line in lines), end="\n" * bool(lines))
-    if "data_identifier" in other:
+    if "data_identifier" in entry:
         preprocess = f"nnunet_mutual plan_and_preprocess -d {folders.number} -c {new} --as-planned {plans}"
         print(f"Next, data of this spacing: {preprocess}")
     else:
         print(f"Next: {train_command(folders.number, new, trainer, plans=plans)}     ({trainer}: {why})")
+
+
+def new_configuration(
+    plans: Mapping[str, Any], base: str, new: str, shape: Shape | None = None, settings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Returns a configuration that inherits a base one and holds what differs.
+
+    Args:
+        plans: content of a plans file.
+        base: name of the base configuration.
+        new: name of the new one, of which its data are called where they differ.
+        shape: patch, batch, network and spacing that differ.
+        settings: of trainings.
+
+    Raises:
+        MutualError: what the network does not allow, with the nearest that it does.
+    """
+    other = reshaped(plans, base, shape, new) if shape else {}
+    return {"inherits_from": base, **other, **({BLOCK: dict(settings)} if settings else {})}
+
+
+def _flat(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Returns a configuration with what it inherits, its network and its settings beside each other."""
+    found = dict(PlansManager(dict(plans)).get_configuration(name).configuration)
+    network = dict(found.pop("architecture", {}))
+    parts = network.pop("arch_kwargs", {})
+    return {**found, **network, **parts, BLOCK: None, **merged_block(plans, name)}
 
 
 def _trainers_that_accept(block: dict[str, Any]) -> list[str]:

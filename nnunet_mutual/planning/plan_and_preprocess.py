@@ -38,6 +38,7 @@ from nnunet_mutual.disk.writing import require_space
 from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.planning.method import Method, method_for
 from nnunet_mutual.planning.stock_options import StockOptions
+from nnunet_mutual.plugin.compat import processes_of_planners
 from nnunet_mutual.plugin.find import public_names, resolve
 from nnunet_mutual.preprocessing.by_group import GroupPreprocessor, present_channels
 from nnunet_mutual.preprocessing.fingerprint import FILE, FingerprintExtractor, counts_ignored
@@ -113,7 +114,7 @@ def plan_and_preprocess(
         _refuse_errors(examine(folders, before_planning=True), folders, configurations, verify)
     number = stock.fingerprint_processes or (counts[0] if processes else min(8, default_num_processes))
     _extract_fingerprint(images, training, complete, number, verify and not check, clean)
-    with _stock_step("planning", folders), _augmentation_processes():
+    with _stock_step("planning", folders), processes_of_planners():
         plan_experiment_dataset(
             folders.number,
             make_planner,
@@ -467,19 +468,6 @@ def _without_hidden_files() -> Iterator[None]:
         yield
     finally:
         stock_utilities.subfiles = stock
-
-
-@contextlib.contextmanager
-def _augmentation_processes() -> Iterator[None]:
-    """nnU-Net's planner fails where nnUNet_n_proc_DA is 0, which trainings in one process need."""
-    old = os.environ.get("nnUNet_n_proc_DA")
-    if old == "0":
-        os.environ["nnUNet_n_proc_DA"] = "1"
-    try:
-        yield
-    finally:
-        if old is not None:
-            os.environ["nnUNet_n_proc_DA"] = old
 
 
 def _record_label_maps(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
@@ -28,21 +28,46 @@ class Shape:
     Attributes:
         patch: voxels, in the order of the plans, which may turn the axes of the images (the coarsest first).
         batch: patches of a batch.
-        features: channels of the first stage; each further one has twice as many, up to nnU-Net's limit.
+        features: channels of the first stage; each further one has twice as many, up to nnU-Net's limit. Several: of
+            each stage.
         stages: resolutions of the network; None: as many as nnU-Net takes for patch and spacing.
+        strides: along each axis on the way to each stage, the first of 1; None: nnU-Net's.
+        kernels: voxels along each axis of the convolutions of each stage, odd; None: nnU-Net's.
         convs: convolutions of a stage, of residual networks blocks, at most.
         spacing: mm, in the same order.
     """
 
     patch: Sequence[int] | None = None
     batch: int | None = None
-    features: int | None = None
+    features: Sequence[int] | None = None
     stages: int | None = None
+    strides: Sequence[Sequence[int]] | None = None
+    kernels: Sequence[Sequence[int]] | None = None
     convs: int | None = None
     spacing: Sequence[float] | None = None
 
     def __bool__(self) -> bool:
         return any(getattr(self, field.name) is not None for field in fields(self))
+
+    @property
+    def changes_network(self) -> bool:
+        """Whether more than the batch differs."""
+        return bool(replace(self, batch=None))
+
+    def number_of_stages(self) -> int | None:
+        """Returns what the options say of it, None if nothing.
+
+        Raises:
+            MutualError: they contradict each other.
+        """
+        lists = {name: getattr(self, name) or () for name in ("features", "strides", "kernels")}
+        said = {f"--{name}": len(given) for name, given in lists.items() if len(given) > (name == "features")}
+        if self.stages is not None:
+            said["--stages"] = self.stages
+        if len(set(said.values())) > 1:
+            numbers = " and ".join(f"{n} by {option}" for option, n in said.items())
+            raise MutualError(f"the network would have stages of different number, {numbers}; give one for every stage")
+        return next(iter(said.values()), None)
 
 
 def reshaped(plans: Mapping[str, Any], base: str, shape: Shape, new: str) -> dict[str, Any]:
@@ -63,7 +88,7 @@ def reshaped(plans: Mapping[str, Any], base: str, shape: Shape, new: str) -> dic
         entries["batch_size"] = shape.batch
     if shape.spacing is not None:
         entries |= _other_data(configuration, shape.spacing, f"{plans['plans_name']}_{new}", base)
-    if any(given is not None for given in (shape.patch, shape.features, shape.stages, shape.convs, shape.spacing)):
+    if shape.changes_network:
         entries |= _other_network(configuration, shape, base)
     return entries
 
@@ -152,8 +177,12 @@ def _other_network(configuration: Mapping[str, Any], shape: Shape, base: str) ->
     if len(patch) != len(configuration["patch_size"]):
         sizes = times(configuration["patch_size"])
         raise MutualError(f"--patch {times(patch)}: {base} has {len(configuration['patch_size'])} axes, as in {sizes}")
-    if shape.patch is not None or shape.stages is not None or shape.spacing is not None:
-        strides, kernels, patch = _topology(shape, shape.spacing or configuration["spacing"], patch)
+    wanted = shape.number_of_stages()
+    if wanted not in (None, kwargs["n_stages"]) or any(
+        vars(replace(shape, features=None, convs=None, batch=None)).values()
+    ):
+        strides, kernels = _topology(shape, shape.spacing or configuration["spacing"], patch, wanted)
+        patch = _fitting(shape, patch, strides)
         kwargs |= {"n_stages": len(strides), "strides": strides, "kernel_sizes": kernels}
     stages = kwargs["n_stages"]
     kwargs["features_per_stage"] = _features(kwargs["features_per_stage"], shape.features, stages, len(patch))
@@ -164,31 +193,47 @@ def _other_network(configuration: Mapping[str, Any], shape: Shape, base: str) ->
 
 
 def _topology(
-    shape: Shape, spacing: Sequence[float], patch: Sequence[int]
-) -> tuple[list[list[int]], list[list[int]], list[int]]:
-    """Returns strides, kernel sizes and the patch; nnU-Net halves axes while they are fine and large enough."""
+    shape: Shape, spacing: Sequence[float], patch: Sequence[int], wanted: int | None
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Returns strides and kernels: those given, or nnU-Net's, which halves axes while they are fine and large."""
+    for option, table in (("--strides", shape.strides), ("--kernels", shape.kernels)):
+        if table is not None and any(len(row) != len(patch) for row in table):
+            raise MutualError(f"{option}: every stage has {len(patch)} axes, such as {','.join(['1'] * len(patch))}")
+    if shape.strides is not None and any(n != 1 for n in shape.strides[0]):
+        raise MutualError("--strides: the first stage has the resolution of the patch, so all of its numbers are 1")
+    if shape.kernels is not None and any(n % 2 == 0 for row in shape.kernels for n in row):
+        raise MutualError("--kernels: the convolutions of nnU-Net have odd sizes, such as 1 and 3")
     _, strides, kernels, _, _ = get_pool_and_conv_props(spacing, patch, LEAST_EDGE, 999)
     most = len(strides)
-    if most < 2 or (shape.stages or 2) > most:
+    if shape.strides is None and (most < 2 or (wanted or 2) > most):
         raise MutualError(
             f"a patch of {times(patch)} voxels allows {most} stage(s) at most, since the smallest feature map must "
             f"have {LEAST_EDGE} voxels along an axis; "
             + ("give fewer --stages, or a larger --patch" if most > 1 else f"give at least {2 * LEAST_EDGE} voxels")
         )
-    stages = shape.stages or most
-    kept = [list(stride) for stride in strides[:stages]]
-    factors = [math.prod(axis) for axis in zip(*kept, strict=True)]
+    stages = wanted or most
+    chosen = shape.strides or strides[:stages]
+    around = shape.kernels or [*kernels[: stages - 1], *[kernels[-1]] * stages][:stages]
+    return [[int(n) for n in row] for row in chosen], [[int(n) for n in row] for row in around]
+
+
+def _fitting(shape: Shape, patch: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int]:
+    """Returns the patch that the strides divide; refuses one that was given and is another."""
+    factors = [math.prod(axis) for axis in zip(*strides, strict=True)]
     fitting = [-(-n // factor) * factor for n, factor in zip(patch, factors, strict=True)]
     if shape.patch is not None and fitting != list(patch):
         raise MutualError(
-            f"--patch {times(patch)}: the network of {stages} stages needs multiples of {times(factors)} voxels; "
+            f"--patch {times(patch)}: the network of {len(strides)} stages needs multiples of {times(factors)} voxels; "
             f"give {' '.join(map(str, fitting))}"
         )
-    return kept, [[int(n) for n in size] for size in [*kernels[: stages - 1], kernels[-1]]], fitting
+    return fitting
 
 
-def _features(base: Sequence[int], first: int | None, stages: int, dimensions: int) -> list[int]:
-    if first is not None:
+def _features(base: Sequence[int], given: Sequence[int] | None, stages: int, dimensions: int) -> list[int]:
+    if given is not None and len(given) > 1:
+        return list(given)
+    if given is not None:
+        first = given[0]
         return [min(first * 2**stage, max(first, MOST_FEATURES[dimensions])) for stage in range(stages)]
     found = list(base[:stages])
     while len(found) < stages:

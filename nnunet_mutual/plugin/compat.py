@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -28,6 +31,20 @@ def warn_untested() -> str | None:
     if release(first) <= release(installed) <= release(last):
         return None
     return f"nnunetv2 {installed} is outside the tested range {first} to {last}"
+
+
+@contextlib.contextmanager
+def processes_of_planners() -> Iterator[None]:
+    """Lets nnU-Net's planners run where nnUNet_n_proc_DA is 0, as trainings in one process need it; they fail there."""
+    name = "nnUNet_n_proc_DA"
+    given = os.environ.get(name)
+    if given is not None:
+        os.environ[name] = str(max(1, int(given)))
+    try:
+        yield
+    finally:
+        if given is not None:
+            os.environ[name] = given
 
 
 def cpu_computes_bfloat16() -> bool:

@@ -14,6 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
 from nnunet_mutual.annotation.restriction import vouched
+from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.batches.pseudo import CSV, PseudoStore
 from nnunet_mutual.disk.case_files import load_case
@@ -77,9 +78,21 @@ def pseudo_label(
     if maps is not None:
         _write_label_maps(made.window, made.fold_cases, store, maps)
         print(f"Label maps: {maps}; what was drawn is in them as it was drawn")
-    print("Next, to show the doubtful ones to a reader, or to train with pseudo labels:")
+    _say_next(decisions, training, checkpoint)
+
+
+def _say_next(decisions: Sequence[Decision], training: NamedTraining, checkpoint: str) -> None:
+    if not decisions:
+        print("Every label is annotated in every training case of this fold, so there is nothing to review")
+        return
+    accepted = any(decision.accepted for decision in decisions)
+    if accepted:
+        print("Next, to show the doubtful ones to a reader, or to train with pseudo labels:")
+    else:
+        print("Nothing was accepted, so a training would learn nothing from it. Next, to show all of it to a reader:")
     print(f"  nnunet_mutual review {training.words} -chk {checkpoint} -o review")
-    print(f"  {replace(training, trainer='MutualPartialTrainer').command}")
+    if accepted:
+        print(f"  {replace(training, trainer='MutualPartialTrainer').command}")
 
 
 def _load(training: NamedTraining, checkpoint: str, device: str) -> Any:

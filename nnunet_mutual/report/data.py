@@ -133,7 +133,4 @@ def pseudo_labels(training: Training, decisions: Sequence[Decision]) -> list[Blo
 
 
 def _look(training: Training) -> str:
-    named = (
-        f"{training.folders.number} {training.configuration} {training.fold} -tr {training.trainer} -p {training.plans}"
-    )
-    return f"nnunet_mutual pseudo_label {named} -chk checkpoint_stage1.pth -o LOOK_AT_THESE"
+    return f"{training.pseudo_label_command} -chk checkpoint_stage1.pth -o LOOK_AT_THESE"

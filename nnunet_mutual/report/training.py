@@ -71,6 +71,11 @@ class Training:
         return self._named.command
 
     @property
+    def pseudo_label_command(self) -> str:
+        """The command that labels what the cases of this fold do not annotate."""
+        return self._named.pseudo_label_command
+
+    @property
     def _named(self) -> NamedTraining:
         return NamedTraining(self.folders.name, self.configuration, self.fold, self.trainer, self.plans)
 

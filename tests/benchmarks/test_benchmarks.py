@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 RULE = {"range": 0.01, "gain": 0.01}
@@ -170,14 +173,44 @@ def test_patients_must_be_those_of_the_data(bench: SimpleNamespace, tmp_path: Pa
 
 def test_kernels_and_strides_of_the_protocol(bench: SimpleNamespace) -> None:
     network = bench.settings.Setting("acdc_unlabelled_1", None)["network"]
-    made = bench.preparation.small_configuration(network)["architecture"]["arch_kwargs"]
-    assert made["strides"][1] == [1, 2, 2] and made["kernel_sizes"] == network["kernel_sizes"]
+    plans = tiny.plans()
+    base = plans["configurations"]["3d_fullres"]["architecture"]
+    strides = [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2]]
+    changed = {
+        "n_stages": 4,
+        "features_per_stage": [8, 16, 32, 64],
+        "kernel_sizes": [[3, 3, 3]] * 4,
+        "strides": strides,
+    }
+    changed |= {"n_conv_per_stage": [1] * 4, "n_conv_per_stage_decoder": [1] * 3}
+    assert bench.preparation.small_configuration(plans, network) == {
+        "inherits_from": "3d_fullres",
+        "patch_size": [8, 96, 96],
+        "batch_size": 2,
+        "architecture": {**base, "arch_kwargs": {**base["arch_kwargs"], **changed}},
+    }
     plain = {"patch_size": [40, 56, 40], "batch_size": 2, "features_per_stage": [8, 16, 32, 64]}
-    made = bench.preparation.small_configuration(plain)["architecture"]["arch_kwargs"]
+    found = bench.preparation.small_configuration(plans, plain, num_epochs=3)
+    made = found["architecture"]["arch_kwargs"]
     assert made["strides"] == [[1, 1, 1]] + [[2, 2, 2]] * 3 and made["kernel_sizes"] == [[3, 3, 3]] * 4
-    for wrong, words in (({"patch_size": [8, 90, 96]}, "divisible by"), ({"strides": [[1, 1, 1]]}, "4 stages")):
+    assert found["mutual"] == {"num_epochs": 3}
+    for wrong, words in (({"patch_size": [8, 90, 96]}, "multiples of"), ({"strides": [[1, 1, 1]]}, "4 by --features")):
         with pytest.raises(bench.settings.BenchmarkError, match=words):
-            bench.preparation.small_configuration({**network, **wrong})
+            bench.preparation.small_configuration(plans, {**network, **wrong})
+
+
+def test_networks_of_the_memory_model_can_be_built(bench: SimpleNamespace) -> None:
+    plans = tiny.plans()
+    found = importlib.import_module("memory").networks(plans)
+    assert [entry.pop("inherits_from") for entry in found.values()] == ["3d_fullres"] * 5
+    for name, entry in found.items():
+        network = entry["architecture"]
+        parts = network["network_class_name"], network["arch_kwargs"], network["_kw_requires_import"]
+        built = get_network_from_plans(*parts, 1, 3, deep_supervision=False)
+        assert ("Residual" in type(built).__name__) == ("residual" in name)
+        with torch.no_grad(), torch.device("meta"):
+            patch = entry["patch_size"]
+            assert built.to("meta")(torch.zeros(1, 1, *patch)).shape == (1, 3, *patch)
 
 
 def test_a_crop_is_around_the_foreground_and_inside_the_image(bench: SimpleNamespace) -> None:

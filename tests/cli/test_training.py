@@ -147,3 +147,72 @@ def test_an_unknown_configuration_is_one_sentence(
 ) -> None:
     assert main(["train", "901", "3d_fulres", "0", "-tr", trainer, "-device", "cpu"]) == 2
     assert "no configuration '3d_fulres' (did you mean '3d_fullres'?)" in capsys.readouterr().err and not called
+
+
+WRONG = "nnUNetTrainerNoMirorring"
+
+
+def write_trainers(folder: Path, **modules: str) -> None:
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "__init__.py").touch()
+    for name, source in modules.items():
+        (folder / "inner" / f"{name}.py").write_text(source)
+
+
+def test_a_trainer_that_nobody_has_is_told_without_nnunets_search(
+    fold: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from nnunetv2.utilities import find_objects
+
+    def search(name: str) -> None:
+        raise AssertionError("it imports every module")
+
+    monkeypatch.setattr(find_objects, "recursive_find_trainer_class_by_name", search)
+    write_trainers(tmp_path / "own", mine="class OurHospitalTrainer: ...")
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "own"))
+    for wrong, near in (
+        (WRONG, "nnUNetTrainerNoMirroring"),
+        ("PartialTraner", "PartialTrainer"),
+        ("OurHospitalTrain", "OurHospitalTrainer"),
+    ):
+        assert main(["train", "901", "3d_fullres", "0", "-tr", wrong, "-device", "cpu"]) == 2
+        said = capsys.readouterr().err
+        assert f"has a trainer called {wrong!r} (did you mean {near}" in said
+
+
+OWN = "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer"
+MODULES = {
+    "a class": {"mine": f"{OWN}\nclass OurHospitalTrainer(nnUNetTrainer): ..."},
+    "a name": {"mine": f"{OWN}\nOurHospitalTrainer = type('Other', (nnUNetTrainer,), {{}})"},
+    "re-exported": {
+        "_real": f"{OWN}\nclass A(nnUNetTrainer): ...",
+        "mine": "from ._real import A as OurHospitalTrainer",
+    },
+    "at run time": {"mine": f"{OWN}\nfor n in 'A', 'OurHospital':\n    globals()[n + 'Trainer'] = nnUNetTrainer"},
+    "on demand": {
+        "mine": f"{OWN}\nKNOWN = {{'OurHospital' + 'Trainer': nnUNetTrainer}}\n"
+        "def __getattr__(name):\n    if name in KNOWN:\n        return KNOWN[name]\n    raise AttributeError(name)"
+    },
+}
+
+
+@pytest.mark.parametrize("modules", MODULES.values(), ids=MODULES)
+def test_trainers_of_others_are_found_however_they_are_made(
+    fold: Path,
+    called: list[dict[str, Any]],
+    modules: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_trainers(tmp_path / "own", **modules)
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "own"))
+    assert main(["train", "901", "3d_fullres", "0", "-tr", "OurHospitalTrainer", "-device", "cpu"]) == 0
+    assert called[0]["trainer_class_name"] == "OurHospitalTrainer"
+
+
+def test_trainers_in_nnunets_own_folders_are_found(
+    fold: Path, called: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "nnUNetTrainer_5epochs"
+    assert main(["train", "901", "3d_fullres", "0", "-tr", name, "-device", "cpu"]) == 0
+    assert called[0]["trainer_class_name"] == name

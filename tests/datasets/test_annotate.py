@@ -482,6 +482,41 @@ def test_file_names_and_a_patient_id_beside_the_case(
     assert "'case' is the column 'File name'; 'patient' is the column 'Patient ID'; file names are cases" in said
 
 
+HEADINGS = {
+    "German": ("Fall-Nr.", "Quelle", "Patienten-ID", "Eingezeichnet", "keine", "alle"),
+    "French": ("Cas", "Hôpital", "N\u0075me\u0301ro patient", "Étiquettes", "aucune", "toutes"),  # e and accent apart
+    "English": ("Scan ID", "Site", "Subject", "Organs", "none", "all"),
+}
+
+
+@pytest.mark.parametrize("words", HEADINGS.values(), ids=HEADINGS)
+def test_headings_in_other_languages(
+    raw: RawDataset, tmp_path: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    *heading, nothing, everything = words
+    cells = {0: nothing, 3: everything}
+    rows = [f"{case};A;p_{case};{cells.get(len(n), ' '.join(n))}" for case, n in DRAWN.items() if len(n) != 2]
+    rows += [f'{case};A;p_{case};"{";".join(names)}"' for case, names in DRAWN.items() if len(names) == 2]
+    annotate(777, table(tmp_path, "\n".join([";".join(heading), *rows])))
+    assert annotated(raw) == {case: set(names) for case, names in DRAWN.items()}
+    assert list(raw.block["sources"]) == ["A"]
+    assert all(entry["patient"] == f"p_{case}" for case, entry in raw.block["cases"].items())
+    ours = ("case", "source", "patient", "labels")
+    guesses = [f"{our!r} is the column {column!r}" for our, column in zip(ours, heading, strict=True)]
+    assert "; ".join(guesses) in capsys.readouterr().out
+
+
+def test_a_heading_that_is_a_label_is_one(raw: RawDataset, tmp_path: Path) -> None:
+    """Nothing is guessed about a column 'Organe' beside one column for each label."""
+    rows = [
+        f"{case};A;" + ";".join("yes" if x in n else "no" for x in ("liver", "spleen", "kidney"))
+        for case, n in DRAWN.items()
+    ]
+    with pytest.raises(MutualError, match="has a column 'Organe', which is neither a label"):
+        annotate(777, table(tmp_path, "\n".join(["Fall;Organe;liver;spleen;kidney", *rows])))
+    assert "mutual" not in raw.json.read_text()
+
+
 def test_the_guess_is_printed_before_anything_is_written(
     raw: RawDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

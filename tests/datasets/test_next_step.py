@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny
+import torch
 from raw_dataset import NAME, RawDataset
 
 from nnunet_mutual.annotation import fitting
 from nnunet_mutual.annotation.fitting import fitting_trainers
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.cli.parser import main
+from nnunet_mutual.cli.parser import build_parser, main
+from nnunet_mutual.disk.trainings import NamedTraining, device_option
 from nnunet_mutual.plugin.find import training_names
 
 GROUPS = {"T1": ["T1"], "FLAIR": ["FLAIR"]}
@@ -65,6 +68,34 @@ def test_declared_groups_count_before_planning_and_plans_afterwards() -> None:
 
 def test_every_trainer_is_known_to_the_choice() -> None:
     assert {*fitting.BY_GROUP, *fitting.UNLABELLED, *fitting.LABELLED} == set(training_names())
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine with one, on which no command needs -device."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    device_option.cache_clear()
+    yield
+    device_option.cache_clear()
+
+
+@pytest.mark.parametrize(("mps", "device"), [(False, "cpu"), (True, "mps")])
+def test_without_gpu_the_next_command_names_the_device(
+    nnunet_folders: Path, mps: bool, device: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    tiny.make_dataset(nnunet_folders)
+    command = f"nnunet_mutual train 901 3d_fullres 0 -tr PartialTrainer -device {device}"
+    assert next_line(capsys, "check", "901") == command
+    planned = next_line(capsys, "plan", "-d", "901", "--name", "long", "--set", "num_epochs=9")
+    assert planned.startswith(f"nnunet_mutual train 901 3d_fullres_long 0 -tr PartialTrainer -device {device} ")
+    assert main(["report", "901", "3d_fullres", "-tr", "PartialTrainer", "-f", "0"]) == 2
+    assert f"train it with: {command}" in capsys.readouterr().err
+    named = NamedTraining(tiny.NAME, "3d_fullres", "0", "PartialTrainer", "nnUNetPlans")
+    for words in (command, named.command, named.pseudo_label_command):
+        options = build_parser()[0].parse_args(words.split()[1:])
+        assert options.device == device, "it is an option of the command"
 
 
 def next_line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

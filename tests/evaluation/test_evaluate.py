@@ -59,6 +59,29 @@ def play(nnunet_folders: Path) -> Play:
     return Play(nnunet_folders)
 
 
+@pytest.mark.parametrize("place", ["labelsTs", None])
+def test_predictions_of_test_images_need_their_own_references(
+    play: Play, place: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tests, predicted = play.raw / "imagesTs", play.root / "predicted"
+    tests.mkdir()
+    predicted.mkdir()
+    folder = play.raw / (place or "elsewhere")
+    folder.mkdir()
+    for number in (7, 8):
+        labels = tiny.image_and_labels(number)[1]
+        tiny.write_nifti(labels, tests / f"test_{number}_0000.nii.gz", SPACING)
+        for target in (predicted, folder):
+            tiny.write_nifti(labels, target / f"test_{number}.nii.gz", SPACING)
+    play.run("{root}/predicted -d 901 --no-surface", status=2)
+    said = capsys.readouterr().err
+    where = str(folder) if place else "REFERENCES"
+    command = f"evaluate {predicted} {where} -d {tiny.NAME} --complete"
+    assert "test_7, test_8; these are images of imagesTs" in said and said.endswith(f"nnunet_mutual {command}\n")
+    play.run(f"{command.replace('REFERENCES', str(folder)).removeprefix('evaluate ')} --no-surface")
+    assert "2 cases, mean" in capsys.readouterr().out
+
+
 def rows(file: Path) -> list[dict[str, str]]:
     with file.open(newline="") as stream:
         return list(csv.DictReader(stream))

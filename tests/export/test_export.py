@@ -21,6 +21,7 @@ import torch
 
 from nnunet_mutual import trainers
 from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.disk.trainings import device_option
 from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.export.command import export
@@ -79,7 +80,8 @@ def test_export_zips_installs_and_predicts_without_this_package(
     trained: Path, folders: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_export(output_name="nnUNetPlans_RoundTrip")
-    assert "nnUNetv2_predict -d 901 -c 3d_fullres -p nnUNetPlans_RoundTrip -f 0" in capsys.readouterr().out
+    command = "nnUNetv2_predict -d 901 -c 3d_fullres -p nnUNetPlans_RoundTrip -f 0 -i IMAGES -o SEGMENTATIONS"
+    assert f"Next: {command}{device_option()}\n" in capsys.readouterr().out
     installed = tmp_path / "elsewhere"
     installed.mkdir()
     code = f"""{BLOCKED}
@@ -264,7 +266,7 @@ def test_plan_writes_an_inheriting_configuration(nnunet_folders: Path, capsys: p
     }
     assert "nnunet_mutual train 901 3d_fullres_long 0 -tr PartialTrainer" in capsys.readouterr().out
     plan("901", settings=["loss.pd=0.5", "stage2_networks=one"], **{**options, "name": "own"})
-    assert capsys.readouterr().out.count("3d_fullres_own 0 -tr MutualPartialTrainer  ") == 1
+    assert capsys.readouterr().out.count("3d_fullres_own 0 -tr MutualPartialTrainer ") == 1
     for settings, sentence in (
         (["los.pd=3"], "did you mean 'loss'"),
         (["num_epoch=3"], "did you mean 'num_epochs'"),

@@ -15,6 +15,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from tiny import NAME, image_and_labels, make_dataset, two_sources, write_nifti
 
 from nnunet_mutual.cli.parser import main
+from nnunet_mutual.disk.trainings import device_option
 from nnunet_mutual.planning import plan_and_preprocess as command
 from nnunet_mutual.preprocessing.unlabelled import UNLABELLED
 from nnunet_mutual.trainers import MutualCorrelationTrainer, PartialTrainer
@@ -71,7 +72,17 @@ def test_all_of_it(
     assert ["unlabelled", *with_patient] in rows and with_patient.count("1") == 1
     assert ["patients", *("0/1" if one == "1" else "1/0" for one in with_patient)] in rows
     assert "every label in every fold where possible, cases of a patient together" in shown
-    assert ["Next:", "nnunet_mutual", "train", "901", "3d_fullres", "0", "-tr", "MeanTeacherTrainer"] in rows
+    assert [
+        "Next:",
+        "nnunet_mutual",
+        "train",
+        "901",
+        "3d_fullres",
+        "0",
+        "-tr",
+        "MeanTeacherTrainer",
+        *device_option().split(),
+    ] in rows
     assert (preprocessed / "gt_segmentations" / "case_00.nii.gz").is_file()
 
     first = {path: path.stat().st_mtime_ns for path in (preprocessed / UNLABELLED).rglob("*.b2nd")}

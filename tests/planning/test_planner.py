@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -88,6 +89,16 @@ def test_one_network_alone_gets_stock_plans(nnunet_folders: Path, pair: str) -> 
     assert comparable(found) == comparable(expected)
     assert "Planning for PartialTrainer (every case annotates every label): 1 network" in said
     assert comparable(read_plans(expected["plans_name"])) == comparable(expected), "stock plans stay"
+
+
+@pytest.mark.parametrize("number", ["0", "00"])
+def test_without_processes_of_augmentation(nnunet_folders: Path, number: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As trainings in one process want it; nnU-Net's planners end in a traceback."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", number)
+    make_raw(nnunet_folders, image=([32, 32, 32], [1.0, 1.0, 1.0]))
+    found, _ = plan(for_("PartialTrainer"))
+    assert found["configurations"]["3d_fullres"]["patch_size"] == [32, 32, 32]
+    assert os.environ["nnUNet_n_proc_DA"] == number
 
 
 def reckoned(configuration: dict[str, Any], needs: Needs, planner: Any) -> float:

@@ -125,6 +125,21 @@ REFUSED: dict[str, tuple[list[str], str, str]] = {
     "spacing of three axes in 2d": (["--spacing", "1", "1", "1"], "2d", "2d has 2 axes, as in 1 x 1 mm"),
     "no voxels": (["--patch", "0", "32", "32"], "3d_fullres", "must be a whole number from 1"),
     "a negative spacing": (["--spacing", "-1", "1", "1"], "3d_fullres", "must be a positive number, found '-1'"),
+    "strides that do not divide": (
+        ["--patch", "8", "20", "16", "--strides", "1,1,1", "1,2,2", "1,4,2"],
+        "3d_fullres",
+        "--patch 8 x 20 x 16: the network of 3 stages needs multiples of 1 x 8 x 4 voxels; give 8 24 16",
+    ),
+    "stages that differ in number": (
+        ["--patch", "16", "16", "16", "--features", "8", "16", "--strides", "1,1,1", "2,2,2", "2,2,2"],
+        "3d_fullres",
+        "stages of different number, 2 by --features and 3 by --strides",
+    ),
+    "strides of two axes": (["--strides", "1,1", "2,2"], "3d_fullres", "every stage has 3 axes, such as 1,1,1"),
+    "a first stage of its own": (["--strides", "2,2,2", "2,2,2"], "3d_fullres", "all of its numbers are 1"),
+    "an even kernel": (["--kernels", "2,2,2", "3,3,3"], "3d_fullres", "odd sizes, such as 1 and 3"),
+    "kernels that are none": (["--kernels", "3x3x3"], "3d_fullres", "as in 1,2,2, must be a whole number"),
+    "too small a map": (["--patch", "4", "4", "4", "--strides", "1,1,1", "4,4,4"], "3d_fullres", "cannot be built"),
     "a cascade": (["--spacing", "2", "2", "2"], "3d_cascade_fullres", "is the second stage of a cascade"),
     "groups": (["--groups", "a=CT", "b=CT", "--batch", "2"], "3d_fullres", "run the command twice"),
 }
@@ -162,4 +177,37 @@ def test_the_same_name_twice(plans: Path, capsys: pytest.CaptureFixture[str]) ->
         assert plan("--patch", "32", "32", "32") == 0
     assert plan("--patch", "32", "32", "64") == 2
     said = capsys.readouterr().err
-    assert '"patch_size": [32, 32, 32]' in said and "choose another --name" in said
+    assert "a configuration 3d_fullres_new, which would change (" in said and "choose another --name" in said
+    assert "(patch_size: [32, 32, 32] -> [32, 32, 64])" in said
+    assert plan("--patch", "16", "32", "32") == 2
+    said = capsys.readouterr().err
+    assert "patch_size: [32, 32, 32] -> [16, 32, 32]; strides: [[1, 1, 1], [2, 2, 2]" in said and "{" not in said
+    assert plan("--patch", "32", "32", "32", "--set", "loss.pd=0.5", "num_epochs=9") == 2
+    assert "which would change (loss.pd: not set -> 0.5; num_epochs: not set -> 9); " in capsys.readouterr().err
+
+
+def test_a_setting_less_is_a_change_too(plans: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("--set", "num_epochs=9", "--batch", "3") == 0
+    assert plan("--set", "num_epochs=9") == 2
+    assert "which would change (batch_size: 3 -> 2); " in capsys.readouterr().err
+    assert plan("--batch", "3") == 2
+    assert "which would change (num_epochs: 9 -> not set); " in capsys.readouterr().err
+    assert plan("--set", "num_epochs=9", "--batch", "3") == 0
+
+
+def test_every_stage_as_it_is_wanted(plans: Path) -> None:
+    strides, kernels = ["1,1,1", "1,2,2", "2,2,2"], ["1,3,3", "3,3,3", "3,5,5"]
+    network = ["--features", "8", "12", "20", "--strides", *strides, "--kernels", *kernels]
+    assert plan("--patch", "8", "40", "24", *network) == 0
+    found = made(plans)
+    kwargs = found["architecture"]["arch_kwargs"]
+    assert kwargs["features_per_stage"] == [8, 12, 20] and kwargs["n_stages"] == 3
+    assert kwargs["strides"] == [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
+    assert kwargs["kernel_sizes"] == [[1, 3, 3], [3, 3, 3], [3, 5, 5]]
+    assert forward(found) == [(1, 4, 8, 40, 24), (1, 4, 8, 20, 12)]
+
+
+def test_strides_alone_have_nnunets_kernels(plans: Path) -> None:
+    assert plan("--patch", "32", "32", "32", "--strides", "1,1,1", "1,2,2", "2,2,2", "2,1,1") == 0
+    kwargs = made(plans)["architecture"]["arch_kwargs"]
+    assert kwargs["kernel_sizes"] == [[3, 3, 3]] * 4 and kwargs["features_per_stage"] == [4, 6, 8, 16]

@@ -98,6 +98,22 @@ def test_round_trip(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) ->
     assert run("check", 901) == 0
 
 
+@pytest.mark.parametrize("dry", [["--dry-run"], []], ids=["dry", "real"])
+def test_a_table_that_decides_nothing_says_what_to_write(
+    nnunet_folders: Path, dry: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = reviewed(nnunet_folders)
+    before = snapshot(nnunet_folders)
+    assert run("accept", 901, table, *dry) == 0
+    hint = f"Next: write accept, corrected, absent or reject into the column 'decision' of {table}, and repeat"
+    assert hint in capsys.readouterr().out
+    fill(table, {(decision.case, decision.label): ("reject",) for decision in DECISIONS})
+    assert run("accept", 901, table, *dry) == 0
+    said = capsys.readouterr().out
+    assert "what is rejected stays unknown" in said and "Next" not in said
+    assert snapshot(nnunet_folders) == before
+
+
 def test_the_next_training_is_supervised_by_them(nnunet_folders: Path) -> None:
     table = reviewed(nnunet_folders)
     fill(table, ACCEPTED)

@@ -14,10 +14,11 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from training import GROUPS, KEYS, SHORT, partial_block, trainer_for
 
-from nnunet_mutual.batches.decisions import read_decisions
+from nnunet_mutual.batches.decisions import Decision, read_decisions
 from nnunet_mutual.cli.parser import main
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.export.command import export
+from nnunet_mutual.pseudo_labels import command
 from nnunet_mutual.trainers import MutualPartialTrainer
 
 SETTINGS = {**SHORT, **GROUPS, "num_epochs": 10, "num_iterations_per_epoch": 2}
@@ -131,6 +132,22 @@ def test_pseudo_labels_to_look_at(
     assert added > 0
     assert label("-device", "cpu", "-o", str(out)) == 2
     assert "is not empty; give -o a new folder" in capsys.readouterr().err
+
+
+def test_a_training_is_not_named_where_nothing_was_accepted(
+    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Decision] = []
+    monkeypatch.setattr(command, "make_pseudo_labels", lambda *_, **__: made)
+    assert label("-device", "cpu") == 0
+    said = capsys.readouterr().out
+    assert "annotated in every training case" in said and "nnunet_mutual" not in said
+    made.append(Decision("case_00", "a", "spleen", False, "predictions disagree", 1.0, None, None, None, "0"))
+    assert label("-device", "cpu") == 0
+    said = capsys.readouterr().out
+    assert "Nothing was accepted" in said and "nnunet_mutual train" not in said
+    review = "nnunet_mutual review 901 3d_fullres 0 -tr MutualPartialTrainer -chk checkpoint_final.pth -o review"
+    assert said.splitlines()[-1].strip() == review
 
 
 @pytest.mark.parametrize(

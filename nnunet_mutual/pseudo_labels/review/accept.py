@@ -107,7 +107,7 @@ def accept(dataset: str, table_file: str, *, dry_run: bool, keep_drawn: bool) ->
         _say(verdicts, merged, opened, dry_run)
         if merged and not dry_run:
             _change(opened, merged, scratch, path)
-        _say_next(path, manifest, opened, bool(merged), dry_run)
+        _say_next(path, verdicts, manifest, opened, bool(merged), dry_run)
 
 
 def _open(folders: DatasetFolders) -> _Dataset:
@@ -290,16 +290,18 @@ def _say(verdicts: Sequence[Verdict], merged: Mapping[str, CorrectedCase], opene
         print(f"{'Would change' if dry_run else 'Changing'}: {made}")
 
 
-def _say_next(table: Path, manifest: Manifest, opened: _Dataset, changed: bool, dry_run: bool) -> None:
+def _say_next(
+    table: Path, verdicts: Sequence[Verdict], manifest: Manifest, opened: _Dataset, changed: bool, dry_run: bool
+) -> None:
     number = opened.folders.number
-    if dry_run:
-        print("Nothing was changed. Next, to change it:" if changed else "Nothing was changed, nothing would be")
-        if changed:
-            print(f"  nnunet_mutual accept {number} {table}")
+    if not changed and any(not verdict.decision for verdict in verdicts):
+        words = f"{', '.join(DECISIONS[:-1])} or {DECISIONS[-1]}"
+        print(f"Nothing was changed. Next: write {words} into the column 'decision' of {table}, and repeat")
     elif not changed:
-        print(
-            f"Nothing was changed. Next: write {', '.join(DECISIONS[:-1])} or {DECISIONS[-1]} into {table}, and repeat"
-        )
+        print("Nothing was changed: what is rejected stays unknown")
+    elif dry_run:
+        print("Nothing was changed. Next, to change it:")
+        print(f"  nnunet_mutual accept {number} {table}")
     else:
         print("Next, check the dataset, move the old training's folder away and train anew (not with --c):")
         print(f"  nnunet_mutual check {number}")

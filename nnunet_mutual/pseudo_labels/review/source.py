@@ -184,6 +184,6 @@ def _store(training: NamedTraining, checkpoint: str | None) -> tuple[Path, Pseud
             raise MutualError(f"{fold} has several sets of pseudo labels; say which: {several}")
         of = f" -chk {checkpoint}" if checkpoint else ""
         raise MutualError(
-            f"{fold} has no finished pseudo labels{of}; make them with: nnunet_mutual pseudo_label {training.words}{of}"
+            f"{fold} has no finished pseudo labels{of}; make them with: {training.pseudo_label_command}{of}"
         )
     return fold.parent, PseudoStore(chosen)

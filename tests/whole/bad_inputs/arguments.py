@@ -138,6 +138,13 @@ ROWS = [
         environment=(("nnUNet_def_n_proc", "many"),),
     ),
     row(
+        "no process at all",
+        nothing,
+        PREPROCESS,
+        "nnUNet_def_n_proc is '0', expected a number of processes from 1",
+        environment=(("nnUNet_def_n_proc", "0"),),
+    ),
+    row(
         "a number of processes for augmentation that is empty",
         nothing,
         TRAIN,

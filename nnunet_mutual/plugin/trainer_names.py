@@ -1,0 +1,72 @@
+"""Which trainers nnU-Net would find, told from source files: its own search imports all of them, which takes long."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nnunet_mutual.plugin.find import SHIM, nnunet_folder
+
+# Modules that may answer names which their source does not hold.
+_MAKES_NAMES = re.compile(r"def __getattr__|import \*|globals\(\)|sys\.modules|\bexec\(")
+_CLASS = re.compile(r"^class (\w+)", re.MULTILINE)
+
+
+@dataclass
+class TrainerNames:
+    """Names in the modules that nnU-Net searches for trainers.
+
+    Attributes:
+        words: all words of their sources, so re-exported and assigned names, too.
+        classes: those that are defined there.
+        certain: whether no module can hold a name that is none of the words.
+    """
+
+    words: set[str] = field(default_factory=set)
+    classes: list[str] = field(default_factory=list)
+    certain: bool = True
+
+    @classmethod
+    def of(cls, variable: str | None) -> TrainerNames:
+        """Reads nnU-Net's own folder of trainers, and those that its variable names.
+
+        Args:
+            variable: value of nnUNet_extTrainer, None if it is not set.
+        """
+        found = cls()
+        folders = [nnunet_folder() / "training" / "nnUNetTrainer"]
+        folders += [Path(entry) for entry in (variable or "").split(os.pathsep) if entry.strip()]
+        for folder in folders:
+            for module in _modules(folder):
+                found._add(module)
+        return found
+
+    def may_hold(self, name: str) -> bool:
+        """Whether nnU-Net's search may find a class of this name."""
+        return name in self.words or not self.certain
+
+    def _add(self, module: Path) -> None:
+        if module.name == SHIM.name:  # it answers the names of this package alone
+            return
+        try:
+            source = module.read_text(encoding="utf-8") if module.suffix == ".py" else None
+        except (OSError, UnicodeDecodeError):
+            source = None
+        if source is None or _MAKES_NAMES.search(source):
+            self.certain = False
+        self.words.update(re.findall(r"\w+", source or ""))
+        self.classes += _CLASS.findall(source or "")
+
+
+def _modules(folder: Path) -> Iterator[Path]:
+    """Yields the files that nnU-Net would import, sub-packages included."""
+    for module in pkgutil.iter_modules([str(folder)]):
+        if module.ispkg:
+            yield from _modules(folder / module.name)
+        else:
+            source = folder / f"{module.name}.py"
+            yield source if source.is_file() else folder / f"{module.name}.compiled"
