@@ -162,7 +162,7 @@ def test_differences() -> None:
     old = {"num_epochs": 100, "seed": None, "loss": {"pd": 1.0, "fd": 0.1}, "amp": "auto"}
     new = {"num_epochs": 200, "seed": 3, "loss": {"pd": 1.0, "fd": 0.0}, "amp": "auto", "extra": 1}
     assert differences(old, new) == [
-        "extra: None -> 1",
+        "extra: not set -> 1",
         "loss.fd: 0.1 -> 0.0",
         "num_epochs: 100 -> 200",
         "seed: None -> 3",
