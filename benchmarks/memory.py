@@ -33,8 +33,8 @@ BAR = 0.15  # of the measured bytes
 PARTIAL = {"stage1_networks": "groups", "stage2_networks": "groups"}
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "one network": ("PartialTrainer", {}),
-    "2 networks, joint": ("StagedPartialTrainer", {**PARTIAL, "memory": "joint"}),
-    "2 networks, sequential": ("StagedPartialTrainer", {**PARTIAL, "memory": "sequential"}),
+    "2 networks, joint": ("MutualPartialTrainer", {**PARTIAL, "memory": "joint"}),
+    "2 networks, sequential": ("MutualPartialTrainer", {**PARTIAL, "memory": "sequential"}),
     "mean teacher": ("MeanTeacherTrainer", {}),
     "correlation, joint": ("MutualCorrelationTrainer", {"memory": "joint"}),
     "correlation, sequential": ("MutualCorrelationTrainer", {"memory": "sequential"}),

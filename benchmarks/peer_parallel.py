@@ -28,7 +28,7 @@ from settings import CONFIGURATION, read_json, write_json
 
 ROUNDS, BATCHES = 12, 4
 TRAINERS = {
-    "StagedPartialTrainer": {"stage1_networks": "groups"},
+    "MutualPartialTrainer": {"stage1_networks": "groups"},
     "MutualCorrelationTrainer": {},
     "MutualCrossModalTrainer": {},
 }
@@ -212,7 +212,7 @@ def exchanged(name: str, patch: list[int], batch: int, outputs: int, channels: l
         size: bytes of a number.
     """
     voxels = batch * patch[0] * patch[1] * patch[2]
-    if name == "StagedPartialTrainer":  # logits at half the resolution, features of stride 4
+    if name == "MutualPartialTrainer":  # logits at half the resolution, features of stride 4
         return size * (voxels // 8 * outputs + voxels // 64 * sum(channels))
     return size * voxels * (outputs + sum(channels))  # logits, and features at full resolution if there are any
 
@@ -222,8 +222,8 @@ def model() -> list[dict[str, Any]]:
     rows = []
     for network, alone in STEP_SECONDS.items():
         patch, found = [PATCH[network]] * 3, {}
-        found["StagedPartialTrainer, 16 labels"] = (
-            exchanged("StagedPartialTrainer", patch, 2, 17, [128], 2),
+        found["MutualPartialTrainer, 16 labels"] = (
+            exchanged("MutualPartialTrainer", patch, 2, 17, [128], 2),
             (2, 4, 8, 16),
         )
         found["MutualCorrelationTrainer, 3 labels"] = exchanged("MutualCorrelationTrainer", patch, 2, 4, [32], 2), (2,)

@@ -7,7 +7,7 @@ alternate, so that whatever else the machine does hits all. Time is the median o
 its own processor seconds. Memory is counted, not sampled: parameters, gradients, optimiser state and the most that
 autograd keeps at one time for the backward pass; on a GPU the allocator's peak stands beside it. Counted, too: how
 often a step waits for the device, and what torch.compile compiles again after it has seen every batch.
-StagedPartialTrainer is measured in its first stage, with a network for each part of the labels. Trainers with
+MutualPartialTrainer is measured in its first stage, with a network for each part of the labels. Trainers with
 unlabelled images get batches of their own; where these hold more patches than stock's, time and kept memory count per
 patch. MutualCrossModalTrainer has two groups, of one channel each. "separate" compares with one stock training per
 network, one after the other, loader included, unless it was left out.

@@ -13,16 +13,16 @@ from nnunet_mutual.trainers.mutual_prototype import MutualPrototypeTrainer
 from nnunet_mutual.trainers.partial import PartialTrainer
 from nnunet_mutual.trainers.rectified import RectifiedPredictor
 from nnunet_mutual.trainers.soft_label import SoftLabelTrainer
-from nnunet_mutual.trainers.staged_partial import StagedPartialTrainer
+from nnunet_mutual.trainers.taught_partial import TaughtPartialTrainer
 
 __all__ = [
     "MeanTeacherTrainer",
     "MutualCorrelationTrainer",
     "MutualCrossModalTrainer",
-    "StagedPartialTrainer",
+    "MutualPartialTrainer",
     "MutualPrototypeTrainer",
     "PartialTrainer",
     "RectifiedPredictor",
     "SoftLabelTrainer",
-    "MutualPartialTrainer",
+    "TaughtPartialTrainer",
 ]

@@ -74,7 +74,6 @@ class MutualTrainer(nnUNetTrainer):
         by_group: whether the data are preprocessed by modality group.
         paper: of the method, for those who publish what they did with it.
         no_cascade: why the method trains no second stage of a cascade; None if it does.
-        once: name that the trainer had in 0.1.0, whose checkpoints go on; None for the same.
     """
 
     settings_class: type[Settings] = Settings
@@ -82,7 +81,6 @@ class MutualTrainer(nnUNetTrainer):
     by_group = False
     paper: str | None = None
     no_cascade: str | None = None
-    once: str | None = None
     batch_size: int
     oversample_foreground_percent: float
 
@@ -702,8 +700,7 @@ class MutualTrainer(nnUNetTrainer):
         """Restores all networks and the whole state of the training (nnU-Net's hook)."""
         checkpoint = load_own(filename_or_checkpoint, self.device)
         with whole(filename_or_checkpoint):
-            name = type(self).__name__
-            verify_author(checkpoint[STATE_KEY], name, self.settings, filename_or_checkpoint, self.once)
+            verify_author(checkpoint[STATE_KEY], type(self).__name__, self.settings, filename_or_checkpoint)
             self.labels.compare(checkpoint["init_args"]["dataset_json"], checkpoint[STATE_KEY].get("label_maps"))
         if self.continues:
             self.labels.require_same()

@@ -45,14 +45,14 @@ def recipes(parts: int, networks: Sequence[int]) -> dict[str, Recipe]:
 
     Args:
         parts: into which the labels of the dataset of most trainers are divided.
-        networks: numbers of networks with which StagedPartialTrainer is measured.
+        networks: numbers of networks with which MutualPartialTrainer is measured.
     """
     plain = in_parts(parts)
     found = {
         "stock": Recipe(None, plain),
         "partial": Recipe("PartialTrainer", plain),
-        "taught": Recipe("MutualPartialTrainer", plain),
-        "taught_consensus": Recipe("MutualPartialTrainer", plain, {"networks": 2, "memory": "joint"}),
+        "taught": Recipe("TaughtPartialTrainer", plain),
+        "taught_consensus": Recipe("TaughtPartialTrainer", plain, {"networks": 2, "memory": "joint"}),
         "mean_teacher": Recipe("MeanTeacherTrainer", plain),
         WITHOUT_OCC: Recipe("MutualCorrelationTrainer", plain, {"memory": "joint", "loss": {"correlation": 0.0}}),
         "mutual_prototype": Recipe("MutualPrototypeTrainer", plain),
@@ -64,7 +64,7 @@ def recipes(parts: int, networks: Sequence[int]) -> dict[str, Recipe]:
         for number in networks:
             name = f"mutual_partial_{memory}" + ("" if number == 2 else f"_{number}")
             block = {"memory": memory, "stage1_networks": "groups"}
-            found[name] = Recipe("StagedPartialTrainer", in_parts(number), block)
+            found[name] = Recipe("MutualPartialTrainer", in_parts(number), block)
         found[f"mutual_correlation_{memory}"] = Recipe("MutualCorrelationTrainer", plain, {"memory": memory})
         found[f"mutual_cross_modal_{memory}"] = Recipe("MutualCrossModalTrainer", BY_GROUP, {"memory": memory})
     return found

@@ -9,7 +9,7 @@ from nnunet_mutual.annotation.table import AnnotationTable
 BY_GROUP = ("MutualCrossModalTrainer",)
 # The mean teacher is level with the others at a smaller cost (README, Results).
 UNLABELLED = ("MeanTeacherTrainer", "MutualCorrelationTrainer", "MutualPrototypeTrainer", "SoftLabelTrainer")
-LABELLED = ("PartialTrainer", "MutualPartialTrainer", "StagedPartialTrainer")
+LABELLED = ("PartialTrainer", "MutualPartialTrainer")
 
 
 def fitting_trainers(

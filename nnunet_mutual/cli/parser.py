@@ -303,7 +303,7 @@ def _add_pseudo_label(add: Callable[..., argparse.ArgumentParser]) -> None:
         "label what the training cases of a fold do not annotate, with a trained network",
         "Predicts the training cases with the networks of a checkpoint, keeps what they are sure of, and writes every\n"
         "decision with its reason into a CSV, in a folder beside the checkpoint. It can be interrupted and repeated.\n"
-        "StagedPartialTrainer does this by itself; here one can look first, or try another filter.",
+        "MutualPartialTrainer does this by itself; here one can look first, or try another filter.",
         "nnunet_mutual pseudo_label 111 3d_fullres 0 -tr PartialTrainer -o labels_to_look_at",
     )
     add_training(command, fold=True)

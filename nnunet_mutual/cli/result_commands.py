@@ -30,7 +30,7 @@ def _add_review(add: Callable[..., argparse.ArgumentParser]) -> None:
         "Writes a folder with one page (no network needed) of every pseudo label that the filter rejected, accepted\n"
         "near one of its limits or could not judge; a table review.csv to fill in; and a mask for each, to correct in\n"
         "any viewer. 'nnunet_mutual accept' reads the table.",
-        "nnunet_mutual review 111 3d_fullres 0 -tr StagedPartialTrainer -o review_111",
+        "nnunet_mutual review 111 3d_fullres 0 -tr MutualPartialTrainer -o review_111",
     )
     add_training(command, fold=True)
     command.add_argument(
@@ -124,7 +124,7 @@ def _add_report(add: Callable[..., argparse.ArgumentParser]) -> None:
         "Writes a page (HTML that loads nothing, for browser and printer) about one fold of a training: alarms,\n"
         "results of whole validation cases with slices of the worst ones, what was trained on, all curves; tidy CSV\n"
         "tables go beside it. Cases are numbered unless --with-names. With --evidence, a page about a benchmark.",
-        "nnunet_mutual report 111 3d_fullres -tr StagedPartialTrainer -f 0",
+        "nnunet_mutual report 111 3d_fullres -tr MutualPartialTrainer -f 0",
     )
     command.add_argument("dataset", metavar="DATASET", nargs="?", help="dataset name or number")
     command.add_argument("configuration", metavar="CONFIGURATION", nargs="?", help="configuration of the training")

@@ -123,9 +123,7 @@ def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
-def verify_author(
-    state: Mapping[str, Any], trainer: str, settings: Settings, filename: str, once: str | None = None
-) -> None:
+def verify_author(state: Mapping[str, Any], trainer: str, settings: Settings, filename: str) -> None:
     """Verifies that a training may go on from a checkpoint.
 
     Args:
@@ -133,23 +131,15 @@ def verify_author(
         trainer: name of the trainer that goes on.
         settings: in force now.
         filename: of the checkpoint, for the sentence.
-        once: name that this trainer had in 0.1.0; None for the same.
 
     Raises:
         MutualError: it is of another trainer, the settings changed since, or entries are missing or of another shape.
     """
-    if state["trainer"] not in (trainer, once):
+    if state["trainer"] != trainer:
         raise MutualError(
             f"{filename} was written by {state['trainer']}, not {trainer}; continue with -tr {state['trainer']}"
         )
     defaults = asdict(type(settings)())  # of settings that came after this training began
-    strange = sorted(state["settings"].keys() - defaults.keys())
-    if strange:
-        raise MutualError(
-            f"{filename} was written by another method of the name {state['trainer']}, with settings such as "
-            f"{strange[0]}; if {trainer} was MutualPartialTrainer of version 0.1.0, rename its folder to "
-            "StagedPartialTrainer__... and continue with -tr StagedPartialTrainer"
-        )
     changed = differences(deep_merge(defaults, state["settings"]), asdict(settings))
     if changed:
         raise MutualError(

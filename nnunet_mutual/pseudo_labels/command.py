@@ -92,7 +92,7 @@ def _say_next(decisions: Sequence[Decision], training: NamedTraining, checkpoint
         print("Nothing was accepted, so a training would learn nothing from it. Next, to show all of it to a reader:")
     print(f"  nnunet_mutual review {training.words} -chk {checkpoint} -o review")
     if accepted:
-        print(f"  {replace(training, trainer='StagedPartialTrainer').command}")
+        print(f"  {replace(training, trainer='MutualPartialTrainer').command}")
 
 
 def _load(training: NamedTraining, checkpoint: str, device: str) -> Any:

@@ -15,7 +15,7 @@ from nnunet_mutual.report import plots
 from nnunet_mutual.report.blocks import Block, Figure, Missing, Section, Table, Text
 from nnunet_mutual.report.training import Training
 
-PSEUDO_TRAINER = "StagedPartialTrainer"
+PSEUDO_TRAINER = "MutualPartialTrainer"
 
 
 def coverage_table(training: Training) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import torch
 from modalities import make_preprocessed
 from training import SHORT, partial_block, trainer_for, weights
 
-from nnunet_mutual.trainers import MutualCrossModalTrainer, StagedPartialTrainer
+from nnunet_mutual.trainers import MutualCrossModalTrainer, MutualPartialTrainer
 
 GROUPS = {"T1": ["T1"], "FLAIR": ["FLAIR"]}
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -39,12 +39,12 @@ def test_another_arm_starts_from_the_first_stage(nnunet_folders: Path, train: An
     lax = {"label": False, "voxel": False}
     settings = {**SHORT, "pseudo_labels": lax}
     preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=settings)
-    first = trainer_for(preprocessed, StagedPartialTrainer)
+    first = trainer_for(preprocessed, MutualPartialTrainer)
     found = train(first)
     assert found["updates"] == 9 and found["networks"] == 1 and found["stage1"][1] == [list(first.table.labels)]
     assert all(torch.equal(value, weights(first)[name]) for name, value in found["network_weights"].items())
 
-    second, steps = trainer_for(preprocessed, StagedPartialTrainer), []
+    second, steps = trainer_for(preprocessed, MutualPartialTrainer), []
     original = second.train_step
     second.train_step = lambda batch: (steps.append(second.stage_number), original(batch))[1]
     again = train(second)

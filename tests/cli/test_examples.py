@@ -154,7 +154,7 @@ def _trainings(world: World) -> None:
     world.run("train")
     for fold in range(1, 5):
         world.train("PartialTrainer", fold)
-    world.train("StagedPartialTrainer", 0)
+    world.train("MutualPartialTrainer", 0)
     world.run("export", "pseudo_label", "review", "report")
     fill(world.root / "review_111" / "review.csv", {})
     world.run("accept")

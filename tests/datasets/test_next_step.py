@@ -45,7 +45,7 @@ CHOICES: dict[str, tuple[dict[str, list[str]], bool, dict[str, Any], str]] = {
     "different labels and imagesUn": (PARTIAL, True, {}, "MeanTeacherTrainer"),
     "a case without any label": (NOTHING, False, {}, "MeanTeacherTrainer"),
     "plans of groups": (FULL, True, {"by_group": True}, "MutualCrossModalTrainer"),
-    "settings of two stages": (PARTIAL, False, {"accepting": ["StagedPartialTrainer"]}, "StagedPartialTrainer"),
+    "settings of two stages": (PARTIAL, False, {"accepting": ["MutualPartialTrainer"]}, "MutualPartialTrainer"),
     "settings of a teacher": (FULL, True, {"accepting": [*TWO_STREAMS[::-1]]}, "MeanTeacherTrainer"),
     "settings that do not fit": (FULL, False, {"accepting": ["MutualPrototypeTrainer"]}, "MutualPrototypeTrainer"),
 }
@@ -174,7 +174,7 @@ def test_new_settings_of_what_was_planned_for_a_trainer(
     line = next_line(capsys, "plan", "-d", "901", "--name", "long", "--set", "num_epochs=9")
     assert line.startswith("nnunet_mutual train 901 3d_fullres_long 0 -tr MutualCorrelationTrainer ")
     line = next_line(capsys, "plan", "-d", "901", "--name", "other", "--set", "loss.pd=0.5")
-    assert line.startswith("nnunet_mutual train 901 3d_fullres_other 0 -tr StagedPartialTrainer ")
+    assert line.startswith("nnunet_mutual train 901 3d_fullres_other 0 -tr MutualPartialTrainer ")
 
 
 def test_images_of_one_slice_are_planned_in_2d(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from nnunet_mutual.batches.streams import NO_IMAGES, Stream
 from nnunet_mutual.engine.acted import Acted, in_stages, of_stream
 from nnunet_mutual.engine.checkpoint_file import read_checkpoint
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.trainers import StagedPartialTrainer
+from nnunet_mutual.trainers import MutualPartialTrainer
 
 
 def table_of(block: dict[str, Any] | None) -> AnnotationTable:
@@ -73,16 +73,16 @@ def test_a_trainer_says_which_images_it_leaves_out(nnunet_folders: Path, capsys:
         (None, 1, False, ["PartialTrainer"], "", "not made yet"),
         ([True, False], 1, False, ["PartialTrainer"], "", "1 of 2 pseudo labels were learnt from; no networks learn"),
         ([True], 1, True, ["PartialTrainer"], "was asked for several networks and had one", "1 of 1"),
-        ([True], 2, True, ["PartialTrainer", "StagedPartialTrainer"], "", "the networks learn from each other"),
+        ([True], 2, True, ["PartialTrainer", "MutualPartialTrainer"], "", "the networks learn from each other"),
         ([False, False], 1, False, ["PartialTrainer"], "None of 2 pseudo labels was accepted", "0 of 2"),
-        ([False], 2, True, ["PartialTrainer", "StagedPartialTrainer"], "None of 1 pseudo labels", "0 of 1"),
+        ([False], 2, True, ["PartialTrainer", "MutualPartialTrainer"], "None of 1 pseudo labels", "0 of 1"),
         ([], 1, False, ["PartialTrainer"], "every case annotates every label", "one network"),
     ],
 )
 def test_stages(
     found: list[bool] | None, networks: int, asked: bool, methods: list[str], idle: str, trained: str
 ) -> None:
-    name = "StagedPartialTrainer"
+    name = "MutualPartialTrainer"
     supervised = of_stream(name, table_of(partial_block()), KEYS, Stream(), networks)
     made = None if found is None else decisions(*found)
     acted = in_stages(supervised, name, made, networks=networks, asked=asked)
@@ -101,7 +101,7 @@ def test_it_survives_a_checkpoint() -> None:
 def test_rejected_pseudo_labels_are_said_in_log_and_checkpoint(nnunet_folders: Path) -> None:
     settings = {**SHORT, "num_epochs": 4, "pseudo_labels": {"min_agreement": 1.0, "voxel": False}}
     preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=settings)
-    trainer = trainer_for(preprocessed, StagedPartialTrainer)
+    trainer = trainer_for(preprocessed, MutualPartialTrainer)
     trainer.run_training()
     folder = Path(trainer.output_folder)
     log = next(folder.glob("training_log*")).read_text()

@@ -19,7 +19,7 @@ from two_streams import two_stream_dataset
 import nnunet_mutual.trainers as trainers
 from nnunet_mutual.engine.peers import Memory, Peers, unwrap
 from nnunet_mutual.objectives import Output
-from nnunet_mutual.trainers import StagedPartialTrainer
+from nnunet_mutual.trainers import MutualPartialTrainer
 
 MODES: tuple[Memory, Memory] = ("joint", "sequential")
 
@@ -179,7 +179,7 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
                 patch.setenv(name, str(root / name))
             preprocessed = tiny.make_dataset(root, block=partial_block(), settings=settings)
-            trainer = trainer_for(preprocessed, StagedPartialTrainer)
+            trainer = trainer_for(preprocessed, MutualPartialTrainer)
             trainer.run_training()
         assert trainer.peers.memory == memory
         made[memory] = trainer

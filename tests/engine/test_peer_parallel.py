@@ -21,7 +21,7 @@ from nnunet_mutual.cli.parser import main
 from nnunet_mutual.engine.checkpoints import load_own
 from nnunet_mutual.engine.parallel.worker import share_networks
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.trainers import MutualCorrelationTrainer, MutualCrossModalTrainer, StagedPartialTrainer
+from nnunet_mutual.trainers import MutualCorrelationTrainer, MutualCrossModalTrainer, MutualPartialTrainer
 
 STEPS = {**SHORT, "num_epochs": 2, "num_iterations_per_epoch": 10}  # 20 steps
 SHORTEST = {"num_epochs": 2, "num_iterations_per_epoch": 2}
@@ -59,7 +59,7 @@ def three_dataset(root: Path) -> Path:
 
 
 CASES: dict[str, tuple[Any, Any]] = {
-    "partial": (StagedPartialTrainer, partial_dataset),
+    "partial": (MutualPartialTrainer, partial_dataset),
     "correlation": (MutualCorrelationTrainer, correlation_dataset),
     "consensus": (MutualCorrelationTrainer, consensus_dataset),
     "crossmodal": (MutualCrossModalTrainer, crossmodal_dataset),

@@ -58,7 +58,7 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("MeanTeacherTrainer", BETTER),
     ("MutualPrototypeTrainer", {**BETTER, "role": "filter"}),
     *(("MutualCorrelationTrainer", {**BETTER, "form": form}) for form in ("consensus", "alternating")),
-    ("MutualPartialTrainer", {"networks": 2}),
+    ("TaughtPartialTrainer", {"networks": 2}),
 ]
 
 
@@ -69,7 +69,7 @@ def test_a_step_waits_for_nothing(name: str, form: dict[str, Any], nnunet_folder
     if name == "MutualCrossModalTrainer":
         preprocessed = make_preprocessed(nnunet_folders, settings=settings)
     else:
-        settings = {**settings, **GROUPS} if name == "StagedPartialTrainer" else settings
+        settings = {**settings, **GROUPS} if name == "MutualPartialTrainer" else settings
         preprocessed = two_stream_dataset(nnunet_folders, block=partial_block(), settings=settings)
     trainer = trainer_for(preprocessed, getattr(trainers, name))
     trainer.on_train_start()

@@ -25,8 +25,8 @@ from nnunet_mutual.cli.parser import main
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.generate import identity
 
-TRAINING = "StagedPartialTrainer__nnUNetPlans__3d_fullres"
-REVIEW = ["review", "901", "3d_fullres", "0", "-tr", "StagedPartialTrainer"]
+TRAINING = "MutualPartialTrainer__nnUNetPlans__3d_fullres"
+REVIEW = ["review", "901", "3d_fullres", "0", "-tr", "MutualPartialTrainer"]
 
 
 def decided(case: str, label: str, accepted: bool = True, **changed: Any) -> Decision:

@@ -15,7 +15,7 @@ from nnunet_mutual.trainers import PartialTrainer
 
 KEYS = [f"case_{i:02d}" for i in range(6)]
 SHORT = {"num_epochs": 3, "num_iterations_per_epoch": 3, "num_val_iterations_per_epoch": 1, "amp": "off", "seed": 1}
-GROUPS = {"stage1_networks": "groups", "stage2_networks": "groups"}  # of StagedPartialTrainer
+GROUPS = {"stage1_networks": "groups", "stage2_networks": "groups"}  # of MutualPartialTrainer
 
 
 def partial_block(**more: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from training import GROUPS, SHORT, largest_difference, partial_block, trainer_f
 
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.modules.ema import TURN, MovingAverage, decay_of, whose_turn
-from nnunet_mutual.trainers import StagedPartialTrainer
+from nnunet_mutual.trainers import MutualPartialTrainer
 
 
 def test_the_average() -> None:
@@ -62,7 +62,7 @@ def test_two_averages_take_turns_of_random_length() -> None:
 def test_averages_are_validated_deployed_and_resumed(nnunet_folders: Path) -> None:
     settings = {**SHORT, **GROUPS, "num_epochs": 5, "num_iterations_per_epoch": 2, "ema": 0.9}
     preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=settings)
-    trainer = trainer_for(preprocessed, StagedPartialTrainer)
+    trainer = trainer_for(preprocessed, MutualPartialTrainer)
     seen: list[nn.Module] = []
     original = trainer.validation_step
 
@@ -82,7 +82,7 @@ def test_averages_are_validated_deployed_and_resumed(nnunet_folders: Path) -> No
     assert largest_difference(final["network_weights"], average) == 0
     assert largest_difference(average, state["peers"]["networks"][state["deployed"]]) > 0
     assert state["peers"]["averages"][0]["steps"] == 2 * 2, "begun anew with stage 2"
-    resumed = trainer_for(preprocessed, StagedPartialTrainer)
+    resumed = trainer_for(preprocessed, MutualPartialTrainer)
     resumed.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
     for mine, theirs in zip(resumed.peers.averages, trainer.peers.averages, strict=True):
         assert largest_difference(mine.network.state_dict(), theirs.network.state_dict()) == 0
@@ -92,4 +92,4 @@ def test_a_decay_of_one_never_learns(nnunet_folders: Path) -> None:
     options = {"configurations": (), "cases": 1, "settings": {**SHORT, "ema": 1.0}}
     preprocessed = tiny.make_dataset(nnunet_folders, **options)
     with pytest.raises(MutualError, match='setting "ema" must be from 0 to below 1, found 1.0'):
-        trainer_for(preprocessed, StagedPartialTrainer)
+        trainer_for(preprocessed, MutualPartialTrainer)

@@ -23,9 +23,9 @@ BAR = 0.15
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {  # trainer, configuration, settings
     "one network": ("PartialTrainer", "3d_fullres", {}),
-    "two networks, joint": ("StagedPartialTrainer", "3d_fullres", {**GROUPS, "memory": "joint"}),
-    "two networks, sequential": ("StagedPartialTrainer", "2d", {**GROUPS, "memory": "sequential", "ema": 0.9}),
-    "taught, joint": ("MutualPartialTrainer", "3d_aniso", {"networks": 2, "memory": "joint"}),
+    "two networks, joint": ("MutualPartialTrainer", "3d_fullres", {**GROUPS, "memory": "joint"}),
+    "two networks, sequential": ("MutualPartialTrainer", "2d", {**GROUPS, "memory": "sequential", "ema": 0.9}),
+    "taught, joint": ("TaughtPartialTrainer", "3d_aniso", {"networks": 2, "memory": "joint"}),
     "mean teacher": ("MeanTeacherTrainer", "3d_aniso", {"optimizer": "adamw"}),
     "correlation, joint": ("MutualCorrelationTrainer", "3d_fullres", {"memory": "joint"}),
     "correlation, sequential": ("MutualCorrelationTrainer", "3d_aniso", {"memory": "sequential"}),

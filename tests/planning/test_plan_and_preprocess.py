@@ -298,7 +298,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], None], list[str], str]] = {
     "numbers of processes": (fine, ["-c", "2d", "-np", "2", "2"], "-np 2 2: give one number of processes, or one for"),
     "no process": (fine, ["-np", "0"], "-np: it must be a whole number from 1"),
     "no memory": (fine, ["-gpu_memory_target", "0"], "-gpu_memory_target: it must be a positive number"),
-    "unknown trainer": (fine, ["--for", "MutualPartailTrainer"], "did you mean 'StagedPartialTrainer'?"),
+    "unknown trainer": (fine, ["--for", "MutualPartailTrainer"], "did you mean 'MutualPartialTrainer'?"),
     "unknown setting": (fine, ["--for", "MeanTeacherTrainer", "--set", "peers=2"], 'unknown setting "peers" of --set'),
     "no groups": (fine, ["--for", "MutualCrossModalTrainer"], "dataset.json declares no modality group(s)"),
     "planner of nnU-Net": (

@@ -195,7 +195,7 @@ def test_choice_of_the_trainer(nnunet_folders: Path, dataset: str) -> None:
 def test_groups_of_partial_labels_are_networks(nnunet_folders: Path) -> None:
     labels = dict(zip(KEYS, (["liver"], ["tumour"], ["spleen"], ["spleen"]), strict=True))
     make_raw(nnunet_folders, block=block(labels))
-    method = MutualPlanner(901, trainer="StagedPartialTrainer", settings={"stage1_networks": "groups"}).budget.method
+    method = MutualPlanner(901, trainer="MutualPartialTrainer", settings={"stage1_networks": "groups"}).budget.method
     assert method.needs.networks == 3 and method.needs.partial
 
 
@@ -223,7 +223,7 @@ def test_impossible_budget_of_one_network(nnunet_folders: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"trainer": "MutualPartailTrainer"}, "did you mean 'StagedPartialTrainer'"),
+        ({"trainer": "MutualPartailTrainer"}, "did you mean 'MutualPartialTrainer'"),
         ({"trainer": "RectifiedPredictor"}, "no trainer is called 'RectifiedPredictor'"),
         ({"trainer": "MeanTeacherTrainer", "settings": {"peers": 2}}, 'unknown setting "peers" of --set for Mean'),
         ({"trainer": "MutualCrossModalTrainer"}, "declares no modality group"),

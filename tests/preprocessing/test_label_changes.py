@@ -18,7 +18,7 @@ from training import KEYS, curves, largest_difference, stop_at, trainer_for, wei
 from nnunet_mutual.engine.validation import FoldValidation
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.preprocessing.label_maps import Maps, difference, read_maps, read_record, record, record_of
-from nnunet_mutual.trainers import PartialTrainer, StagedPartialTrainer
+from nnunet_mutual.trainers import MutualPartialTrainer, PartialTrainer
 
 DATA = "nnUNetPlans_3d_fullres"
 
@@ -48,7 +48,7 @@ def log_of(trainer: Any) -> str:
     return Path(trainer.log_file).read_text()
 
 
-@pytest.mark.parametrize("kind", [PartialTrainer, StagedPartialTrainer])
+@pytest.mark.parametrize("kind", [PartialTrainer, MutualPartialTrainer])
 def test_a_training_does_not_go_on_with_other_labels(
     nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
 ) -> None:
@@ -88,7 +88,7 @@ def test_a_finished_training_is_not_validated_silently(nnunet_folders: Path, mon
         validated.run_training()
 
 
-@pytest.mark.parametrize("kind", [PartialTrainer, StagedPartialTrainer])
+@pytest.mark.parametrize("kind", [PartialTrainer, MutualPartialTrainer])
 def test_accept_during_a_training_is_said_and_the_training_kept(
     nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
 ) -> None:
@@ -107,7 +107,7 @@ def test_accept_during_a_training_is_said_and_the_training_kept(
     log = log_of(trainer)
     news = "label map of case_00 changed since this process began"
     assert log.count(news) == 2 and log.index("Epoch time") < log.index(news) < log.index("Epoch 1")
-    if kind is StagedPartialTrainer:
+    if kind is MutualPartialTrainer:
         assert log.index(news) < log.index("Stage 1 is over")
     final = Path(trainer.output_folder) / "checkpoint_final.pth"
     assert final.is_file()

@@ -74,7 +74,7 @@ def test_round_trip(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) ->
     said = capsys.readouterr().out
     assert "2 new true label(s) in 2 case(s)" in said and "Absent" not in said
     assert "2 accepted, 0 corrected, 0 absent, 1 rejected, 1 undecided; rejected and undecided ones stay" in said
-    assert "nnunet_mutual train 901 3d_fullres 0 -tr StagedPartialTrainer" in said
+    assert "nnunet_mutual train 901 3d_fullres 0 -tr MutualPartialTrainer" in said
     merged = raw_label(nnunet_folders, "case_00")
     np.testing.assert_array_equal(merged, np.where(truth("case_00") == 3, 3, drawn))
     assert table_of(nnunet_folders)["cases"]["case_00"] == {"source": "a", "annotated": ["liver", "spleen"]}

@@ -104,7 +104,7 @@ def test_sets_of_pseudo_labels(
     assert run(*REVIEW, "-o", tmp_path / "two", "-chk", "checkpoint_best.pth") == 0
     assert "pseudo_labels_best" in (tmp_path / "two" / "review.json").read_text()
     assert run(*REVIEW, "-o", tmp_path / "three", "-chk", "checkpoint_latest.pth") == 2
-    assert "-tr StagedPartialTrainer -chk checkpoint_latest.pth" in capsys.readouterr().err
+    assert "-tr MutualPartialTrainer -chk checkpoint_latest.pth" in capsys.readouterr().err
 
 
 def test_what_cannot_be_reviewed(nnunet_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,7 +130,7 @@ def test_what_cannot_be_reviewed(nnunet_folders: Path, tmp_path: Path, capsys: p
     (store / "made_by.json").write_text(json.dumps({**made_by, "labels": {"background": 0, "liver": 2}}))
     refused("are no longer those of")
     (store / "decisions.csv").unlink()
-    refused("make them with: nnunet_mutual pseudo_label 901 3d_fullres 0 -tr StagedPartialTrainer")
+    refused("make them with: nnunet_mutual pseudo_label 901 3d_fullres 0 -tr MutualPartialTrainer")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "review.csv").write_text("decided")
     assert run(*REVIEW, "-o", tmp_path / "full") == 2

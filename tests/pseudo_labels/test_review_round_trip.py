@@ -10,7 +10,7 @@ import tiny
 from reviewing import REVIEW, fill, raw_label, run, voxels
 from training import SHORT, partial_block, trainer_for
 
-from nnunet_mutual.trainers import StagedPartialTrainer
+from nnunet_mutual.trainers import MutualPartialTrainer
 
 SETTINGS = {**SHORT, "num_epochs": 2, "num_iterations_per_epoch": 2, "pseudo_labels": {"label": False, "voxel": False}}
 
@@ -18,7 +18,7 @@ SETTINGS = {**SHORT, "num_epochs": 2, "num_iterations_per_epoch": 2, "pseudo_lab
 def test_round_trip(nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nnunet_mutual.pseudo_labels.review.make.draw", lambda scene: "data:,")  # in test_review_page
     preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=SETTINGS)
-    first = trainer_for(preprocessed, StagedPartialTrainer)
+    first = trainer_for(preprocessed, MutualPartialTrainer)
     first.run_training()
     review = nnunet_folders / "review"
     assert run(*REVIEW, "-o", review) == 0
@@ -35,7 +35,7 @@ def test_round_trip(nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch) -> No
     np.testing.assert_array_equal(raw_label(nnunet_folders, case), np.where(mask, tiny.PLAIN[label], drawn))
     assert run("check", 901) == 0
 
-    second = trainer_for(preprocessed, StagedPartialTrainer)
+    second = trainer_for(preprocessed, MutualPartialTrainer)
     second.initialize()
     known = second.knowledge
     assert known.tables.annotated[known.patterns([case])[0], known.channel[label]]

@@ -19,7 +19,7 @@ from training import GROUPS, SHORT, trainer_for
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.cli import parser as cli
 from nnunet_mutual.report.scores import read_other
-from nnunet_mutual.trainers import StagedPartialTrainer
+from nnunet_mutual.trainers import MutualPartialTrainer
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 HEADING = re.compile(r"h[1-6]")
@@ -120,11 +120,11 @@ def test_page_of_a_training_that_ran(nnunet_folders: Path, capsys: pytest.Captur
     block = tiny.two_sources(["liver"], ["tumour", "spleen"], KEYS)
     block["cases"] = {key: {"source": "ab"[i % 2]} for i, key in enumerate(KEYS)}
     preprocessed = tiny.make_dataset(nnunet_folders, block=block, settings={**SHORT, "num_epochs": 12, **GROUPS})
-    trainer = trainer_for(preprocessed, StagedPartialTrainer)
+    trainer = trainer_for(preprocessed, MutualPartialTrainer)
     trainer.run_training()
     trainer.perform_actual_validation()
     fold = Path(trainer.output_folder)
-    said = report(capsys, LINE.format("StagedPartialTrainer"))
+    said = report(capsys, LINE.format("MutualPartialTrainer"))
     assert f"{fold / 'report.html'}\n" in said and "Next: " in said
     page = Page(fold / "report.html")
     assert_is_a_good_page(page)
@@ -250,9 +250,9 @@ def test_a_second_model_is_compared_on_the_same_cases(
 def test_what_is_missing_is_said_with_its_command(
     folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fold = folder(settings=SETTINGS, validated=False, trainer="StagedPartialTrainer")
-    train = "nnunet_mutual train 901 3d_fullres 0 -tr StagedPartialTrainer"
-    assert f"Next: {train} --val" in report(capsys, LINE.format("StagedPartialTrainer"))
+    fold = folder(settings=SETTINGS, validated=False, trainer="MutualPartialTrainer")
+    train = "nnunet_mutual train 901 3d_fullres 0 -tr MutualPartialTrainer"
+    assert f"Next: {train} --val" in report(capsys, LINE.format("MutualPartialTrainer"))
     page = Page(fold / "report.html")
     assert_is_a_good_page(page)
     assert (
@@ -261,7 +261,7 @@ def test_what_is_missing_is_said_with_its_command(
     assert "no record of pseudo labels" in page.text
     for file in fold.glob("*"):
         file.unlink()
-    assert f"Next: {train} --c" in report(capsys, LINE.format("StagedPartialTrainer"))
+    assert f"Next: {train} --c" in report(capsys, LINE.format("MutualPartialTrainer"))
     page = Page(fold / "report.html")
     assert_is_a_good_page(page)
     assert "there are no curves" in page.text and "The training is not finished" in page.text

@@ -10,8 +10,8 @@ from nnunet_mutual.errors import MutualError
 from nnunet_mutual.settings import Settings, read_settings
 from nnunet_mutual.trainers.mean_teacher import MeanTeacherSettings
 from nnunet_mutual.trainers.mutual_correlation import MutualCorrelationSettings
-from nnunet_mutual.trainers.mutual_partial import MutualPartialSettings
 from nnunet_mutual.trainers.mutual_prototype import MutualPrototypeSettings
+from nnunet_mutual.trainers.taught_partial import TaughtPartialSettings
 
 UNUSED: list[tuple[type[Settings], dict[str, Any], str]] = [
     (MeanTeacherSettings, {"ema": 0.9, "ema_age": 0.1}, '"ema" has no effect with ema_age=0.1'),
@@ -21,14 +21,14 @@ UNUSED: list[tuple[type[Settings], dict[str, Any], str]] = [
     (MutualCorrelationSettings, {"form": "alternating", "second": "equal"}, '"second" has no effect with form="altern'),
     (MutualPrototypeSettings, {"role": "filter", "confidence": 0.7}, '"confidence" has no effect with role="filter"'),
     (MutualPrototypeSettings, {"soft_loss": "sample"}, '"soft_loss" has no effect with role="rectify"'),
-    (MutualPartialSettings, {"teachers": "crossed"}, '"teachers" has no effect with one network'),
-    (MutualPartialSettings, {"weight": 0.0, "sure": 0.5}, '"sure" has no effect with weight=0'),
+    (TaughtPartialSettings, {"teachers": "crossed"}, '"teachers" has no effect with one network'),
+    (TaughtPartialSettings, {"weight": 0.0, "sure": 0.5}, '"sure" has no effect with weight=0'),
 ]
 USED: list[tuple[type[Settings], dict[str, Any]]] = [
     (MutualCorrelationSettings, {"ema": 0.9}),
     (MutualCorrelationSettings, {"form": "crossed", "ema": 0.9, "ema_age": None, "dropout": 0.2, "own_views": False}),
     (MutualPrototypeSettings, {"role": "filter", "soft_loss": "sample", "confidence": 0.8}),  # the default says nothing
-    (MutualPartialSettings, {"networks": 2, "teachers": "crossed", "sure": 0.5}),
+    (TaughtPartialSettings, {"networks": 2, "teachers": "crossed", "sure": 0.5}),
 ]
 
 

@@ -55,16 +55,16 @@ def modalities(root: Path) -> Path:
 
 DATA: dict[str, Callable[[Path], Path]] = {
     "PartialTrainer": partial_data,
-    "StagedPartialTrainer": stages,
+    "MutualPartialTrainer": stages,
     "MeanTeacherTrainer": streams,
     "MutualCorrelationTrainer": streams,
     "MutualPrototypeTrainer": streams,
     "MutualCrossModalTrainer": modalities,
     "SoftLabelTrainer": soft_labels,
-    "MutualPartialTrainer": taught,
+    "TaughtPartialTrainer": taught,
 }
 COUNTS = ("numbers", "confident", "alarm")  # of the process's own samples, for the log
-QUICK = ("StagedPartialTrainer", "MutualPrototypeTrainer")
+QUICK = ("MutualPartialTrainer", "MutualPrototypeTrainer")
 
 
 def work(rank: int, store: Any, name: str, preprocessed: Path) -> dict[str, Any]:

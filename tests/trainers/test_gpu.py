@@ -22,27 +22,27 @@ from nnunet_mutual.trainers import (
     MeanTeacherTrainer,
     MutualCorrelationTrainer,
     MutualCrossModalTrainer,
+    MutualPartialTrainer,
     MutualPrototypeTrainer,
     PartialTrainer,
-    StagedPartialTrainer,
 )
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 TRAINERS: list[Any] = [
     PartialTrainer,
-    StagedPartialTrainer,
+    MutualPartialTrainer,
     MeanTeacherTrainer,
     MutualCorrelationTrainer,
     MutualPrototypeTrainer,
     MutualCrossModalTrainer,
 ]
-MUTUAL = [StagedPartialTrainer, MutualCorrelationTrainer, MutualCrossModalTrainer]
+MUTUAL = [MutualPartialTrainer, MutualCorrelationTrainer, MutualCrossModalTrainer]
 SETTINGS = {**SHORT, "num_epochs": 5, "num_iterations_per_epoch": 4, "amp": "auto"}
 
 
 def on_cuda(preprocessed: Path, trainer_class: type, **settings: Any) -> Any:
     plans, dataset = (json.loads((preprocessed / n).read_text()) for n in ("nnUNetPlans.json", "dataset.json"))
-    networks = GROUPS if trainer_class is StagedPartialTrainer else {}
+    networks = GROUPS if trainer_class is MutualPartialTrainer else {}
     plans["configurations"]["3d_fullres"]["mutual"].update(networks, **settings)
     plans["continue_training"] = False
     trainer = trainer_class(plans, "3d_fullres", 0, dataset, torch.device("cuda"))
@@ -146,7 +146,7 @@ def test_cuda_graphs_train_the_same(preprocessed: Path, trainer_class: type, mon
     assert replayed.peers.recorded and not launched.peers.recorded
 
 
-@pytest.mark.parametrize("trainer_class", [StagedPartialTrainer])
+@pytest.mark.parametrize("trainer_class", [MutualPartialTrainer])
 def test_graphs_are_recorded_while_a_loader_pins_memory(
     preprocessed: Path, trainer_class: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ def test_trains(name: str, nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch
     if name == "MutualCrossModalTrainer":
         preprocessed = make_preprocessed(nnunet_folders, settings=settings)
     else:
-        settings |= GROUPS if name == "StagedPartialTrainer" else {}
+        settings |= GROUPS if name == "MutualPartialTrainer" else {}
         preprocessed = two_stream_dataset(nnunet_folders, block=partial_block(), settings=settings)
     trainer = trainer_for(preprocessed, getattr(trainers, name))
     assert trainer.autocast_dtype == torch.bfloat16

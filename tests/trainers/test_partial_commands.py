@@ -1,4 +1,4 @@
-"""What is done with a finished StagedPartialTrainer: an ensemble of its networks, pseudo labels to look at."""
+"""What is done with a finished MutualPartialTrainer: an ensemble of its networks, pseudo labels to look at."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nnunet_mutual.cli.parser import main
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.export.command import export
 from nnunet_mutual.pseudo_labels import command
-from nnunet_mutual.trainers import StagedPartialTrainer
+from nnunet_mutual.trainers import MutualPartialTrainer
 
 SETTINGS = {**SHORT, **GROUPS, "num_epochs": 10, "num_iterations_per_epoch": 2}
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -33,7 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in VARIABLES:
             patch.setenv(name, str(root / name))
         preprocessed = tiny.make_dataset(root, block=partial_block(), settings=SETTINGS)
-        trainer = trainer_for(preprocessed, StagedPartialTrainer)
+        trainer = trainer_for(preprocessed, MutualPartialTrainer)
         trainer.run_training()
         folder = Path(trainer.output_folder)
         (folder / "progress.png").write_bytes(b"a picture")
@@ -56,17 +56,17 @@ def results(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run_export(**changed: Any) -> None:
-    options: dict[str, Any] = {"trainer": "StagedPartialTrainer", "plans": "nnUNetPlans", "folds": ["0"]}
+    options: dict[str, Any] = {"trainer": "MutualPartialTrainer", "plans": "nnUNetPlans", "folds": ["0"]}
     options |= {"checkpoint": "checkpoint_final.pth", "output_name": None, "peers": True, **changed}
     export(tiny.NAME, "3d_fullres", **options)
 
 
 def test_all_networks_become_an_ensemble(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_export()
-    assert "-p nnUNetPlans_StagedPartial_Peers -f 0 1 -i" in capsys.readouterr().out
-    folder = results / "nnUNetTrainer__nnUNetPlans_StagedPartial_Peers__3d_fullres"
+    assert "-p nnUNetPlans_MutualPartial_Peers -f 0 1 -i" in capsys.readouterr().out
+    folder = results / "nnUNetTrainer__nnUNetPlans_MutualPartial_Peers__3d_fullres"
     own = torch.load(
-        results / "StagedPartialTrainer__nnUNetPlans__3d_fullres" / "fold_0" / "checkpoint_final.pth", weights_only=True
+        results / "MutualPartialTrainer__nnUNetPlans__3d_fullres" / "fold_0" / "checkpoint_final.pth", weights_only=True
     )
     for n, weights in enumerate(own["mutual_state"]["peers"]["networks"]):
         exported = torch.load(folder / f"fold_{n}" / "checkpoint_final.pth", weights_only=True)
@@ -74,7 +74,7 @@ def test_all_networks_become_an_ensemble(results: Path, capsys: pytest.CaptureFi
     card = (folder / "model_card.md").read_text()
     assert "fold_p is network p, not a fold" in card
     decisions = read_decisions(
-        results / "StagedPartialTrainer__nnUNetPlans__3d_fullres" / "fold_0" / "pseudo_labels" / "decisions.csv"
+        results / "MutualPartialTrainer__nnUNetPlans__3d_fullres" / "fold_0" / "pseudo_labels" / "decisions.csv"
     )
     spleen = [decision.accepted for decision in decisions if decision.label == "spleen"]
     assert spleen and f"| spleen | {sum(spleen)} of {len(spleen)} |" in card
@@ -87,7 +87,7 @@ def test_all_networks_become_an_ensemble(results: Path, capsys: pytest.CaptureFi
 def test_an_ensemble_needs_one_fold_and_several_networks(results: Path) -> None:
     with pytest.raises(MutualError, match="found -f 0 1; name one"):
         run_export(folds=["0", "1"])
-    folder = results / "StagedPartialTrainer__nnUNetPlans__3d_fullres" / "fold_0"
+    folder = results / "MutualPartialTrainer__nnUNetPlans__3d_fullres" / "fold_0"
     checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=True)
     del checkpoint["mutual_state"]["peers"]["networks"][1]
     torch.save(checkpoint, folder / "checkpoint_alone.pth")
@@ -101,7 +101,7 @@ def test_an_ensemble_needs_one_fold_and_several_networks(results: Path) -> None:
     (folder / "checkpoint_alone.pth").unlink()
 
 
-def label(*more: str, trainer: str = "StagedPartialTrainer") -> int:
+def label(*more: str, trainer: str = "MutualPartialTrainer") -> int:
     return main(["pseudo_label", "901", "3d_fullres", "0", "-tr", trainer, *more])
 
 
@@ -109,10 +109,10 @@ def test_pseudo_labels_to_look_at(
     results: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "maps"
-    fold = results / "StagedPartialTrainer__nnUNetPlans__3d_fullres" / "fold_0"
+    fold = results / "MutualPartialTrainer__nnUNetPlans__3d_fullres" / "fold_0"
     during = (fold / "pseudo_labels" / "decisions.csv").read_bytes()
     assert label("-device", "cpu", "-o", str(out), "--set", "label=false", "voxel=false") == 0
-    assert "nnunet_mutual train 901 3d_fullres 0 -tr StagedPartialTrainer" in capsys.readouterr().out
+    assert "nnunet_mutual train 901 3d_fullres 0 -tr MutualPartialTrainer" in capsys.readouterr().out
     assert (fold / "pseudo_labels" / "decisions.csv").read_bytes() == during, "those of the training stay"
     decisions = read_decisions(fold / "pseudo_labels_final" / "decisions.csv")
     assert decisions and all(decision.accepted for decision in decisions)
@@ -146,18 +146,18 @@ def test_a_training_is_not_named_where_nothing_was_accepted(
     assert label("-device", "cpu") == 0
     said = capsys.readouterr().out
     assert "Nothing was accepted" in said and "nnunet_mutual train" not in said
-    review = "nnunet_mutual review 901 3d_fullres 0 -tr StagedPartialTrainer -chk checkpoint_final.pth -o review"
+    review = "nnunet_mutual review 901 3d_fullres 0 -tr MutualPartialTrainer -chk checkpoint_final.pth -o review"
     assert said.splitlines()[-1].strip() == review
 
 
 @pytest.mark.parametrize(
     ("arguments", "trainer", "sentence"),
     [
-        ([], "MutualPartialTraner", "did you mean 'StagedPartialTrainer'"),
+        ([], "MutualPartialTraner", "did you mean 'MutualPartialTrainer'"),
         ([], "PartialTrainer", "train it with: nnunet_mutual train 901 3d_fullres 0 -tr Partial"),
-        (["-chk", "checkpoint_first.pth"], "StagedPartialTrainer", "give -chk one of checkpoint_best.pth, checkpoint_"),
-        (["-device", "cpu", "--set", "hihg=0.8"], "StagedPartialTrainer", "did you mean 'high'"),
-        (["-device", "cpu", "--set", "low=0.9"], "StagedPartialTrainer", "low below high"),
+        (["-chk", "checkpoint_first.pth"], "MutualPartialTrainer", "give -chk one of checkpoint_best.pth, checkpoint_"),
+        (["-device", "cpu", "--set", "hihg=0.8"], "MutualPartialTrainer", "did you mean 'high'"),
+        (["-device", "cpu", "--set", "low=0.9"], "MutualPartialTrainer", "low below high"),
     ],
 )
 def test_wrong_arguments_say_what_to_do(

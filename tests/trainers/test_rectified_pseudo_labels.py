@@ -1,4 +1,4 @@
-"""Prototypes rectify the pseudo labels of StagedPartialTrainer, and of the pseudo_label command."""
+"""Prototypes rectify the pseudo labels of MutualPartialTrainer, and of the pseudo_label command."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from test_staged_partial import SETTINGS, assert_true_labels_untouched
+from test_mutual_partial import SETTINGS, assert_true_labels_untouched
 from training import change_settings, largest_difference, lines_of, partial_block, stop_at, trainer_for
 from two_streams import two_stream_dataset
 
 from nnunet_mutual.cli.parser import main
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.trainers import MutualPrototypeTrainer, StagedPartialTrainer
+from nnunet_mutual.trainers import MutualPartialTrainer, MutualPrototypeTrainer
 
 ONE = {**SETTINGS, "stage1_networks": "one", "stage2_networks": "one", "ema": 0.9}
 RECTIFIED = {**ONE, "pseudo_labels": {"label": False, "voxel": False, "rectify": True}}
@@ -23,7 +23,7 @@ RECTIFIED = {**ONE, "pseudo_labels": {"label": False, "voxel": False, "rectify":
 
 def trainer_of(root: Path, settings: dict[str, Any]) -> Any:
     preprocessed = tiny.make_dataset(root, block=partial_block(), settings=settings)
-    return trainer_for(preprocessed, StagedPartialTrainer)
+    return trainer_for(preprocessed, MutualPartialTrainer)
 
 
 def spy(trainer: Any, change: Any) -> list[torch.nn.Module]:
@@ -69,11 +69,11 @@ def test_it_goes_on_to_the_bit(nnunet_folders: Path, monkeypatch: pytest.MonkeyP
     whole.run_training()
     preprocessed = nnunet_folders / "nnUNet_preprocessed" / tiny.NAME
     monkeypatch.setenv("nnUNet_results", str(nnunet_folders / "other"))
-    stopped = trainer_for(preprocessed, StagedPartialTrainer)
+    stopped = trainer_for(preprocessed, MutualPartialTrainer)
     stop_at(stopped, 3, signal.SIGTERM)
     with pytest.raises(SystemExit):
         stopped.run_training()
-    resumed = trainer_for(preprocessed, StagedPartialTrainer, resume="latest")
+    resumed = trainer_for(preprocessed, MutualPartialTrainer, resume="latest")
     resumed.run_training()
     assert largest_difference(resumed.network.state_dict(), whole.network.state_dict()) == 0
 
@@ -83,7 +83,7 @@ def test_it_needs_one_network_and_its_average(nnunet_folders: Path, changed: dic
     preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), cases=1, configurations=())
     change_settings(preprocessed, **{**RECTIFIED, **changed})
     with pytest.raises(MutualError, match='"pseudo_labels.rectify" needs one network in stage 1'):
-        trainer_for(preprocessed, StagedPartialTrainer)
+        trainer_for(preprocessed, MutualPartialTrainer)
 
 
 def test_the_command_asks_the_rectified_teacher(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:

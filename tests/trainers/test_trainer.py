@@ -26,7 +26,7 @@ from training import (
 
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.plugin import compat
-from nnunet_mutual.trainers import PartialTrainer, StagedPartialTrainer
+from nnunet_mutual.trainers import MutualPartialTrainer, PartialTrainer
 
 ONE_EPOCH = {**SHORT, "num_epochs": 1}
 
@@ -87,7 +87,7 @@ def test_without_deep_supervision_and_on_all_cases(nnunet_folders: Path) -> None
     assert [sorted(part) for part in trainer.do_split()] == [KEYS, KEYS]
 
 
-@pytest.mark.parametrize("trainer_class", [PartialTrainer, StagedPartialTrainer])
+@pytest.mark.parametrize("trainer_class", [PartialTrainer, MutualPartialTrainer])
 def test_networks_of_two_stages_have_a_loss(nnunet_folders: Path, trainer_class: type) -> None:
     """Their only output has the weight 0 / 0 in nnU-Net, which meets batches of fully annotated cases."""
     preprocessed = tiny.make_dataset(nnunet_folders, settings=ONE_EPOCH)

@@ -15,22 +15,19 @@ import tiny
 import torch
 from modalities import make_preprocessed
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from training import change_settings, lines_of, partial_block, trainer_for
+from training import lines_of, partial_block, trainer_for
 from two_streams import two_stream_dataset
 
 from nnunet_mutual import config, plugin, trainers
 from nnunet_mutual.engine.peers import unwrap
-from nnunet_mutual.errors import MutualError
 from nnunet_mutual.plugin.find import SHIM_FOLDER
 from nnunet_mutual.settings import Settings
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "fixtures" / "0.1.0"
-NOW = {"MutualPartialTrainer": "StagedPartialTrainer"}  # of trainers that were called otherwise
-THEN = {now: then for then, now in NOW.items()}
-NAMES = [NOW.get(name, name) for name in sorted(file.name.split(".")[0] for file in CHECKPOINTS.glob("*.pth.xz"))]
+NAMES = [file.name.removesuffix(".pth.xz") for file in sorted(CHECKPOINTS.glob("*.pth.xz"))]
 DATASETS = {
     "PartialTrainer": lambda root: tiny.make_dataset(root, block=partial_block()),
-    "StagedPartialTrainer": lambda root: tiny.make_dataset(root, block=partial_block()),
+    "MutualPartialTrainer": lambda root: tiny.make_dataset(root, block=partial_block()),
     "MutualCrossModalTrainer": make_preprocessed,
 }
 
@@ -40,7 +37,7 @@ def put(root: Path, name: str) -> tuple[Path, Path, dict[str, Any]]:
     preprocessed = DATASETS.get(name, two_stream_dataset)(root)
     fold = root / "nnUNet_results" / tiny.NAME / f"{name}__nnUNetPlans__3d_fullres" / "fold_0"
     fold.mkdir(parents=True)
-    content = lzma.decompress((CHECKPOINTS / f"{THEN.get(name, name)}.pth.xz").read_bytes())
+    content = lzma.decompress((CHECKPOINTS / f"{name}.pth.xz").read_bytes())
     (fold / "checkpoint_latest.pth").write_bytes(content)
     checkpoint = torch.load(fold / "checkpoint_latest.pth", weights_only=True)
     for folder in (preprocessed, fold.parent):
@@ -51,18 +48,7 @@ def put(root: Path, name: str) -> tuple[Path, Path, dict[str, Any]]:
 
 
 def test_there_are_checkpoints_of_every_kind_of_training() -> None:
-    assert {*NAMES} == {*trainers.__all__} - {"RectifiedPredictor", "SoftLabelTrainer", "MutualPartialTrainer"}
-
-
-def test_a_training_of_another_method_of_this_name_is_refused(nnunet_folders: Path) -> None:
-    preprocessed, fold, _ = put(nnunet_folders, "StagedPartialTrainer")
-    fold.parent.rename(fold.parents[1] / "MutualPartialTrainer__nnUNetPlans__3d_fullres")
-    change_settings(preprocessed, num_epochs=3)
-    with pytest.raises(MutualError, match="written by another method of the name MutualPartialTrainer") as raised:
-        trainer_for(preprocessed, trainers.MutualPartialTrainer, resume="latest")
-    assert "rename its folder to StagedPartialTrainer__... and continue with -tr StagedPartialTrainer" in str(
-        raised.value
-    )
+    assert set(NAMES) == {*trainers.__all__} - {"RectifiedPredictor", "SoftLabelTrainer"}
 
 
 @pytest.mark.parametrize("name", NAMES)

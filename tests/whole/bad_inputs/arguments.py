@@ -69,7 +69,7 @@ ROWS = [
     row(
         "an output that is a file: review",
         nothing,
-        "review 901 3d_fullres 0 -tr StagedPartialTrainer -o cases.csv",
+        "review 901 3d_fullres 0 -tr MutualPartialTrainer -o cases.csv",
         "cases.csv",
         "-o",
     ),

@@ -19,7 +19,7 @@ RAW, PRE, RESULTS = (f"{root}/Dataset901_Tiny/" for root in ("nnUNet_raw", "nnUN
 TRAINED = RESULTS + "PartialTrainer__nnUNetPlans__3d_fullres/"
 FOLD = TRAINED + "fold_0/"
 PLANS, SPLITS = PRE + "nnUNetPlans.json", PRE + "splits_final.json"
-STORE = RESULTS + "StagedPartialTrainer__nnUNetPlans__3d_fullres/fold_0/pseudo_labels/"
+STORE = RESULTS + "MutualPartialTrainer__nnUNetPlans__3d_fullres/fold_0/pseudo_labels/"
 
 _TRAINING = "901 3d_fullres -tr PartialTrainer"
 TRAIN = "train 901 3d_fullres 0 -tr PartialTrainer -device cpu"
@@ -32,7 +32,7 @@ PREPROCESS = "plan_and_preprocess -d 777 -c 3d_fullres -np 1"
 SIMULATE = "simulate 777 Dataset779_New --keep a:liver,spleen --keep b:kidney"
 MERGE = "merge 777 778 Dataset779_New"
 EVALUATE = "evaluate predictions -d 901 -f 0 --no-surface -np 1"
-REVIEW = "review 901 3d_fullres 0 -tr StagedPartialTrainer -o new"
+REVIEW = "review 901 3d_fullres 0 -tr MutualPartialTrainer -o new"
 ACCEPT = "accept 901 review/review.csv"
 
 

@@ -1,4 +1,4 @@
-"""StagedPartialTrainer goes on wherever it was stopped, to the bit."""
+"""MutualPartialTrainer goes on wherever it was stopped, to the bit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from training import (
 )
 
 from nnunet_mutual.batches.pseudo import PseudoStore
-from nnunet_mutual.trainers import StagedPartialTrainer
+from nnunet_mutual.trainers import MutualPartialTrainer
 
 # Stage 1: 4 epochs, stage 2: 6, halved for two networks; the loose filter accepts what such a short training says.
 SETTINGS = {
@@ -48,7 +48,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             patch.setenv(name, str(root / name))
         preprocessed = tiny.make_dataset(root, block=partial_block(), settings=SETTINGS)
-        trainer = trainer_for(preprocessed, StagedPartialTrainer)
+        trainer = trainer_for(preprocessed, MutualPartialTrainer)
         trainer.run_training()
     return preprocessed, trainer
 
@@ -171,11 +171,11 @@ def test_goes_on_to_the_bit(
     error: type[BaseException],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stopped = trainer_for(preprocessed, StagedPartialTrainer)
+    stopped = trainer_for(preprocessed, MutualPartialTrainer)
     with monkeypatch.context() as patch:
         stopped.patch = patch
         interrupt(stopped, how, error)
-    resumed = trainer_for(preprocessed, StagedPartialTrainer, resume="latest")
+    resumed = trainer_for(preprocessed, MutualPartialTrainer, resume="latest")
     resumed.run_training()
     assert_same_training(resumed, whole[1])
 
@@ -183,38 +183,38 @@ def test_goes_on_to_the_bit(
 def test_a_cut_off_checkpoint_is_no_checkpoint(
     whole: tuple[Path, Any], preprocessed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped = trainer_for(preprocessed, StagedPartialTrainer)
+    stopped = trainer_for(preprocessed, MutualPartialTrainer)
     with monkeypatch.context() as patch:
         stopped.patch = patch
         interrupt(stopped, killed_while_saving, Killed)
     assert not (Path(stopped.output_folder) / "checkpoint_final.pth").exists()
-    resumed = trainer_for(preprocessed, StagedPartialTrainer, resume="latest")
+    resumed = trainer_for(preprocessed, MutualPartialTrainer, resume="latest")
     assert resumed.stage_number == 2
     resumed.run_training()
     assert_same_training(resumed, whole[1])
 
 
 def test_finished_cases_are_not_predicted_again(preprocessed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stopped = trainer_for(preprocessed, StagedPartialTrainer)
+    stopped = trainer_for(preprocessed, MutualPartialTrainer)
     with monkeypatch.context() as patch:
         stopped.patch = patch
         interrupt(stopped, killed_after_cases(3), Killed)
     folder = Path(stopped.output_folder) / "pseudo_labels"
     there = {file.name: file.stat().st_mtime_ns for file in folder.glob("case_*")}
     assert len(there) == 3 * 3
-    trainer_for(preprocessed, StagedPartialTrainer, resume="latest").run_training()
+    trainer_for(preprocessed, MutualPartialTrainer, resume="latest").run_training()
     assert {name: (folder / name).stat().st_mtime_ns for name in there} == there
     assert len(list(folder.glob("case_*"))) == 5 * 3
 
 
 def test_two_folds_do_not_meet(whole: tuple[Path, Any], preprocessed: Path) -> None:
     """Fold 1 is stopped among its pseudo labels, fold 0 trains to its end in the same results folder."""
-    other = trainer_for(preprocessed, StagedPartialTrainer, fold=1)
+    other = trainer_for(preprocessed, MutualPartialTrainer, fold=1)
     with pytest.MonkeyPatch.context() as patch:
         other.patch = patch
         interrupt(other, killed_after_cases(2), Killed)
     theirs = sorted((Path(other.output_folder) / "pseudo_labels").iterdir())
-    trainer = trainer_for(preprocessed, StagedPartialTrainer)
+    trainer = trainer_for(preprocessed, MutualPartialTrainer)
     trainer.run_training()
     assert_same_training(trainer, whole[1])
     assert sorted((Path(other.output_folder) / "pseudo_labels").iterdir()) == theirs
@@ -224,7 +224,7 @@ def test_two_folds_do_not_meet(whole: tuple[Path, Any], preprocessed: Path) -> N
 
 
 def test_changed_settings_are_refused(preprocessed: Path) -> None:
-    stopped = trainer_for(preprocessed, StagedPartialTrainer)
+    stopped = trainer_for(preprocessed, MutualPartialTrainer)
     interrupt(stopped, terminated_at(2), SystemExit)
     file = preprocessed / "nnUNetPlans.json"
     before = file.read_text()
@@ -233,6 +233,6 @@ def test_changed_settings_are_refused(preprocessed: Path) -> None:
     file.write_text(json.dumps(plans))
     try:
         with pytest.raises(Exception, match=r"loss.pd: 1.0 -> 0.5"):
-            trainer_for(preprocessed, StagedPartialTrainer, resume="latest")
+            trainer_for(preprocessed, MutualPartialTrainer, resume="latest")
     finally:
         file.write_text(before)

@@ -1,4 +1,4 @@
-"""StagedPartialTrainer goes on from what a killed process leaves behind: half-written cases, files of other names."""
+"""MutualPartialTrainer goes on from what a killed process leaves behind: half-written cases, files of other names."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import tiny
-from test_staged_partial_resume import SETTINGS, STAGE_1_STEPS, Killed, assert_same_training, interrupt
+from test_mutual_partial_resume import SETTINGS, STAGE_1_STEPS, Killed, assert_same_training, interrupt
 from training import largest_difference, partial_block, stop_at, trainer_for
 
 from nnunet_mutual.batches import pseudo as store_module
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.trainers import StagedPartialTrainer
+from nnunet_mutual.trainers import MutualPartialTrainer
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -33,7 +33,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             patch.setenv(name, str(root / name))
         preprocessed = tiny.make_dataset(root, block=partial_block(), settings=settings)
-        trainer = trainer_for(preprocessed, StagedPartialTrainer)
+        trainer = trainer_for(preprocessed, MutualPartialTrainer)
         trainer.run_training()
     return preprocessed, trainer
 
@@ -88,7 +88,7 @@ def killed_before_decisions(patch: pytest.MonkeyPatch) -> None:
 
 
 def stopped_by(how: Callable[[pytest.MonkeyPatch], None], preprocessed: Path, patch: pytest.MonkeyPatch) -> Any:
-    trainer = trainer_for(preprocessed, StagedPartialTrainer)
+    trainer = trainer_for(preprocessed, MutualPartialTrainer)
     interrupt(trainer, lambda _: how(patch), Killed)
     patch.undo()
     return trainer
@@ -141,7 +141,7 @@ def test_goes_on_to_the_bit(
 ) -> None:
     stopped = stopped_by(how, preprocessed, dying)
     assert last_checkpoint(stopped) == found
-    resumed = trainer_for(preprocessed, StagedPartialTrainer, resume=found)
+    resumed = trainer_for(preprocessed, MutualPartialTrainer, resume=found)
     resumed.run_training()
     assert_same(resumed, whole[1])
 
@@ -149,9 +149,9 @@ def test_goes_on_to_the_bit(
 @pytest.mark.parametrize("whole", ["averages, one graph, own"], indirect=True)
 @pytest.mark.parametrize("step", [2, STAGE_1_STEPS, STAGE_1_STEPS + 1, STAGE_1_STEPS + 5])
 def test_variants_go_on_after_sigterm(whole: tuple[Path, Any], preprocessed: Path, step: int) -> None:
-    stopped = trainer_for(preprocessed, StagedPartialTrainer)
+    stopped = trainer_for(preprocessed, MutualPartialTrainer)
     interrupt(stopped, lambda trainer: stop_at(trainer, step, signal.SIGTERM), SystemExit)
-    resumed = trainer_for(preprocessed, StagedPartialTrainer, resume="latest")
+    resumed = trainer_for(preprocessed, MutualPartialTrainer, resume="latest")
     resumed.run_training()
     assert_same(resumed, whole[1])
 
@@ -167,18 +167,18 @@ def test_killed_again_and_again(whole: tuple[Path, Any], preprocessed: Path, mon
     ]
     resume = None
     for how in deaths:
-        trainer = trainer_for(preprocessed, StagedPartialTrainer, resume=resume)
+        trainer = trainer_for(preprocessed, MutualPartialTrainer, resume=resume)
         with monkeypatch.context() as patch:
             interrupt(trainer, lambda _, how=how, patch=patch: how(patch), Killed)
         resume = last_checkpoint(trainer)
-    resumed = trainer_for(preprocessed, StagedPartialTrainer, resume=resume)
+    resumed = trainer_for(preprocessed, MutualPartialTrainer, resume=resume)
     resumed.run_training()
     assert_same(resumed, whole[1])
 
 
 @pytest.mark.parametrize("whole", ["plain"], indirect=True)
 def test_sigusr1_saves_and_goes_on(whole: tuple[Path, Any], preprocessed: Path) -> None:
-    trainer = trainer_for(preprocessed, StagedPartialTrainer)
+    trainer = trainer_for(preprocessed, MutualPartialTrainer)
     stop_at(trainer, STAGE_1_STEPS - 1, signal.SIGUSR1)
     trainer.run_training()
     assert_same(trainer, whole[1])
@@ -189,9 +189,9 @@ def test_sigusr1_saves_and_goes_on(whole: tuple[Path, Any], preprocessed: Path) 
 @pytest.mark.parametrize("whole", ["plain"], indirect=True)
 def test_a_finished_training_is_finished(whole: tuple[Path, Any], preprocessed: Path) -> None:
     """--c from the last checkpoint trains no further step."""
-    trainer = trainer_for(preprocessed, StagedPartialTrainer)
+    trainer = trainer_for(preprocessed, MutualPartialTrainer)
     trainer.run_training()
-    again = trainer_for(preprocessed, StagedPartialTrainer, resume="final")
+    again = trainer_for(preprocessed, MutualPartialTrainer, resume="final")
 
     def refuse(batch: dict) -> dict:
         raise AssertionError("there is nothing left to train")
@@ -206,26 +206,26 @@ def test_a_finished_training_is_finished(whole: tuple[Path, Any], preprocessed: 
 @pytest.mark.parametrize(("lost", "number"), [("*", 5), ("case_02.*", 1)], ids=["the folder", "a case"])
 def test_lost_pseudo_labels_are_missed(whole: tuple[Path, Any], preprocessed: Path, lost: str, number: int) -> None:
     """What the sentence advises ends as the training that lost nothing."""
-    stopped = trainer_for(preprocessed, StagedPartialTrainer)
+    stopped = trainer_for(preprocessed, MutualPartialTrainer)
     interrupt(stopped, lambda trainer: stop_at(trainer, STAGE_1_STEPS + 5, signal.SIGTERM), SystemExit)
     fold = Path(stopped.output_folder)
     for path in list((fold / "pseudo_labels").glob(lost)):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    resumed = trainer_for(preprocessed, StagedPartialTrainer, resume="latest")
+    resumed = trainer_for(preprocessed, MutualPartialTrainer, resume="latest")
     with pytest.raises(MutualError, match=rf"lacks the pseudo labels of {number} cases .*copy checkpoint_stage1.pth"):
         resumed.run_training()
     shutil.copy(fold / "checkpoint_stage1.pth", fold / "checkpoint_latest.pth")
-    repeated = trainer_for(preprocessed, StagedPartialTrainer, resume="latest")
+    repeated = trainer_for(preprocessed, MutualPartialTrainer, resume="latest")
     repeated.run_training()
     assert_same(repeated, whole[1])
 
 
 @pytest.mark.parametrize("whole", ["plain"], indirect=True)
 def test_a_finished_training_needs_no_pseudo_labels(whole: tuple[Path, Any], preprocessed: Path) -> None:
-    trainer = trainer_for(preprocessed, StagedPartialTrainer)
+    trainer = trainer_for(preprocessed, MutualPartialTrainer)
     trainer.run_training()
     shutil.rmtree(Path(trainer.output_folder) / "pseudo_labels")
-    again = trainer_for(preprocessed, StagedPartialTrainer, resume="final")
+    again = trainer_for(preprocessed, MutualPartialTrainer, resume="final")
     again.run_training()
     for mine, theirs in zip(again.peers.networks, trainer.peers.networks, strict=True):
         assert largest_difference(mine.state_dict(), theirs.state_dict()) == 0

@@ -1,0 +1,109 @@
+"""Networks learn from averaged weights what their cases do not draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from nnunet_mutual.annotation.label_groups import choose_label_groups
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.batches.streams import ExchangedStreams
+from nnunet_mutual.engine.peers import Peers
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.objectives import Objective
+from nnunet_mutual.objectives.not_drawn import NotDrawnObjective
+from nnunet_mutual.planning.needs import Needs
+from nnunet_mutual.settings import TwoStreamSettings, planned_memory
+from nnunet_mutual.trainers.base import MutualTrainer
+from nnunet_mutual.trainers.unlabelled import ask_average, said, sizes_of, unlabelled_images
+
+MOST_NETWORKS = 4
+
+
+@dataclass(frozen=True)
+class TaughtPartialSettings(TwoStreamSettings):
+    """Settings of :class:`TaughtPartialTrainer`, beside those of every trainer with unlabelled images.
+
+    Attributes:
+        ema: decay of the moving averages, above 0; the first network's is deployed.
+        networks: that learn, each from other initial weights, with views of its own.
+        teachers: of several networks: the mean of all averages ("consensus"), or of all but the own one ("crossed").
+        weight: of what averages teach, next to the supervised loss of weight 1; 0 leaves it out.
+        sure: probability from which an average teaches.
+        strong_intensity: whether networks see other intensities than the averages.
+        boxes: whether samples of a batch exchange boxes, with labels.
+    """
+
+    ema: float = 0.99
+    networks: int = 1
+    teachers: Literal["consensus", "crossed"] = "consensus"
+    weight: float = 0.5
+    sure: float = 0.95
+    strong_intensity: bool = True
+    boxes: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ema == 0:
+            raise MutualError('setting "ema" must be above 0: without a moving average there is no teacher')
+        if not 1 <= self.networks <= MOST_NETWORKS:
+            raise MutualError(f'setting "networks" must be from 1 to {MOST_NETWORKS}, found {self.networks}')
+        if not 0 <= self.weight < float("inf"):
+            raise MutualError(f'setting "weight" must be 0 or more, found {self.weight}')
+        if not 0 < self.sure < 1:
+            raise MutualError(f'setting "sure" must be between 0 and 1, found {self.sure}')
+
+    def unused(self) -> dict[str, str]:
+        """See :meth:`Settings.unused`."""
+        found = {"teachers": "with one network"} if self.networks == 1 else {}
+        return found | (dict.fromkeys(("ramp", "sure"), "with weight=0") if self.weight == 0 else {})
+
+
+class TaughtPartialTrainer(MutualTrainer):
+    """PartialTrainer whose networks learn what a case does not draw from moving averages of their weights.
+
+    Every voxel keeps what its own case says. Source: see
+    :class:`~nnunet_mutual.objectives.not_drawn.NotDrawnObjective`.
+    """
+
+    paper = (
+        "Tarvainen, Valpola: Mean teachers are better role models: Weight-averaged consistency targets improve "
+        "semi-supervised deep learning results. NeurIPS (2017)"
+    )
+    settings_class = TaughtPartialSettings
+    settings: TaughtPartialSettings
+    no_cascade = "whose second stage would need another first stage's prediction of every mixed image"
+
+    @classmethod
+    def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
+        """Networks and an average of each."""
+        terms = ("soft targets",) if settings.weight > 0 else ()
+        number, common = settings.networks, super().needs(settings, table, cases)
+        return replace(common, networks=number, averages=number, memory=planned_memory(settings), terms=terms)
+
+    def build_stream(self) -> ExchangedStreams:
+        """Returns the cases, of different groups in a batch, and images that nobody drew, in strong views."""
+        chosen = self.settings
+        views = {"intensity": chosen.strong_intensity, "boxes": chosen.boxes, "views": chosen.networks}
+        labelled = [key for key in self.do_split()[0] if self.table.case(key).annotated]
+        groups = choose_label_groups(self.table, labelled) if chosen.boxes else []
+        parts = self.fold_cases, self.label_manager, unlabelled_images(self), sizes_of(self)
+        return said(self, ExchangedStreams(*parts, groups=groups, **views))
+
+    def build_objectives(self) -> list[Objective]:
+        """Returns what the networks learn."""
+        chosen, everyone = self.settings, range(self.settings.networks)
+        alone = chosen.teachers == "consensus" or chosen.networks == 1
+        teachers = [[n for n in everyone if alone or n != student] for student in everyone]
+        weights = {"weight": chosen.weight, "ramp_end": chosen.ramp, "sure": chosen.sure}
+        return [NotDrawnObjective(self.knowledge, self.supervised, self._ask, teachers, **weights)]
+
+    def _ask(self, teacher: int, images: Tensor) -> Tensor:
+        return ask_average(self, teacher, images)
+
+    def build_peers(self, objectives: Sequence[Objective]) -> Peers:
+        """Returns the networks."""
+        return self.make_peers(objectives, self.settings.networks)
