@@ -10,6 +10,7 @@ BY_GROUP = ("MutualCrossModalTrainer",)
 # The mean teacher is level with the others at a smaller cost (README, Results).
 UNLABELLED = ("MeanTeacherTrainer", "MutualCorrelationTrainer", "MutualPrototypeTrainer", "SoftLabelTrainer")
 LABELLED = ("PartialTrainer", "MutualPartialTrainer")
+DIFFERENT = (*LABELLED, "TaughtPartialTrainer")
 
 
 def fitting_trainers(
@@ -35,9 +36,9 @@ def fitting_trainers(
     if by_group if by_group is not None else bool(table.modality_groups):
         fitting, why = BY_GROUP, f"{len(table.modality_groups)} modality groups"
     elif unlabelled or frozenset() in annotated:
-        fitting, why = (*UNLABELLED, *LABELLED), "there are unlabelled images"
+        fitting, why = (*UNLABELLED, *DIFFERENT), "there are unlabelled images"
     elif any(labels != frozenset(table.labels) for labels in annotated):
-        fitting, why = LABELLED, "cases annotate different labels"
+        fitting, why = DIFFERENT, "cases annotate different labels"
     else:
         fitting, why = LABELLED, "every case annotates every label"
     chosen = [name for name in fitting if accepting is None or name in accepting]

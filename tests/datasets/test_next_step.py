@@ -67,7 +67,7 @@ def test_declared_groups_count_before_planning_and_plans_afterwards() -> None:
 
 
 def test_every_trainer_is_known_to_the_choice() -> None:
-    assert {*fitting.BY_GROUP, *fitting.UNLABELLED, *fitting.LABELLED} == set(training_names())
+    assert {*fitting.BY_GROUP, *fitting.UNLABELLED, *fitting.DIFFERENT} == set(training_names())
 
 
 @pytest.fixture(autouse=True)

@@ -131,7 +131,7 @@ def test_doctor_finds_nothing_wrong(copied_nnunet, tmp_path):
     assert report["ok"]
     found = {check["name"]: check for check in report["checks"]}
     assert found["trainers"]["state"] == "ok"
-    assert found["trainers"]["found"].endswith("PartialTrainer, SoftLabelTrainer: nnU-Net finds it")
+    assert found["trainers"]["found"].endswith("SoftLabelTrainer, TaughtPartialTrainer: nnU-Net finds it")
     assert str(copied_nnunet) in found["nnunetv2"]["found"]
     assert plugin.VARIABLE in found["plug-in"]["found"]
 
