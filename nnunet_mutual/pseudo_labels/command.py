@@ -57,7 +57,8 @@ def pseudo_label(
         checkpoint: whose networks are asked.
         output: folder for label maps in the geometry of the images, of drawn labels and accepted pseudo labels.
         device: "cuda", "cpu" or "mps".
-        settings: ``key=value`` of the filter; otherwise those of the training, or the defaults.
+        settings: ``key=value`` of the filter, also as ``pseudo_labels.key``; otherwise those of the training, or the
+            defaults.
 
     Raises:
         MutualError: the training or its checkpoint is missing, or an entry is wrong.
@@ -66,9 +67,10 @@ def pseudo_label(
     training = NamedTraining(locate(dataset).name, configuration, fold, trainer, plans)
     made = _load(training, checkpoint, device)
     base = getattr(made.settings, "pseudo_labels", FilterSettings())
-    chosen = read_settings(
-        type(base), {**vars(base), **parse_settings(settings)}, "", "of --set, for the filter of pseudo labels"
-    )
+    given = parse_settings(settings)
+    if isinstance(given.get("pseudo_labels"), dict):  # as plans name them
+        given |= given.pop("pseudo_labels")
+    chosen = read_settings(type(base), {**vars(base), **given}, "", "of --set, for the filter of pseudo labels")
     store = PseudoStore(Path(made.output_folder) / f"pseudo_labels_{Path(checkpoint).stem.removeprefix('checkpoint_')}")
     made.stage.collect()
     experts = Experts(made.pseudo_labelling, made.network_labels(), chosen)

@@ -111,7 +111,7 @@ def test_pseudo_labels_to_look_at(
     out = tmp_path / "maps"
     fold = results / "MutualPartialTrainer__nnUNetPlans__3d_fullres" / "fold_0"
     during = (fold / "pseudo_labels" / "decisions.csv").read_bytes()
-    assert label("-device", "cpu", "-o", str(out), "--set", "label=false", "voxel=false") == 0
+    assert label("-device", "cpu", "-o", str(out), "--set", "label=false", "pseudo_labels.voxel=false") == 0
     assert "nnunet_mutual train 901 3d_fullres 0 -tr MutualPartialTrainer" in capsys.readouterr().out
     assert (fold / "pseudo_labels" / "decisions.csv").read_bytes() == during, "those of the training stay"
     decisions = read_decisions(fold / "pseudo_labels_final" / "decisions.csv")
@@ -158,6 +158,7 @@ def test_a_training_is_not_named_where_nothing_was_accepted(
         (["-chk", "checkpoint_first.pth"], "MutualPartialTrainer", "give -chk one of checkpoint_best.pth, checkpoint_"),
         (["-device", "cpu", "--set", "hihg=0.8"], "MutualPartialTrainer", "did you mean 'high'"),
         (["-device", "cpu", "--set", "low=0.9"], "MutualPartialTrainer", "low below high"),
+        (["-device", "cpu", "--set", "pseudo_labels=3"], "MutualPartialTrainer", 'unknown setting "pseudo_labels"'),
     ],
 )
 def test_wrong_arguments_say_what_to_do(
