@@ -6,7 +6,6 @@ import errno
 import importlib
 import inspect
 import os
-import time
 
 import pytest
 from fresh import environment, run, run_cli, run_code
@@ -22,12 +21,13 @@ COMMANDS = cli.build_parser()[1]
 
 
 def test_help_is_fast(tmp_path):
-    def seconds() -> float:
-        start = time.perf_counter()
-        run_cli(["--help"], tmp_path, environment())
-        return time.perf_counter() - start
+    def seconds() -> float:  # of a processor, whatever else is running
+        times = os.times()
+        return times.children_user + times.children_system
 
-    assert min(seconds() for _ in range(3)) < 1.0
+    before = seconds()
+    run_cli(["--help"], tmp_path, environment())
+    assert seconds() - before < 1.0
 
 
 def test_help_imports_nothing_heavy(tmp_path):

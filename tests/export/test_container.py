@@ -268,7 +268,13 @@ def test_a_checkpoint_of_the_old_format_is_not_opened(
         file.write_bytes(before)
 
 
-def test_nothing_beside_the_script_is_a_package(container: Path, trained: Path, tmp_path: Path) -> None:
+def test_nothing_beside_the_script_is_a_package(
+    container: Path,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Not even where somebody allows a package of the same name."""
     copy = shutil.copytree(container, tmp_path / "elsewhere")
     (copy / "model" / "hidden.py").write_text(f"open({str(tmp_path / 'owned')!r}, 'w')\n")
@@ -278,8 +284,9 @@ def test_nothing_beside_the_script_is_a_package(container: Path, trained: Path, 
             configuration["architecture"]["network_class_name"] = "model.hidden.Network"
     (copy / "model" / "plans.json").write_text(json.dumps(plans))
     images = trained / "nnUNet_raw" / tiny.NAME / "imagesTr"
-    done = start(copy / "predict.py", images, tmp_path / "out")
-    assert done.returncode == 2 and "names the network 'model.hidden.Network'" in done.stderr
+    monkeypatch.setattr(predict, "MODEL", copy / "model")
+    monkeypatch.setattr(sys, "argv", ["predict.py", str(images), str(tmp_path / "out")])
+    assert predict.main() == 2 and "names the network 'model.hidden.Network'" in capsys.readouterr().err
     done = start(copy / "predict.py", images, tmp_path / "out", nnUNet_mutual_networks="model")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "error: plans.json, dataset.json and the checkpoint do not fit each other (ImportError" in done.stderr

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
 import torch
+from fresh import environment, run_code_in_copy
 from modalities import CHANNELS, GROUPS, make_preprocessed
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -25,10 +24,10 @@ from nnunet_mutual.modules.input_columns import input_keys, only_used
 
 PLANS = "nnUNetPlans_MutualCrossModal"
 PREDICT = """
-import json, torch
+import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-for model, cases in json.loads(sys.argv[1]).items():
+for model, cases in CASES.items():
     predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(model, (0,), "checkpoint_final.pth")
     for target, files in cases.items():
@@ -102,8 +101,7 @@ def test_every_group_predicts_in_stock_nnunet(
             ]
             for file in sorted((fold / f"validation_full_{group}").glob("*.nii.gz"))
         }
-    done = subprocess.run([sys.executable, "-c", BLOCKED + PREDICT, json.dumps(cases)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_code_in_copy(BLOCKED + PREDICT.replace("CASES", repr(cases)), tmp_path, environment())
     for group in GROUPS:
         model = results / f"nnUNetTrainer__{PLANS}_{group}__3d_fullres"
         agreement, least, dice, mean, most = numbers_of((model / "model_card.md").read_text())

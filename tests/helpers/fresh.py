@@ -71,3 +71,19 @@ def killed(work: Callable[[], object], renames: int) -> None:
         work()
 
     assert status_of_copy(counted_work) == -signal.SIGKILL
+
+
+def run_code_in_copy(code: str, folder: Path, env: Mapping[str, str]) -> None:
+    """Run source code in a copy of this process that imports nnU-Net and this package anew, but no other library."""
+
+    def work() -> None:
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(env)
+        sys.path[:0] = env["PYTHONPATH"].split(os.pathsep)
+        for name in list(sys.modules):
+            if name.split(".")[0] in ("nnunetv2", "nnunet_mutual"):
+                del sys.modules[name]
+        exec(code, {"__name__": "__main__"})
+
+    assert status_of_copy(work) == 0

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fresh import environment, run_cli, run_code
+from fresh import environment, run_cli, run_code, run_code_in_copy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,11 +18,13 @@ from nnunet_mutual.errors import MutualError
 from nnunet_mutual.plugin import doctor
 from nnunet_mutual.plugin import find as plugin
 
-# Runs in a fresh interpreter. The search drops every module that lies below the named folder; only a class that lives
-# elsewhere survives that and can be sent to the processes of the final validation.
+# Runs where nothing of us or of nnU-Net is imported. The search drops every module that lies below the named folder;
+# only a class that lives elsewhere survives that and can be sent to the processes of the final validation.
 FIND_PARTIAL_TRAINER = """
 import pickle, sys
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find
+import os, nnunetv2
+assert nnunetv2.__file__.startswith(os.environ["PYTHONPATH"].split(os.pathsep)[0]), "another nnU-Net"
 stock = find("nnUNetTrainer_5epochs")
 assert stock.__module__.startswith("nnunetv2."), stock
 assert "nnunet_mutual.trainers" not in sys.modules, "looking for a stock trainer imported ours"
@@ -102,7 +104,7 @@ def test_finder_with_variable(copied_nnunet, tmp_path):
     env = environment(copied_nnunet)
     env[plugin.VARIABLE] = run_cli(["trainers"], tmp_path, env | {plugin.VARIABLE: str(tmp_path)}).strip()
     assert env[plugin.VARIABLE].split(os.pathsep) == [str(tmp_path), str(plugin.SHIM_FOLDER)]
-    run_code(FIND_PARTIAL_TRAINER, tmp_path, env)
+    run_code_in_copy(FIND_PARTIAL_TRAINER, tmp_path, env)
 
 
 @pytest.mark.host
@@ -114,9 +116,9 @@ def test_finder_after_register_and_after_uninstall(copied_nnunet, tmp_path):
     assert written == {copied_nnunet / "nnunetv2" / path for path in (*plugin.REGISTERED.values(), plugin.RECORD)}
     assert all(str(copied_nnunet / "nnunetv2" / path) in said for path in plugin.REGISTERED.values())
 
-    run_code(FIND_PARTIAL_TRAINER + FIND_PLANNERS, tmp_path, env)
+    run_code_in_copy(FIND_PARTIAL_TRAINER + FIND_PLANNERS, tmp_path, env)
     # Registered and, from another Python, also named by the variable: inert both ways.
-    run_code(WITHOUT_THE_PACKAGE, tmp_path, env | {plugin.VARIABLE: str(plugin.SHIM_FOLDER)})
+    run_code_in_copy(WITHOUT_THE_PACKAGE, tmp_path, env | {plugin.VARIABLE: str(plugin.SHIM_FOLDER)})
 
     run_cli(["unregister"], tmp_path, env)
     assert files_below(copied_nnunet) == before

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tiny
-import torch
 from nnunetv2.evaluation.find_best_configuration import find_best_configuration
+from training import trainer_for
 
 from nnunet_mutual.trainers import PartialTrainer
 
@@ -23,8 +23,7 @@ class OtherPartialTrainer(PartialTrainer):
 
 
 def train(preprocessed: Path, trainer_class: type[PartialTrainer], fold: int) -> None:
-    plans, dataset = (json.loads((preprocessed / name).read_text()) for name in ("nnUNetPlans.json", "dataset.json"))
-    trainer = trainer_class(plans, "3d_fullres", fold, dataset, torch.device("cpu"))
+    trainer = trainer_for(preprocessed, trainer_class, fold=fold)
     trainer.run_training()
     trainer.perform_actual_validation(save_probabilities=True)
 
