@@ -179,7 +179,7 @@ def _require_trainer(name: str) -> None:
         with contextlib.suppress(RuntimeError):
             recursive_find_trainer_class_by_name(name)
             return
-    near = difflib.get_close_matches(name, dict.fromkeys([*ours, *names.classes]), n=3)
+    near = difflib.get_close_matches(name, dict.fromkeys([*ours, *names.classes]), n=3, cutoff=0.7)
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
     raise MutualError(
         f"neither nnU-Net nor this package has a trainer called {name!r}{hint}; this package "

@@ -12,6 +12,7 @@ from nnunet_mutual.annotation.fitting import fitting_trainers
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.raw import images_of, read_dataset_json
+from nnunet_mutual.datasets.splits import first_fold
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import DatasetFolders, locate, plans_in
 from nnunet_mutual.disk.trainings import train_command
@@ -77,7 +78,8 @@ def next_command(folders: DatasetFolders, contents: Contents, suggested: str, pl
     trainer, _ = fitting_trainers(
         contents.table, contents.cases, contents.unlabelled, by_group=by_group, accepting=accepting
     )[0]
-    return train_command(number, found.configuration, trainer, plans=found.plans)
+    fold = first_fold(folders.preprocessed, contents.table, contents.cases)
+    return train_command(number, found.configuration, trainer, plans=found.plans, fold=fold)
 
 
 def say_next(dataset: str | int, plans: str) -> None:

@@ -247,6 +247,22 @@ def _of_groups(table: AnnotationTable, keys: Iterable[str]) -> dict[str, frozens
     return {name: members for name, members in found.items() if len(members) < len(cases)}
 
 
+def first_fold(preprocessed: Path, table: AnnotationTable, keys: Sequence[str]) -> str:
+    """Returns the fold with which to begin: "0", or "all" where there are no folds and cannot be.
+
+    Args:
+        preprocessed: folder of the preprocessed dataset.
+        table: the annotation table.
+        keys: training cases, as far as they are known.
+    """
+    try:
+        if keys and not (preprocessed / "splits_final.json").is_file():
+            stratified_splits(table, keys)
+    except MutualError:
+        return "all"
+    return "0"
+
+
 def by_patient(table: AnnotationTable, keys: Iterable[str]) -> list[tuple[str, ...]]:
     """Groups cases that must stay together: all of a patient; a case without patient is alone."""
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)

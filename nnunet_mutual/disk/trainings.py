@@ -72,9 +72,12 @@ class NamedTraining:
         wanted = training_name(self.trainer, self.plans, self.configuration)
         trained = sorted(f.name for f in base.glob("[!.]*__*") if f.is_dir())
         if wanted not in trained:
+            there = ", ".join(trained) or "nothing yet"
+            others = [name for name in trained if name.split("__")[::2] == [self.trainer, self.configuration]]
+            plans = " or ".join(f"-p {name.split('__')[1]}" for name in others)
+            fix = f"choose its plans with {plans}" if plans else f"train it with: {self.command}"
             raise MutualError(
-                f"{base} has no training called {wanted}{meant(wanted, trained)}; trained there: "
-                f"{', '.join(trained) or 'nothing yet'}; train it with: {self.command}"
+                f"{base} has no training called {wanted}{meant(wanted, trained)}; trained there: {there}; {fix}"
             )
         return base / wanted
 

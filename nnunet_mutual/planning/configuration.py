@@ -13,6 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_mutual.annotation.fitting import fitting_trainers
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.datasets.next_step import Contents
+from nnunet_mutual.datasets.splits import first_fold
 from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import locate, plans_file
@@ -89,7 +90,8 @@ def plan(
         preprocess = f"nnunet_mutual plan_and_preprocess -d {folders.number} -c {new} --as-planned {plans}"
         print(f"Next, data of this spacing: {preprocess}")
     else:
-        print(f"Next: {train_command(folders.number, new, trainer, plans=plans)}     ({trainer}: {why})")
+        fold = first_fold(folders.preprocessed, found.table, found.cases)
+        print(f"Next: {train_command(folders.number, new, trainer, plans=plans, fold=fold)}     ({trainer}: {why})")
 
 
 def new_configuration(

@@ -29,7 +29,7 @@ from nnunet_mutual.datasets.case_voxels import reader_for
 from nnunet_mutual.datasets.check import Examination, examine
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, training_cases
-from nnunet_mutual.datasets.splits import describe_splits, splits_problems, stratified_splits
+from nnunet_mutual.datasets.splits import describe_splits, first_fold, splits_problems, stratified_splits
 from nnunet_mutual.disk.files import read_json, read_object, write_json
 from nnunet_mutual.disk.host_files import read_fingerprint, read_plans, read_splits
 from nnunet_mutual.disk.locate import DatasetFolders, plans_file, require_root
@@ -235,7 +235,7 @@ def _preprocess(
         preprocess_unlabelled(folders.number, configurations=chosen, plans=plans, processes=most)
     _provide_splits(preprocessed, images, training)
     first = next(name for name in ("3d_fullres", *chosen) if name in chosen)
-    fold = "0" if (preprocessed / _SPLITS).exists() else "all"
+    fold = first_fold(preprocessed, images.table, list(training))
     accepting = None if planned_for is None else [planned_for]
     trainer, _ = fitting_trainers(images.table, list(training), bool(images.cases), accepting=accepting)[0]
     print(f"Next:  {train_command(folders.number, first, trainer, plans=plans, fold=fold)}")

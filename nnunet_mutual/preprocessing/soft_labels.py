@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.datasets.next_step import Contents
+from nnunet_mutual.datasets.splits import first_fold
 from nnunet_mutual.disk.case_files import load_case, read_properties
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.folders import temporary_folder
@@ -86,7 +88,9 @@ def preprocess_soft(dataset: str | int, folder: str, *, plans: str) -> None:
     if idle:
         print(f"Not used, since no such unlabelled image is preprocessed: {len(idle)} soft label(s) ({shorten(idle)})")
     chosen = "3d_fullres" if "3d_fullres" in trained else trained[0]
-    print(f"Next:  {train_command(folders.number, chosen, 'SoftLabelTrainer', plans=plans)}")
+    contents = Contents.of_planned(folders)
+    fold = first_fold(folders.preprocessed, contents.table, contents.cases)
+    print(f"Next:  {train_command(folders.number, chosen, 'SoftLabelTrainer', plans=plans, fold=fold)}")
 
 
 @dataclass(frozen=True)

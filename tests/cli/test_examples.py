@@ -64,6 +64,14 @@ def test_commands_on_every_page_can_be_parsed(page: Path) -> None:
     assert len(found) > 5 or page.parent.name == "docs"
 
 
+def test_links_between_pages_lead_somewhere_and_the_index_has_all() -> None:
+    linked = {page: re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text(encoding="utf-8")) for page in PAGES}
+    broken = {f"{page.name}: {link}" for page in PAGES for link in linked[page] if not (page.parent / link).exists()}
+    assert not broken
+    index = ROOT / "docs" / "README.md"
+    assert {page.name for page in PAGES[1:] if page != index} <= set(linked[index])
+
+
 # Each example is run as it stands, but on a tiny dataset, whose names take the place of those in the help.
 NAMES = {"Dataset111_Abdomen": "Dataset901_Tiny", r"\b111\b": "901", "liver_tumour": "tumour"}
 MORE = {

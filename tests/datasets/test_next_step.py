@@ -143,6 +143,16 @@ def test_after_a_check(nnunet_folders: Path, capsys: pytest.CaptureFixture[str])
     assert next_line(capsys, "check", "901") == "nnunet_mutual plan_and_preprocess -d 901 -c 3d_fullres"
 
 
+def test_too_few_cases_for_folds_are_all_trained_on(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pre = tiny.make_dataset(nnunet_folders, cases=4)
+    plan = ["plan", "-d", "901", "--set", "num_epochs=9", "--name"]
+    assert next_line(capsys, "check", "901") == "nnunet_mutual train 901 3d_fullres all -tr PartialTrainer"
+    assert next_line(capsys, *plan, "a").startswith("nnunet_mutual train 901 3d_fullres_a all -tr")
+    (pre / "splits_final.json").write_text(json.dumps([{"train": ["case_00"], "val": ["case_01"]}]))  # somebody's own
+    assert next_line(capsys, "check", "901") == "nnunet_mutual train 901 3d_fullres 0 -tr PartialTrainer"
+    assert next_line(capsys, *plan, "b").startswith("nnunet_mutual train 901 3d_fullres_b 0 -tr")
+
+
 def test_after_new_settings(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pre = tiny.make_dataset(nnunet_folders, configurations=())
 

@@ -18,6 +18,7 @@ from training import GROUPS, SHORT, trainer_for
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.cli import parser as cli
+from nnunet_mutual.disk.trainings import device_option
 from nnunet_mutual.report.scores import read_other
 from nnunet_mutual.trainers import MutualPartialTrainer
 
@@ -251,7 +252,7 @@ def test_what_is_missing_is_said_with_its_command(
     folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fold = folder(settings=SETTINGS, validated=False, trainer="MutualPartialTrainer")
-    train = "nnunet_mutual train 901 3d_fullres 0 -tr MutualPartialTrainer"
+    train = f"nnunet_mutual train 901 3d_fullres 0 -tr MutualPartialTrainer{device_option()}"
     assert f"Next: {train} --val" in report(capsys, LINE.format("MutualPartialTrainer"))
     page = Page(fold / "report.html")
     assert_is_a_good_page(page)
