@@ -98,8 +98,10 @@ class TaughtPartialTrainer(MutualTrainer):
         chosen, everyone = self.settings, range(self.settings.networks)
         alone = chosen.teachers == "consensus" or chosen.networks == 1
         teachers = [[n for n in everyone if alone or n != student] for student in everyone]
-        weights = {"weight": chosen.weight, "ramp_end": chosen.ramp, "sure": chosen.sure}
-        return [NotDrawnObjective(self.knowledge, self.supervised, self._ask, teachers, **weights)]
+        forced = round(self.batch_size * (1 - self.oversample_foreground_percent))
+        options: dict[str, Any] = {"ramp_end": chosen.ramp, "sure": chosen.sure, "foreground_from": forced}
+        parts = self.knowledge, self.supervised, self._ask, teachers
+        return [NotDrawnObjective(*parts, weight=chosen.weight, **options)]
 
     def _ask(self, teacher: int, images: Tensor) -> Tensor:
         return ask_average(self, teacher, images)

@@ -19,6 +19,8 @@ from nnunet_mutual.objectives.organs import ramp
 from nnunet_mutual.objectives.supervised import SupervisedObjective
 from nnunet_mutual.objectives.teaching import LEAST_VOXELS, Lesson
 
+LEAST_SAMPLES = 20  # of an epoch, before a ratio of volumes says anything
+LEAST_RATIO = 0.5
 HALF = 0.5  # of a teacher's mass must be in S(v): renormalised to 1, a few per cent would be certainty from nothing
 
 
@@ -53,6 +55,7 @@ class NotDrawnObjective(Objective[NotDrawnStep]):
         weight: of what is taught, after the ramp; 0 asks nobody.
         ramp_end: share of the training during which it rises.
         sure: probability.
+        foreground_from: samples from this one on hold foreground by force, and are left out where volumes are compared.
 
     Source: averaged weights, Tarvainen & Valpola, NeurIPS 2017; the target within S(v) is [E].
     """
@@ -70,6 +73,7 @@ class NotDrawnObjective(Objective[NotDrawnStep]):
         weight: float,
         ramp_end: float,
         sure: float,
+        foreground_from: int,
     ):
         self.knowledge = knowledge
         self.supervised = supervised
@@ -79,7 +83,10 @@ class NotDrawnObjective(Objective[NotDrawnStep]):
         self.ramp_end = ramp_end
         self.sure = sure
         self.regions = knowledge.table.is_regions
+        self.foreground_from = foreground_from
         self.taught = torch.zeros(2, device=knowledge.device)
+        # Of each label where it is drawn and where it is not: share of a patch, and number of samples.
+        self.volumes = torch.zeros(2, 2, knowledge.num_outputs, device=knowledge.device)
 
     @torch.no_grad()
     def ask(self, batch: Batch, progress: Progress) -> list[Lesson] | None:
@@ -90,8 +97,16 @@ class NotDrawnObjective(Objective[NotDrawnStep]):
         asked = sorted({number for numbers in self.teachers for number in numbers})
         said = {n: probabilities(self.asked(n, weak), regions=self.regions) for n in asked}
         make = self._lesson_of_regions if self.regions else self._lesson_of_labels
+        self._measure(torch.stack([*said.values()]).mean(0), batch)
         lessons = {numbers: make([said[n] for n in numbers], batch) for numbers in {*self.teachers}}
         return [lessons[numbers] for numbers in self.teachers]
+
+    def _measure(self, said: Tensor, batch: Batch) -> None:
+        """Adds the volumes that the averages find."""
+        drawn = self.knowledge.tables.annotated[batch.pattern_index][: self.foreground_from]
+        share = said[: self.foreground_from].flatten(2).mean(2)
+        for kind, where in enumerate((drawn, ~drawn)):
+            self.volumes[kind] += torch.stack([(share * where).sum(0), where.sum(0)])
 
     def _lesson_of_labels(self, said: Sequence[Tensor], batch: Batch) -> Lesson:
         drawn, tables, ignore = batch.target[0].long(), self.knowledge.tables, self.supervised.ignore_label
@@ -148,15 +163,31 @@ class NotDrawnObjective(Objective[NotDrawnStep]):
         }
 
     def diagnose(self) -> tuple[dict[str, float], list[str]]:
-        """Reports of how much that was not drawn the teachers were sure."""
+        """Reports of how much that was not drawn the averages were sure, and whether they unlearn labels there."""
         taught, unclear = self.taught.tolist()
+        (drawn, drawn_samples), (other, other_samples) = self.volumes.tolist()
         self.taught.zero_()
-        return {"share of undecided voxels that are taught": taught / unclear} if unclear else {}, []
+        self.volumes.zero_()
+        numbers = {"share of undecided voxels that are taught": taught / unclear} if unclear else {}
+        warnings = []
+        for label in self.knowledge.table.labels:
+            n = self.knowledge.channel[label]
+            if min(drawn_samples[n], other_samples[n]) < LEAST_SAMPLES or not drawn[n]:
+                continue
+            ratio = (other[n] / other_samples[n]) / (drawn[n] / drawn_samples[n])
+            numbers[f"volume of {label} where it is not drawn, as a multiple of where it is"] = ratio
+            if ratio < LEAST_RATIO:
+                warnings.append(
+                    f"the averages find {ratio:.2f} times as much {label} where it is not drawn as where it is; unless "
+                    "these patients have so little of it, it is being unlearnt there: lower the weight"
+                )
+        return numbers, warnings
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`Objective.state_dict`."""
-        return {"taught": self.taught.clone()}
+        return {"taught": self.taught.clone(), "volumes": self.volumes.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :meth:`Objective.load_state_dict`."""
         self.taught.copy_(state["taught"])
+        self.volumes.copy_(state["volumes"])

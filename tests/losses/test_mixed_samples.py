@@ -132,7 +132,7 @@ def test_boxes_are_exchanged_at_full_resolution_and_labels_downsampled_after() -
 def objective(ask: Callable[[int, Tensor], Tensor], keys: list[str], content: dict[str, Any] = LABELS) -> Any:
     known = knowledge_of(content, keys)
     supervised = SupervisedObjective(known, lambda *_: torch.zeros(()), [1.0], ignore_label=None, batch_dice=False)
-    options: dict[str, Any] = {"weight": 0.5, "ramp_end": 0.2, "sure": 0.8}
+    options: dict[str, Any] = {"weight": 0.5, "ramp_end": 0.2, "sure": 0.8, "foreground_from": 1}
     return known, NotDrawnObjective(known, supervised, ask, [[0, 1], [1]], **options)
 
 
@@ -162,7 +162,35 @@ def test_what_is_taught_by_hand() -> None:
     assert not both.counted[1].any(), "a case that draws everything leaves nothing to teach"
     torch.testing.assert_close(both.target[0, :, 0, 3], torch.tensor([0.0625, 0.9375, 0.0, 0.0]), atol=1e-4, rtol=0)
     numbers, _ = taught.diagnose()
-    assert numbers == {"share of undecided voxels that are taught": pytest.approx((3 + 4) / (6 + 6))}
+    assert numbers == {"share of undecided voxels that are taught": pytest.approx((3 + 4) / (6 + 6))}, "too few samples"
+
+
+def test_a_label_that_is_unlearnt_where_it_is_not_drawn_raises_an_alarm() -> None:
+    keys = ["spleen", "liver"]
+    said = torch.zeros(2, 4, 1, 10)
+    said[:, 1] = 8.0  # liver everywhere, of the image that draws it ...
+    said[0, 0, 0, 3:] = 16.0  # ... and in three of ten voxels of the other one
+    known, taught = objective(lambda number, images: said, keys)
+    weak = torch.zeros(2, 1, 1, 10)
+
+    def see(keys: list[str], logits: torch.Tensor) -> None:
+        said.copy_(logits)
+        patterns = known.patterns(keys)
+        target = [torch.zeros(2, 1, 1, 10).long()]
+        batch = Batch(weak, target, keys, patterns, torch.tensor(patterns), exchange=Exchange(weak))
+        taught.ask(batch, Progress(0, 10))
+
+    both = said.clone()
+    for _ in range(20):  # the second sample of a batch is left out: it holds foreground by force
+        see(keys, both)
+        see(keys[::-1], both.flip(0))
+    numbers, warnings = taught.diagnose()
+    assert numbers["volume of liver where it is not drawn, as a multiple of where it is"] == pytest.approx(
+        0.3, abs=1e-3
+    )
+    (warning,) = [text for text in warnings if "liver" in text]
+    assert warning.startswith("the averages find 0.30 times as much liver where it is not drawn")
+    assert taught.diagnose() == ({}, [])
 
 
 def test_lessons_are_mixed_as_the_images_are() -> None:
