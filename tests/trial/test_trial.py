@@ -1,0 +1,114 @@
+"""A trial on the tiny dataset, in this process: runs, a kill, and that nothing of the user's changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+from nnunetv2.training.logging.nnunet_logger import LocalLogger
+from tiny import NAME, make_dataset
+from training import KEYS, partial_block
+
+from nnunet_mutual.cli.parser import main
+from nnunet_mutual.disk.trainings import FINAL, LATEST
+from nnunet_mutual.engine.scheduled_stock import ScheduledStock
+from nnunet_mutual.trial import command
+
+SETTINGS = {"num_epochs": 3, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "checkpoint_epochs": 1}
+WORDS = ["trial", "901", "3d_fullres", "-o", "here"]
+ARMS = ["-device", "cpu", "--arms", "nnUNetTrainer", "PartialTrainer", "--seeds", "2"]
+RUNS = [f"{arm}_seed{seed}" for seed in range(2) for arm in ("nnUNetTrainer", "PartialTrainer")]
+
+
+class Here:
+    """Does runs in this process, and remembers which."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+
+    def __call__(self, names: Sequence[str], start: Any, logs: Path, places: Any, say: Any) -> dict[str, int]:
+        statuses = {}
+        for name in names:
+            self.started.append(name)
+            (logs / f"{name}.log").touch()
+            statuses[name] = main(start(name)[2:])
+        return statuses
+
+
+def state(root: Path) -> dict[str, str]:
+    """Hashes of everything that is the user's."""
+    own = (p for n in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results") for p in (root / n).rglob("*"))
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in own if path.is_file()}
+
+
+def test_a_trial_is_killed_and_goes_on(
+    nnunet_folders: Path, forked_pools: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_dataset(nnunet_folders, block=partial_block(), settings=SETTINGS)
+    splits = [{"train": KEYS[:4], "val": KEYS[4:]}]
+    (nnunet_folders / "nnUNet_preprocessed" / NAME / "splits_final.json").write_text(json.dumps(splits))
+    monkeypatch.chdir(nnunet_folders)
+    before, folder, here = state(nnunet_folders), nnunet_folders / "here", Here()
+    monkeypatch.setattr(command, "run_all", here)
+    monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: None)  # seconds each
+
+    # What is needed before the first training.
+    assert main([*WORDS, *ARMS, "--list-jobs"]) == 0
+    said = capsys.readouterr()
+    assert [line.split("--job ")[1] for line in said.out.splitlines() if "--job" in line] == RUNS
+    assert "Forecast: 4 runs in about" in said.err and "No winner will be named: the cases draw different" in said.err
+    assert here.started == ["timing_nnUNetTrainer", "timing_PartialTrainer"]
+
+    # Killed after an epoch of the first run.
+    original = ScheduledStock.on_epoch_end
+
+    def killed(self: Any) -> None:
+        original(self)
+        if self.current_epoch == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ScheduledStock, "on_epoch_end", killed)
+    assert main([*WORDS, "--job", RUNS[0]]) == 130
+    model = folder / "nnUNet_results" / NAME / "nnUNetTrainer__nnUNetPlans__3d_fullres_seed0" / "fold_all"
+    assert (model / LATEST).is_file() and not (model / FINAL).exists()
+
+    # Gone on with, without repeating the options.
+    monkeypatch.setattr(ScheduledStock, "on_epoch_end", original)
+    assert main(WORDS) == 0
+    said = capsys.readouterr()
+    assert here.started[2:] == RUNS and len(json.loads((model / "pauses.json").read_text())) == 1
+    assert "No winner is named: the cases draw different labels" in said.out and "not concluded" in said.out
+    assert "better" not in said.out.split("No winner is named")[1]
+    page = (folder / "trial.html").read_text()
+    assert "no winner" in page and "Take " not in page and "not concluded" in page
+    assert "case_04" not in page + (folder / "trial_dice.csv").read_text()
+
+    # What the runs kept: paired scores of held-out cases where a label is drawn, and stock models.
+    runs = {name: json.loads((folder / "runs" / f"{name}.json").read_text()) for name in RUNS}
+    assert all(set(one["dice"]) == set(KEYS[4:]) and one["total_updates"] == 6 for one in runs.values())
+    assert runs[RUNS[0]]["dice"]["case_04"]["spleen"] is None  # source a draws the liver alone
+    assert runs[RUNS[0]]["minutes"] > 0
+    trained = torch.load(model / FINAL, weights_only=False)
+    assert trained["trainer_name"] == "nnUNetTrainer"
+
+    # Finished: nothing is trained again; the user's folders are as before.
+    assert main(WORDS) == 0 and len(here.started) == 6
+    assert state(nnunet_folders) == before
+
+    # One folder, one trial at a time, of one kind.
+    capsys.readouterr()
+    with FileLock(folder / ".locks" / "trial.lock"):
+        assert main(WORDS) == 2
+    assert main([*WORDS, "--seeds", "3"]) == 2
+    assert main([*WORDS, "--job", "PartialTrainer_seed7"]) == 2
+    said = capsys.readouterr()
+    assert "another trial works in" in said.err and "(seeds: 2, now 3)" in said.err
+    assert "did you mean 'PartialTrainer_seed0'" in said.err or "has no run 'PartialTrainer_seed7'" in said.err
+    assert main([*WORDS[:3], *ARMS, "-o", str(nnunet_folders / "nnUNet_raw" / "x")]) == 2
+    assert "lies in your nnUNet_raw" in capsys.readouterr().err
