@@ -35,7 +35,8 @@ def read_workplace(path: Path, record: str, shape: Shape, *, maker: str, option:
             own = Path(os.environ[root]).expanduser().resolve()
             if path == own or own in path.parents:
                 raise MutualError(
-                    f"{path} lies in your {root} ({own}), which a {what} never touches; give another folder with {option}"
+                    f"{path} lies in your {root} ({own}), which a {what} never touches; give another folder with "
+                    f"{option}"
                 )
     if path.exists() and not path.is_dir():
         raise MutualError(f"{path} is a file; give a folder with {option}")

@@ -13,7 +13,7 @@ from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.datasets.next_step import Contents
 from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.host_files import read_plans
-from nnunet_mutual.disk.locate import locate, plans_file
+from nnunet_mutual.disk.locate import DatasetFolders, locate, plans_file
 from nnunet_mutual.disk.trainings import train_command
 from nnunet_mutual.errors import MutualError, closest
 from nnunet_mutual.planning.method import method_for
@@ -70,13 +70,10 @@ def plan(
     content["configurations"][new] = entry
     block = merged_block(content, new)
     trainers = _trainers_that_accept(block)
-    found = Contents.of_planned(folders)
-    planned_for = planned_trainer(block)
-    accepting = [planned_for] if planned_for in trainers else trainers
-    chosen: dict[str, Any] = {"by_group": PLANS_KEY in content, "accepting": accepting}
-    trainer, why = fitting_trainers(found.table, found.cases, found.unlabelled, **chosen)[0]
+    trainer, why = choose_trainer(folders, content, new)
     lines = []
     if other:
+        found = Contents.of_planned(folders)
         given = block_for(resolve("trainers", trainer), block)
         method = method_for(found.table, found.cases, found.unlabelled, trainer, given)
         lines = describe(content, new, method)
@@ -88,6 +85,27 @@ def plan(
         print(f"Next, data of this spacing: {preprocess}")
     else:
         print(f"Next: {train_command(folders.number, new, trainer, plans=plans)}     ({trainer}: {why})")
+
+
+def choose_trainer(folders: DatasetFolders, plans: dict[str, Any], configuration: str) -> tuple[str, str]:
+    """Returns the trainer that fits a planned dataset and the settings of a configuration, and why.
+
+    Args:
+        folders: of the dataset.
+        plans: content of its plans file.
+        configuration: that is to be trained.
+
+    Raises:
+        MutualError: no trainer knows the settings, or there is no such configuration.
+    """
+    block = merged_block(plans, configuration)
+    trainers = _trainers_that_accept(block)
+    planned_for = planned_trainer(block)
+    accepting = [planned_for] if planned_for in trainers else trainers
+    found = Contents.of_planned(folders)
+    return fitting_trainers(
+        found.table, found.cases, found.unlabelled, by_group=PLANS_KEY in plans, accepting=accepting
+    )[0]
 
 
 def _trainers_that_accept(block: dict[str, Any]) -> list[str]:
