@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nnunet_mutual.annotation.fitting import fitting_trainers
+from nnunet_mutual.annotation.fitting import BY_GROUP, fitting_trainers
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.plugin.find import resolve, training_names
@@ -15,6 +15,7 @@ from nnunet_mutual.settings import Settings, block_for, read_settings
 STOCK = "nnUNetTrainer"
 # Its setting num_epochs counts the updates of all its networks; elsewhere networks that learn together share them.
 _SHARES_ITSELF = ("MutualPartialTrainer",)
+_NEEDS_MORE = ("SoftLabelTrainer",)  # soft labels of another model, which a trial does not make
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def require_arms(names: Sequence[str]) -> None:
     Raises:
         MutualError: an unknown trainer, one of modality groups, one named twice, or a single one.
     """
-    known = [STOCK, *(name for name in training_names() if not resolve("trainers", name).by_group)]
+    known = [STOCK, *(name for name in training_names() if name not in BY_GROUP + _NEEDS_MORE)]
     for name in names:
         if name not in known:
             raise MutualError(
