@@ -146,7 +146,7 @@ def trial(
         if list_jobs:
             for name in left:
                 print(command_line(folder, begun.options, name))
-            say(f"# then, for table and page: {command_line(folder, begun.options, '')}")
+            say(f"Then, for table and page: {command_line(folder, begun.options)}")
             return None
         failed = _run(begun, left, places, say)
         page = _answer(begun, with_names, say)

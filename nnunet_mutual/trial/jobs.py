@@ -58,13 +58,13 @@ def runs_of(options: Options) -> list[Run]:
     ]
 
 
-def command(folder: TrialFolder, options: Options, name: str) -> list[str]:
-    """Returns the words of one run's command, which needs nothing but the trial's folder."""
-    words = ["trial", str(int(options.dataset[7:10])), options.configuration, "-o", str(folder.path), "--job", name]
-    return words
+def command(folder: TrialFolder, options: Options, name: str = "") -> list[str]:
+    """Returns the words of one run's command, which needs nothing but the trial's folder; without name, the trial's."""
+    words = ["trial", str(int(options.dataset[7:10])), options.configuration, "-o", str(folder.path)]
+    return [*words, "--job", name] if name else words
 
 
-def command_line(folder: TrialFolder, options: Options, name: str) -> str:
+def command_line(folder: TrialFolder, options: Options, name: str = "") -> str:
     """Returns it as a shell takes it."""
     return shlex.join(["nnunet_mutual", *command(folder, options, name)])
 

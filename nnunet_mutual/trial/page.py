@@ -166,7 +166,11 @@ def _section(answer: Answer, n: int) -> Section:
     )
     look = "intervals that hold 0: nothing was shown, which is not the same as being equal."
     section.blocks += [
-        Figure(shows, look, [plots.differences_plot([_plotted(one) for one in comparisons], "the other arm")]),
+        Figure(
+            "The differences of the table below, each with the wider one of its two intervals.",
+            "intervals that hold 0.",
+            [plots.differences_plot([_plotted(one) for one in comparisons], "the other arm")],
+        ),
         Table(shows, [cell or "" for cell in head], rows, look),
         _by_label(comparisons),
     ]

@@ -204,9 +204,13 @@ def _turned(one: Comparison, taken: str) -> float:
 
 
 def _reason(outcome: Outcome, taken: str, other: str, found: str, mean: float) -> str:
-    times = outcome.minutes[other] / outcome.minutes[taken] if outcome.minutes[taken] else 1.0
-    same = CHEAPER <= times <= 1 / CHEAPER
-    cost = "at about the same minutes" if same else f"which takes {times:.1f} times the minutes"
+    times = outcome.minutes[taken] / outcome.minutes[other] if outcome.minutes[other] else 1.0
+    if CHEAPER <= times <= 1 / CHEAPER:
+        cost = "at about the same minutes"
+    elif times > 1:
+        cost = f"at {times:.1f} times its minutes"
+    else:
+        cost = f"which takes {1 / times:.1f} times the minutes"
     if found == LEVEL:
         return f"it is level with {other} ({mean:+.3f}, no difference shown), {cost}"
     return f"it is {found} than {other} ({mean:+.3f}), {cost}"

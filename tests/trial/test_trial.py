@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from training import KEYS, partial_block
 from nnunet_mutual.cli.parser import main
 from nnunet_mutual.disk.trainings import FINAL, LATEST
 from nnunet_mutual.engine.scheduled_stock import ScheduledStock
-from nnunet_mutual.trial import command
+from nnunet_mutual.trial import command, scoring
 
 SETTINGS = {"num_epochs": 3, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "checkpoint_epochs": 1}
 WORDS = ["trial", "901", "3d_fullres", "-o", "here"]
@@ -39,6 +40,10 @@ class Here:
             (logs / f"{name}.log").touch()
             statuses[name] = main(start(name)[2:])
         return statuses
+
+
+def full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "case")
 
 
 def state(root: Path) -> dict[str, str]:
@@ -78,11 +83,20 @@ def test_a_trial_is_killed_and_goes_on(
     model = folder / "nnUNet_results" / NAME / "nnUNetTrainer__nnUNetPlans__3d_fullres_seed0" / "fold_all"
     assert (model / LATEST).is_file() and not (model / FINAL).exists()
 
-    # Gone on with, without repeating the options.
+    # Gone on with, without repeating the options; the disk is full when a prediction is written.
     monkeypatch.setattr(ScheduledStock, "on_epoch_end", original)
-    assert main(WORDS) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "write_label_map", full)
+        assert main(WORDS) == 2
     said = capsys.readouterr()
-    assert here.started[2:] == RUNS and len(json.loads((model / "pauses.json").read_text())) == 1
+    assert "the disk is full; free some space" in said.err and "4 run(s) failed" in said.err
+    assert "0 of 4 runs are finished" in said.out
+
+    # Free again: what was trained is not trained again.
+    trained = (model / FINAL).stat().st_mtime_ns
+    assert main(WORDS) == 0 and (model / FINAL).stat().st_mtime_ns == trained
+    said = capsys.readouterr()
+    assert here.started[2:] == RUNS * 2 and len(json.loads((model / "pauses.json").read_text())) == 1
     assert "No winner is named: the cases draw different labels" in said.out and "not concluded" in said.out
     assert "better" not in said.out.split("No winner is named")[1]
     page = (folder / "trial.html").read_text()
@@ -94,11 +108,10 @@ def test_a_trial_is_killed_and_goes_on(
     assert all(set(one["dice"]) == set(KEYS[4:]) and one["total_updates"] == 6 for one in runs.values())
     assert runs[RUNS[0]]["dice"]["case_04"]["spleen"] is None  # source a draws the liver alone
     assert runs[RUNS[0]]["minutes"] > 0
-    trained = torch.load(model / FINAL, weights_only=False)
-    assert trained["trainer_name"] == "nnUNetTrainer"
+    assert torch.load(model / FINAL, weights_only=False)["trainer_name"] == "nnUNetTrainer"
 
     # Finished: nothing is trained again; the user's folders are as before.
-    assert main(WORDS) == 0 and len(here.started) == 6
+    assert main(WORDS) == 0 and len(here.started) == 10
     assert state(nnunet_folders) == before
 
     # One folder, one trial at a time, of one kind.
