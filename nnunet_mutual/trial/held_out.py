@@ -115,7 +115,7 @@ def divide(data: RawData, preprocessed: Path, fold: str) -> Division:
     return Division(training, {key: data.unlabelled[key] for key in seen}, scored, data)
 
 
-def test_on(data: RawData, test: RawData) -> Division:
+def score_on(data: RawData, test: RawData) -> Division:
     """Scores on another dataset, which draws every label in every case; all of ``data`` is trained on.
 
     Raises:

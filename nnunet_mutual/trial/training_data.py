@@ -19,7 +19,7 @@ from nnunet_mutual.errors import MutualError
 from nnunet_mutual.planning.plan_and_preprocess import preprocess_as_planned
 from nnunet_mutual.settings import merged_block
 from nnunet_mutual.trial.arms import Contents
-from nnunet_mutual.trial.held_out import Division, RawData, divide, test_on, write_dataset
+from nnunet_mutual.trial.held_out import Division, RawData, divide, score_on, write_dataset
 from nnunet_mutual.trial.protocol import Options, TrialFolder
 
 HELD_OUT = "held_out"
@@ -83,7 +83,7 @@ def link_data(folder: TrialFolder, options: Options) -> Division:
     if options.test is None:
         division = divide(data, folders.preprocessed, options.fold)
     else:
-        division = test_on(data, RawData.read(locate(options.test, need_raw=True)))
+        division = score_on(data, RawData.read(locate(options.test, need_raw=True)))
     if options.hides and Contents(data.table, list(data.training), False).partial:
         raise MutualError(
             f"{data.name} is not fully drawn, so hiding more of it leaves nothing to score the hidden part by; leave "
