@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from nnunet_mutual.evaluation import differences
-from nnunet_mutual.evaluation.differences import Difference, compare_draws
+from nnunet_mutual.evaluation.differences import Difference, Scores, compare_draws
 from nnunet_mutual.trial.power import PATIENT_SD, POWER, SEED_SD, power, smallest_difference
 from nnunet_mutual.trial.results import verdict
 
@@ -76,6 +78,32 @@ def test_false_better_and_power(patients: int, seeds: int) -> None:
     for effect in (0.6 * least, least, 1.3 * least):
         found = (lowest_ends(simulated(effect, patients, seeds)) > 0).mean()
         assert found == pytest.approx(power(effect, patients, seeds), abs=0.05)
+
+
+EVIDENCE = Path(__file__).resolve().parents[2] / "benchmarks" / "evidence"
+
+
+def evidence(place: str) -> dict[int, Scores]:
+    """seed -> scores of trainings on real images."""
+    found = [json.loads(file.read_text()) for file in EVIDENCE.glob(f"{place}_seed*.json")]
+    return {one["seed"]: one["dice"] for one in found}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "word"),
+    [
+        ("hippocampus_two/stock", "hippocampus_unlabelled/stock", "worse"),  # 2 of the 4 labelled cases
+        ("hippocampus_unlabelled/stock", "hippocampus_unlabelled/oracle", "worse"),  # 4 of 84
+        ("hippocampus/stock_background", "hippocampus/full", "worse"),  # what is not drawn taken for background
+        ("hippocampus/partial", "hippocampus/full", "level"),  # half of the labels, known as such
+    ],
+)
+def test_on_real_images(first: str, second: str, word: str) -> None:
+    arms = [evidence(place) for place in (first, second)]
+    assert [len(arm) for arm in arms] == [3, 3]
+    cases = {*arms[0][0]} & {*arms[1][0]}  # that both were scored on
+    a, b = ({seed: {case: rows[case] for case in cases} for seed, rows in arm.items()} for arm in arms)
+    assert verdict(compare_draws(a, b, {case: case for case in cases})) == word
 
 
 def test_more_patients_and_seeds_show_smaller_differences() -> None:
