@@ -126,11 +126,11 @@ def trial(
     Raises:
         MutualError: bad input, runs that failed, or another trial in the same folder.
     """
-    path = Path(output or f"trial_{asked['dataset']}_{asked['configuration']}")
     if job is not None:
-        _do(path, job)
+        _do(Path(output or "."), job)
         return None
     asked = _resolved(asked)
+    path = Path(output or f"trial_{int(asked['dataset'][7:10])}_{asked['configuration']}")
     folder, options, new = TrialFolder.open(path, asked)
     require_device(options.device)
     if new:

@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nnunet_mutual.trial.protocol import Options, TrialFolder
+if TYPE_CHECKING:
+    from nnunet_mutual.trial.protocol import Options, TrialFolder
 
 PARENT = "NNUNET_MUTUAL_TRIAL_PARENT"  # number of the process that started a run and must not outlive it
 TIMING = "timing_"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +103,14 @@ def train(
                 _note_pause(place, time.time() - latest.stat().st_mtime)
                 trainer.load_checkpoint(str(latest))
             trainer.run_training()
-        log = _log(trainer, final)
+            write_json(place / "memory.json", round(_gigabytes(trainer.device), 3))
+        log = torch.load(final, map_location="cpu", weights_only=False)["logging"]  # this trial wrote it
     starts, ends = log["epoch_start_timestamps"], log["epoch_end_timestamps"]
     epochs = sorted(end - start for start, end in zip(starts[1:] or starts, ends[1:] or ends, strict=True))
     return Trained(
         model,
         (ends[-1] - starts[0] - sum(_pauses(place))) / 60,
-        _gigabytes(torch.device(options.device)),
+        float(read_json(place / "memory.json")) if (place / "memory.json").is_file() else _gigabytes(trainer.device),
         float(epochs[len(epochs) // 2]),
     )
 
@@ -130,13 +130,6 @@ def _settings(schedule: Schedule, seed: int, device: str) -> dict[str, Any]:
     }
 
 
-def _log(trainer: Any, final: Path) -> dict[str, list[float]]:
-    """Returns nnU-Net's log of a finished training."""
-    checkpoint = torch.load(final, map_location="cpu", weights_only=False)  # this trial wrote it
-    log: dict[str, list[float]] = checkpoint["logging"]
-    return log
-
-
 def _note_pause(place: Path, seconds: float) -> None:
     """Time between the last checkpoint and the process that goes on from it is no time of the training."""
     write_json(place / "pauses.json", [*_pauses(place), round(seconds, 1)])
@@ -150,10 +143,9 @@ def _pauses(place: Path) -> list[float]:
 def _gigabytes(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    if sys.platform == "win32":
+        return 0.0
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def schedule_json(schedule: Schedule) -> dict[str, int]:
-    """Returns a schedule for JSON."""
-    return asdict(schedule)
