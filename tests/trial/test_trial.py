@@ -20,10 +20,13 @@ from nnunet_mutual.cli.parser import main
 from nnunet_mutual.disk.trainings import FINAL, LATEST
 from nnunet_mutual.engine.scheduled_stock import ScheduledStock
 from nnunet_mutual.trial import command, scoring
+from nnunet_mutual.trial.protocol import TrialFolder
+from nnunet_mutual.trial.training_data import Draw, draw_raw, held_out, prepare
 
 SETTINGS = {"num_epochs": 3, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "checkpoint_epochs": 1}
 WORDS = ["trial", "901", "3d_fullres", "-o", "here"]
 ARMS = ["-device", "cpu", "--arms", "nnUNetTrainer", "PartialTrainer", "--seeds", "2"]
+LABELS = ("liver", "tumour", "spleen")
 RUNS = [f"{arm}_seed{seed}" for seed in range(2) for arm in ("nnUNetTrainer", "PartialTrainer")]
 
 
@@ -125,3 +128,54 @@ def test_a_trial_is_killed_and_goes_on(
     assert "did you mean 'PartialTrainer_seed0'" in said.err or "has no run 'PartialTrainer_seed7'" in said.err
     assert main([*WORDS[:3], *ARMS, "-o", str(nnunet_folders / "nnUNet_raw" / "x")]) == 2
     assert "lies in your nnUNet_raw" in capsys.readouterr().err
+
+
+class Pretended:
+    """Writes what runs would keep, without training: an arm is the better the later it stands in the list."""
+
+    def __init__(self, folder: Path, arms: Sequence[str], cases: Sequence[str]) -> None:
+        self.folder, self.arms, self.cases = folder, list(arms), cases
+
+    def __call__(self, names: Sequence[str], start: Any, logs: Path, places: Any, say: Any) -> dict[str, int]:
+        for name in names:
+            if name.startswith("timing_"):
+                content: Any = {"seconds": 0.5, "networks": 1, "prediction": 1.0, "gigabytes": 1.0}
+                file = self.folder / "timing" / f"{name[7:]}.json"
+            else:
+                gain = 0.05 * self.arms.index(name.split("_")[0])
+                rows = {case: dict.fromkeys(LABELS, 0.5 + gain + 0.001 * n) for n, case in enumerate(self.cases)}
+                content = {"dice": rows, "surface_dice": rows, "minutes": 1.0, "gigabytes": 1.0, "total_updates": 6}
+                file = self.folder / "runs" / f"{name}.json"
+            file.write_text(json.dumps(content))
+        return dict.fromkeys(names, 0)
+
+
+def test_hidden_labels_are_scored_by_the_truth(
+    nnunet_folders: Path, forked_pools: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_dataset(nnunet_folders, settings=SETTINGS)
+    splits = [{"train": KEYS[:4], "val": KEYS[4:]}]
+    (nnunet_folders / "nnUNet_preprocessed" / NAME / "splits_final.json").write_text(json.dumps(splits))
+    monkeypatch.chdir(nnunet_folders)
+    before, folder = state(nnunet_folders), nnunet_folders / "here"
+    arms = ("nnUNetTrainer", "PartialTrainer", "MutualPartialTrainer")
+    monkeypatch.setattr(command, "run_all", Pretended(folder, arms, KEYS[4:]))
+    assert main([*WORDS, "-device", "cpu", "--keep", "a:liver", "--keep", "b:tumour,spleen"]) == 0
+    said = capsys.readouterr().out
+    assert "which draw different labels, another draw for every seed" in said
+    assert "Take MutualPartialTrainer, because it is better than nnUNetTrainer (+0.100)" in said
+    assert "Next: nnunet_mutual train 901 3d_fullres 0 -tr MutualPartialTrainer" in said
+
+    # Every seed has a draw of its own, in which the labels are hidden; the held-out cases are drawn as before.
+    folder_, options, _ = TrialFolder.open(folder, {})
+    drawn = [draw_raw(folder_, options, Draw(None, seed)) for seed in range(3)]
+    assert [raw.name for raw in drawn] == ["Dataset001_Draw0", "Dataset002_Draw1", "Dataset003_Draw2"]
+    sets = {frozenset(raw.table.case(key).annotated) for raw in drawn for key in KEYS[:4]}
+    assert sets == {frozenset({"liver"}), frozenset({"tumour", "spleen"})}
+    assert len({str(raw.content["mutual"]["cases"]) for raw in drawn}) > 1
+    assert held_out(folder_).table.case("case_04").annotated == frozenset(LABELS)
+    preprocessed = prepare(folder_, options, Draw(None, 1))
+    assert sorted(path.name for path in (preprocessed / "nnUNetPlans_3d_fullres").glob("*.pkl")) == [
+        f"{key}.pkl" for key in KEYS[:4]
+    ]
+    assert state(nnunet_folders) == before
