@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,8 @@ class TrialFolder:
             return folder, Options.of(asked), True
         options = Options.of(record["options"])
         given = Options.of({**asdict(options), **{key: value for key, value in asked.items() if value is not None}})
+        if not folder.schedule_file.is_file():  # as after a budget that was too small
+            options = replace(options, budget=given.budget)
         for field in fields(Options):
             before, now = getattr(options, field.name), getattr(given, field.name)
             if before != now:

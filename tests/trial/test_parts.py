@@ -64,6 +64,17 @@ def test_a_budget_shortens_all_arms_alike() -> None:
         lengths(budget=300.0)
 
 
+def test_a_budget_can_be_changed_until_it_has_decided_something(tmp_path: Path) -> None:
+    folder = TrialFolder(tmp_path / "here")
+    folder.path.mkdir()
+    folder.save(options(budget=300.0))
+    asked = {"dataset": "Dataset901_Tiny", "configuration": "3d_fullres", "budget": 7200.0}
+    assert TrialFolder.open(folder.path, asked)[1:] == (options(budget=7200.0), False)
+    folder.schedule_file.touch()
+    with pytest.raises(MutualError, match="other options .budget: 300.0, now 7200.0."):
+        TrialFolder.open(folder.path, asked)
+
+
 def test_durations() -> None:
     assert [_seconds(text) for text in ("90s", "1.5h", "2d")] == [90, 5400, 172800]
     assert [duration(n) for n in (45, 720, 12000, 187200)] == ["45 s", "12 min", "3 h 20 min", "2 days 4 h"]
