@@ -319,6 +319,13 @@ def _answer(begun: Trial, with_names: bool, say: Say) -> Path:
     why_open = begun.why_open
     if finished < len(runs):
         why_open.append(f"{finished} of {len(runs)} runs are finished; repeat the command to go on")
+    missed = outcomes[-1].not_learnt()
+    for seed in range(options.seeds):
+        labels = [label for label, of in missed.items() if {(arm, seed) for arm in options.arms} <= {*of}]
+        if labels:
+            why_open.append(
+                f"with seed {seed} no arm has learnt {', '.join(labels)}, so the trainings are too short to compare"
+            )
     if len({*begun.patients.values()}) < 2:
         why_open.append("one patient alone is scored; choose another fold, or name more with --test")
     choice = Choice(None, ()) if why_open else choose(outcomes[-1], options.arms, comparisons[-1])

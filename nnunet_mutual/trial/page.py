@@ -19,9 +19,10 @@ from nnunet_mutual.report.plots import Frame, Series
 from nnunet_mutual.report.scores import ModelDifference
 from nnunet_mutual.trial.power import smallest_difference
 from nnunet_mutual.trial.protocol import Options
-from nnunet_mutual.trial.results import Choice, Comparison, Outcome, shown
+from nnunet_mutual.trial.results import LEAST, Choice, Comparison, Outcome, shown
 
 PAGE = "trial.html"
+_LONGER = "train longer, with more epochs in the plans or a larger --budget, and in a new folder."
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,11 @@ def write_page(path: Path, answer: Answer, *, with_names: bool = False) -> list[
 
 
 def _notices(answer: Answer) -> list[Notice]:
-    found = [Notice("warning", f"{text[0].upper()}{text[1:]}.") for text in answer.why_open]
+    found = [Notice("alarm", f"{text[0].upper()}{text[1:]}.") for text in answer.why_open]
     for outcome, comparisons in zip(answer.outcomes, answer.comparisons, strict=True):
+        for label, runs in outcome.not_learnt().items():
+            which = ", ".join(f"{arm} seed {seed}" for arm, seed in runs)
+            found.append(Notice("alarm", f"{label} has not been learnt (Dice below {LEAST:g}): {which}.", do=_LONGER))
         for one in comparisons:
             if one.primary and len(one.difference.by_draw) > 1:
                 found.append(Notice("note", _could_show(answer, outcome, one.difference)))
@@ -121,6 +125,10 @@ def _could_show(answer: Answer, outcome: Outcome, found: Difference) -> str:
     }
     least = smallest_difference(len(found.by_patient), len(found.by_draw), **spreads)
     of = "" if outcome.labelled is None else f" with {outcome.labelled} labelled cases"
+    if least > 1:
+        return (
+            f"The primary comparison{of} can show no difference at all, since its seeds vary so much: take more seeds."
+        )
     return (
         f"The primary comparison{of} shows differences of {least:.3f} Dice or more with a power of 80 %, by the spread "
         f"that was seen over {len(found.by_draw)} seeds and {len(found.by_patient)} patients; smaller ones are level "
@@ -144,10 +152,10 @@ def _section(answer: Answer, n: int) -> Section:
     )
     arms = list(outcome.scores["dice"])
     means = pd.DataFrame(
-        [(arm, seed, mean) for arm in arms for seed, mean in _of_seeds(outcome, arm).items()],
+        [(arm, seed, outcome.of_run(arm, seed)) for arm in arms for seed in outcome.scores["dice"][arm]],
         columns=["arm", "seed", "dice"],
     )
-    if len(means):
+    if means.dice.notna().any():
         section.blocks.append(
             Figure(
                 "Each run: a row per arm, a marker per seed; the bar is the mean of the seeds.",
@@ -177,22 +185,12 @@ def _section(answer: Answer, n: int) -> Section:
     return section
 
 
-def _of_seeds(outcome: Outcome, arm: str) -> dict[int, float]:
-    found = {}
-    for seed, scores in outcome.scores["dice"][arm].items():
-        values = [[row[label] for row in scores.values() if row[label] is not None] for label in outcome.labels]
-        means = [float(np.mean(np.array(of_label, float))) for of_label in values if of_label]
-        if means:
-            found[seed] = float(np.mean(means))
-    return found
-
-
 def _plotted(one: Comparison) -> ModelDifference:
     by_patient = np.array(list(one.difference.by_patient.values()))
     over, mean = one.difference.over_patients, one.difference.over_draws.mean
-    low = min(over.low, one.difference.over_draws.low)
-    high = max(over.high, one.difference.over_draws.high)
-    known = low == low
+    low = max(-1.0, min(over.low, one.difference.over_draws.low))
+    high = min(1.0, max(over.high, one.difference.over_draws.high))
+    known = over.low == over.low and one.difference.over_draws.low == one.difference.over_draws.low
     return ModelDifference(
         f"{one.first}\n- {one.second}",
         mean,
@@ -232,21 +230,18 @@ def _arms(answer: Answer, outcome: Outcome) -> list[list[str | None]]:
         value = outcome.mean(arm, metric, label)
         return None if value is None else f"{value:.3f}"
 
-    head: list[str | None] = ["arm", "Dice", *outcome.labels, "surface Dice"]
-    if len(outcome.labels) > 1:
-        head += [f"surface {label}" for label in outcome.labels]
-    head += ["seeds", "updates", "minutes a run", "GB"]
-    rows = [head]
+    single = outcome.labels if len(outcome.labels) > 1 else []
+    head: list[str | None] = ["arm", "Dice", "surface Dice", "minutes a run", "GB", "updates", "seeds"]
+    rows = [[*head, *single, *(f"surface {label}" for label in single)]]
     for arm in answer.options.arms:
         if arm not in outcome.scores["dice"]:
-            rows.append([arm, "not run", *[None] * (len(head) - 2)])
+            rows.append([arm, "not run", *[None] * (len(rows[0]) - 2)])
             continue
-        cells = [cell(arm, "dice", None), *(cell(arm, "dice", label) for label in outcome.labels)]
-        cells.append(cell(arm, "surface_dice", None))
-        if len(outcome.labels) > 1:
-            cells += [cell(arm, "surface_dice", label) for label in outcome.labels]
-        cells += [str(len(outcome.scores["dice"][arm])), f"{outcome.updates[arm]:,}", f"{outcome.minutes[arm]:.1f}"]
-        rows.append([arm, *cells, f"{outcome.gigabytes[arm]:.1f}"])
+        cost = [f"{outcome.minutes[arm]:.1f}", f"{outcome.gigabytes[arm]:.1f}", f"{outcome.updates[arm]:,}"]
+        cells = [cell(arm, "dice", None), cell(arm, "surface_dice", None), *cost, str(len(outcome.scores["dice"][arm]))]
+        rows.append(
+            [arm, *cells, *(cell(arm, metric, label) for metric in ("dice", "surface_dice") for label in single)]
+        )
     return rows
 
 

@@ -15,6 +15,7 @@ from nnunet_mutual.evaluation.statistics import CONFIDENCE
 from nnunet_mutual.trial.jobs import Run
 from nnunet_mutual.trial.protocol import Options, TrialFolder
 
+LEAST = 0.05  # of Dice; a label below it has not been learnt
 CHEAPER = 0.9  # of the minutes; less of a difference is noise of the machine
 
 
@@ -42,13 +43,26 @@ class Outcome:
 
     def mean(self, arm: str, metric: str = "dice", label: str | None = None) -> float | None:
         """Returns the mean over cases, then labels, then seeds; None where nothing was scored."""
-        of_runs = []
-        for scores in self.scores[metric][arm].values():
-            labels = self.labels if label is None else [label]
-            values = [[value for row in scores.values() if (value := row[name]) is not None] for name in labels]
-            means = [statistics.fmean(found) for found in values if found]
-            of_runs += [statistics.fmean(means)] if means else []
-        return statistics.fmean(of_runs) if of_runs else None
+        found = [self.of_run(arm, seed, metric, label) for seed in self.scores[metric][arm]]
+        means = [mean for mean in found if mean is not None]
+        return statistics.fmean(means) if means else None
+
+    def of_run(self, arm: str, seed: int, metric: str = "dice", label: str | None = None) -> float | None:
+        """Returns the mean of one run over cases, then labels; None where nothing was scored."""
+        scores, labels = self.scores[metric][arm][seed], self.labels if label is None else [label]
+        values = [[value for row in scores.values() if (value := row[name]) is not None] for name in labels]
+        means = [statistics.fmean(found) for found in values if found]
+        return statistics.fmean(means) if means else None
+
+    def not_learnt(self) -> dict[str, list[tuple[str, int]]]:
+        """Returns label -> arm and seed of the runs that have not learnt it."""
+        found: dict[str, list[tuple[str, int]]] = {}
+        for arm, runs in self.scores["dice"].items():
+            for seed, label in itertools.product(runs, self.labels):
+                mean = self.of_run(arm, seed, label=label)
+                if mean is not None and mean < LEAST:
+                    found.setdefault(label, []).append((arm, seed))
+        return found
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,18 @@ def test_nothing_is_concluded_from_half_of_the_runs(tmp_path: Path) -> None:
     write_page(tmp_path / "trial.html", open_)
 
 
+def test_what_has_not_been_learnt_is_an_alarm(tmp_path: Path) -> None:
+    asked = options()
+    folder = folder_of(tmp_path, asked, {ARMS[0]: 0.8, ARMS[1]: 0.8, ARMS[2]: 0.0}, MINUTES)
+    found = answer_of(folder, asked)
+    missed = [(ARMS[2], seed) for seed in range(3)]
+    assert found.outcomes[0].not_learnt() == {"liver": missed, "spleen": missed}
+    page = write_page(tmp_path / "trial.html", found)[0].read_text()
+    assert (
+        "liver has not been learnt (Dice below 0.05): MutualPartialTrainer seed 0, MutualPartialTrainer seed 1" in page
+    )
+
+
 def test_runs_side_by_side_fail_alone(tmp_path: Path) -> None:
     code = {"good": "print('fine')", "bad": "import sys; sys.exit(2)", "gpu": "import os; print(os.environ['PLACE'])"}
     said: list[str] = []
