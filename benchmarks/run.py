@@ -14,7 +14,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,8 @@ import pooling
 import screening
 import table
 from settings import HERE, BenchmarkError, Schedule, Setting, locked, names, read_json
+
+from nnunet_mutual.trial.jobs import PARENT, end_with_parent
 
 
 @dataclass(frozen=True)
@@ -194,19 +195,12 @@ def job(setting: Setting, arm: str, seed: int, schedule: Schedule, cases: str, o
 
 
 def run_job(setting: Setting, arguments: argparse.Namespace) -> None:
-    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
     import training
 
     training.torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     schedule = Schedule(arguments.updates, arguments.rate)
     training.run_arm(setting, arguments.arm, arguments.seed, schedule, arguments.cases, arguments.out)
-
-
-def end_with_parent(parent: int) -> None:
-    """A killed runner must not leave a training behind that a second runner then repeats beside it."""
-    while os.getppid() == parent:
-        time.sleep(2)
-    os._exit(1)
 
 
 class Scheduler:
@@ -270,6 +264,7 @@ class Scheduler:
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // self.jobs))
         # Nothing but the training process: batches are drawn in it, which makes a run repeatable.
         environment = {**os.environ, "nnUNet_n_proc_DA": "0", "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        environment[PARENT] = str(os.getpid())
         command = [sys.executable, str(HERE / "run.py"), "job", self.setting.name]
         command += [job.arm, str(job.seed), str(job.schedule.updates), str(job.schedule.rate), job.cases, str(job.out)]
         command += ["--work", str(self.setting.work.parent), "--data", str(self.setting.data)]

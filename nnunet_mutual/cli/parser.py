@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from nnunet_mutual import __version__
-from nnunet_mutual.cli import dataset_commands, result_commands, training_commands, unforeseen
+from nnunet_mutual.cli import dataset_commands, result_commands, training_commands, trial_commands, unforeseen
 from nnunet_mutual.cli import types as cli_types
 from nnunet_mutual.cli.arguments import add_training
 from nnunet_mutual.disk.names import safe_name
@@ -168,6 +168,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:
     _add_plugin_commands(add)
     dataset_commands.add_commands(add)
     training_commands.add_commands(add)
+    trial_commands.add_commands(add)
     _add_plan(add)
     _add_export(add)
     _add_pseudo_label(add)

@@ -31,11 +31,11 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "Runs nnU-Net's own training with nnU-Net's own options, and finds the trainers of this package without\n"
         "nnUNet_extTrainer. With --peer-parallel, the networks of a trainer that has several run in processes of\n"
         "their own, one per GPU, and learn the same as in one process. On several computers, start it with torchrun.",
-        "nnunet_mutual train 111 3d_fullres 0 -tr PartialTrainer\n"
+        "nnunet_mutual train 111 3d_fullres 0\n"
         "  nnunet_mutual train 111 3d_fullres 0 -tr PartialTrainer --c\n"
         "  nnunet_mutual train 111 3d_fullres 0 -tr MutualCorrelationTrainer --peer-parallel --processes 2",
     )
-    add_training(command, fold=True)
+    add_training(command, fold=True, fitting=True)
     what = command.add_mutually_exclusive_group()
     what.add_argument("--c", dest="resume", action="store_true", help="go on from the last checkpoint, of either way")
     what.add_argument("--val", action="store_true", help="only validate; of a training that is finished")
@@ -72,6 +72,8 @@ def _train(options: argparse.Namespace) -> int:
     from nnunet_mutual.plugin import find as plugin
 
     options.fold = options.fold if options.fold == "all" else int(options.fold)
+    if options.trainer is None:
+        _choose_trainer(options)
     training = _require_plans(options)
     os.environ[plugin.VARIABLE] = plugin.trainers_variable(os.environ.get(plugin.VARIABLE))
     _require_trainer(options.trainer)
@@ -83,6 +85,22 @@ def _train(options: argparse.Namespace) -> int:
     print(f"Next, whether to use it:  nnunet_mutual report {training.options}")
     print(f"Then, a model for stock nnU-Net:  nnunet_mutual export {training.options}")
     return 0
+
+
+def _choose_trainer(options: argparse.Namespace) -> None:
+    """Takes the trainer that fits the dataset, and says why."""
+    from nnunet_mutual.disk.host_files import read_plans
+    from nnunet_mutual.disk.locate import locate, plans_file
+    from nnunet_mutual.planning.configuration import choose_trainer
+
+    folders = locate(options.dataset, need_preprocessed=True)
+    assert folders.preprocessed is not None
+    plans = read_plans(plans_file(folders.preprocessed, options.plans))
+    options.trainer, why = choose_trainer(folders, plans, options.configuration)
+    print(
+        f"Trains with {options.trainer}, since {why}; whether another one pays on these data, a trial tells: "
+        f"nnunet_mutual trial {options.dataset} {options.configuration}"
+    )
 
 
 def _is_finished(options: argparse.Namespace, training: NamedTraining) -> bool:

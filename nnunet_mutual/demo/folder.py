@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_mutual.disk.files import read_json, write_json
-from nnunet_mutual.disk.shapes import Shape, require_shape
+from nnunet_mutual.disk.files import write_json
+from nnunet_mutual.disk.locate import ROOTS
+from nnunet_mutual.disk.shapes import Shape
+from nnunet_mutual.disk.workplace import MARK, read_workplace
 from nnunet_mutual.errors import MutualError
 
 DEFAULT = "nnunet_mutual_demo"
 RECORD = "demo.json"
-MARK = "made by"
 MARK_TEXT = "nnunet_mutual demo"
-ROOTS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 _SHAPE: Shape = {"settings": dict, "finished": [str]}
 HEAVY = (*ROOTS, "predictions", "truth")
 RESULTS = ("demo_results.json", "demo.png", "report", "logs")
@@ -50,10 +49,8 @@ class DemoFolder:
             MutualError: the folder holds something else, lies in a folder of the user's nnU-Net, or cannot be written.
         """
         path = Path(folder or DEFAULT).expanduser().resolve()
-        _refuse_foreign(path)
-        record = path / RECORD
+        before = read_workplace(path, RECORD, _SHAPE, maker=MARK_TEXT, option="--folder") or {}
         demo = cls(path, settings)
-        before = read_json(record) if record.is_file() else {}
         if before.get("settings") == settings and last not in before["finished"]:
             demo.finished = list(before["finished"])
             if demo.finished:
@@ -86,26 +83,3 @@ class DemoFolder:
     def _save(self) -> None:
         content = {MARK: MARK_TEXT, "settings": dict(self.settings), "finished": self.finished}
         write_json(self.path / RECORD, content)
-
-
-def _refuse_foreign(path: Path) -> None:
-    for root in ROOTS:
-        if os.environ.get(root):
-            own = Path(os.environ[root]).expanduser().resolve()
-            if path == own or own in path.parents:
-                raise MutualError(
-                    f"{path} lies in your {root} ({own}), which the demo never touches; give another folder with "
-                    "--folder"
-                )
-    if path.exists() and not path.is_dir():
-        raise MutualError(f"{path} is a file; give a folder with --folder")
-    if not path.is_dir() or not any(path.iterdir()):
-        return
-    record = path / RECORD
-    content = read_json(record) if record.is_file() else None
-    if not isinstance(content, dict) or content.get(MARK) != MARK_TEXT:
-        raise MutualError(
-            f"{path} is not empty and was not made by a demo, so nothing in it was touched; give an empty or new "
-            "folder with --folder"
-        )
-    require_shape(content, _SHAPE, record, f"delete {path} to begin anew, or give another folder with --folder")

@@ -18,9 +18,10 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.splits import stratified_splits
 from nnunet_mutual.demo.anatomy import LABELS
 from nnunet_mutual.demo.commands import Command, run_commands
-from nnunet_mutual.demo.folder import HEAVY, ROOTS, DemoFolder
+from nnunet_mutual.demo.folder import HEAVY, DemoFolder
 from nnunet_mutual.demo.phantoms import SITES, write_dataset
 from nnunet_mutual.disk.files import read_object, write_json
+from nnunet_mutual.disk.locate import ROOTS
 from nnunet_mutual.disk.trainings import checkpoints_in, fold_of, training_name
 from nnunet_mutual.engine.checkpoints import STOCK_TRAINER
 from nnunet_mutual.evaluation.command import FOLDER

@@ -11,6 +11,8 @@ from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_dataset
 from nnunet_mutual.disk.names import safe_name
 from nnunet_mutual.errors import MutualError, meant, shorten
 
+ROOTS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")  # nnU-Net's variables
+
 
 @dataclass(frozen=True)
 class DatasetFolders:

@@ -35,7 +35,7 @@ Scores = Mapping[str, Mapping[str, "float | None"]]  # case -> label -> Dice; No
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the ends of its 95 % interval; NaN where there are too few values."""
+    """A mean and the ends of its interval, of 95 % unless said; NaN where there are too few values."""
 
     mean: float
     low: float
@@ -69,7 +69,12 @@ class Difference:
 
 
 def compare_draws(
-    first: Mapping[int, Scores], second: Mapping[int, Scores], patients: Mapping[str, str], *, seed: int = 0
+    first: Mapping[int, Scores],
+    second: Mapping[int, Scores],
+    patients: Mapping[str, str],
+    *,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
 ) -> Difference:
     """Compares two ways of training, paired by draw, case and label.
 
@@ -78,6 +83,7 @@ def compare_draws(
         second: the same; draws that only one of them has are left out.
         patients: case -> patient.
         seed: of the bootstrap.
+        confidence: of both intervals; more than the usual one where several comparisons are made at once.
 
     Raises:
         MutualError: no draw in common, or one draw has other cases than the other ones.
@@ -102,15 +108,15 @@ def compare_draws(
     return Difference(
         dict(zip(draws, by_draw.tolist(), strict=True)),
         _of_patients(table, owners),
-        t_interval(by_draw.tolist()),
-        _percentiles(float(by_draw.mean()), means),
+        t_interval(by_draw.tolist(), confidence),
+        _percentiles(float(by_draw.mean()), means, confidence),
         means,
     )
 
 
-def t_interval(values: Sequence[float]) -> Interval:
-    """Returns the mean of independent values and its 95 % t interval."""
-    return _stratified([values])
+def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+    """Returns the mean of independent values and its t interval, of 95 % unless another confidence is given."""
+    return _stratified([values], confidence)
 
 
 def pool(differences: Sequence[Difference], gaps: Sequence[float]) -> Difference:
@@ -161,7 +167,7 @@ def _cell(first: float | None, second: float | None) -> float:
     return (1.0 if first is None else first) - (1.0 if second is None else second)
 
 
-def _stratified(groups: Sequence[Sequence[float]]) -> Interval:
+def _stratified(groups: Sequence[Sequence[float]], confidence: float = CONFIDENCE) -> Interval:
     """Mean over groups of the mean of each, with its t interval."""
     mean = float(np.mean([np.mean(values) for values in groups]))
     if any(len(values) < 2 for values in groups):
@@ -170,7 +176,7 @@ def _stratified(groups: Sequence[Sequence[float]]) -> Interval:
     free = np.array([len(values) - 1 for values in groups])
     if not parts.any():
         return Interval(mean, mean, mean)
-    half = float(student.ppf((1 + CONFIDENCE) / 2, parts.sum() ** 2 / (parts**2 / free).sum()) * np.sqrt(parts.sum()))
+    half = float(student.ppf((1 + confidence) / 2, parts.sum() ** 2 / (parts**2 / free).sum()) * np.sqrt(parts.sum()))
     return Interval(mean, mean - half, mean + half)
 
 
@@ -203,7 +209,7 @@ def _of_patients(table: NDArray[np.float64], patients: Sequence[str]) -> dict[st
     return {name: float(np.nanmean(values)) for name, values in rows.items() if not np.isnan(values).all()}
 
 
-def _percentiles(mean: float, resampled: NDArray[np.float64]) -> Interval:
+def _percentiles(mean: float, resampled: NDArray[np.float64], confidence: float = CONFIDENCE) -> Interval:
     """The percentile interval of a bootstrap."""
-    low, high = np.percentile(resampled, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    low, high = np.percentile(resampled, [50 * (1 - confidence), 50 * (1 + confidence)])
     return Interval(mean, float(low), float(high))

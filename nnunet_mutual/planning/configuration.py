@@ -16,7 +16,7 @@ from nnunet_mutual.datasets.next_step import Contents
 from nnunet_mutual.datasets.splits import first_fold
 from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.host_files import read_plans
-from nnunet_mutual.disk.locate import locate, plans_file
+from nnunet_mutual.disk.locate import DatasetFolders, locate, plans_file
 from nnunet_mutual.disk.trainings import train_command
 from nnunet_mutual.errors import MutualError, closest
 from nnunet_mutual.planning.method import method_for
@@ -73,12 +73,9 @@ def plan(
     content = whole
     block = merged_block(content, new)
     trainers = _trainers_that_accept(block)
-    found = Contents.of_planned(folders)
-    planned_for = planned_trainer(block)
-    accepting = [planned_for] if planned_for in trainers else trainers
-    chosen: dict[str, Any] = {"by_group": PLANS_KEY in content, "accepting": accepting}
-    trainer, why = fitting_trainers(found.table, found.cases, found.unlabelled, **chosen)[0]
+    trainer, why = choose_trainer(folders, content, new)
     lines = []
+    found = Contents.of_planned(folders)
     if shape:
         given = block_for(resolve("trainers", trainer), block)
         method = method_for(found.table, found.cases, found.unlabelled, trainer, given)
@@ -119,6 +116,27 @@ def _flat(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
     network = dict(found.pop("architecture", {}))
     parts = network.pop("arch_kwargs", {})
     return {**found, **network, **parts, BLOCK: None, **merged_block(plans, name)}
+
+
+def choose_trainer(folders: DatasetFolders, plans: dict[str, Any], configuration: str) -> tuple[str, str]:
+    """Returns the trainer that fits a planned dataset and the settings of a configuration, and why.
+
+    Args:
+        folders: of the dataset.
+        plans: content of its plans file.
+        configuration: that is to be trained.
+
+    Raises:
+        MutualError: no trainer knows the settings, or there is no such configuration.
+    """
+    block = merged_block(plans, configuration)
+    trainers = _trainers_that_accept(block)
+    planned_for = planned_trainer(block)
+    accepting = [planned_for] if planned_for in trainers else trainers
+    found = Contents.of_planned(folders)
+    return fitting_trainers(
+        found.table, found.cases, found.unlabelled, by_group=PLANS_KEY in plans, accepting=accepting
+    )[0]
 
 
 def _trainers_that_accept(block: dict[str, Any]) -> list[str]:

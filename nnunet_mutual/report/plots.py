@@ -55,11 +55,13 @@ class Frame:
         last: last epoch; 0 leaves the axis to the curves.
         borders: epochs before which a new stage begins.
         labels: in the order of their colours; curves of anything else are drawn in ink.
+        axis: what the curves run over.
     """
 
     last: int = 0
     borders: Sequence[int] = ()
     labels: Sequence[str] = ()
+    axis: str = "epoch"
 
 
 EMPTY = Frame()
@@ -135,10 +137,10 @@ def _lines(
         if frame.last:
             bottom.set_xlim(-0.03 * frame.last, 1.03 * frame.last)
         bottom.xaxis.set_major_locator(whole_numbers())
-        bottom.set_xlabel("epoch")
+        bottom.set_xlabel(frame.axis)
         if legend:
             figure.legend(loc="outside lower left", ncols=columns, handlelength=2.6, borderpad=0)
-        return to_svg(figure, f"{title}. " + " ".join(_in_words(one) for one in series))
+        return to_svg(figure, f"{title}. " + " ".join(_in_words(one, frame.axis) for one in series))
 
 
 def _looks(series: Sequence[Series], labels: Sequence[str]) -> list[tuple[str, int]]:
@@ -178,11 +180,11 @@ def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.bincount(groups, x) / count, np.bincount(groups, y) / count
 
 
-def _in_words(one: Series) -> str:
+def _in_words(one: Series, axis: str) -> str:
     if not len(one.y):
         return f"{one.name}: no value."
     best = f"lowest {one.y.min():.3g}, highest {one.y.max():.3g}"
-    return f"{one.name}: {one.y[0]:.3g} in epoch {one.x[0]}, {one.y[-1]:.3g} in epoch {one.x[-1]} ({best})."
+    return f"{one.name}: {one.y[0]:.3g} at {axis} {one.x[0]}, {one.y[-1]:.3g} at {axis} {one.x[-1]} ({best})."
 
 
 _PARTS = re.compile(r"(?:network|group) \d+")

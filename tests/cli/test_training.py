@@ -216,3 +216,19 @@ def test_trainers_in_nnunets_own_folders_are_found(
     name = "nnUNetTrainer_5epochs"
     assert main(["train", "901", "3d_fullres", "0", "-tr", name, "-device", "cpu"]) == 0
     assert called[0]["trainer_class_name"] == name
+
+
+def test_without_trainer_the_fitting_one_is_taken(
+    fold: Path, called: list[dict[str, Any]], nnunet_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["train", "901", "3d_fullres", "0", "-device", "cpu"]
+    raw = nnunet_folders / "nnUNet_raw" / tiny.NAME
+    assert main(line) == 0
+    said = capsys.readouterr().out
+    assert "Trains with PartialTrainer, since every case annotates every label; " in said
+    assert "nnunet_mutual trial 901 3d_fullres\n" in said
+    (raw / "imagesUn").mkdir()
+    tiny.write_nifti(tiny.image_and_labels(9)[0], raw / "imagesUn" / "un_0000.nii.gz")
+    assert main(line) == 0
+    assert "Trains with MeanTeacherTrainer, since there are unlabelled images; " in capsys.readouterr().out
+    assert [call["trainer_class_name"] for call in called] == ["PartialTrainer", "MeanTeacherTrainer"]

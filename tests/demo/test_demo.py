@@ -18,9 +18,10 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.demo import commands
 from nnunet_mutual.demo.anatomy import LABELS, SHAPE, SPACING
 from nnunet_mutual.demo.commands import Command, run_commands
-from nnunet_mutual.demo.folder import ROOTS, DemoFolder
+from nnunet_mutual.demo.folder import DemoFolder
 from nnunet_mutual.demo.phantoms import SITES, Phantom, keep_annotated, make_phantom, write_dataset
 from nnunet_mutual.demo.run import RESULTS, Scale, environment, run_demo
+from nnunet_mutual.disk.locate import ROOTS
 from nnunet_mutual.errors import MutualError
 
 NORTH, SOUTH = SITES

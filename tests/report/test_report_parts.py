@@ -109,7 +109,7 @@ def test_many_curves_are_spread_over_plots_that_can_be_told_apart() -> None:
     series = [Series(f"label {n}", np.arange(4), np.full(4, n)) for n in range(14)]
     drawn = line_plots("Dice", series)
     assert len(drawn) == 3 and sum(plot.count(">label ") for plot in drawn) == 14
-    assert "label 13: 13 in epoch 0" in drawn[2]
+    assert "label 13: 13 at epoch 0" in drawn[2]
     # what is no label is drawn in ink, in the page's, which is not fixed on light ground
     assert "var(--c0)" not in drawn[0] and "currentColor" in drawn[0]
 

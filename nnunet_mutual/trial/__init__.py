@@ -1,0 +1,1 @@
+"""`nnunet_mutual trial`: which trainer pays on a group's own data."""

@@ -1,0 +1,111 @@
+"""The arms of a trial: trainers that make sense on a dataset, from simple to elaborate, and what each is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nnunet_mutual.annotation.fitting import BY_GROUP, fitting_trainers
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.errors import MutualError, meant
+from nnunet_mutual.plugin.find import resolve, training_names
+from nnunet_mutual.settings import Settings, block_for, read_settings
+
+STOCK = "nnUNetTrainer"
+# Its setting num_epochs counts the updates of all its networks; elsewhere networks that learn together share them.
+_SHARES_ITSELF = ("MutualPartialTrainer",)
+_NEEDS_MORE = ("SoftLabelTrainer",)  # soft labels of another model, which a trial does not make
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What arms learn from.
+
+    Attributes:
+        table: the annotation table of the training dataset.
+        cases: its training cases.
+        unlabelled: whether there are images without labels.
+    """
+
+    table: AnnotationTable
+    cases: Sequence[str]
+    unlabelled: bool
+
+    @property
+    def partial(self) -> bool:
+        """Whether there are cases that draw some of the labels only."""
+        everything = frozenset(self.table.labels)
+        return any(self.table.case(key).annotated not in (everything, frozenset()) for key in self.cases)
+
+
+def fitting_arms(contents: Contents) -> tuple[str, ...]:
+    """Returns stock nnU-Net, the simple trainer for such data, and the mutual one.
+
+    Raises:
+        MutualError: the dataset has modality groups, whose networks are scored on images of their own.
+    """
+    if contents.table.modality_groups:
+        raise MutualError(
+            "a trial compares trainers that see the same images, so none of modality groups; remove "
+            '"modality_groups" from dataset.json, or compare with: nnunet_mutual evaluate --compare'
+        )
+    names = [name for name, _ in fitting_trainers(contents.table, contents.cases, contents.unlabelled)]
+    return (STOCK, *names[:2])
+
+
+def require_arms(names: Sequence[str]) -> None:
+    """Verifies the names that ``--arms`` gives.
+
+    Raises:
+        MutualError: an unknown trainer, one of modality groups, one named twice, or a single one.
+    """
+    known = [STOCK, *(name for name in training_names() if name not in BY_GROUP + _NEEDS_MORE)]
+    for name in names:
+        if name not in known:
+            raise MutualError(
+                f"--arms names {name!r}, which a trial cannot train{meant(name, known)}; it knows: {', '.join(known)}"
+            )
+        if names.count(name) > 1:
+            raise MutualError(f"--arms names {name} twice; keep one")
+    if len(names) == 1:
+        raise MutualError(f"--arms names {names[0]} alone; give two or more, from simple to elaborate")
+
+
+def networks_of(arm: str, contents: Contents, block: dict[str, Any]) -> int:
+    """Returns how many networks share the updates of an arm, and verifies its settings.
+
+    Args:
+        arm: name of the trainer.
+        contents: what it learns from.
+        block: ``"mutual"`` of the plans.
+
+    Raises:
+        MutualError: a setting that the trainer does not know.
+    """
+    if arm == STOCK:
+        return 1
+    trainer = resolve("trainers", arm)
+    settings = read_settings(trainer.settings_class, block_for(trainer, block), origin=f"in the plans, for {arm}")
+    needs = trainer.needs(settings, contents.table, contents.cases)
+    return 1 if arm in _SHARES_ITSELF else int(needs.trained)
+
+
+def own_block(arm: str, block: dict[str, Any], schedule: dict[str, Any]) -> dict[str, Any]:
+    """Returns the ``"mutual"`` block of an arm's configuration: settings of the plans, and the trial's schedule."""
+    if arm == STOCK:
+        known = {key: value for key, value in block.items() if key in Settings.__annotations__}
+    else:
+        known = block_for(resolve("trainers", arm), block)
+    return {**known, **schedule}
+
+
+def words(arm: str, contents: Contents) -> str:
+    """Says what an arm is, on such data."""
+    if arm == STOCK:
+        parts = ["nnU-Net's own trainer"]
+        parts += ["what a case does not draw is background to it"] * contents.partial
+        parts += ["it sees labelled images only"] * contents.unlabelled
+        return "; ".join(parts)
+    doc = (resolve("trainers", arm).__doc__ or arm).strip().splitlines()[0]
+    return doc.rstrip(".").split(" [S]")[0]

@@ -1,0 +1,378 @@
+"""`nnunet_mutual trial`: trains the arms that make sense on a dataset, scores them, and says which to take."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunet_mutual.datasets.coverage import columns
+from nnunet_mutual.disk.files import read_object, write_json
+from nnunet_mutual.disk.host_files import read_plans
+from nnunet_mutual.disk.locate import locate
+from nnunet_mutual.errors import MutualError, meant
+from nnunet_mutual.plugin.compat import require_device
+from nnunet_mutual.settings import merged_block
+from nnunet_mutual.trial import forecast
+from nnunet_mutual.trial.arms import Contents, fitting_arms, networks_of, require_arms, words
+from nnunet_mutual.trial.forecast import Timing, duration, time_arm
+from nnunet_mutual.trial.held_out import RawData
+from nnunet_mutual.trial.jobs import TIMING, Run, command, command_line, run_all, runs_of, slots
+from nnunet_mutual.trial.page import PAGE, Answer, printed, write_page
+from nnunet_mutual.trial.power import smallest_difference
+from nnunet_mutual.trial.protocol import RECORD, Options, TrialFolder
+from nnunet_mutual.trial.results import Choice, choose, collect, compare_arms
+from nnunet_mutual.trial.scoring import measure, predict
+from nnunet_mutual.trial.training import FOLD, Schedule, train
+from nnunet_mutual.trial.training_data import Draw, contents, draw_raw, held_out, link_data, locate_planned, prepare
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial whose arms and cases are known.
+
+    Attributes:
+        folder: where it works.
+        options: what it was asked.
+        contents: what the arms learn from; of draws, of the first one.
+        held_out: whom they are scored on.
+    """
+
+    folder: TrialFolder
+    options: Options
+    contents: Contents
+    held_out: RawData
+
+    @classmethod
+    def of(cls, folder: TrialFolder, options: Options) -> Trial:
+        """Opens a trial that was begun."""
+        first = Draw.of(options, options.numbers[0], 0)
+        return cls(folder, options, contents(draw_raw(folder, options, first)), held_out(folder))
+
+    @property
+    def block(self) -> dict[str, Any]:
+        """Settings of the configuration that all arms train."""
+        plans = read_plans(self.folder.path / "plans" / f"{self.options.plans}.json")
+        return merged_block(plans, self.options.configuration)
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs."""
+        return runs_of(self.options)
+
+    @property
+    def why_open(self) -> list[str]:
+        """Why no method may win, whatever the numbers say."""
+        if self.contents.partial and not self.options.hides and self.options.test is None:
+            return [
+                "the cases draw different labels, and a label is scored only where it is drawn, so that its errors in "
+                "images of the other sources are not seen; for a conclusion, name fully drawn patients with --test "
+                "DATASET"
+            ]
+        return []
+
+    @property
+    def patients(self) -> dict[str, str]:
+        """Scored case -> patient."""
+        return self.held_out.patients(list(self.held_out.training))
+
+    def arms_in_words(self) -> dict[str, str]:
+        """Says what each arm is."""
+        return {arm: words(arm, self.contents) for arm in self.options.arms}
+
+    def schedules(self) -> dict[str, Schedule]:
+        """Returns how long each arm trains, as it was decided.
+
+        Raises:
+            MutualError: it was not decided yet.
+        """
+        file = self.folder.schedule_file
+        if not file.is_file():
+            raise MutualError(f"{file} does not exist; run the trial itself first, or with --list-jobs")
+        return {arm: Schedule(**one) for arm, one in read_object(file).items()}
+
+
+def trial(
+    asked: Mapping[str, Any],
+    *,
+    output: str | None,
+    job: str | None = None,
+    list_jobs: bool = False,
+    side_by_side: int | None = None,
+    with_names: bool = False,
+) -> Path | None:
+    """Runs a trial, or a part of it; a trial that was killed is gone on with.
+
+    Args:
+        asked: options by name, None where the default, or what the folder's trial has, shall be.
+        output: the folder of the trial; None: one in the current folder, named like the dataset and configuration.
+        job: name of a single run to do.
+        list_jobs: print a command for each run instead of doing them.
+        side_by_side: runs at a time; None: as many as there are GPUs, on a CPU one.
+        with_names: show names of cases in the tables beside the page.
+
+    Returns:
+        The page, None where none was written.
+
+    Raises:
+        MutualError: bad input, runs that failed, or another trial in the same folder.
+    """
+    if job is not None:
+        _do(Path(output or "."), job)
+        return None
+    asked = _resolved(asked)
+    path = Path(output or f"trial_{int(asked['dataset'][7:10])}_{asked['configuration']}")
+    folder, options, new = TrialFolder.open(path, asked)
+    require_device(options.device)
+    if new:
+        _require(options)
+    say: Say = (lambda text: print(text, file=sys.stderr, flush=True)) if list_jobs else _print
+    with folder.locked("trial", 0, f"another trial works in {folder.path} now; wait for it, or give another -o"):
+        folder, options, new = TrialFolder.open(path, asked)  # another one may have made it meanwhile
+        with _removed_unless_begun(folder.path, new):
+            begun = _begin(folder, options)
+        places = slots(options, side_by_side)
+        _decide(begun, places, say)
+        left = [run.name for run in begun.runs if not folder.run_file(run.name).is_file()]
+        if list_jobs:
+            for name in left:
+                print(command_line(folder, begun.options, name))
+            say(f"Then, for table and page: {command_line(folder, begun.options)}")
+            return None
+        failed = _run(begun, left, places, say)
+        page = _answer(begun, with_names, say)
+        if failed:
+            raise MutualError(f"{len(failed)} run(s) failed: {failed[0]}; repeat the command to go on")
+        return page
+
+
+def _do(path: Path, name: str) -> None:
+    """Does one run; whoever starts it needs nothing but the folder."""
+    if not (path / RECORD).is_file():
+        raise MutualError(f"{path} holds no trial, so there is no run {name!r}; begin one with --list-jobs")
+    folder, options, _ = TrialFolder.open(path, {})
+    require_device(options.device)
+    begun = Trial.of(folder, options)
+    if name.startswith(TIMING):
+        arm = name.removeprefix(TIMING)
+        preprocessed = prepare(folder, options, Draw.of(options, options.numbers[0], 0))
+        networks = networks_of(arm, begun.contents, begun.block)
+        time_arm(folder, options, preprocessed, arm, networks, begun.held_out)
+        return
+    known = {run.name: run for run in begun.runs}
+    if name not in known:
+        raise MutualError(f"{path} has no run {name!r}{meant(name, known)}; --list-jobs lists them")
+    with folder.locked(name, 20, f"another process does {name} in {path} now; wait for it"):
+        if not folder.run_file(name).is_file():
+            do_run(begun, known[name])
+
+
+def do_run(begun: Trial, run: Run) -> None:
+    """Trains, predicts and scores one run, and keeps its outcome."""
+    folder, options = begun.folder, begun.options
+    preprocessed = prepare(folder, options, Draw.of(options, run.labelled, run.seed))
+    schedule = begun.schedules()[run.arm]
+    trained = train(folder, options, preprocessed, run.arm, run.seed, schedule, run.ending)
+    predictions = folder.path / "predictions" / run.name
+    predict(trained.folder, FOLD, begun.held_out, predictions, torch.device(options.device), _print)
+    write_json(
+        folder.run_file(run.name),
+        {
+            "benchmark": f"trial of {options.dataset}",
+            "arm": run.arm,
+            "seed": run.seed,
+            "labelled": run.labelled,
+            "words": words(run.arm, begun.contents),
+            "total_updates": schedule.updates,
+            "schedule": asdict(schedule),
+            "minutes": round(trained.minutes, 3),
+            "gigabytes": round(trained.gigabytes, 3),
+            "device": options.device,
+            "checkpoint": "last",
+            "versions": {name: version(name) for name in ("nnunet_mutual", "nnunetv2", "torch", "numpy")},
+            **measure(predictions, begun.held_out),
+        },
+    )
+
+
+def _resolved(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Full names of datasets, and what follows from other options."""
+    found = dict(asked)
+    found["dataset"] = locate(asked["dataset"], need_raw=True).name
+    found["labelled"] = None if asked.get("labelled") is None else sorted(asked["labelled"])
+    if asked.get("test") is not None:
+        found["test"] = locate(asked["test"], need_raw=True).name
+        if asked.get("fold") is not None:
+            raise MutualError("-f holds out patients of the dataset itself, --test names others; give one of them")
+        found["fold"] = "all"
+        if found["test"] == found["dataset"]:
+            raise MutualError(
+                f"--test {found['test']} is the dataset that is trained on; leave it out, or name another"
+            )
+    return found
+
+
+def _require(options: Options) -> None:
+    """Verifies what can be verified before anything is written."""
+    locate_planned(options)
+    if options.arms:
+        require_arms(options.arms)
+    if options.fold == "all" and options.test is None:
+        raise MutualError("-f all holds out nobody; give the number of a fold, or fully drawn patients with --test")
+    if len({*options.labelled}) < len(options.labelled):
+        raise MutualError("--labelled gives a number twice; keep one of them")
+
+
+def _begin(folder: TrialFolder, options: Options) -> Trial:
+    """Links the data and chooses the arms, as far as that was not done."""
+    folder.save(options)
+    link_data(folder, options)
+    begun = Trial.of(folder, options)
+    if not options.arms:
+        begun = replace(begun, options=replace(options, arms=fitting_arms(begun.contents)))
+    for arm in begun.options.arms:
+        networks_of(arm, begun.contents, begun.block)
+    folder.save(begun.options)
+    return begun
+
+
+@contextmanager
+def _removed_unless_begun(path: Path, new: bool) -> Iterator[None]:
+    """Removes the folder of a new trial that could not begin."""
+    try:
+        yield
+    except BaseException:
+        if new:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def _decide(begun: Trial, places: Sequence[dict[str, str]], say: Say) -> None:
+    """Measures the arms, decides how long they train, and prints the forecast."""
+    folder, options = begun.folder, begun.options
+    cases = len(begun.held_out.training)
+    say(f"Trial of {options.dataset}, {options.configuration}, in {folder.path}")
+    say(f"Trains on {_trained_on(begun)}")
+    say(f"Scores on {_scored_on(begun)}")
+    missing = [arm for arm in options.arms if not folder.timing_file(arm).is_file()]
+    if missing and not folder.schedule_file.is_file():
+        say("Preparing the data, and measuring what a step of each arm takes ...")
+        failed = _run(begun, [f"{TIMING}{arm}" for arm in missing], places[:1], lambda text: None)
+        if failed:
+            raise MutualError(f"an arm cannot be trained: {failed[0]}")
+    timings = {arm: Timing.read(folder.timing_file(arm)) for arm in options.arms}
+    runs = len(options.numbers) * options.seeds
+    if not folder.schedule_file.is_file():
+        decided = forecast.schedules(options, begun.block, timings, runs=runs, cases=cases, slots=len(places))
+        write_json(folder.schedule_file, {arm: asdict(one) for arm, one in decided.items()})
+    lengths = begun.schedules()
+    said = begun.arms_in_words()
+    say("\n" + columns(forecast.describe(options.arms, lengths, timings), indent="  ", gap="  "))
+    say("\n".join(f"  {arm}: {text}" for arm, text in said.items()))
+    seconds = forecast.total_seconds(lengths, timings, runs, cases, len(places))
+    side = f", {len(places)} side by side" if len(places) > 1 else ""
+    say(f"\nForecast: {runs * len(options.arms)} runs in about {duration(seconds)}{side}")
+    patients = len({*begun.patients.values()})
+    if patients > 1:
+        least = smallest_difference(patients, options.seeds)
+        say(
+            f"So many patients ({patients}) and seeds ({options.seeds}) show a difference of about {least:.3f} Dice "
+            "with a power of 80 %, where they vary as in this package's benchmarks; smaller ones are called level"
+        )
+    for text in begun.why_open:
+        say(f"No winner will be named: {text}")
+
+
+def _run(begun: Trial, names: Sequence[str], places: Sequence[dict[str, str]], say: Say) -> list[str]:
+    """Does runs in processes of their own; returns what those said that failed."""
+    logs = begun.folder.path / "logs"
+
+    def start(name: str) -> list[str]:
+        return ["-m", "nnunet_mutual.cli.parser", *command(begun.folder, begun.options, name)]
+
+    statuses = run_all(names, start, logs, places, say)
+    return [f"{name}: {_last_line(logs / f'{name}.log')}" for name, status in statuses.items() if status]
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    said = (errors or lines or ["nothing was said"])[-1].removeprefix("error: ")
+    return f"{said} (log: {log})"
+
+
+def _answer(begun: Trial, with_names: bool, say: Say) -> Path:
+    """Prints the tables and writes the page."""
+    options, runs = begun.options, begun.runs
+    outcomes = collect(begun.folder, options, runs, begun.patients)
+    comparisons = [compare_arms(outcome, options.arms) for outcome in outcomes]
+    finished = sum(begun.folder.run_file(run.name).is_file() for run in runs)
+    why_open = begun.why_open
+    if finished < len(runs):
+        why_open.append(f"{finished} of {len(runs)} runs are finished; repeat the command to go on")
+    missed = outcomes[-1].not_learnt()
+    for seed in range(options.seeds):
+        labels = [label for label, of in missed.items() if {(arm, seed) for arm in options.arms} <= {*of}]
+        if labels:
+            why_open.append(
+                f"with seed {seed} no arm has learnt {', '.join(labels)}, so the trainings are too short to compare"
+            )
+    if len({*begun.patients.values()}) < 2:
+        why_open.append("one patient alone is scored; choose another fold, or name more with --test")
+    choice = Choice(None, ()) if why_open else choose(outcomes[-1], options.arms, comparisons[-1])
+    answer = Answer(
+        options,
+        begun.arms_in_words(),
+        outcomes,
+        comparisons,
+        choice,
+        why_open,
+        finished,
+        len(runs),
+        _trained_on(begun),
+        _scored_on(begun),
+    )
+    say("\n" + printed(answer))
+    page = begun.folder.path / PAGE
+    files = write_page(page, answer, with_names=with_names)
+    say("\n" + "\n".join(map(str, files)))
+    say(f"Next: {_next(answer)}")
+    return page
+
+
+def _next(answer: Answer) -> str:
+    options = answer.options
+    if answer.choice.arm is None:
+        return f"look at {PAGE}; {answer.why_open[0]}"
+    return f"nnunet_mutual train {int(options.dataset[7:10])} {options.configuration} 0 -tr {answer.choice.arm}" + (
+        "" if options.plans == "nnUNetPlans" else f" -p {options.plans}"
+    )
+
+
+def _trained_on(begun: Trial) -> str:
+    found = begun.contents
+    labelled = sum(bool(found.table.case(key).annotated) for key in found.cases)
+    parts = [f"{labelled} labelled case(s) of {begun.options.dataset}"]
+    parts += ["which draw different labels"] * found.partial
+    parts += ["and images without labels"] * found.unlabelled
+    draws = ", another draw for every seed" if begun.options.hides else ""
+    return ", ".join(parts) + draws
+
+
+def _scored_on(begun: Trial) -> str:
+    options, cases = begun.options, len(begun.held_out.training)
+    whose = f"fold {options.fold} of {options.dataset}" if options.test is None else options.test
+    return f"{cases} case(s) of {len({*begun.patients.values()})} patient(s), {whose}, which no arm has seen"
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,391 @@
+"""The answer of a trial: a table for the terminal, and a page in the manner of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from nnunet_mutual.datasets.coverage import columns
+from nnunet_mutual.evaluation.differences import Difference, compare_draws
+from nnunet_mutual.report import blocks, plots
+from nnunet_mutual.report.blocks import Figure, Notice, Page, Section, Table, Text
+from nnunet_mutual.report.identities import Identities
+from nnunet_mutual.report.plots import Frame, Series
+from nnunet_mutual.report.scores import ModelDifference
+from nnunet_mutual.trial.power import smallest_difference
+from nnunet_mutual.trial.protocol import Options
+from nnunet_mutual.trial.results import LEAST, Choice, Comparison, Outcome, shown
+
+PAGE = "trial.html"
+_LONGER = "train longer, with more epochs in the plans or a larger --budget, and in a new folder."
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Everything that the page says.
+
+    Attributes:
+        options: of the trial.
+        words: arm -> what it is.
+        outcomes: for each number of labelled cases.
+        comparisons: likewise, of all pairs of arms.
+        choice: what to take.
+        why_open: why nothing is concluded; empty where something is.
+        finished: runs.
+        planned: runs.
+        trained_on: what the arms learn from, a sentence.
+        scored_on: who is scored, a sentence.
+    """
+
+    options: Options
+    words: Mapping[str, str]
+    outcomes: Sequence[Outcome]
+    comparisons: Sequence[Sequence[Comparison]]
+    choice: Choice
+    why_open: Sequence[str]
+    finished: int
+    planned: int
+    trained_on: str
+    scored_on: str
+
+    @property
+    def sentence(self) -> str:
+        """The answer."""
+        if self.choice.arm is None:
+            return f"No winner is named: {'; '.join(self.why_open)}."
+        return f"Take {self.choice.arm}, because {'; '.join(self.choice.because)}."
+
+
+def printed(answer: Answer) -> str:
+    """Returns tables and answer for the terminal."""
+    parts = []
+    for outcome, comparisons in zip(answer.outcomes, answer.comparisons, strict=True):
+        title = "" if outcome.labelled is None else f"{outcome.labelled} labelled cases\n"
+        parts.append(title + columns(_as_text(_arms(answer, outcome)), indent="", gap="  "))
+        if comparisons:
+            parts.append(columns(_as_text(_pairs(answer, comparisons)), indent="", gap="  "))
+    return "\n\n".join([*parts, answer.sentence])
+
+
+def write_page(path: Path, answer: Answer, *, with_names: bool = False) -> list[Path]:
+    """Writes the page, and tidy tables beside it.
+
+    Args:
+        path: of the page.
+        answer: what it says.
+        with_names: show names of cases in the tables instead of numbers.
+    """
+    options, last = answer.options, answer.outcomes[-1]
+    sections = [_section(answer, n) for n in reversed(range(len(answer.outcomes)))]
+    if len(answer.outcomes) > 1:
+        sections.insert(0, _curve(answer))
+    page = Page(
+        title=f"Which trainer pays on {options.dataset}, {options.configuration}",
+        kind="trial",
+        facts=[
+            ("take", answer.choice.arm or "no winner"),
+            ("runs finished", f"{answer.finished} of {answer.planned}"),
+            ("scored patients", str(len({*last.patients.values()}))),
+            ("seeds", str(options.seeds)),
+        ],
+        findings=_notices(answer),
+        questions=(),
+        sections=[*sections, _protocol(answer)],
+        footer=[
+            f"Made by nnunet_mutual {version('nnunet_mutual')}. Not a medical device; for research.",
+            "The tables beside this page name cases." if with_names else "Cases are numbered in the tables beside it.",
+        ],
+        lead=answer.sentence,
+        labels=last.labels,
+    )
+    return blocks.write(path, blocks.render(page), _tidy(answer, with_names))
+
+
+def _notices(answer: Answer) -> list[Notice]:
+    found = [Notice("alarm", f"{text[0].upper()}{text[1:]}.") for text in answer.why_open]
+    for outcome, comparisons in zip(answer.outcomes, answer.comparisons, strict=True):
+        for label, runs in outcome.not_learnt().items():
+            which = ", ".join(f"{arm} seed {seed}" for arm, seed in runs)
+            found.append(Notice("alarm", f"{label} has not been learnt (Dice below {LEAST:g}): {which}.", do=_LONGER))
+        for one in comparisons:
+            if one.primary and len(one.difference.by_draw) > 1:
+                found.append(Notice("note", _could_show(answer, outcome, one.difference)))
+    return found
+
+
+def _could_show(answer: Answer, outcome: Outcome, found: Difference) -> str:
+    spreads = {
+        "seed_sd": float(np.std(list(found.by_draw.values()), ddof=1)),
+        "patient_sd": float(np.std(list(found.by_patient.values()), ddof=1)),
+    }
+    least = smallest_difference(len(found.by_patient), len(found.by_draw), **spreads)
+    of = "" if outcome.labelled is None else f" with {outcome.labelled} labelled cases"
+    if least > 1:
+        return (
+            f"The primary comparison{of} can show no difference at all, since its seeds vary so much: take more seeds."
+        )
+    return (
+        f"The primary comparison{of} shows differences of {least:.3f} Dice or more with a power of 80 %, by the spread "
+        f"that was seen over {len(found.by_draw)} seeds and {len(found.by_patient)} patients; smaller ones are level "
+        "here whether they are there or not."
+    )
+
+
+def _section(answer: Answer, n: int) -> Section:
+    outcome, comparisons = answer.outcomes[n], answer.comparisons[n]
+    of = "" if outcome.labelled is None else f", {outcome.labelled} labelled cases"
+    section = Section(f"arms{outcome.labelled or ''}", f"Arms{of}")
+    head, *rows = _arms(answer, outcome)
+    section.blocks.append(
+        Table(
+            "Each arm: mean over cases, then labels, then seeds, of the single network that it deploys, from the last "
+            "checkpoint.",
+            [cell or "" for cell in head],
+            rows,
+            "differences that are large against the range of the seeds in the figure below.",
+        )
+    )
+    arms = list(outcome.scores["dice"])
+    means = pd.DataFrame(
+        [(arm, seed, outcome.of_run(arm, seed)) for arm in arms for seed in outcome.scores["dice"][arm]],
+        columns=["arm", "seed", "dice"],
+    )
+    if means.dice.notna().any():
+        section.blocks.append(
+            Figure(
+                "Each run: a row per arm, a marker per seed; the bar is the mean of the seeds.",
+                "arms whose seeds overlap: another seed may turn their order around.",
+                [plots.arms_plot(means, arms)],
+            )
+        )
+    if not comparisons:
+        section.blocks.append(Text("No two arms have runs of the same seed yet, so nothing is compared."))
+        return section
+    head, *rows = _pairs(answer, comparisons)
+    shows = (
+        "Differences of mean Dice, first - second. One of them is the primary comparison, with 95 % intervals; those "
+        "of the others are wider (Bonferroni). 'Better' and 'worse' need both intervals on one side of 0: over seeds "
+        "says what other seeds (and draws) would have changed, over patients what other patients would have."
+    )
+    look = "intervals that hold 0: nothing was shown, which is not the same as being equal."
+    section.blocks += [
+        Figure(
+            "The differences of the table below, each with the wider one of its two intervals.",
+            "intervals that hold 0.",
+            [plots.differences_plot([_plotted(one) for one in comparisons], "the other arm")],
+        ),
+        Table(shows, [cell or "" for cell in head], rows, look),
+        _by_label(comparisons),
+    ]
+    return section
+
+
+def _plotted(one: Comparison) -> ModelDifference:
+    by_patient = np.array(list(one.difference.by_patient.values()))
+    over, mean = one.difference.over_patients, one.difference.over_draws.mean
+    low = max(-1.0, min(over.low, one.difference.over_draws.low))
+    high = min(1.0, max(over.high, one.difference.over_draws.high))
+    known = over.low == over.low and one.difference.over_draws.low == one.difference.over_draws.low
+    return ModelDifference(
+        f"{one.first}\n- {one.second}",
+        mean,
+        0.0,
+        len(by_patient),
+        low if known else None,
+        high if known else None,
+        int((by_patient > 0).sum()),
+        int((by_patient < 0).sum()),
+    )
+
+
+def _by_label(comparisons: Sequence[Comparison]) -> Table:
+    rows: list[list[str | None]] = [
+        [
+            label,
+            f"{one.first} - {one.second}",
+            f"{found.over_draws.mean:+.3f}",
+            shown(found.over_draws),
+            shown(found.over_patients),
+        ]
+        for one in comparisons
+        for label, found in one.by_label.items()
+    ]
+    return Table(
+        "The same for each label, with 95 % intervals: many and not corrected for it, so descriptive, without verdict.",
+        ["label", "first - second", "difference", "95 % over seeds", "95 % over patients"],
+        rows,
+        "labels that differ the other way than the mean.",
+    )
+
+
+def _arms(answer: Answer, outcome: Outcome) -> list[list[str | None]]:
+    """Rows of the table of arms, its head first."""
+
+    def cell(arm: str, metric: str, label: str | None) -> str | None:
+        value = outcome.mean(arm, metric, label)
+        return None if value is None else f"{value:.3f}"
+
+    single = outcome.labels if len(outcome.labels) > 1 else []
+    head: list[str | None] = ["arm", "Dice", "surface Dice", "minutes a run", "GB", "updates", "seeds"]
+    rows = [[*head, *single, *(f"surface {label}" for label in single)]]
+    for arm in answer.options.arms:
+        if arm not in outcome.scores["dice"]:
+            rows.append([arm, "not run", *[None] * (len(rows[0]) - 2)])
+            continue
+        cost = [f"{outcome.minutes[arm]:.1f}", f"{outcome.gigabytes[arm]:.1f}", f"{outcome.updates[arm]:,}"]
+        cells = [cell(arm, "dice", None), cell(arm, "surface_dice", None), *cost, str(len(outcome.scores["dice"][arm]))]
+        rows.append(
+            [arm, *cells, *(cell(arm, metric, label) for metric in ("dice", "surface_dice") for label in single)]
+        )
+    return rows
+
+
+def _pairs(answer: Answer, comparisons: Sequence[Comparison]) -> list[list[str | None]]:
+    """Rows of the table of comparisons, its head first."""
+    concluded = answer.choice.arm is not None
+    rows: list[list[str | None]] = [
+        [
+            "first - second",
+            "comparison",
+            "Dice",
+            "over seeds (t)",
+            "over patients (bootstrap)",
+            "patients +/-",
+            "first is",
+        ]
+    ]
+    for one in comparisons:
+        found = one.difference
+        better = sum(value > 0 for value in found.by_patient.values())
+        worse = sum(value < 0 for value in found.by_patient.values())
+        rows.append(
+            [
+                f"{one.first} - {one.second}",
+                f"{'primary' if one.primary else 'further'}, {100 * one.confidence:.3g} %",
+                f"{found.over_draws.mean:+.3f}",
+                shown(found.over_draws),
+                shown(found.over_patients),
+                f"{better} / {worse}",
+                one.verdict if concluded else "not concluded",
+            ]
+        )
+    return rows
+
+
+def _curve(answer: Answer) -> Section:
+    """The learning curve, and what a further labelled case is worth."""
+    section = Section("curve", "Learning curve")
+    series = []
+    for arm in answer.options.arms:
+        points = [(o.labelled or 0, o.mean(arm)) for o in answer.outcomes if arm in o.scores["dice"]]
+        kept = [(x, y) for x, y in points if y is not None]
+        series.append(Series(arm, np.array([x for x, _ in kept]), np.array([y for _, y in kept], float)))
+    section.blocks.append(
+        Figure(
+            "Mean Dice over the number of labelled cases; every seed has a draw of its own.",
+            "where the curves become flat, and whether they meet.",
+            plots.line_plots("mean Dice", series, frame=Frame(axis="labelled cases"), limits=plots.UNIT),
+        )
+    )
+    rows: list[list[str | None]] = []
+    for before, after in zip(answer.outcomes, answer.outcomes[1:], strict=False):
+        for arm in answer.options.arms:
+            runs = [outcome.scores["dice"].get(arm, {}) for outcome in (after, before)]
+            if not {*runs[0]} & {*runs[1]} or before.labels != after.labels:
+                continue
+            found = compare_draws(runs[0], runs[1], after.patients)
+            many = (after.labelled or 0) - (before.labelled or 0)
+            rows.append(
+                [
+                    arm,
+                    f"{before.labelled} to {after.labelled}",
+                    f"{found.over_draws.mean / many:+.4f}",
+                    f"{found.over_draws.mean:+.3f}",
+                    shown(found.over_draws),
+                    shown(found.over_patients),
+                ]
+            )
+    if rows:
+        head = [
+            "arm",
+            "labelled cases",
+            "Dice for each further case",
+            "all of them",
+            "95 % over draws",
+            "95 % over patients",
+        ]
+        shows = "What further labelled cases are worth: the gain in mean Dice, by case and together."
+        section.blocks.append(Table(shows, head, rows, "arms that gain less: they need fewer labels."))
+    return section
+
+
+def _protocol(answer: Answer) -> Section:
+    options = answer.options
+    hidden = [f"--keep {' '.join(options.keep)}"] * bool(options.keep)
+    hidden += [f"--labelled {' '.join(map(str, options.labelled))}"] * bool(options.labelled)
+    rows: list[list[str | None]] = [[arm, said] for arm, said in answer.words.items()]
+    rows += [
+        ["trained on", answer.trained_on],
+        ["scored on", answer.scored_on],
+        ["hidden from the trainings", "; ".join(hidden) or "nothing"],
+        ["the same in all arms", f"plans {options.plans}, {options.configuration}, preprocessed data, {options.equal}"],
+        ["deployed", "one network, last checkpoint, nnU-Net's sliding window with mirroring"],
+    ]
+    section = Section("protocol", "How it was done", [Table("Fixed before the results.", ["", ""], rows)])
+    section.blocks.append(
+        Text(
+            "The primary comparison is of the last arm with the one before it. An arm is taken where it is better than "
+            "every simpler one; of level ones, the one that takes at least 10 % fewer minutes, else the simpler."
+        )
+    )
+    return section
+
+
+def _tidy(answer: Answer, with_names: bool) -> dict[str, pd.DataFrame]:
+    names = Identities({case for outcome in answer.outcomes for case in outcome.patients}, shown=with_names)
+    rows = [
+        (
+            outcome.labelled,
+            arm,
+            seed,
+            names.case(case),
+            label,
+            value,
+            outcome.scores["surface_dice"][arm][seed][case][label],
+        )
+        for outcome in answer.outcomes
+        for arm, runs in outcome.scores["dice"].items()
+        for seed, scores in runs.items()
+        for case, row in scores.items()
+        for label, value in row.items()
+    ]
+    pairs = [
+        (
+            outcome.labelled,
+            one.first,
+            one.second,
+            label,
+            one.confidence if label == "mean" else 0.95,
+            found.over_draws.mean,
+            *(end for over in (found.over_draws, found.over_patients) for end in (over.low, over.high)),
+        )
+        for outcome, comparisons in zip(answer.outcomes, answer.comparisons, strict=True)
+        for one in comparisons
+        for label, found in [("mean", one.difference), *one.by_label.items()]
+    ]
+    ends = ["seeds_low", "seeds_high", "patients_low", "patients_high"]
+    return {
+        "dice": pd.DataFrame(rows, columns=["labelled", "arm", "seed", "case", "label", "dice", "surface_dice"]),
+        "differences": pd.DataFrame(
+            pairs, columns=["labelled", "first", "second", "label", "confidence", "difference", *ends]
+        ),
+    }
+
+
+def _as_text(rows: Sequence[Sequence[str | None]]) -> list[list[str]]:
+    return [["-" if cell is None else cell for cell in row] for row in rows]

@@ -1,0 +1,96 @@
+"""Who is scored: patients of a fold, or another dataset, whose integers may differ; nobody on both sides."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from raw_dataset import LABELS, RawDataset
+
+from nnunet_mutual.disk.locate import locate
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.trial.arms import Contents, fitting_arms
+from nnunet_mutual.trial.held_out import RawData, divide, score_on, write_dataset
+
+DRAWN = {f"toy_{n}": list(LABELS)[1:] for n in range(6)}
+
+
+def read(name: str) -> RawData:
+    return RawData.read(locate(name, need_raw=True))
+
+
+@pytest.fixture()
+def toy(nnunet_folders: Path) -> RawDataset:
+    found = RawDataset(nnunet_folders, DRAWN)
+    cases = {key: {"source": "a", "patient": f"p{n // 2}"} for n, key in enumerate(DRAWN)}
+    found.declare()
+    found.save(mutual={"version": 1, "sources": {"a": {"annotated": list(LABELS)[1:]}}, "cases": cases})
+    found.preprocessed(nnunet_folders)
+    return found
+
+
+def test_the_split_is_honoured_and_patients_stay_together(toy: RawDataset, nnunet_folders: Path) -> None:
+    preprocessed = nnunet_folders / "nnUNet_preprocessed" / "Dataset777_Toy"
+    (toy.folder / "imagesUn").mkdir()
+    for key, patient in (("un_0", "p1"), ("un_1", "p2")):
+        toy.content["mutual"]["cases"][key] = {"source": "a", "patient": patient}
+        sitk.WriteImage(
+            sitk.GetImageFromArray(np.zeros((4, 5, 6))), str(toy.folder / "imagesUn" / f"{key}_0000.nii.gz")
+        )
+    toy.save()
+    split = [{"train": ["toy_0", "toy_1", "toy_4", "toy_5"], "val": ["toy_2", "toy_3"]}]
+    (preprocessed / "splits_final.json").write_text(json.dumps(split))
+    found = divide(read("777"), preprocessed, "0")
+    assert list(found.training) == split[0]["train"] and list(found.scored) == split[0]["val"]
+    assert list(found.unlabelled) == ["un_1"]  # un_0 is of a scored patient
+    assert {*found.source.patients(list(found.scored)).values()} == {"patient p1"}
+    write_dataset(nnunet_folders / "nnUNet_raw" / "Dataset778_Part", found.source, found.training, found.unlabelled)
+    part = read("778")
+    assert list(part.training) == split[0]["train"] and list(part.unlabelled) == ["un_1"]
+    assert set(part.table.cases) == {*split[0]["train"], "un_1"}
+    assert fitting_arms(Contents(part.table, list(part.training), True))[1] == "MeanTeacherTrainer"
+
+
+def other(root: Path, **more: object) -> RawDataset:
+    """Another hospital with integers of its own and one label more; images that are not those of the first one."""
+    labels = {"background": 0, "lung": 1, "kidney": 2, "liver": 3, "spleen": 4}
+    found = RawDataset(root, {f"new_{n}": list(labels)[1:] for n in range(2)}, labels, name="Dataset778_New")
+    for n in range(2):
+        found.image(f"new_{n}", np.random.default_rng(50 + n).normal(size=(4, 5, 6)))
+    found.save(**more)
+    return found
+
+
+def test_another_dataset_is_translated(toy: RawDataset, nnunet_folders: Path) -> None:
+    other(nnunet_folders)
+    found = score_on(read("777"), read("778"))
+    assert list(found.training) == list(DRAWN) and list(found.scored) == ["new_0", "new_1"]
+    place = nnunet_folders / "held_out"
+    write_dataset(place, found.source, found.scored, {}, toy.content["labels"])
+    voxels = sitk.GetArrayFromImage(sitk.ReadImage(str(place / "labelsTr" / "new_0.nii.gz")))
+    assert {int(v): int((voxels == v).sum()) for v in np.unique(voxels)} == {0: 30, 1: 30, 2: 40, 3: 20}
+    assert json.loads((place / "dataset.json").read_text())["labels"] == LABELS
+
+
+def test_nobody_is_on_both_sides(toy: RawDataset, nnunet_folders: Path) -> None:
+    new = other(nnunet_folders)
+    labels = list(new.content["labels"])[1:]
+    cases = {f"new_{n}": {"source": "b", "patient": f"p{2 + n}"} for n in range(2)}
+    new.save(mutual={"version": 1, "sources": {"b": {"annotated": labels}}, "cases": cases})
+    with pytest.raises(MutualError, match="patient p2 is in Dataset777_Toy and in Dataset778_New"):
+        score_on(read("777"), read("778"))
+    del new.content["mutual"]
+    new.save()
+    (new.folder / "imagesTr" / "new_1_0000.nii.gz").write_bytes(
+        (toy.folder / "imagesTr" / "toy_3_0000.nii.gz").read_bytes()
+    )
+    with pytest.raises(MutualError, match="new_1_0000.nii.gz is the same file as .*toy_3_0000.nii.gz"):
+        score_on(read("777"), read("778"))
+    new.save(
+        mutual={"version": 1, "sources": {"b": {"annotated": ["liver"]}}, "cases": {k: {"source": "b"} for k in cases}}
+    )
+    with pytest.raises(MutualError, match="its case new_0 does not draw spleen, kidney"):
+        score_on(read("777"), read("778"))
