@@ -83,4 +83,5 @@ def variables_are_restored() -> Iterator[None]:
 
     before = variables()
     yield
+    os.environ.pop("nnUNet_extTrainer", None)  # which nnunet_mutual train sets for its process
     assert variables() == before
