@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import pandas as pd
 
 from nnunet_mutual.batches.decisions import Decision
+from nnunet_mutual.errors import shorten
 from nnunet_mutual.report.blocks import Notice
 from nnunet_mutual.report.identities import Identities
 from nnunet_mutual.report.logs import Alarm, stage_borders
@@ -17,6 +19,7 @@ GAP, COMPARABLE = 0.1, 3  # Dice between sources, and the cases that each must h
 FALL = 0.05  # Dice below its peak at the end
 NOTHING = 0.2  # mean Dice below which a label is hardly found
 STILL, PARTS = 0.1, 5  # share of the whole fall of the loss that the last fifth of the epochs adds
+named = partial(shorten, most=20)  # labels in a sentence; tables have all
 
 
 def findings(
@@ -55,9 +58,9 @@ def _not_learnt(training: Training, scores: pd.DataFrame, curves: pd.DataFrame) 
             elif len(rows) and rows.dice.mean() < NOTHING:
                 hardly.append(f"{label} {rows.dice.mean():.2f} (n = {len(rows)})")
         if missed:
-            yield Notice("alarm", f"Missed{of} in every case in which it was drawn: {', '.join(missed)}.", do=longer)
+            yield Notice("alarm", f"Missed{of} in every case in which it was drawn: {named(missed)}.", do=longer)
         if hardly:
-            text = f"Hardly found{of}, by the mean Dice: {', '.join(hardly)}."
+            text = f"Hardly found{of}, by the mean Dice: {named(hardly)}."
             yield Notice(
                 "alarm",
                 text,
@@ -69,7 +72,9 @@ def _not_learnt(training: Training, scores: pd.DataFrame, curves: pd.DataFrame) 
     found = [f"{label} {last[label]:.2f}" for label in training.table.labels if label in last and last[label] < NOTHING]
     if found:
         yield Notice(
-            "alarm", f"Hardly found, by the Dice on the last validation patches: {', '.join(found)}.", do=longer
+            "alarm",
+            f"Hardly found, by the Dice on the last validation patches: {named(found)}.",
+            do=longer,
         )
 
 
@@ -127,7 +132,7 @@ def _scores(training: Training, scores: pd.DataFrame) -> Iterator[str]:
         for what, judge in kinds:
             said = [f"{label} ({found})" for label, rows in by_label.items() if (found := judge(rows))]
             if said:
-                yield f"{of}{what}: {', '.join(said)}."
+                yield f"{of}{what}: {named(said)}."
 
 
 def _few(rows: pd.DataFrame) -> str | None:

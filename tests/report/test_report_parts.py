@@ -16,6 +16,7 @@ from test_report import Page, assert_is_a_good_page, report, rows
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.evaluation.output import write_tidy
 from nnunet_mutual.pseudo_labels.review.figures import PLANES
+from nnunet_mutual.report import findings
 from nnunet_mutual.report.identities import Identities
 from nnunet_mutual.report.logs import networks_per_epoch, read_alarms, read_curves, read_versions, stage_borders
 from nnunet_mutual.report.overlays import _place, _planes, _read, _Volume
@@ -207,3 +208,7 @@ def test_page_of_a_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "empty").mkdir()
     assert "holds no evidence file" in report(capsys, f"report --evidence {tmp_path / 'empty'}", status=2)
     assert "is no folder" in report(capsys, f"report --evidence {tmp_path / 'nowhere'}", status=2)
+
+
+def test_a_sentence_names_twenty_labels_at_most() -> None:
+    assert findings.named(f"l{n}" for n in range(300)).endswith("l19 and 280 more")
