@@ -13,8 +13,9 @@ from nnunet_mutual.plugin.find import resolve, training_names
 from nnunet_mutual.settings import Settings, block_for, read_settings
 
 STOCK = "nnUNetTrainer"
-# Its setting num_epochs counts the updates of all its networks; elsewhere networks that learn together share them.
-_SHARES_ITSELF = ("MutualPartialTrainer",)
+# Its num_epochs counts the updates of all its networks, which others share among theirs, and it labels
+# whole cases between its stages.
+_IN_STAGES = ("MutualPartialTrainer",)
 _NEEDS_MORE = ("SoftLabelTrainer",)  # soft labels of another model, which a trial does not make
 
 
@@ -88,7 +89,12 @@ def networks_of(arm: str, contents: Contents, block: dict[str, Any]) -> int:
     trainer = resolve("trainers", arm)
     settings = read_settings(trainer.settings_class, block_for(trainer, block), origin=f"in the plans, for {arm}")
     needs = trainer.needs(settings, contents.table, contents.cases)
-    return 1 if arm in _SHARES_ITSELF else int(needs.trained)
+    return 1 if arm in _IN_STAGES else int(needs.trained)
+
+
+def labelled_between(arm: str, contents: Contents) -> int:
+    """Returns how many cases an arm labels in the middle of its training."""
+    return len(contents.cases) if arm in _IN_STAGES and contents.partial else 0
 
 
 def own_block(arm: str, block: dict[str, Any], schedule: dict[str, Any]) -> dict[str, Any]:

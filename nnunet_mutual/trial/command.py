@@ -166,7 +166,8 @@ def _do(path: Path, name: str) -> None:
         arm = name.removeprefix(TIMING)
         preprocessed = prepare(folder, options, Draw.of(options, options.numbers[0], 0))
         networks = networks_of(arm, begun.contents, begun.block)
-        time_arm(folder, options, preprocessed, arm, networks, begun.held_out)
+        one = dict([next(iter(begun.held_out.training.items()))])
+        time_arm(folder, options, preprocessed, arm, begun.contents, networks, replace(begun.held_out, training=one))
         return
     known = {run.name: run for run in begun.runs}
     if name not in known:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ import torch
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.settings import Settings, read_settings
+from nnunet_mutual.trial.arms import STOCK, Contents, labelled_between
 from nnunet_mutual.trial.held_out import RawData
 from nnunet_mutual.trial.protocol import Options, TrialFolder
 from nnunet_mutual.trial.scoring import predict
 from nnunet_mutual.trial.training import FOLD, Schedule, train
 
-TRIED = Schedule(epochs=4, iterations=5, validations=1)  # long enough for both stages, compilation and a warm epoch
+TRIED = Schedule(epochs=3, iterations=5, validations=1)  # long enough for compilation and warm epochs
+_PLANNED = 8  # epochs of a measured training that is ended after those, before a method labels whole images
 FEWEST_EPOCHS = 20  # of a shortened training, for nnU-Net's decay of the learning rate
 _START = 20.0  # seconds that a process takes to import and to build
 
@@ -33,12 +35,14 @@ class Timing:
         networks: that learn in it.
         prediction: seconds to predict a case.
         gigabytes: that it took.
+        whole: seconds of a training beside its steps: of a method that labels whole images in between.
     """
 
     seconds: float
     networks: int
     prediction: float
     gigabytes: float
+    whole: float = 0.0
 
     @classmethod
     def read(cls, file: Path) -> Timing:
@@ -47,22 +51,31 @@ class Timing:
 
     def minutes(self, schedule: Schedule) -> float:
         """Returns what a training takes."""
-        return schedule.epochs * schedule.iterations * self.seconds / 60
+        return (schedule.epochs * schedule.iterations * self.seconds + self.whole) / 60
 
 
 def time_arm(
-    folder: TrialFolder, options: Options, preprocessed: Path, arm: str, networks: int, held_out: RawData
+    folder: TrialFolder, options: Options, preprocessed: Path, arm: str, contents: Contents, networks: int, one: RawData
 ) -> None:
-    """Trains an arm for a few steps and predicts one case, and keeps how long that took; nothing else is kept."""
+    """Trains an arm for a few steps and predicts one case, and keeps how long that took; nothing else is kept.
+
+    Args:
+        folder: of the trial.
+        options: of the trial.
+        preprocessed: folder of the training data.
+        arm: name of the trainer.
+        contents: what it learns from.
+        networks: that learn in each step.
+        one: a held-out case.
+    """
     results = folder.path / "nnUNet_results" / preprocessed.name
     for model in results.glob(f"{arm}__*_timing"):
         shutil.rmtree(model)
-    trained = train(folder, options, preprocessed, arm, 0, TRIED, "timing")
-    one = next(iter(held_out.training))
+    planned = TRIED if arm == STOCK else replace(TRIED, epochs=_PLANNED)
+    trained = train(folder, options, preprocessed, arm, 0, planned, "timing", last=TRIED.epochs)
     started = time.perf_counter()
     target = trained.folder / "timed"
-    alone = RawData(held_out.name, held_out.content, held_out.table, {one: held_out.training[one]}, {})
-    predict(trained.folder, FOLD, alone, target, torch.device(options.device), lambda text: None)
+    predict(trained.folder, FOLD, one, target, torch.device(options.device), lambda text: None)
     predicted = time.perf_counter() - started
     write_json(
         folder.timing_file(arm),
@@ -71,6 +84,7 @@ def time_arm(
             "networks": networks,
             "prediction": round(predicted, 2),
             "gigabytes": round(trained.gigabytes, 3),
+            "whole": round(predicted * labelled_between(arm, contents), 1),
         },
     )
     shutil.rmtree(trained.folder)
@@ -106,12 +120,12 @@ def schedules(
     def steps(arm: str, updates: float) -> float:
         one = timings[arm]
         if options.equal == "minutes":  # as long as the first arm takes for its updates
-            return updates / first.networks * first.seconds / one.seconds
+            return max(1.0, updates / first.networks * first.seconds - one.whole) / one.seconds
         return updates / one.networks
 
     if options.budget is not None:
         whole = runs * sum(steps(arm, updates) * timings[arm].seconds for arm in options.arms)
-        other = runs * sum(_START + cases * timings[arm].prediction for arm in options.arms)
+        other = runs * sum(_START + cases * one.prediction + one.whole for one in timings.values())
         share = min(1.0, (options.budget * slots - other) / whole)
         least = min(updates, float(FEWEST_EPOCHS * max(one.networks for one in timings.values())))
         if share * updates < least:

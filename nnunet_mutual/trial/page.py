@@ -113,7 +113,7 @@ def _notices(answer: Answer) -> list[Notice]:
             which = ", ".join(f"{arm} seed {seed}" for arm, seed in runs)
             found.append(Notice("alarm", f"{label} has not been learnt (Dice below {LEAST:g}): {which}.", do=_LONGER))
         for one in comparisons:
-            if one.primary and len(one.difference.by_draw) > 1:
+            if one.primary and min(len(one.difference.by_draw), len(one.difference.by_patient)) > 1:
                 found.append(Notice("note", _could_show(answer, outcome, one.difference)))
     return found
 

@@ -58,4 +58,4 @@ def smallest_difference(patients: int, seeds: int, **spreads: float) -> float:
     """Returns the difference of mean Dice that is found with a power of 80 %; arguments as of :func:`power`."""
     if all(spreads.get(name, 1.0) == 0 for name in ("seed_sd", "patient_sd")):
         return 0.0
-    return float(brentq(lambda d: power(d, patients, seeds, **spreads) - POWER, 0.0, 10.0))
+    return float(brentq(lambda d: power(d, patients, seeds, **spreads) - POWER, 0.0, 100.0))

@@ -70,7 +70,15 @@ class Trained:
 
 
 def train(
-    folder: TrialFolder, options: Options, preprocessed: Path, arm: str, seed: int, schedule: Schedule, ending: str
+    folder: TrialFolder,
+    options: Options,
+    preprocessed: Path,
+    arm: str,
+    seed: int,
+    schedule: Schedule,
+    ending: str,
+    *,
+    last: int | None = None,
 ) -> Trained:
     """Trains an arm, or goes on with what a killed process left.
 
@@ -82,6 +90,7 @@ def train(
         seed: of weights and batches.
         schedule: how long.
         ending: of the configuration's name, so that every training has a folder of its own.
+        last: number of epochs after which a trainer of this package ends all the same, to measure it.
 
     Raises:
         MutualError: it cannot train, with the reason.
@@ -102,6 +111,8 @@ def train(
             if latest.is_file():
                 _note_pause(place, time.time() - latest.stat().st_mtime)
                 trainer.load_checkpoint(str(latest))
+            if last is not None:
+                _end_after(trainer, last)
             trainer.run_training()
             write_json(place / "memory.json", round(_gigabytes(trainer.device), 3))
         log = torch.load(final, map_location="cpu", weights_only=False)["logging"]  # this trial wrote it
@@ -113,6 +124,18 @@ def train(
         float(read_json(place / "memory.json")) if (place / "memory.json").is_file() else _gigabytes(trainer.device),
         float(epochs[len(epochs) // 2]),
     )
+
+
+def _end_after(trainer: Any, epochs: int) -> None:
+    """Lets the loop of this package end after so many epochs, whatever a method had still planned."""
+    original = trainer.on_epoch_end
+
+    def on_epoch_end() -> None:
+        original()
+        if trainer.current_epoch == epochs:
+            trainer.num_epochs = epochs
+
+    trainer.on_epoch_end = on_epoch_end
 
 
 def _class(arm: str) -> Any:

@@ -111,3 +111,4 @@ def test_more_patients_and_seeds_show_smaller_differences() -> None:
     assert np.all(np.diff(table, axis=0) < 0) and np.all(np.diff(table, axis=1) < 0)
     assert smallest_difference(20, 3, confidence=0.975) > smallest_difference(20, 3)
     assert smallest_difference(20, 3, seed_sd=0.0, patient_sd=0.0) == 0.0
+    assert 1 < smallest_difference(2, 2, seed_sd=1.4, patient_sd=1.4) < 100  # no Dice can differ more

@@ -73,6 +73,13 @@ def test_a_trial_is_killed_and_goes_on(
     assert "Forecast: 4 runs in about" in said.err and "No winner will be named: the cases draw different" in said.err
     assert here.started == ["timing_nnUNetTrainer", "timing_PartialTrainer"]
 
+    # A method in stages is measured without labelling whole cases, which is forecast.
+    assert main([*WORDS, "--job", "timing_MutualPartialTrainer"]) == 0
+    measured = json.loads((folder / "timing" / "MutualPartialTrainer.json").read_text())
+    assert measured["seconds"] > 0 and measured["whole"] == pytest.approx(4 * measured["prediction"], abs=0.1)
+    assert "pseudo labels of" not in capsys.readouterr().out
+    assert not [*(folder / "nnUNet_results").rglob("*_timing")]
+
     # Killed after an epoch of the first run.
     original = ScheduledStock.on_epoch_end
 
