@@ -103,7 +103,7 @@ def examine(folders: DatasetFolders, *, before_planning: bool = False) -> Examin
     problems += _hidden_problems(folders, dataset_json)
     cases = {key: table.case(key) for key in files if not table.declared or key in table.cases}
     unlabelled, found = unlabelled_cases(folders.raw, dataset_json, files)
-    problems += found + _misspelt_problems(folders.raw)
+    problems += found + _misspelt_problems(folders.raw) + _unlabelled_problems(table, files, unlabelled)
     if table.declared:
         problems += listing_problems(_listed(dataset_json[BLOCK]), files, set(unlabelled))
     problems += _missing_channels(table, {**unlabelled, **files}) + _group_problems(table, list(cases.values()))
@@ -185,6 +185,25 @@ def _misspelt_problems(raw: Path) -> list[Problem]:
     alike = [name for name in names if re.match(r"(images_?)?un", name, re.IGNORECASE)]
     text = "nothing reads this folder; if it holds images without label maps, call it imagesUn"
     return [Problem(WARNING, name, text) for name in alike]
+
+
+def _unlabelled_problems(
+    table: AnnotationTable, training: Mapping[str, CaseFiles], unlabelled: Mapping[str, CaseFiles]
+) -> list[Problem]:
+    """Channels that images in imagesUn lack, by the names of their files; preprocessing reads the files."""
+    if any(len(files.images) == 1 < len(table.channels) for files in training.values()):
+        return []  # all channels in one file, as in colour images
+    problems = []
+    for number, name in enumerate(table.channels):
+        declared = {key for key, case in table.cases.items() if name in case.missing}
+        lacking = [key for key, files in unlabelled.items() if number not in files.images and key not in declared]
+        if lacking:
+            text = (
+                f"no image of channel {number:04d} ({name}) in {len(lacking)} case(s) ({shorten(lacking)}); add it, "
+                f'move the others away, or list {name} under "missing" of these cases'
+            )
+            problems.append(Problem(ERROR, "imagesUn", text))
+    return problems
 
 
 def _missing_channels(table: AnnotationTable, files: Mapping[str, CaseFiles]) -> list[Problem]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from nnunet_mutual.errors import MutualError, meant, shorten
 from nnunet_mutual.evaluation.cases import Pair, Rules
 from nnunet_mutual.evaluation.metrics import parse_tolerances
 from nnunet_mutual.settings import BLOCK
+
+_OF_TRAINING_CASES = ("labelsTr", "gt_segmentations")  # folders of raw and of preprocessed datasets
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def pair_up(predictions: Path, references: References, *, chill: bool) -> list[P
     if unknown:
         raise MutualError(
             f"{predictions} holds {len(unknown)} label map(s) without a reference in {references.place}: "
-            f"{shorten(unknown)}{meant(unknown[0], references.files)}; {_where_from(predictions, unknown, references)}"
+            f"{shorten(unknown)}{meant(unknown[0], references.files)}; {_where_from(predictions, found, references)}"
         )
     table = references.table()
     try:
@@ -143,18 +145,18 @@ def pair_up(predictions: Path, references: References, *, chill: bool) -> list[P
     return [Pair(key, found[key], references.files[key]) for key in keys]
 
 
-def _where_from(predictions: Path, unknown: Sequence[str], references: References) -> str:
-    """Says what to do about predictions without a reference; nnU-Net knows no label maps of images in imagesTs."""
-    raw = references.place.parent
-    tests = images_of(raw / "imagesTs", references.ending)[0]
-    if references.place.name != "labelsTr" or not any(key in tests for key in unknown):
+def _where_from(predictions: Path, found: Collection[str], references: References) -> str:
+    """Says what to do about predictions without a reference; nnU-Net knows label maps of training cases only."""
+    folder = references.place.parent
+    tests = images_of(folder / "imagesTs", references.ending)[0]
+    others = any(key in tests for key in found)
+    if references.place.name not in _OF_TRAINING_CASES or not (others or references.files.keys().isdisjoint(found)):
         return "add the reference, or move the file away"
-    place = raw / "labelsTs"
-    folder = str(place) if place.is_dir() else "REFERENCES"
-    complete = " --complete" * (BLOCK in references.dataset_json)
+    drawn = folder / "labelsTs"
+    command = f"nnunet_mutual evaluate {predictions} {drawn if drawn.is_dir() else 'REFERENCES'} -d {folder.name}"
     return (
-        "these are images of imagesTs, so name the folder with their reference label maps: nnunet_mutual evaluate "
-        f"{predictions} {folder} -d {raw.name}{complete}"
+        f"these are {'images of imagesTs' if others else 'no training cases'}, so name the folder with their reference "
+        f"label maps: {command}{' --complete' * (BLOCK in references.dataset_json)}"
     )
 
 
@@ -195,10 +197,10 @@ def _label_maps(folder: Path, ending: str) -> dict[str, Path]:
 
 def _training_labels(folders: DatasetFolders, content: Mapping[str, Any]) -> tuple[Path, dict[str, Path]]:
     if folders.raw is None:
-        place = _of_dataset(folders) / "gt_segmentations"
+        place = _of_dataset(folders) / _OF_TRAINING_CASES[1]
         return place, _label_maps(place, content["file_ending"])
     cases = training_cases(folders.raw, content)[0]
-    return folders.raw / "labelsTr", {key: files.label for key, files in cases.items()}
+    return folders.raw / _OF_TRAINING_CASES[0], {key: files.label for key, files in cases.items()}
 
 
 def _validation_cases(folders: DatasetFolders, fold: str, files: Mapping[str, Path]) -> tuple[str, ...]:

@@ -166,12 +166,18 @@ def export(
 
 
 def _say(models: Sequence[_Model], folders: DatasetFolders, configuration: str, container: Path | None) -> None:
+    from nnunet_mutual.export.sequences import FILE as SEQUENCES
+
     for model in models:
         print(f"{model.target}: a stock nnU-Net model, read model_card.md in it first")
     for model in models:
         options = f"-d {folders.number} -c {configuration} -p {model.plan['plans_name']}"
         options += f" -f {' '.join(folds_in(model.target))}"
-        print(f"Next: nnUNetv2_predict {options} -i IMAGES -o SEGMENTATIONS{device_option()}")
+        images = "IMAGES"
+        if model.group is not None and (model.target / SEQUENCES).is_file():
+            images = f"{model.group}_IMAGES"
+            print(f"Next, whether images are of {model.group}: nnunet_mutual check_images {model.target} {images}")
+        print(f"Next: nnUNetv2_predict {options} -i {images} -o SEGMENTATIONS{device_option()}")
         if container is not None:
             print(f"Or:   docker build -t {tag(model.plan['plans_name'])} {container / (model.group or '')}")
 

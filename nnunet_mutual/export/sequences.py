@@ -6,7 +6,7 @@ That depends neither on the scale of the grey values nor on where in the scanner
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def check_images(model: str, images: str) -> int:
         0 if all look like the sequence that the model needs, else 1.
 
     Raises:
-        MutualError: the folder is no such model, or holds no image.
+        MutualError: the folder is no such model, or the images have not its channels.
     """
     folder = Path(model)
     if not (folder / FILE).is_file():
@@ -104,14 +104,25 @@ def check_images(model: str, images: str) -> int:
         raise MutualError(f"{images} holds no image that is called like CASE_0000{content['file_ending']}")
     doubts = 0
     for key, files in cases.items():
+        _require_channels(f"{images}: case {key}", files, wanted)
         for number, name in enumerate(wanted):
-            if number not in files:
-                raise MutualError(f"{images}: case {key} has no channel {number:04d} ({name})")
             said = judge(profile(reader.read_images([str(files[number])])[0][0]), name, references)
             doubts += said is not None
             print(f"{files[number].name}: {said or f'looks like {name}'}")
     print(f"{len(cases)} case(s), {doubts} image(s) in doubt" + ("; look at them before you predict" if doubts else ""))
     return int(doubts > 0)
+
+
+def _require_channels(place: str, files: Collection[int], wanted: Sequence[str]) -> None:
+    for number, name in enumerate(wanted):
+        if number not in files:
+            raise MutualError(f"{place} has no channel {number:04d} ({name})")
+    if len(files) > len(wanted):
+        takes = ", ".join(f"{name} as {number:04d}" for number, name in enumerate(wanted))
+        raise MutualError(
+            f"{place} has {len(files)} channels, but this model takes {takes} alone, and nnU-Net would feed it all of "
+            "them; put the images that it takes into a folder of their own"
+        )
 
 
 def judge(found: Profile, wanted: str, references: Mapping[str, tuple[Profile, float]]) -> str | None:

@@ -143,7 +143,7 @@ def _few(rows: pd.DataFrame) -> str | None:
 def _missed(rows: pd.DataFrame) -> str | None:
     there = rows[rows.voxels_drawn > 0]
     number = int((there.voxels_predicted == 0).sum())
-    return f"{number} of {len(there)}" if number else None
+    return f"{number} of {len(there)}" if 0 < number < len(there) else None  # all of them are an alarm
 
 
 def _invented(rows: pd.DataFrame) -> str | None:

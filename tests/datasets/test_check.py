@@ -125,6 +125,26 @@ def test_declared_missing_channel(raw: RawDataset, capsys: pytest.CaptureFixture
     assert examine(capsys) == (0, {**report, "problems": []})
 
 
+def test_unlabelled_images_need_every_channel_too(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = RawDataset(nnunet_folders)
+    for number, key in enumerate(DRAWN):
+        raw.image(key, np.random.default_rng(100 + number).normal(size=SHAPE), channel=1)
+    raw.save(channel_names={"0": "T1", "1": "FLAIR"})
+    (raw.folder / "imagesUn").mkdir()
+    for name in ("new_1_0000", "new_1_0001", "new_2_0000", "new_3_0001"):
+        shutil.copy(raw.folder / "imagesTr" / "toy_001_0000.nii.gz", raw.folder / "imagesUn" / f"{name}.nii.gz")
+    assert check(NAME) == 2
+    said = capsys.readouterr().out
+    for number, name, case in ((0, "T1", "new_3"), (1, "FLAIR", "new_2")):
+        assert f"imagesUn: no image of channel 000{number} ({name}) in 1 case(s) ({case}); add it, move" in said
+    apart = {"new_2": {"source": "a", "missing": ["FLAIR"]}, "new_3": {"source": "a", "missing": ["T1"]}}
+    raw.declare(modality_groups={"T1": ["T1"], "FLAIR": ["FLAIR"]})
+    block = raw.content["mutual"]
+    raw.save(mutual={**block, "cases": {**block["cases"], **apart}})
+    assert check(NAME) == 0
+    assert "no image of channel" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["imagesUN", "imagesUnlabelled", "images_un", "unlabeled"])
 def test_a_misspelt_folder_of_unlabelled_images(raw: RawDataset, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     (raw.folder / name).mkdir()

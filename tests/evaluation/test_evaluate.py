@@ -59,14 +59,21 @@ def play(nnunet_folders: Path) -> Play:
     return Play(nnunet_folders)
 
 
-@pytest.mark.parametrize("place", ["labelsTs", None])
-def test_predictions_of_test_images_need_their_own_references(
-    play: Play, place: str | None, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("images", "place", "what"),
+    [
+        ("imagesTs", "labelsTs", "images of imagesTs"),
+        ("imagesTs", None, "images of imagesTs"),
+        ("elsewhere", None, "no training cases"),
+    ],
+)
+def test_predictions_of_other_images_need_their_own_references(
+    play: Play, images: str, place: str | None, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tests, predicted = play.raw / "imagesTs", play.root / "predicted"
+    tests, predicted = play.raw / images, play.root / "predicted"
     tests.mkdir()
     predicted.mkdir()
-    folder = play.raw / (place or "elsewhere")
+    folder = play.raw / (place or "drawn")
     folder.mkdir()
     for number in (7, 8):
         labels = tiny.image_and_labels(number)[1]
@@ -77,7 +84,7 @@ def test_predictions_of_test_images_need_their_own_references(
     said = capsys.readouterr().err
     where = str(folder) if place else "REFERENCES"
     command = f"evaluate {predicted} {where} -d {tiny.NAME} --complete"
-    assert "test_7, test_8; these are images of imagesTs" in said and said.endswith(f"nnunet_mutual {command}\n")
+    assert f"test_7, test_8; these are {what}, so name" in said and said.endswith(f"nnunet_mutual {command}\n")
     play.run(f"{command.replace('REFERENCES', str(folder)).removeprefix('evaluate ')} --no-surface")
     assert "2 cases, mean" in capsys.readouterr().out
 

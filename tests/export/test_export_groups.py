@@ -81,8 +81,12 @@ def test_every_group_predicts_in_stock_nnunet(
     images = folders("nnUNet_raw") / "imagesTr"
     cases: dict[str, dict[str, list[str]]] = {}
     for group, channels in GROUPS.items():
-        assert f"-p {PLANS}_{group} -f 0" in shown
         model = results / f"nnUNetTrainer__{PLANS}_{group}__3d_fullres"
+        look = f"Next, whether images are of {group}: nnunet_mutual check_images {model} {group}_IMAGES"
+        predict = (
+            f"Next: nnUNetv2_predict -d 901 -c 3d_fullres -p {PLANS}_{group} -f 0 -i {group}_IMAGES -o SEGMENTATIONS"
+        )
+        assert f"{look}\n{predict}" in shown
         content = json.loads((model / "dataset.json").read_text())
         assert list(content["channel_names"].values()) == channels and list(content["channel_names"])[0] == "0"
         boxed = tmp_path / "submission" / group / "model"

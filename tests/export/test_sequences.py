@@ -74,7 +74,12 @@ def test_the_profile_knows_no_scale() -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "says"), [([], "holds no image"), (["a_0001.nii.gz"], "case a has no channel 0000 (T1)")]
+    ("files", "says"),
+    [
+        ([], "holds no image"),
+        (["a_0001.nii.gz"], "case a has no channel 0000 (T1)"),
+        (["a_0000.nii.gz", "a_0001.nii.gz"], "case a has 2 channels, but this model takes T1 as 0000 alone"),
+    ],
 )
 def test_nothing_to_look_at(
     model: Path, tmp_path: Path, files: list[str], says: str, capsys: pytest.CaptureFixture[str]

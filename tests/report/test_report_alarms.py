@@ -74,6 +74,7 @@ def test_what_was_not_learnt_forbids_an_export(folder: Callable[..., Path], caps
     ]
     places = [page.text.index(words) for words in order]
     assert places == sorted(places) and "nnunet_mutual export" not in page.text
+    assert "Missed entirely" not in page.text, "the alarm says so"
     assert [tag for tag, attributes in page.elements if attributes.get("class") == "alarm"] == ["div", "li", "li", "li"]
     assert [row["level"] for row in rows(fold / "report_findings.csv")][:4] == ["alarm"] * 3 + ["warning"]
 
