@@ -56,7 +56,7 @@ def state(root: Path) -> dict[str, str]:
 
 
 def test_a_trial_is_killed_and_goes_on(
-    nnunet_folders: Path, forked_pools: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_dataset(nnunet_folders, block=partial_block(), settings=SETTINGS)
     splits = [{"train": KEYS[:4], "val": KEYS[4:]}]
@@ -158,7 +158,7 @@ class Pretended:
 
 
 def test_hidden_labels_are_scored_by_the_truth(
-    nnunet_folders: Path, forked_pools: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_dataset(nnunet_folders, settings=SETTINGS)
     splits = [{"train": KEYS[:4], "val": KEYS[4:]}]
