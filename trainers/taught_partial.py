@@ -42,7 +42,7 @@ class TaughtPartialSettings(TwoStreamSettings):
     teachers: Literal["consensus", "crossed"] = "consensus"
     weight: float = 0.5
     sure: float = 0.95
-    strong_intensity: bool = True
+    strong_intensity: bool = False
     boxes: bool = True
 
     def __post_init__(self) -> None:
@@ -85,7 +85,7 @@ class TaughtPartialTrainer(MutualTrainer):
         return replace(common, networks=number, averages=number, memory=planned_memory(settings), terms=terms)
 
     def build_stream(self) -> ExchangedStreams:
-        """Returns the cases, of different groups in a batch, and images that nobody drew, in strong views."""
+        """Returns the cases, of different groups in a batch, and images that nobody drew, mixed."""
         chosen = self.settings
         views = {"intensity": chosen.strong_intensity, "boxes": chosen.boxes, "views": chosen.networks}
         labelled = [key for key in self.do_split()[0] if self.table.case(key).annotated]

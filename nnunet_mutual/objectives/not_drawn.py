@@ -38,8 +38,8 @@ class NotDrawnStep(Step):
 class NotDrawnObjective(Objective[NotDrawnStep]):
     r"""Supervision of every voxel by its own case, and what averages are sure of where that case does not decide.
 
-    Teachers see the images as the loader gives them, networks stronger views that exchange boxes; the labels, and what
-    teachers say, are mixed alike. At a voxel that may be of several classes S(v), the target is
+    Teachers see the images as the loader gives them, networks mixtures of them; labels and what teachers say are
+    mixed alike. At a voxel that may be of several classes S(v), the target is
 
     .. math:: q_k = p_k / \sum_{j \in S(v)} p_j \quad (k \in S(v))
 

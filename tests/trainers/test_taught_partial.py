@@ -30,7 +30,7 @@ from nnunet_mutual.settings import read_settings
 from nnunet_mutual.trainers import TaughtPartialTrainer
 from nnunet_mutual.trainers.taught_partial import TaughtPartialSettings
 
-TWO: dict[str, Any] = {**SHORT, "networks": 2, "sure": 0.2, "ramp": 0.01}
+TWO: dict[str, Any] = {**SHORT, "networks": 2, "strong_intensity": True, "sure": 0.2, "ramp": 0.01}
 KINDS: dict[str, dict[str, Any]] = {  # options of the tiny dataset
     "partial": {"block": partial_block()},
     "regions": {"labels": tiny.REGIONS, "block": region_block()},
