@@ -108,12 +108,21 @@ def write_page(path: Path, answer: Answer, *, with_names: bool = False) -> list[
 
 def _notices(answer: Answer) -> list[Notice]:
     found = [Notice("alarm", f"{text[0].upper()}{text[1:]}.") for text in answer.why_open]
+    rows = [
+        row for runs in answer.outcomes[-1].scores["dice"].values() for one in runs.values() for row in one.values()
+    ]
+    if unscored := [label for label in (rows[0] if rows else ()) if label not in answer.outcomes[-1].labels]:
+        found.append(Notice("note", f"No scored case draws {', '.join(unscored)}, so nothing is said about that."))
     for outcome, comparisons in zip(answer.outcomes, answer.comparisons, strict=True):
         for label, runs in outcome.not_learnt().items():
             which = ", ".join(f"{arm} seed {seed}" for arm, seed in runs)
             found.append(Notice("alarm", f"{label} has not been learnt (Dice below {LEAST:g}): {which}.", do=_LONGER))
         for one in comparisons:
-            if one.primary and min(len(one.difference.by_draw), len(one.difference.by_patient)) > 1:
+            if (
+                answer.choice.arm is not None
+                and one.primary
+                and min(len(one.difference.by_draw), len(one.difference.by_patient)) > 1
+            ):
                 found.append(Notice("note", _could_show(answer, outcome, one.difference)))
     return found
 
