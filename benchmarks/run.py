@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.command == "table":
             table.write(setting)
             table.put("gate", gate.render())
-            if gate.passed(setting):
+            if screening.schedule_of(setting):
                 table.put(f"screening_{setting.name}", screening.render(setting))
         elif arguments.command == "job":
             run_job(setting, arguments)

@@ -8,10 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import calibration
+import gate
 import table
 from settings import Schedule, Setting, read_json
 
 from nnunet_mutual.evaluation.differences import Scores, compare_draws
+
+
+def schedule_of(setting: Setting) -> Schedule | None:
+    """Returns how long forms were trained: as the protocol says, or as the gate found; None before it has."""
+    said = setting.protocol.get("calibration", {}).get("screening")
+    if said:
+        return Schedule(**said)
+    return calibration.chosen(setting) if gate.passed(setting) else None
 
 
 def file_of(setting: Setting, schedule: Schedule, arm: str, seed: int) -> Path:
@@ -24,11 +33,15 @@ def file_of(setting: Setting, schedule: Schedule, arm: str, seed: int) -> Path:
 
 
 def render(setting: Setting) -> str:
-    """Returns the table of the arms that were scored on calibration patients at the schedule of the gate."""
-    schedule, seeds = calibration.chosen(setting), setting["calibration"]["seeds"]
+    """Returns the table of the arms that were scored on calibration patients."""
+    schedule, seeds = schedule_of(setting), setting["calibration"]["seeds"]
+    assert schedule is not None
     files = {arm: {s: file_of(setting, schedule, arm, s) for s in seeds} for arm in setting["arms"]}
     found = {arm: {s: read_json(f) for s, f in of_arm.items() if f.is_file()} for arm, of_arm in files.items()}
-    head = ["form", *(f"draw {s}" for s in seeds), "mean", "network updates"]
+    if not any(found.values()):
+        return "Not run."
+    precise = ["precision"] if setting.protocol.get("precision") else []
+    head = ["form", *(f"draw {s}" for s in seeds), "mean", *precise, "network updates"]
     controls = setting["calibration"]["controls"]
     for control in controls:
         head += [f"- `{control}`", "95 % over draws (t)", "95 % over patients (bootstrap)"]
@@ -38,7 +51,9 @@ def render(setting: Setting) -> str:
         cells = [f"`{arm}`: {setting['arms'][arm]['words']}"]
         cells += [f"{means[s]:.4f}" if s in means else "not run" for s in seeds]
         updates = next(iter(evidence.values()))["total_updates"]
-        cells += [f"{statistics.fmean(means.values()):.4f}", str(updates)]
+        cells.append(f"{statistics.fmean(means.values()):.4f}")
+        cells += [f"{statistics.fmean(map(table.precision_means, evidence.values())):.3f}" for _ in precise]
+        cells.append(str(updates))
         for control in controls:
             cells += _against(setting, arm, control, found)
         lines.append(f"| {' | '.join(cells)} |")

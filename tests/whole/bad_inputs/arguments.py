@@ -89,7 +89,7 @@ ROWS = [
         "a trainer that does not exist",
         nothing,
         "train 901 3d_fullres 0 -tr PartialTrainr",
-        "did you mean 'PartialTrainer'",
+        "did you mean PartialTrainer or",
     ),
     row("plans that do not exist", nothing, "train 901 3d_fullres 0 -tr PartialTrainer -p Plans", "-p", "nnUNetPlans"),
     row(
