@@ -10,7 +10,7 @@ BY_GROUP = ("MutualCrossModalTrainer",)
 # The mean teacher is level with the others at a smaller cost (README, Results).
 UNLABELLED = ("MeanTeacherTrainer", "MutualCorrelationTrainer", "MutualPrototypeTrainer", "SoftLabelTrainer")
 LABELLED = ("PartialTrainer", "MutualPartialTrainer")
-DIFFERENT = (*LABELLED, "TaughtPartialTrainer")
+DIFFERENT = ("PartialTrainer", "TaughtPartialTrainer", "MutualPartialTrainer")
 
 
 def fitting_trainers(

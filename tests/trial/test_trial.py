@@ -165,13 +165,13 @@ def test_hidden_labels_are_scored_by_the_truth(
     (nnunet_folders / "nnUNet_preprocessed" / NAME / "splits_final.json").write_text(json.dumps(splits))
     monkeypatch.chdir(nnunet_folders)
     before, folder = state(nnunet_folders), nnunet_folders / "here"
-    arms = ("nnUNetTrainer", "PartialTrainer", "MutualPartialTrainer")
+    arms = ("nnUNetTrainer", "PartialTrainer", "TaughtPartialTrainer")
     monkeypatch.setattr(command, "run_all", Pretended(folder, arms, KEYS[4:]))
     assert main([*WORDS, "-device", "cpu", "--keep", "a:liver", "--keep", "b:tumour,spleen"]) == 0
     said = capsys.readouterr().out
     assert "which draw different labels, another draw for every seed" in said
-    assert "Take MutualPartialTrainer, because it is better than nnUNetTrainer (+0.100)" in said
-    assert "Next: nnunet_mutual train 901 3d_fullres 0 -tr MutualPartialTrainer" in said
+    assert "Take TaughtPartialTrainer, because it is better than nnUNetTrainer (+0.100)" in said
+    assert "Next: nnunet_mutual train 901 3d_fullres 0 -tr TaughtPartialTrainer" in said
 
     # Every seed has a draw of its own, in which the labels are hidden; the held-out cases are drawn as before.
     folder_, options, _ = TrialFolder.open(folder, {})
