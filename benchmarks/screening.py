@@ -24,12 +24,13 @@ def schedule_of(setting: Setting) -> Schedule | None:
 
 
 def file_of(setting: Setting, schedule: Schedule, arm: str, seed: int) -> Path:
-    """Returns where the run of an arm is; of the control with more updates, the gate has it under its length."""
+    """Returns where the run of an arm is; the gate has the control with more updates under its length."""
+    own = calibration.run_file(setting, schedule, seed, arm)
     control = setting["calibration"]["arm"]
     first, *others = setting.networks(arm)
-    if not others and replace(first, share=1.0) == setting.networks(control)[0]:
-        return calibration.run_file(setting, first.schedule(schedule), seed, control)
-    return calibration.run_file(setting, schedule, seed, arm)
+    if own.is_file() or others or replace(first, share=1.0) != setting.networks(control)[0]:
+        return own
+    return calibration.run_file(setting, first.schedule(schedule), seed, control)
 
 
 def render(setting: Setting) -> str:
