@@ -325,7 +325,7 @@ def test_screening_compares_every_form_with_both_controls(
     double = screening.file_of(setting, schedule, "mean_teacher_double", 1)
     assert double.name == "u960_lr0.01_seed1.json", "the gate has trained the longer control"
     assert screening.file_of(setting, schedule, "mean_teacher", 1).name == "u480_lr0.01_seed1.json"
-    monkeypatch.setattr(bench.calibration, "chosen", lambda _: schedule)
+    monkeypatch.setattr(screening, "schedule_of", lambda _: schedule)
     monkeypatch.setattr(bench.settings.Setting, "evidence", tmp_path)
     monkeypatch.setattr(bench.settings.Setting, "patients", {"a": "a", "b": "b"})
     for arm, dice in {"mean_teacher": 0.70, "mean_teacher_double": 0.72, "consensus": 0.75}.items():

@@ -227,7 +227,7 @@ def test_half_precision_on_the_way_is_close_and_said(dataset: Path, alone: dict[
     [
         ("x -tr PartialTrainer", "a fold is a number such as 0"),
         ("0 -tr PartialTrainer -p Nope", "Nope.json does not exist; plans of Dataset901_Tiny: nnUNetPlans"),
-        ("0 -tr PartialTrianer", "(did you mean 'PartialTrainer'?)"),
+        ("0 -tr PartialTrianer", "(did you mean PartialTrainer or "),
         ("0 -tr PartialTrainer --exchange float16", "belong to --peer-parallel"),
         ("0 -tr MutualCorrelationTrainer --peer-parallel --processes 1 -device cpu", "needs two processes at least"),
         ("0 -tr MutualCorrelationTrainer --peer-parallel -device mps", "leave --peer-parallel out"),

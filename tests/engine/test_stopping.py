@@ -80,7 +80,7 @@ def test_a_run_stopped_in_online_validation_keeps_the_epoch(
     whole.run_training()
     (Path(whole.output_folder) / "mutual_log.jsonl").unlink()
     stopped = trainer_for(preprocessed)
-    original = stopped.validation_step
+    original, before = stopped.validation_step, signal.getsignal(signal.SIGINT)
 
     def validation_step(batch: dict) -> dict:
         if stopped.current_epoch == 1:
@@ -94,7 +94,7 @@ def test_a_run_stopped_in_online_validation_keeps_the_epoch(
     output = capfd.readouterr()
     assert f"{signal.Signals(number).name} received: saved at epoch 2, iteration 0; continue with --c" in output.out
     assert ("once more stops at once" in output.err) == (number == signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler, "handlers are put back"
+    assert signal.getsignal(signal.SIGINT) == before, "handlers are put back"
     resumed = trainer_for(preprocessed, resume="latest")
     assert (resumed.current_epoch, resumed.iteration) == (2, 0)
     resumed.run_training()

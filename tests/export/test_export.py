@@ -263,9 +263,9 @@ def test_plan_writes_an_inheriting_configuration(nnunet_folders: Path, capsys: p
         "inherits_from": "3d_fullres",
         "mutual": {"num_iterations_per_epoch": 9, "optimizer": "adamw"},
     }
-    assert "nnunet_mutual train 901 3d_fullres_long 0 -tr PartialTrainer" in capsys.readouterr().out
+    assert "nnunet_mutual train 901 3d_fullres_long all -tr PartialTrainer" in capsys.readouterr().out
     plan("901", settings=["loss.pd=0.5", "stage2_networks=one"], **{**options, "name": "own"})
-    assert capsys.readouterr().out.count("3d_fullres_own 0 -tr MutualPartialTrainer ") == 1
+    assert capsys.readouterr().out.count("3d_fullres_own all -tr MutualPartialTrainer ") == 1
     for settings, sentence in (
         (["los.pd=3"], "did you mean 'loss'"),
         (["num_epoch=3"], "did you mean 'num_epochs'"),

@@ -48,7 +48,8 @@ def put(root: Path, name: str) -> tuple[Path, Path, dict[str, Any]]:
 
 
 def test_there_are_checkpoints_of_every_kind_of_training() -> None:
-    assert set(NAMES) == {*trainers.__all__} - {"RectifiedPredictor", "SoftLabelTrainer"}
+    later = {"RectifiedPredictor", "SoftLabelTrainer", "TaughtPartialTrainer"}
+    assert {*NAMES} == {*trainers.__all__} - later
 
 
 @pytest.mark.parametrize("name", NAMES)
