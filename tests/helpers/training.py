@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tiny
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -109,3 +111,14 @@ def lines_of(trainer: Any, kind: str = "terms") -> list[dict]:
     """What the training logged of its terms (or "validation"), an entry per epoch."""
     lines = (Path(trainer.output_folder) / "mutual_log.jsonl").read_text().splitlines()
     return [line for line in map(json.loads, lines) if kind in line]
+
+
+def stopped_and_resumed(preprocessed: Path, trainer_class: type[nnUNetTrainer], step: int) -> Any:
+    """A training that SIGTERM stopped at a step and that --c brought to its end."""
+    stopped = trainer_for(preprocessed, trainer_class)
+    stop_at(stopped, step, signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        stopped.run_training()
+    resumed = trainer_for(preprocessed, trainer_class, resume="latest")
+    resumed.run_training()
+    return resumed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from test_unlabelled_trainers import assert_same
-from training import change_settings, largest_difference, lines_of, started, stop_at, trainer_for
+from training import change_settings, largest_difference, lines_of, started, stopped_and_resumed, trainer_for
 from two_streams import two_stream_dataset
 
 from nnunet_mutual.errors import MutualError
@@ -54,13 +53,7 @@ def test_it_goes_on_to_the_bit_and_stock_loads_the_average(
     assert whole.deployed_network is deployed
     assert largest_difference(stock.network.state_dict(), deployed.state_dict()) == 0
     monkeypatch.setenv("nnUNet_results", str(nnunet_folders / "other"))
-    stopped = trainer_for(preprocessed, MutualCorrelationTrainer)
-    stop_at(stopped, 7, signal.SIGTERM)  # within the second epoch
-    with pytest.raises(SystemExit):
-        stopped.run_training()
-    resumed = trainer_for(preprocessed, MutualCorrelationTrainer, resume="latest")
-    resumed.run_training()
-    assert_same(resumed, whole)
+    assert_same(stopped_and_resumed(preprocessed, MutualCorrelationTrainer, 7), whole)  # within the second epoch
 
 
 @EACH

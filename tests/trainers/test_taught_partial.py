@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from training import (
     partial_block,
     region_block,
     started,
-    stop_at,
+    stopped_and_resumed,
     trainer_for,
 )
 from two_streams import UNLABELLED, two_stream_dataset
@@ -56,13 +55,7 @@ def test_it_goes_on_to_the_bit_and_stock_loads_the_average(
     stock.load_checkpoint(str(Path(whole.output_folder) / "checkpoint_final.pth"))
     assert largest_difference(stock.network.state_dict(), whole.peers.averages[0].network.state_dict()) == 0
     monkeypatch.setenv("nnUNet_results", str(nnunet_folders / "other"))
-    stopped = trainer_for(preprocessed, TaughtPartialTrainer)
-    stop_at(stopped, 4, signal.SIGTERM)  # within the second epoch
-    with pytest.raises(SystemExit):
-        stopped.run_training()
-    resumed = trainer_for(preprocessed, TaughtPartialTrainer, resume="latest")
-    resumed.run_training()
-    assert_same(resumed, whole)
+    assert_same(stopped_and_resumed(preprocessed, TaughtPartialTrainer, 4), whole)  # within the second epoch
 
 
 def test_memory_modes_agree(nnunet_folders: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from training import assert_same_optimizer, curves, largest_difference, lines_of, stop_at, trainer_for, weights
+from training import (
+    assert_same_optimizer,
+    curves,
+    largest_difference,
+    lines_of,
+    stopped_and_resumed,
+    trainer_for,
+    weights,
+)
 from two_streams import two_stream_dataset
 
 from nnunet_mutual.trainers import MeanTeacherTrainer, MutualCorrelationTrainer, MutualPrototypeTrainer
@@ -51,13 +58,7 @@ def test_it_goes_on_to_the_bit(nnunet_folders: Path, monkeypatch: pytest.MonkeyP
     whole.run_training()
     for number, stop in enumerate((2, 7)):  # within the first and the second epoch
         monkeypatch.setenv("nnUNet_results", str(nnunet_folders / f"other_{number}"))
-        stopped = trainer_for(preprocessed, trainer_class)
-        stop_at(stopped, stop, signal.SIGTERM)
-        with pytest.raises(SystemExit):
-            stopped.run_training()
-        resumed = trainer_for(preprocessed, trainer_class, resume="latest")
-        resumed.run_training()
-        assert_same(resumed, whole)
+        assert_same(stopped_and_resumed(preprocessed, trainer_class, stop), whole)
 
 
 def assert_same(a: Any, b: Any, compare: Callable[[Any, Any], None] = assert_same_optimizer) -> None:
