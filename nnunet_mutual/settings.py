@@ -255,6 +255,11 @@ def block_for(trainer: type, block: Mapping[str, Any]) -> dict[str, Any]:
     return deep_merge(block[PLANNED]["settings"], own) if meant_for else own
 
 
+def common_settings(block: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what of a block every trainer knows, as :class:`Settings`."""
+    return {key: value for key, value in block.items() if key in Settings.__annotations__}
+
+
 def planned_trainer(block: Mapping[str, Any]) -> str | None:
     """Returns the name of the trainer for which a planner chose settings, None where none did.
 

@@ -324,7 +324,7 @@ class TaughtStreams(TwoStreams):
 
 
 class ExchangedStreams(TwoStreams):
-    """Networks see stronger views of all cases than their teachers, mixed across sources; an image draws nothing.
+    """Networks see mixtures of all cases, across sources, their teachers the cases themselves; an image draws nothing.
 
     Args:
         arguments: of :class:`TwoStreams`.

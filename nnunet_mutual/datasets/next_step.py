@@ -22,7 +22,7 @@ from nnunet_mutual.settings import merged_block, planned_trainer
 
 @dataclass(frozen=True)
 class Contents:
-    """What decides about the next step.
+    """What there is to learn from, which decides about trainers and the next step.
 
     Attributes:
         table: the annotation table.
@@ -33,6 +33,12 @@ class Contents:
     table: AnnotationTable
     cases: Sequence[str]
     unlabelled: bool
+
+    @property
+    def partial(self) -> bool:
+        """Whether there are cases that draw some of the labels only."""
+        everything = frozenset(self.table.labels)
+        return any(self.table.case(key).annotated not in (everything, frozenset()) for key in self.cases)
 
     @classmethod
     def of_planned(cls, folders: DatasetFolders) -> Contents:

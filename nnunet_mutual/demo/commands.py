@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from tqdm import tqdm
 
+from nnunet_mutual.engine.children import end, interrupted_by_signals
 from nnunet_mutual.errors import MutualError
 
 EPOCH = re.compile(rb": Epoch (\d+)\s*$", re.MULTILINE)  # the lines with which nnU-Net begins ...
@@ -69,13 +67,13 @@ def run_commands(commands: Sequence[Command], logs: Path, environment: Mapping[s
         print(f"$ {command}", flush=True)
     running: list[tuple[Command, subprocess.Popen[bytes], Path]] = []
     try:
-        with _stop_signals():
+        with interrupted_by_signals():
             for command in commands:
                 log = logs / f"{command.log}.log"
                 running.append((command, _start(command, log, environment), log))
             _wait(running)
     except BaseException:
-        _stop([process for _, process, _ in running])
+        end([process for _, process, _ in running], PATIENCE)
         raise
     for command, _, log in running:
         if command.shown:
@@ -174,41 +172,3 @@ class _Progress:
         self.update()
         for bar in self.bars:
             bar.close()
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[None]:
-    """Makes the end of a terminal or of a cluster job stop the commands too, not only Ctrl-C."""
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before: dict[int, Any] = {}
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            with contextlib.suppress(ValueError):  # not in the main thread: leave signals alone
-                before[getattr(signal, name)] = signal.signal(getattr(signal, name), interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Asks the commands to end, waits for them to save, then ends them with all their workers."""
-    for process in processes:
-        if process.poll() is None:
-            process.terminate()
-    deadline = time.monotonic() + PATIENCE
-    try:
-        for process in processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.1, deadline - time.monotonic()))
-    finally:  # also when the user loses patience earlier
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                if hasattr(os, "killpg"):
-                    os.killpg(process.pid, signal.SIGKILL)  # also the workers of a command that has ended
-                else:
-                    process.kill()

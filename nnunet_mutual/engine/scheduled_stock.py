@@ -11,7 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_mutual.disk.writing import written
 from nnunet_mutual.engine.networks import seed
-from nnunet_mutual.settings import Settings, merged_block, read_settings
+from nnunet_mutual.settings import Settings, common_settings, merged_block, read_settings
 
 
 class ScheduledStock(nnUNetTrainer):
@@ -29,8 +29,7 @@ class ScheduledStock(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
     ):
         super().__init__(plans, configuration, fold, dataset_json, device)
-        block = merged_block(plans, configuration)
-        self.schedule = read_settings(Settings, {key: block[key] for key in block if key in Settings.__annotations__})
+        self.schedule = read_settings(Settings, common_settings(merged_block(plans, configuration)))
         self.num_epochs = self.schedule.num_epochs
         self.num_iterations_per_epoch = self.schedule.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.schedule.num_val_iterations_per_epoch

@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from nnunet_mutual.annotation.fitting import BY_GROUP, fitting_trainers
-from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.datasets.next_step import Contents
 from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.plugin.find import resolve, training_names
-from nnunet_mutual.settings import Settings, block_for, read_settings
+from nnunet_mutual.settings import block_for, common_settings, read_settings
 
 STOCK = "nnUNetTrainer"
 # Its num_epochs counts the updates of all its networks, which others share among theirs, and it labels
 # whole cases between its stages.
 _IN_STAGES = ("MutualPartialTrainer",)
 _NEEDS_MORE = ("SoftLabelTrainer",)  # soft labels of another model, which a trial does not make
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What arms learn from.
-
-    Attributes:
-        table: the annotation table of the training dataset.
-        cases: its training cases.
-        unlabelled: whether there are images without labels.
-    """
-
-    table: AnnotationTable
-    cases: Sequence[str]
-    unlabelled: bool
-
-    @property
-    def partial(self) -> bool:
-        """Whether there are cases that draw some of the labels only."""
-        everything = frozenset(self.table.labels)
-        return any(self.table.case(key).annotated not in (everything, frozenset()) for key in self.cases)
 
 
 def fitting_arms(contents: Contents) -> tuple[str, ...]:
@@ -99,10 +77,7 @@ def labelled_between(arm: str, contents: Contents) -> int:
 
 def own_block(arm: str, block: dict[str, Any], schedule: dict[str, Any]) -> dict[str, Any]:
     """Returns the ``"mutual"`` block of an arm's configuration: settings of the plans, and the trial's schedule."""
-    if arm == STOCK:
-        known = {key: value for key, value in block.items() if key in Settings.__annotations__}
-    else:
-        known = block_for(resolve("trainers", arm), block)
+    known = common_settings(block) if arm == STOCK else block_for(resolve("trainers", arm), block)
     return {**known, **schedule}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from nnunet_mutual.datasets.coverage import columns
+from nnunet_mutual.datasets.next_step import Contents
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import locate
@@ -21,7 +22,7 @@ from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.plugin.compat import require_device
 from nnunet_mutual.settings import merged_block
 from nnunet_mutual.trial import forecast
-from nnunet_mutual.trial.arms import Contents, fitting_arms, networks_of, require_arms, words
+from nnunet_mutual.trial.arms import fitting_arms, networks_of, require_arms, words
 from nnunet_mutual.trial.forecast import Timing, duration, time_arm
 from nnunet_mutual.trial.held_out import RawData
 from nnunet_mutual.trial.jobs import TIMING, Run, command, command_line, run_all, runs_of, slots

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from nnunet_mutual.datasets.next_step import Contents
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.settings import Settings, read_settings
-from nnunet_mutual.trial.arms import STOCK, Contents, labelled_between
+from nnunet_mutual.settings import Settings, common_settings, read_settings
+from nnunet_mutual.trial.arms import STOCK, labelled_between
 from nnunet_mutual.trial.held_out import RawData
 from nnunet_mutual.trial.protocol import Options, TrialFolder
 from nnunet_mutual.trial.scoring import predict
@@ -112,8 +113,7 @@ def schedules(
     Raises:
         MutualError: the budget is too small for anything.
     """
-    known = {key: value for key, value in block.items() if key in Settings.__annotations__}
-    planned = read_settings(Settings, known)
+    planned = read_settings(Settings, common_settings(block))
     updates = float(planned.num_epochs * planned.num_iterations_per_epoch)
     first = timings[options.arms[0]]
 

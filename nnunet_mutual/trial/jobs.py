@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from nnunet_mutual.trial.protocol import Options, TrialFolder
+from nnunet_mutual.engine.children import end, interrupted_by_signals
+from nnunet_mutual.trial.protocol import Options, TrialFolder
 
 PARENT = "NNUNET_MUTUAL_TRIAL_PARENT"  # number of the process that started a run and must not outlive it
 TIMING = "timing_"
@@ -109,7 +106,7 @@ def run_all(
     waiting, ended = list(names), dict[str, int]()
     running: dict[int, tuple[str, subprocess.Popen[bytes], float]] = {}
     try:
-        with _interrupted_by_signals():
+        with interrupted_by_signals():
             while waiting or running:
                 for place in range(len(places)):
                     if place not in running and waiting:
@@ -124,7 +121,7 @@ def run_all(
                         done = "done" if process.returncode == 0 else f"FAILED (exit status {process.returncode})"
                         say(f"{done} {name} ({len(ended)} of {len(names)}), {(time.time() - started) / 60:.1f} min")
     finally:
-        _stop([process for _, process, _ in running.values()])
+        end([process for _, process, _ in running.values()], PATIENCE)
     return ended
 
 
@@ -153,38 +150,3 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Asks runs to end, waits for them to save, then ends them with their workers."""
-    for process in processes:
-        if process.poll() is None:
-            process.terminate()
-    deadline = time.monotonic() + PATIENCE
-    try:
-        for process in processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.1, deadline - time.monotonic()))
-    finally:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
-
-
-@contextlib.contextmanager
-def _interrupted_by_signals() -> Iterator[None]:
-    """Lets the end of a terminal or of a cluster job do what Ctrl-C does."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {}
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            with contextlib.suppress(ValueError):  # not in the main thread
-                before[getattr(signal, name)] = signal.signal(getattr(signal, name), interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

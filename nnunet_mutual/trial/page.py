@@ -19,7 +19,7 @@ from nnunet_mutual.report.plots import Frame, Series
 from nnunet_mutual.report.scores import ModelDifference
 from nnunet_mutual.trial.power import smallest_difference
 from nnunet_mutual.trial.protocol import Options
-from nnunet_mutual.trial.results import LEAST, Choice, Comparison, Outcome, shown
+from nnunet_mutual.trial.results import LEAST, ArmComparison, Choice, Outcome, shown
 
 PAGE = "trial.html"
 _LONGER = "train longer, with more epochs in the plans or a larger --budget, and in a new folder."
@@ -45,7 +45,7 @@ class Answer:
     options: Options
     words: Mapping[str, str]
     outcomes: Sequence[Outcome]
-    comparisons: Sequence[Sequence[Comparison]]
+    comparisons: Sequence[Sequence[ArmComparison]]
     choice: Choice
     why_open: Sequence[str]
     finished: int
@@ -194,7 +194,7 @@ def _section(answer: Answer, n: int) -> Section:
     return section
 
 
-def _plotted(one: Comparison) -> ModelDifference:
+def _plotted(one: ArmComparison) -> ModelDifference:
     by_patient = np.array(list(one.difference.by_patient.values()))
     over, mean = one.difference.over_patients, one.difference.over_draws.mean
     low = max(-1.0, min(over.low, one.difference.over_draws.low))
@@ -212,7 +212,7 @@ def _plotted(one: Comparison) -> ModelDifference:
     )
 
 
-def _by_label(comparisons: Sequence[Comparison]) -> Table:
+def _by_label(comparisons: Sequence[ArmComparison]) -> Table:
     rows: list[list[str | None]] = [
         [
             label,
@@ -254,7 +254,7 @@ def _arms(answer: Answer, outcome: Outcome) -> list[list[str | None]]:
     return rows
 
 
-def _pairs(answer: Answer, comparisons: Sequence[Comparison]) -> list[list[str | None]]:
+def _pairs(answer: Answer, comparisons: Sequence[ArmComparison]) -> list[list[str | None]]:
     """Rows of the table of comparisons, its head first."""
     concluded = answer.choice.arm is not None
     rows: list[list[str | None]] = [

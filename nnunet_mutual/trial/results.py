@@ -66,7 +66,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ArmComparison:
     """Two arms.
 
     Attributes:
@@ -146,7 +146,7 @@ def collect(folder: TrialFolder, options: Options, runs: Sequence[Run], patients
     return found
 
 
-def compare_arms(outcome: Outcome, arms: Sequence[str], metric: str = "dice") -> list[Comparison]:
+def compare_arms(outcome: Outcome, arms: Sequence[str], metric: str = "dice") -> list[ArmComparison]:
     """Compares all pairs of arms that have runs in common, the later one in the list against the earlier one.
 
     The primary comparison is of the last arm with the one before it: 95 %. The others are made beside it; their
@@ -163,7 +163,7 @@ def compare_arms(outcome: Outcome, arms: Sequence[str], metric: str = "dice") ->
         if not {*runs[0]} & {*runs[1]}:
             continue
         found.append(
-            Comparison(
+            ArmComparison(
                 first,
                 second,
                 primary,
@@ -188,7 +188,7 @@ def _compare(
         return compare_draws(first, second, outcome.patients, confidence=confidence)
 
 
-def choose(outcome: Outcome, arms: Sequence[str], comparisons: Sequence[Comparison]) -> Choice:
+def choose(outcome: Outcome, arms: Sequence[str], comparisons: Sequence[ArmComparison]) -> Choice:
     """Returns the arm to take: one that is better than every simpler one; of level ones the cheaper.
 
     Args:
@@ -212,7 +212,7 @@ def choose(outcome: Outcome, arms: Sequence[str], comparisons: Sequence[Comparis
     return Choice(taken, because)
 
 
-def _turned(one: Comparison, taken: str) -> float:
+def _turned(one: ArmComparison, taken: str) -> float:
     mean = one.difference.over_draws.mean
     return mean if one.first == taken else -mean
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nnunet_mutual.datasets.next_step import Contents
 from nnunet_mutual.datasets.raw import training_cases
 from nnunet_mutual.datasets.simulate.command import SimulateOptions, simulate
 from nnunet_mutual.disk.files import read_object, write_json
@@ -18,7 +19,6 @@ from nnunet_mutual.disk.workplace import own_roots
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.planning.plan_and_preprocess import preprocess_as_planned
 from nnunet_mutual.settings import merged_block
-from nnunet_mutual.trial.arms import Contents
 from nnunet_mutual.trial.held_out import Division, RawData, divide, score_on, write_dataset
 from nnunet_mutual.trial.protocol import Options, TrialFolder
 

@@ -10,9 +10,10 @@ import pytest
 import SimpleITK as sitk
 from raw_dataset import LABELS, RawDataset
 
+from nnunet_mutual.datasets.next_step import Contents
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.trial.arms import Contents, fitting_arms
+from nnunet_mutual.trial.arms import fitting_arms
 from nnunet_mutual.trial.held_out import RawData, divide, score_on, write_dataset
 
 DRAWN = {f"toy_{n}": list(LABELS)[1:] for n in range(6)}
