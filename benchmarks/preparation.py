@@ -55,27 +55,43 @@ def verify_patients(setting: Setting) -> None:
 
 
 def simulate(setting: Setting) -> None:
-    """Makes the simulated modality of every image that is not there yet, beside a link to the real one."""
-    import SimpleITK as sitk
-    from second_modality import second_modality
+    """Makes the simulated modality of every image that is not there yet, beside a link to the real one.
 
-    folder = setting["folder"]
+    Where the protocol hides a structure in the first modality, too, that one is simulated as well.
+    """
+    import SimpleITK as sitk
+    from second_modality import second_modality, two_modalities
+
+    folder, rule = setting["folder"], setting["second_modality"]
     source, target = setting.data_folder(folder), setting.images(folder)
     target.mkdir(parents=True, exist_ok=True)
-    hidden = read_json(source / "dataset.json")["labels"][setting["second_modality"]["hidden"]]
+    integers = read_json(source / "dataset.json")["labels"]
     for case in (case for cases in setting["cases"].values() for case in cases):
-        real, made = (target / f"{case}_{n:04d}{ENDING}" for n in range(2))
-        if made.is_file():
+        first, second = (target / f"{case}_{n:04d}{ENDING}" for n in range(2))
+        if second.is_file():
             continue
-        image = sitk.ReadImage(str(source / "imagesTr" / real.name))
+        image = sitk.ReadImage(str(source / "imagesTr" / first.name))
         labels = sitk.GetArrayFromImage(sitk.ReadImage(str(source / "labelsTr" / f"{case}{ENDING}")))
-        written = sitk.GetImageFromArray(second_modality(sitk.GetArrayFromImage(image), labels, hidden, case))
-        written.CopyInformation(image)
-        real.unlink(missing_ok=True)
-        os.symlink(source / "imagesTr" / real.name, real)
-        temporary = made.with_name(f".{made.name}")
-        sitk.WriteImage(written, str(temporary))
-        os.replace(temporary, made)
+        voxels, hidden = sitk.GetArrayFromImage(image), integers[rule["hidden"]]
+        if "hidden_in_first" in rule:
+            made = two_modalities(voxels, labels, (integers[rule["hidden_in_first"]], hidden), rule["soft"], case)
+            _write_like(image, made[0], first)
+        else:
+            made = (voxels, second_modality(voxels, labels, hidden, case))
+            first.unlink(missing_ok=True)
+            os.symlink(source / "imagesTr" / first.name, first)
+        _write_like(image, made[1], second)  # last: it says that both are there
+
+
+def _write_like(image: Any, voxels: Any, target: Path) -> None:
+    """Writes voxels with the geometry of an image, whole or not at all."""
+    import SimpleITK as sitk
+
+    written = sitk.GetImageFromArray(voxels)
+    written.CopyInformation(image)
+    temporary = target.with_name(f".{target.name}")
+    sitk.WriteImage(written, str(temporary))
+    os.replace(temporary, target)
 
 
 def write_raw(setting: Setting, dataset: str) -> None:

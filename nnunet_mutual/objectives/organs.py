@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_mutual.batches.batch import Batch
-from nnunet_mutual.objectives.base import Progress
+from nnunet_mutual.losses.similarity import soft_dice_per_class, soft_dice_per_region
+from nnunet_mutual.objectives.base import Output, Progress
 from nnunet_mutual.objectives.knowledge import Knowledge
 
 
@@ -49,6 +50,29 @@ def organ_masks(batch: Batch, knowledge: Knowledge, size: torch.Size) -> Tensor:
     labels = target.long() if drawn is None else drawn[target.long()]
     channels = torch.arange(annotated.shape[1], device=target.device)
     return (labels == channels.view(1, -1, *[1] * (target.ndim - 2))) & annotated
+
+
+def drawn_dice(output: Output, batch: Batch, knowledge: Knowledge, ignore_label: int | None) -> Tensor:
+    """Returns the soft Dice of a network for each label that a sample draws, at half of the resolution.
+
+    Args:
+        output: of the network.
+        batch: what it saw.
+        knowledge: which labels each case annotates.
+        ignore_label: nnU-Net's, if there is one.
+
+    Returns:
+        (B, C), NaN where a sample does not draw a label.
+    """
+    level = min(1, len(output.levels) - 1)
+    tables, logits, target = knowledge.tables, output.levels[level], batch.target[level]
+    annotated = tables.annotated[batch.pattern_index]
+    if knowledge.table.is_regions:
+        return soft_dice_per_region(logits, target, annotated, has_ignore=ignore_label is not None)
+    labels = target.long() if tables.drawn is None else tables.drawn[target.long()]
+    rules = (None if t is None else t[batch.pattern_index] for t in (tables.possible, tables.open))
+    options = dict(zip(("possible", "left_open"), rules, strict=True))
+    return soft_dice_per_class(logits, labels, annotated, **options, ignore_label=ignore_label)
 
 
 def truth_of(knowledge: Knowledge, target: Tensor, pattern: Tensor, ignore_label: int | None) -> tuple[Tensor, Tensor]:

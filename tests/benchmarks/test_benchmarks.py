@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from scipy import ndimage
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 RULE = {"range": 0.01, "gain": 0.01}
@@ -513,7 +514,7 @@ def test_a_second_modality_hides_one_structure(monkeypatch: pytest.MonkeyPatch) 
     image[0, :12], image[0, 12:] = 50, 400  # what else is in an image
 
     def contrast(x: np.ndarray, label: int) -> float:
-        inner = importlib.import_module("scipy.ndimage").binary_erosion(labels == label, iterations=2)
+        inner = ndimage.binary_erosion(labels == label, iterations=2)
         other = x[2:][labels[2:] == 0]
         return abs(x[inner].mean() - other.mean()) / other.std()
 
@@ -524,3 +525,10 @@ def test_a_second_modality_hides_one_structure(monkeypatch: pytest.MonkeyPatch) 
     assert not np.array_equal(made, simulate(image, labels, 2, "case_2"))
     other = simulate(image, labels, 1, "case_1")
     assert contrast(other, 2) > 10 * contrast(other, 1)
+
+    first, second = importlib.import_module("second_modality").two_modalities(image, labels, (1, 2), 0.3, "case_1")
+    assert first.shape == second.shape == image.shape and first.dtype == second.dtype == np.float32
+    assert contrast(first, 2) > 4 * contrast(first, 1) and contrast(second, 1) > 4 * contrast(second, 2)
+    edge = ndimage.binary_dilation(labels == 1) & (labels == 0)
+    inner = (labels == 1) & ~ndimage.binary_erosion(labels == 1)
+    assert abs(first[edge].mean() - first[inner].mean()) < 0.5 * np.ptp(first[labels == 2]), "the mask has an edge"
