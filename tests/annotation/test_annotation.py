@@ -167,7 +167,7 @@ SOURCE, CASE = ("sources", "siteA"), ("cases", "siteB_007")
     [
         # Unknown keys, at every depth.
         (("source",), {}, r"unknown key 'source' in \"mutual\" .*did you mean 'sources'\?\); known: version, sources"),
-        ((*SOURCE, "anotated"), [], r"'anotated' in source \"siteA\" .*did you mean 'annotated'.*annotated, contains"),
+        ((*SOURCE, "anotated"), [], r"'anotated' in source .*did you mean 'annotated'.*incomplete, contains"),
         ((*CASE, "patients"), "p", r"'patients' in case \"siteB_007\" .*did you mean 'patient'"),
         (("labels", "spleen", "one"), True, r"unknown key 'one' in \"mutual.labels.spleen\" .*known: single"),
         # Unknown names.
