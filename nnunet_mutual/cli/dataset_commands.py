@@ -22,9 +22,10 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "declare which labels are annotated in which case",
         "Writes the annotation table into dataset.json of a raw nnU-Net dataset, from a file that lists the annotated\n"
         "labels of every training case. A label that is not listed for a case counts as unknown there, not as absent.\n"
-        "CSV or .xlsx: a column 'case' and one column per label (yes/no), or one column 'labels' (a;b); columns\n"
-        "'source', 'patient' and 'missing' (channels) may follow. JSON: {case: [label, ...]}. Images of imagesUn may\n"
-        "be listed, with no labels.",
+        "CSV or .xlsx: a column 'case' and one column per label (yes/no, or partly: some of it is drawn), or one\n"
+        "column 'labels' (a;b); columns 'source', 'patient', 'missing' (channels) and 'incomplete' (labels drawn in\n"
+        "part) may follow. JSON: {case: [label, ...]}. Images of imagesUn may be listed, with no labels. Where you\n"
+        "know which voxels nobody looked at (slices, all but scribbles), use nnU-Net's ignore label instead.",
         "nnunet_mutual annotate Dataset111_Abdomen cases.csv --contains liver=liver_tumour --single liver",
     )
     add_dataset(command)

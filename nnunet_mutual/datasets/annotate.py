@@ -27,6 +27,10 @@ _SOURCE_HINT = (
     "sources\nmore often; if all cases come from one hospital and were drawn by one protocol, say so:  --source "
     "NAME --force\n"
 )
+_IGNORE_HINT = (
+    "Of what is drawn in part, all that is not drawn counts as unknown. Where you know which voxels nobody looked at\n"
+    "(slices between drawn ones, all but scribbles), nnU-Net's ignore label there says more (docs/data.md)."
+)
 
 
 def annotate(
@@ -129,6 +133,8 @@ def _report(name: str, path: Path, table: AnnotationTable, keys: Sequence[str], 
             f"No case annotates {', '.join(nobody)}{drawn_in_part(cases, nobody)}. Such a label cannot be learnt: "
             "correct the table, or remove the label from dataset.json."
         )
+    if any(case.incomplete for case in cases):
+        print(_IGNORE_HINT)
     difference = raw_and_preprocessed_differ(name)
     print(f"{hint}Next, compare the table with the label maps:  nnunet_mutual check {name}")
     if difference:

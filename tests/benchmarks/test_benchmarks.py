@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import tiny
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -73,8 +74,9 @@ def test_a_patient_is_in_one_pool_and_labelled_patients_are_drawn_from_theirs(be
             assert sorted(setting.cases_of(pools[pool])) == cases, setting.name  # all of a patient's cases
         draws = [list(draw.values()) if isinstance(draw, dict) else [draw] for draw in setting.draws]  # of each source
         assert len(draws) >= setting["draws"]["needed"] and len(set(map(str, draws))) > 1
-        for patients in (source for draw in draws for source in draw):
-            assert len({*patients}) == setting.labelled and {*patients} <= pools["training"], setting.name
+        for draw in draws:
+            assert len({*draw[0]}) == setting.labelled and len({len(source) for source in draw}) <= 2, setting.name
+            assert all({*source} <= pools["training"] for source in draw), setting.name
         for draw in draws:
             everybody = [patient for source in draw for patient in source]
             assert len({*everybody}) == len(everybody), setting.name
@@ -524,3 +526,42 @@ def test_a_second_modality_hides_one_structure(monkeypatch: pytest.MonkeyPatch) 
     assert not np.array_equal(made, simulate(image, labels, 2, "case_2"))
     other = simulate(image, labels, 1, "case_1")
     assert contrast(other, 2) > 10 * contrast(other, 1)
+
+
+def test_what_is_hidden_is_hidden_in_the_same_places_and_left_or_ignored(
+    bench: SimpleNamespace, tmp_path: Path
+) -> None:
+    """Of acdc_incomplete: the same slices in every arm, written as 0 or as the ignore label."""
+    setting = bench.settings.Setting("acdc_incomplete_3", None, tmp_path)
+    rules = [
+        group["hidden"]
+        for entry in setting["datasets"].values()
+        for group in entry.get("groups", [])
+        if "hidden" in group
+    ]
+    assert len(rules) == 3 and rules.count(rules[0]) == 3
+    old = np.zeros((8, 4, 4), np.uint8)
+    old[:, 0], old[1:7, 1] = 3, 1
+    tiny.write_nifti(old, tmp_path / "old.nii.gz", (1.0, 1.0, 10.0))
+    labels, maps = setting["labels"], []
+    for gap in (0, 4):
+        hide = bench.preparation.hiding_of(rules[0], labels, "patient001_frame01")
+        bench.preparation.write_labels(
+            tmp_path / "old.nii.gz", tmp_path / "new.nii.gz", {3: 1, 1: 3}, hide=hide, gap=gap
+        )
+        maps.append(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "new.nii.gz"))))
+    left, ignored = maps
+    assert np.array_equal(left, np.where(ignored == 4, 0, ignored))
+    assert [(ignored[:, row] == 4).all(1).sum() for row in (0, 1)] == [4, 3], "half of the slices of each"
+    assert np.array_equal(ignored == 0, old == 0)
+    entry = setting["datasets"]["ignored"]
+    assert bench.preparation.labels_of(entry) == {"background": 0, "RV": 1, "MYO": 2, "LV": 3, "ignore": 4}
+
+
+def test_an_arm_may_leave_out_a_source_of_its_draw(bench: SimpleNamespace) -> None:
+    setting = bench.settings.Setting("acdc_incomplete_3", None)
+    draw = setting.draws[1]
+    assert setting.labelled_cases("complete_alone", 1) == {"all": setting.cases_of(draw["complete"])}
+    both = setting.labelled_cases("some", 1)
+    assert both == {"all": setting.cases_of(draw["complete"]), "in_part": setting.cases_of(draw["in_part"])}
+    assert len(draw["in_part"]) == 9

@@ -59,7 +59,9 @@ def test_tables_with_a_third_state(
 ) -> None:
     annotate(NAME, table(tmp_path, content))
     assert said(raw.folder) == EXPECTED
-    assert ["spleen", "1", "(1)", "-", "1", "(1)"] in [line.split() for line in capsys.readouterr().out.split("\n")]
+    shown = capsys.readouterr().out
+    assert ["spleen", "1", "(1)", "-", "1", "(1)"] in [line.split() for line in shown.split("\n")]
+    assert "nnU-Net's ignore label there says more" in shown
     assert len(raw.block["sources"]) == 2, "a case drawn in part is of the same source as one drawn completely"
 
 
