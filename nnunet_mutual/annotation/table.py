@@ -17,8 +17,9 @@ from nnunet_mutual.settings import BLOCK
 
 VERSION = 1
 _BLOCK_KEYS = ("version", "sources", "cases", "labels", "may_overlap", "modality_groups")
-_SOURCE_KEYS = ("annotated", "contains")
-_CASE_KEYS = ("source", "annotated", "pseudo", "missing", "patient")
+_SOURCE_KEYS = ("annotated", "incomplete", "contains")
+_CASE_KEYS = ("source", "annotated", "incomplete", "pseudo", "missing", "patient")
+_DRAWN = ("annotated", "incomplete")
 _LABEL_KEYS = ("single",)
 
 
@@ -29,6 +30,7 @@ class Source:
     name: str
     annotated: frozenset[str]
     contains: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    incomplete: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Case:
     Attributes:
         pseudo: labels that a model drew and nobody has looked at; they are never among ``annotated``, so that their
             voxels say nothing.
+        incomplete: labels of which somebody drew a part, such as some of many lesions: what is drawn is right, whether
+            there is more is unknown. They are never among ``annotated``.
     """
 
     key: str
@@ -46,6 +50,12 @@ class Case:
     patient: str | None = None
     pseudo: frozenset[str] = frozenset()
     missing: frozenset[str] = frozenset()
+    incomplete: frozenset[str] = frozenset()
+
+    @property
+    def drawn(self) -> frozenset[str]:
+        """Labels whose voxels somebody drew, all of them or a part."""
+        return self.annotated | self.incomplete
 
 
 @dataclass(frozen=True)
@@ -161,17 +171,17 @@ class AnnotationTable:
             )
 
     def require_annotated(self, training: Iterable[str], fold: int | str) -> None:
-        """Verifies that every label has a training case that annotates it.
+        """Verifies that every label has a training case that annotates it completely.
 
         Raises:
             MutualError: names the labels that nothing would teach.
         """
-        annotated = {label for key in training for label in self.case(key).annotated}
-        absent = [label for label in self.labels if label not in annotated]
+        cases = [self.case(key) for key in training]
+        absent = [label for label in self.labels if not any(label in case.annotated for case in cases)]
         if absent:
             raise MutualError(
-                f"no training case of fold {fold} annotates {', '.join(absent)}; remove the label from dataset.json, "
-                "correct the annotation table, or use another split"
+                f"no training case of fold {fold} annotates {', '.join(absent)}{drawn_in_part(cases, absent)}; remove "
+                "the label from dataset.json, correct the annotation table, or use another split"
             )
 
     def contained(self, case: Case) -> dict[str, frozenset[str]]:
@@ -179,13 +189,13 @@ class AnnotationTable:
         return _closure(self.sources[case.source].contains)
 
     def beneath(self, case: Case, label: str) -> frozenset[str]:
-        """Returns the annotated labels that may have been drawn at voxels of a label that the case does not annotate.
+        """Returns the drawn labels that may lie at voxels of a label that nobody drew in the case (but a model).
 
         A label map holds one label per voxel: who wrote a model's tumour into a drawn liver has hidden the liver there.
         """
         contained = self.contained(case)
-        return frozenset(b for b in case.annotated if label in contained.get(b, ())) | (
-            self.overlap_partners(label) & case.annotated
+        return frozenset(b for b in case.drawn if label in contained.get(b, ())) | (
+            self.overlap_partners(label) & case.drawn
         )
 
     def ever_contains(self, outer: str, inner: str) -> bool:
@@ -195,6 +205,13 @@ class AnnotationTable:
     def overlap_partners(self, label: str) -> frozenset[str]:
         """Returns the labels declared in ``may_overlap`` together with this one."""
         return frozenset(other for pair in self.may_overlap if label in pair for other in pair if other != label)
+
+
+def drawn_in_part(cases: Iterable[Case], labels: Iterable[str]) -> str:
+    """Says why drawing a part is not enough to learn from, where some of these labels are drawn so; else nothing."""
+    number = sum(not case.incomplete.isdisjoint(labels) for case in cases)
+    why = "completely: where only a part is drawn, a network that finds it everywhere is never wrong"
+    return f" {why} ({number} case(s))" if number else ""
 
 
 def table_fingerprint(dataset_json: Mapping[str, Any]) -> str:
@@ -274,7 +291,9 @@ def _source(name: str, entry: Any, labels: tuple[str, ...]) -> Source:
     inner = {
         outer: _names(inside, labels, f'contains "{outer}" of {place}', "label") for outer, inside in contains.items()
     }
-    source = Source(name, _names(entry["annotated"], labels, f"annotated of {place}", "label"), inner)
+    annotated, incomplete = (_names(entry.get(k, []), labels, f"{k} of {place}", "label") for k in _DRAWN)
+    _require_apart(incomplete, {"annotated": annotated}, place)
+    source = Source(name, annotated, inner, incomplete)
     for outer, inside in _closure(inner).items():
         if outer in inside:
             raise MutualError(
@@ -316,10 +335,12 @@ def _case(
         raise MutualError(f'"patient" of {place} of dataset.json must be text, found {patient!r}; put it in quotes')
     if patient is not None:
         safe_text(patient, f"patient of {place} of dataset.json")
-    annotated = sources[source].annotated
-    if "annotated" in entry:
-        annotated = _names(entry["annotated"], labels, f"annotated of {place}", "label")
     pseudo = _names(entry.get("pseudo", []), labels, f"pseudo of {place}", "label")
+    own = {k: _names(entry[k], labels, f"{k} of {place}", "label") for k in _DRAWN if k in entry}
+    complete, in_part = (own.get(key, frozenset()) for key in _DRAWN)
+    _require_apart(in_part, {"annotated": complete, "pseudo": pseudo}, place)
+    annotated = own.get("annotated", sources[source].annotated - in_part)
+    incomplete = own.get("incomplete", sources[source].incomplete - complete)
     return Case(
         key=key,
         source=source,
@@ -327,7 +348,17 @@ def _case(
         patient=patient,
         pseudo=pseudo,
         missing=_names(entry.get("missing", []), channels, f"missing of {place}", "channel"),
+        incomplete=incomplete - pseudo,
     )
+
+
+def _require_apart(incomplete: frozenset[str], others: Mapping[str, frozenset[str]], place: str) -> None:
+    for other, names in others.items():
+        for name in sorted(incomplete & names):
+            raise MutualError(
+                f'{place} of dataset.json lists {name} under "incomplete" and under "{other}"; keep one: "incomplete" '
+                "says that what is drawn of it is right and that there may be more"
+            )
 
 
 def _singles(entries: Any, labels: tuple[str, ...]) -> frozenset[str]:

@@ -234,7 +234,7 @@ class TwoStreams(Stream):
         self.images = images
         self.sizes = sizes
         self.predicted = predicted
-        self.labelled_keys = [key for key in fold.training if fold.table.case(key).annotated]
+        self.labelled_keys = [key for key in fold.training if fold.table.case(key).drawn]
         self.further = () if images is None else list(images.identifiers)
         without = sorted({*fold.training} - {*self.labelled_keys}) if undrawn else []
         self.unlabelled_keys = [*without, *self.further]

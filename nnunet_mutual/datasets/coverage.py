@@ -17,8 +17,9 @@ class Cell:
     Attributes:
         annotated: cases in which somebody looked for the label.
         present: cases with voxels of the label among the annotated ones; None if the label maps were not read.
-        outside: cases with voxels of the label although it is neither annotated nor a pseudo label there.
+        outside: cases with voxels of the label although it is neither drawn nor a pseudo label there.
         pseudo: cases in which it is a pseudo label, whose voxels say nothing.
+        incomplete: further cases, in which it is drawn in part.
     """
 
     label: str
@@ -27,6 +28,7 @@ class Cell:
     present: int | None = None
     outside: int = 0
     pseudo: int = 0
+    incomplete: int = 0
 
 
 def coverage(
@@ -45,13 +47,15 @@ def coverage(
             members = [case for case in cases if case.source == source]
             drawn = [case for case in members if label in case.annotated]
             guessed = {case.key for case in members if label in case.pseudo}
+            in_part = {case.key for case in members if label in case.incomplete}
+            more = {"pseudo": len(guessed), "incomplete": len(in_part)}
             if present is None:
-                cells.append(Cell(label, source, len(drawn), pseudo=len(guessed)))
+                cells.append(Cell(label, source, len(drawn), **more))
                 continue
             seen = {case.key for case in members if label in present.get(case.key, ())}
             inside = len(seen & {case.key for case in drawn})
-            outside = len(seen - guessed) - inside
-            cells.append(Cell(label, source, len(drawn), inside, outside, len(guessed)))
+            outside = len(seen - guessed - in_part) - inside
+            cells.append(Cell(label, source, len(drawn), inside, outside, **more))
     return cells
 
 
@@ -77,6 +81,8 @@ def format_coverage(table: AnnotationTable, cases: Sequence[Case], cells: Sequen
     outside = (
         "; !n: n cases have voxels although the label is not annotated" if any(cell.outside for cell in cells) else ""
     )
+    if any(cell.incomplete for cell in cells):
+        outside += "; (n): drawn in part in n more cases, where what is not drawn is unknown"
     if any(cell.pseudo for cell in cells):
         outside += "; ~n: a pseudo label in n cases, unknown until it is accepted or filtered"
     return f"{what} (-: not annotated{outside})\n" + columns([header, sizes, *rows]) + legend
@@ -120,11 +126,13 @@ def _total(label: str, row: Sequence[Cell]) -> Cell:
         sum(cell.present or 0 for cell in row) if read else None,
         sum(cell.outside for cell in row),
         sum(cell.pseudo for cell in row),
+        sum(cell.incomplete for cell in row),
     )
 
 
 def _text(cell: Cell) -> str:
-    outside = (f" !{cell.outside}" if cell.outside else "") + (f" ~{cell.pseudo}" if cell.pseudo else "")
+    marks = {"({})": cell.incomplete, "!{}": cell.outside, "~{}": cell.pseudo}
+    outside = "".join(f" {mark.format(number)}" for mark, number in marks.items() if number)
     if not cell.annotated:
         return "-" + outside
     return (str(cell.annotated) if cell.present is None else f"{cell.annotated}/{cell.present}") + outside

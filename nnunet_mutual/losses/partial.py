@@ -57,6 +57,7 @@ def partial_softmax_loss(
     possible: Tensor,
     annotated: Tensor,
     *,
+    incomplete: Tensor | None = None,
     ignore_label: int | None = None,
     drawn: Tensor | None = None,
     leaves_open: bool = False,
@@ -73,15 +74,16 @@ def partial_softmax_loss(
 
     where :math:`y` is the label map, 0 meaning "none of A"; :math:`A` the annotated labels; :math:`S(v)` the possible
     classes of a voxel; :math:`q_b(v)` is :math:`p(S(v))` where :math:`y_v = b` and :math:`p_b(v)` elsewhere; s the
-    smoothing term. Means run over voxels of cases that annotate anything, and over annotated labels only: nnU-Net's
-    Dice would count a masked label as a perfect score. With everything annotated this is nnU-Net's cross-entropy and
-    Dice.
+    smoothing term. Means run over voxels of cases that draw anything, and over annotated labels only: nnU-Net's Dice
+    would count a masked label as a perfect score. With everything annotated this is nnU-Net's cross-entropy and Dice.
 
     Args:
         logits: (B, C, *spatial), class 0 is background.
         target: (B, 1, *spatial) integers below V, or ``ignore_label``.
         possible: (B, V, C) bool; ``possible[i, y, k]``: may a voxel of sample i with value y be of class k?
         annotated: (B, C) bool; column 0 is not used.
+        incomplete: (B, C) bool, labels that are drawn in part: in the cross-entropy alone, of which every voxel of the
+            case is then a part, so that a drawn one weighs as much as where all is drawn. None for none.
         ignore_label: voxels of this value count for nothing.
         drawn: (V,) class of each value; None where the values are classes (V = C).
         leaves_open: whether a value may leave open if a voxel belongs to an annotated label; with ``drawn`` it always
@@ -101,15 +103,16 @@ def partial_softmax_loss(
     batch, classes = logits.shape[:2]
     labels = target.long()
     asked = annotated.view(batch, classes, *[1] * (target.ndim - 2))
+    speaks = asked if incomplete is None else asked | incomplete.view_as(asked)
     valid = torch.ones_like(labels, dtype=torch.bool) if ignore_label is None else labels != ignore_label
     labels = torch.where(valid, labels, 0)
     allowed = allowed_classes(labels, possible)
     if mix is not None:
-        asked = mix(asked.expand(-1, -1, *labels.shape[2:]))
+        asked, speaks = (mix(part.expand(-1, -1, *labels.shape[2:])) for part in (asked, speaks))
         labels, valid, allowed = mix(labels), mix(valid), mix(allowed)
         annotated = asked.flatten(2).any(2)
-    labels, valid, allowed, asked = (part.flatten(2) for part in (labels, valid, allowed, asked))
-    counted = asked[:, 1:].any(1) & valid[:, 0]
+    labels, valid, allowed, asked, speaks = (part.flatten(2) for part in (labels, valid, allowed, asked, speaks))
+    counted = speaks[:, 1:].any(1) & valid[:, 0]
     log_set, log_p = set_log_probability(logits.flatten(2), allowed)
     cross_entropy = -(log_set * counted).sum() / counted.sum().clamp_min(1)
 
@@ -165,6 +168,7 @@ def partial_sigmoid_loss(
     known_by: RegionRelations,
     annotated: Tensor,
     *,
+    incomplete: Tensor | None = None,
     has_ignore: bool = False,
     decided: Tensor | None = None,
     mix: Mix | None = None,
@@ -179,13 +183,16 @@ def partial_sigmoid_loss(
         \operatorname{mean}_{r \in A} \frac{2 \sum_v \sigma(z_r) y_r + s}{\sum_v y_r + \sum_v \sigma(z_r) + s}
 
     where an unannotated region is known at a voxel if an annotated one decides it: a part of a region that is absent
-    there is absent, a region whose part is present is present, disjoint regions exclude each other.
+    there is absent, a region whose part is present is present, disjoint regions exclude each other. A region that is
+    drawn in part is present where it is drawn, and says nothing elsewhere.
 
     Args:
         logits: (B, R, *spatial).
         target: (B, R, *spatial) bool or 0/1; with ``has_ignore`` one more channel that marks ignored voxels.
         known_by: relations between regions, (B, R, R) each.
         annotated: (B, R) bool.
+        incomplete: (B, R) bool, regions that are drawn in part, of which every voxel is a part of the mean; see
+            :func:`partial_softmax_loss`.
         has_ignore: whether the last target channel is the ignore mask.
         decided: (B, R, *spatial) bool: where the target of a region that nobody drew is a pseudo label, to be learnt
             like a drawn one; such regions are among ``annotated``. Elsewhere they count where drawn ones decide.
@@ -203,13 +210,18 @@ def partial_sigmoid_loss(
     """
     regions = logits.shape[1]
     known, truth = known_regions(target, known_by, annotated, has_ignore=has_ignore, decided=decided)
+    counted = known
+    if incomplete is not None:
+        valid = ~target[:, regions:].bool() if has_ignore else torch.ones_like(known[:, :1], dtype=torch.bool)
+        counted = torch.maximum(known, (incomplete.view(*annotated.shape, *[1] * (target.ndim - 2)) & valid).to(known))
     if mix is not None:
         asked = mix(annotated.view(*annotated.shape, *[1] * (target.ndim - 2)).expand_as(known))
-        known, truth = mix(known), mix(truth)
+        known, truth, counted = mix(known), mix(truth), mix(counted)
         annotated = asked.flatten(2).any(2)
     logits, known, truth = logits.flatten(2).float(), known.flatten(2), truth.flatten(2)
 
-    bce = (F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * known).sum() / known.sum().clamp_min(1)
+    bce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * known
+    bce = bce.sum() / counted.sum().clamp_min(1)
     p = logits.sigmoid() * known  # of annotated regions; of pseudo labels, where they are decided or follow from others
     y = truth * known
     dice = supervised_dice((p * y).sum(2), p.sum(2), y.sum(2), annotated, batch_dice, smooth, gather)

@@ -29,7 +29,7 @@ def ramp(progress: Progress, start: float, end: float) -> float:
 
 
 def organ_masks(batch: Batch, knowledge: Knowledge, size: torch.Size) -> Tensor:
-    """Returns where the annotated labels were drawn.
+    """Returns where labels were drawn, those drawn in part as well.
 
     Args:
         batch: its deep-supervision targets are used where one has the size.
@@ -37,19 +37,21 @@ def organ_masks(batch: Batch, knowledge: Knowledge, size: torch.Size) -> Tensor:
         size: spatial size.
 
     Returns:
-        (B, C, *size) bool; the background of plain labels and unannotated labels are empty.
+        (B, C, *size) bool; the background of plain labels and labels that a case does not draw are empty.
     """
     target = next((level for level in batch.target if level.shape[2:] == size), None)
     if target is None:
         target = F.interpolate(batch.target[0].float(), size=size, mode="nearest-exact")
-    annotated = knowledge.tables.annotated[batch.pattern_index]
-    annotated = annotated.view(*annotated.shape, *[1] * (target.ndim - 2))
+    tables, pattern = knowledge.tables, batch.pattern_index
+    drawn = tables.annotated[pattern]
+    if tables.incomplete is not None:
+        drawn = drawn | tables.incomplete[pattern]
+    drawn = drawn.view(*drawn.shape, *[1] * (target.ndim - 2))
     if knowledge.table.is_regions:
-        return target[:, : annotated.shape[1]].bool() & annotated
-    drawn = knowledge.tables.drawn
-    labels = target.long() if drawn is None else drawn[target.long()]
-    channels = torch.arange(annotated.shape[1], device=target.device)
-    return (labels == channels.view(1, -1, *[1] * (target.ndim - 2))) & annotated
+        return target[:, : drawn.shape[1]].bool() & drawn
+    labels = target.long() if tables.drawn is None else tables.drawn[target.long()]
+    channels = torch.arange(drawn.shape[1], device=target.device)
+    return (labels == channels.view(1, -1, *[1] * (target.ndim - 2))) & drawn
 
 
 def drawn_dice(output: Output, batch: Batch, knowledge: Knowledge, ignore_label: int | None) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import tiny
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -74,8 +75,9 @@ def test_a_patient_is_in_one_pool_and_labelled_patients_are_drawn_from_theirs(be
             assert sorted(setting.cases_of(pools[pool])) == cases, setting.name  # all of a patient's cases
         draws = [list(draw.values()) if isinstance(draw, dict) else [draw] for draw in setting.draws]  # of each source
         assert len(draws) >= setting["draws"]["needed"] and len(set(map(str, draws))) > 1
-        for patients in (source for draw in draws for source in draw):
-            assert len({*patients}) == setting.labelled and {*patients} <= pools["training"], setting.name
+        for draw in draws:
+            assert len({*draw[0]}) == setting.labelled and len({len(source) for source in draw}) <= 2, setting.name
+            assert all({*source} <= pools["training"] for source in draw), setting.name
         for draw in draws:
             everybody = [patient for source in draw for patient in source]
             assert len({*everybody}) == len(everybody), setting.name
@@ -439,7 +441,6 @@ def test_the_tables_are_those_of_the_evidence(bench: SimpleNamespace) -> None:
 
 
 def test_a_label_map_keeps_only_what_was_annotated(bench: SimpleNamespace, tmp_path: Path) -> None:
-    sitk = pytest.importorskip("SimpleITK")
     image = sitk.GetImageFromArray(np.array([[[0, 1, 2, 3]]], dtype=np.uint8))
     image.SetSpacing((1.0, 2.0, 3.0))
     sitk.WriteImage(image, str(tmp_path / "old.nii.gz"))
@@ -532,3 +533,33 @@ def test_a_second_modality_hides_one_structure(monkeypatch: pytest.MonkeyPatch) 
     edge = ndimage.binary_dilation(labels == 1) & (labels == 0)
     inner = (labels == 1) & ~ndimage.binary_erosion(labels == 1)
     assert abs(first[edge].mean() - first[inner].mean()) < 0.5 * np.ptp(first[labels == 2]), "the mask has an edge"
+
+
+def test_the_same_slices_are_hidden_in_every_arm(bench: SimpleNamespace, tmp_path: Path) -> None:
+    """As 0, or as the ignore label."""
+    setting = bench.settings.Setting("acdc_incomplete_3", None, tmp_path)
+    groups = [group for entry in setting["datasets"].values() for group in entry.get("groups", [])]
+    rules = [group["hidden"] for group in groups if "hidden" in group]
+    assert len(rules) == 3 and rules.count(rules[0]) == 3
+    old = np.zeros((8, 4, 4), np.uint8)
+    old[:, 0], old[1:7, 1] = 3, 1
+    files, maps = (tmp_path / "old.nii.gz", tmp_path / "new.nii.gz"), []
+    tiny.write_nifti(old, files[0], (1.0, 1.0, 10.0))
+    for gap in (0, 4):
+        hide = bench.preparation.hiding_of(rules[0], setting["labels"], "patient001_frame01")
+        bench.preparation.write_labels(*files, {3: 1, 1: 3}, hide=hide, gap=gap)
+        maps.append(sitk.GetArrayFromImage(sitk.ReadImage(str(files[1]))))
+    left, ignored = maps
+    assert np.array_equal(left, np.where(ignored == 4, 0, ignored)) and np.array_equal(ignored == 0, old == 0)
+    assert [(ignored[:, row] == 4).all(1).sum() for row in (0, 1)] == [4, 3], "half of the slices of each"
+    entry = setting["datasets"]["ignored"]
+    assert bench.preparation.labels_of(entry) == {"background": 0, "RV": 1, "MYO": 2, "LV": 3, "ignore": 4}
+
+
+def test_an_arm_may_leave_out_a_source_of_its_draw(bench: SimpleNamespace) -> None:
+    setting = bench.settings.Setting("acdc_incomplete_3", None)
+    draw = setting.draws[1]
+    assert setting.labelled_cases("complete_alone", 1) == {"all": setting.cases_of(draw["complete"])}
+    both = setting.labelled_cases("some", 1)
+    assert both == {"all": setting.cases_of(draw["complete"]), "in_part": setting.cases_of(draw["in_part"])}
+    assert len(draw["in_part"]) == 9

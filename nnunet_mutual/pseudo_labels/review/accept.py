@@ -15,6 +15,7 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from tqdm import tqdm
 
+from nnunet_mutual.annotation.entries import drawn_entry
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.datasets.case_voxels import reader_for
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases
@@ -176,11 +177,10 @@ def _new_content(opened: _Dataset, cases: Sequence[Case]) -> dict[str, Any]:
     content = copy.deepcopy(opened.content)
     for case in cases:
         entry = content[BLOCK]["cases"][case.key]
-        entry["annotated"] = [label for label in opened.table.labels if label in case.annotated]
-        if case.annotated == opened.table.sources[case.source].annotated:
-            del entry["annotated"]
-        if "pseudo" in entry:
-            entry["pseudo"] = [label for label in entry["pseudo"] if label in case.pseudo]
+        for name in ("annotated", "incomplete", "pseudo"):
+            entry.pop(name, None)
+        source = content[BLOCK]["sources"][case.source]
+        entry |= drawn_entry(source, case.annotated, case.incomplete, case.pseudo, opened.table.labels)
     AnnotationTable.from_dataset_json(content)
     return content
 

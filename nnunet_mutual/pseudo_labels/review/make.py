@@ -121,8 +121,8 @@ def _entries_of(
     drawn, properties = read_label_map(source.reader, files.label)
     size = voxel_ml(properties)
     frame = frame_of(properties)
-    annotated = [label for label in table.labels if label in case.annotated]
-    outlines = {label: frame.turn(np.isin(drawn, table.values[label])) for label in annotated}
+    by_hand = [label for label in table.labels if label in case.drawn]
+    outlines = {label: frame.turn(np.isin(drawn, table.values[label])) for label in by_hand}
     outlines = {label: mask for label, mask in outlines.items() if mask.any()}
     colours = [(label, DRAWN[i % len(DRAWN)]) for i, label in enumerate(outlines)]
     ending = ".nii.gz" if ".nii.gz" in source.reader.supported_file_endings else source.content["file_ending"]

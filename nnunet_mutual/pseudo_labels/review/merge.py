@@ -78,7 +78,9 @@ def merge_case(
         _require_presence(verdict, voxels, merged, table, ignore)
         said.append(_describe(verdict, table, case, voxels, merged, mask, volume, ignore))
         voxels = merged
-        case = replace(case, annotated=case.annotated | {verdict.label}, pseudo=case.pseudo - {verdict.label})
+        own = {verdict.label}
+        annotated, incomplete = case.annotated | own, case.incomplete - own
+        case = replace(case, annotated=annotated, incomplete=incomplete, pseudo=case.pseudo - own)
     return CorrectedCase(case, voxels, properties, said)
 
 

@@ -95,6 +95,18 @@ ROWS = [
         "dataset.json",
     ),
     row(
+        "a label that is drawn in part alone",
+        both(
+            *(
+                edit(f"{p}dataset.json", "mutual/sources/a", {"annotated": [], "incomplete": ["liver"]})
+                for p in (RAW, PRE)
+            )
+        ),
+        TRAIN,
+        "liver completely",
+        "dataset.json",
+    ),
+    row(
         "nothing preprocessed",
         removed(PRE + "nnUNetPlans_3d_fullres"),
         TRAIN,
