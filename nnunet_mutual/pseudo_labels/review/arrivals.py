@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +13,10 @@ from numpy.typing import NDArray
 
 from nnunet_mutual.annotation.table import VERSION, AnnotationTable, Case
 from nnunet_mutual.datasets.raw import CaseFiles
+from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.host_files import read_splits
-from nnunet_mutual.disk.images import read_images, read_label_map
+from nnunet_mutual.disk.images import read_images, read_label_map, sidecar
+from nnunet_mutual.disk.swap import Swap, link_or_copy
 from nnunet_mutual.errors import MutualError, shorten
 from nnunet_mutual.settings import BLOCK
 
@@ -53,42 +53,81 @@ def declared(content: Mapping[str, Any], training: Iterable[str]) -> dict[str, A
     return {**content, BLOCK: {"version": VERSION, "sources": sources, "cases": cases}}
 
 
-def require_sources(table: AnnotationTable, keys: Iterable[str]) -> None:
+def require_sources(content: Mapping[str, Any], keys: Iterable[str]) -> None:
     """Verifies that the source of images is known: it says what a drawn area includes.
+
+    Args:
+        content: of dataset.json, with a table.
+        keys: images.
 
     Raises:
         MutualError: there are several sources, and the table does not list one of the images.
     """
-    unknown = [key for key in keys if key not in table.cases]
-    if unknown and len(table.sources) > 1:
+    sources, cases = (content[BLOCK][entry] for entry in ("sources", "cases"))
+    unknown = [key for key in keys if key not in cases]
+    if unknown and len(sources) > 1:
         raise MutualError(
-            f"the table of dataset.json does not say of which source {shorten(unknown)} of imagesUn is; it has "
-            f"{', '.join(table.sources)}: add the image to the table with its source and no label, with nnunet_mutual "
-            "annotate --force (then nnunet_mutual sync), and repeat"
+            f"the table of dataset.json does not say of which source {shorten(unknown)} of imagesUn is (there are "
+            f"{', '.join(sources)}); list the image there with its source and no label, with nnunet_mutual annotate "
+            "--force, then nnunet_mutual sync, and repeat"
         )
 
 
-def in_training(splits_file: Path, table: AnnotationTable, keys: Iterable[str]) -> list[dict[str, list[str]]]:
-    """Returns the folds with new cases among the training cases, where their patient is not validated.
+def swaps_of_images(arrived: Iterable[CaseFiles], raw: Path, scratch: Path) -> list[Swap]:
+    """Puts images, or the links that they are, into imagesTr as well, without a second copy if possible.
 
     Args:
-        splits_file: an existing splits_final.json.
-        table: with the new cases.
-        keys: of these.
+        arrived: their cases, whose new label maps are in ``scratch / "labelsTr"``.
+        raw: the dataset.
+        scratch: a folder on the same disk.
     """
-    folds = read_splits(splits_file)
+    swaps = []
+    for files in arrived:
+        label = scratch / "labelsTr" / files.label.name
+        beside = sidecar(label, is_label=True)
+        swaps += [Swap(beside, raw / "labelsTr" / beside.name)] if beside else []
+        for image in _images(files):
+            new = scratch / "imagesTr" / image.name
+            new.parent.mkdir(exist_ok=True)
+            link_or_copy(image, new)
+            swaps.append(Swap(new, raw / "imagesTr" / image.name))
+    return swaps
+
+
+def swaps_of_folds(
+    preprocessed: Path | None, table: AnnotationTable, arrived: Iterable[CaseFiles], scratch: Mapping[Path, Path]
+) -> list[Swap]:
+    """Adds new cases to the training cases of every fold that does not validate their patient.
+
+    Args:
+        preprocessed: the dataset; where it has no splits_final.json, or is not at hand, nothing is done.
+        table: with the new cases.
+        arrived: these.
+        scratch: of each root.
+    """
+    file = None if preprocessed is None else preprocessed / "splits_final.json"
+    new = [table.case(files.key) for files in arrived]
+    if preprocessed is None or file is None or not new or not file.is_file():
+        return []
+    folds = read_splits(file)
     for fold in folds:
         validated = {table.cases[key].patient for key in fold["val"] if key in table.cases} - {None}
-        fold["train"] = [*fold["train"], *(key for key in keys if table.cases[key].patient not in validated)]
-    return folds
+        fold["train"] += [case.key for case in new if case.patient not in validated]
+    write_json(scratch[preprocessed] / file.name, folds)
+    return [Swap(scratch[preprocessed] / file.name, file)]
 
 
-def linked(image: Path, folder: Path) -> Path:
-    """Puts an image, or the link that it is, into another folder as well, without a second copy if possible."""
-    folder.mkdir(exist_ok=True)
-    target = folder / image.name
-    try:
-        os.link(image, target, follow_symlinks=False)
-    except OSError:
-        shutil.copy2(image, target, follow_symlinks=False)
-    return target
+def leave_unlabelled(arrived: Iterable[CaseFiles]) -> None:
+    """Removes from imagesUn what is in imagesTr by now."""
+    for image in (image for files in arrived for image in _images(files)):
+        try:
+            image.unlink()
+        except OSError as error:
+            print(f"WARNING: {image} could not be removed ({error.strerror}); it is in imagesTr now, so remove it")
+
+
+def _images(files: CaseFiles) -> list[Path]:
+    """The images of a case, and the file that says the spacing of tif images."""
+    images = list(files.images.values())
+    beside = sidecar(images[0], is_label=False)
+    return [*images, *([beside] if beside else [])]

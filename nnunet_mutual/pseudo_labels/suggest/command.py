@@ -12,6 +12,7 @@ from torch import nn
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.pseudo import PseudoStore
+from nnunet_mutual.datasets.raw import read_dataset_json, training_cases
 from nnunet_mutual.disk.folders import output_folder
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.trainings import NamedTraining
@@ -82,6 +83,7 @@ def suggest(
     place = output_folder(output, new="no decision")
     folders = locate(dataset, need_raw=True, need_preprocessed=True)
     trainings = [NamedTraining(folders.name, configuration, fold, trainer, plans) for fold in dict.fromkeys(folds)]
+    _require_known_cases(trainings[0], folders)
     asked = _ask(trainings, checkpoint, device)
     pool = open_pool(folders, asked.window, [training.fold for training in trainings])
     minutes_of = _minutes(minutes, pool.table)
@@ -90,6 +92,19 @@ def suggest(
     chosen = rank(pairs, minutes_of, most)
     _write(chosen, len(pairs), _source(pool, folders, asked), asked.opinions, place)
     _say(chosen, len(pairs), folders, place)
+
+
+def _require_known_cases(training: NamedTraining, folders: DatasetFolders) -> None:
+    """Verifies that no training case has come since the training, as accept adds them: it cannot be opened then."""
+    assert folders.raw is not None
+    content = read_dataset_json(training.find_model())
+    table = AnnotationTable.from_dataset_json(content)
+    new = [key for key in training_cases(folders.raw, content)[0] if table.declared and key not in table.cases]
+    if new:
+        raise MutualError(
+            f"{shorten(new)} became training cases after {training.trainer} was trained, so it knows nothing of them; "
+            f"move the folder of that training away, train anew, then suggest: {training.command}"
+        )
 
 
 def _ask(trainings: Sequence[NamedTraining], checkpoint: str, device: str) -> _Asked:
