@@ -80,7 +80,7 @@ def test_nothing_found() -> None:
     missed = pair("missed", agreement=1.0, size=0.0, expected=True)
     absent = pair("absent", agreement=1.0, size=0.0)
     (first, second) = rank([absent, missed], ONE)
-    assert (first.pair.case, first.disagreement, first.size) == ("missed", 1.0, 0.5)
+    assert (first.pair.case, first.disagreement, first.size) == ("missed", 1.0, 0.1)
     assert (second.pair.case, second.disagreement, second.size, second.score) == ("absent", 0.01, 0.0, 0.0)
 
 

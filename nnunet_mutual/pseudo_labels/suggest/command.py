@@ -83,10 +83,10 @@ def suggest(
     place = output_folder(output, new="no decision")
     folders = locate(dataset, need_raw=True, need_preprocessed=True)
     trainings = [NamedTraining(folders.name, configuration, fold, trainer, plans) for fold in dict.fromkeys(folds)]
+    minutes_of = _minutes(minutes, folders)
     _require_known_cases(trainings[0], folders)
     asked = _ask(trainings, checkpoint, device)
     pool = open_pool(folders, asked.window, [training.fold for training in trainings])
-    minutes_of = _minutes(minutes, pool.table)
     _warn(pool, asked)
     pairs = measure(pool, asked.window, asked.experts, asked.store)
     chosen = rank(pairs, minutes_of, most)
@@ -138,8 +138,10 @@ def _ask(trainings: Sequence[NamedTraining], checkpoint: str, device: str) -> _A
     return _Asked(trainings[0], store, made.window, Experts(networks, learnt, FilterSettings()), opinions)
 
 
-def _minutes(words: Sequence[str], table: AnnotationTable) -> dict[str, float]:
+def _minutes(words: Sequence[str], folders: DatasetFolders) -> dict[str, float]:
     """Returns the minutes that drawing each label takes."""
+    assert folders.raw is not None
+    table = AnnotationTable.from_dataset_json(read_dataset_json(folders.raw))
     return parse_by_label(
         "--minutes",
         words,
