@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,23 @@ def die_at(patch: pytest.MonkeyPatch, number: int) -> None:
         replace(new, target)
 
     patch.setattr(swap.os, "replace", replacing)
+
+
+def test_two_folds_are_two_opinions_and_neither_s_patients_are_suggested(nnunet_folders: Path) -> None:
+    preprocessed = make_world(nnunet_folders, images=1)
+    folds = [
+        {"train": [f"case_{n:02d}" for n in range(6) if n != held], "val": [f"case_{held:02d}"]} for held in (5, 0)
+    ]
+    (preprocessed / "splits_final.json").write_text(json.dumps(folds))
+    (trained,) = (nnunet_folders / "nnUNet_results" / tiny.NAME).glob("PartialTrainer*")
+    shutil.copytree(trained / "fold_0", trained / "fold_1")
+    out = nnunet_folders / "next"
+    assert run(*SUGGEST, "-f", 0, 1, "-o", out, "--max", 100) == 0
+    assert {row["case"] for row in rows(out)} == {"case_01", "case_02", "case_03", "case_04", "un_0"}
+    assert "independent predictions (networks) differ" in " ".join((out / "review.html").read_text().split())
+    assert {row["disagreement"] for row in rows(out) if "nothing was found" not in row["why"]} <= {"0.01"}, (
+        "twins agree"
+    )
 
 
 def test_an_image_of_an_unknown_source(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
