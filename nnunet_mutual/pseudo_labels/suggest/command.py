@@ -19,8 +19,8 @@ from nnunet_mutual.disk.trainings import NamedTraining
 from nnunet_mutual.engine.window import Window
 from nnunet_mutual.errors import MutualError, shorten
 from nnunet_mutual.evaluation.metrics import parse_by_label
-from nnunet_mutual.plugin.find import resolve, training_names
-from nnunet_mutual.pseudo_labels.command import load_networks
+from nnunet_mutual.plugin.find import resolve
+from nnunet_mutual.pseudo_labels.command import load_networks, require_own
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.generate import Experts
 from nnunet_mutual.pseudo_labels.review.doubt import Doubt
@@ -84,7 +84,7 @@ def suggest(
     folders = locate(dataset, need_raw=True, need_preprocessed=True)
     trainings = [NamedTraining(folders.name, configuration, fold, trainer, plans) for fold in dict.fromkeys(folds)]
     minutes_of = _minutes(minutes, folders)
-    _require_known_cases(trainings[0], folders)
+    _require_fitting(trainings[0], folders)
     asked = _ask(trainings, checkpoint, device)
     pool = open_pool(folders, asked.window, [training.fold for training in trainings])
     _warn(pool, asked)
@@ -94,9 +94,15 @@ def suggest(
     _say(chosen, len(pairs), folders, place)
 
 
-def _require_known_cases(training: NamedTraining, folders: DatasetFolders) -> None:
-    """Verifies that no training case has come since the training, as accept adds them: it cannot be opened then."""
+def _require_fitting(training: NamedTraining, folders: DatasetFolders) -> None:
+    """Verifies that the networks can be asked, and that no training case has come since, as accept adds them."""
     assert folders.raw is not None
+    require_own(training.trainer)
+    if resolve("trainers", training.trainer).by_group:
+        raise MutualError(
+            f"{training.trainer} has a network for each modality group, which suggest does not ask; name a training of "
+            "another trainer with -tr, such as PartialTrainer"
+        )
     content = read_dataset_json(training.find_model())
     table = AnnotationTable.from_dataset_json(content)
     new = [key for key in training_cases(folders.raw, content)[0] if table.declared and key not in table.cases]
@@ -109,12 +115,6 @@ def _require_known_cases(training: NamedTraining, folders: DatasetFolders) -> No
 
 def _ask(trainings: Sequence[NamedTraining], checkpoint: str, device: str) -> _Asked:
     """Opens the networks of all folds."""
-    name = trainings[0].trainer
-    if name in training_names() and resolve("trainers", name).by_group:
-        raise MutualError(
-            f"{name} has a network for each modality group, which suggest does not ask; name a training of another "
-            "trainer with -tr, such as PartialTrainer"
-        )
     networks: list[nn.Module] = []
     learnt: list[frozenset[str]] = []
     made: Any = None

@@ -62,7 +62,7 @@ def measure(
         if store.claim(identity(experts.networks, experts.learnt, experts.settings, pool.content)):
             say(f"{store.folder} held predictions of other networks or of another table: made anew")
         wanted = [(part, key) for part, key in pool.cases() if labeller.open_labels(pool.table.case(key))]
-        pending = [(part, key) for part, key in wanted if not _is_there(store, key)]
+        pending = [(part, key) for part, key in wanted if not _is_there(store, key, part)]
         if pending:
             labeller.true_volumes = true_volumes(pool.table, pool.drawn)
         (store.folder / _PAIRS).mkdir(exist_ok=True)
@@ -121,8 +121,11 @@ def _file(store: PseudoStore, key: str) -> Path:
     return store.folder / _PAIRS / f"{key}.json"
 
 
-def _is_there(store: PseudoStore, key: str) -> bool:
-    return store.has(key) and _file(store, key).exists()
+def _is_there(store: PseudoStore, key: str, dataset: Any) -> bool:
+    """Whether a case was predicted, and not preprocessed since."""
+    made = _file(store, key)
+    image = Path(dataset.source_folder) / f"{key}.b2nd"
+    return store.has(key) and made.exists() and not (image.exists() and image.stat().st_mtime > made.stat().st_mtime)
 
 
 def _read(store: PseudoStore, key: str) -> list[Pair]:

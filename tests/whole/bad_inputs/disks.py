@@ -39,7 +39,7 @@ COMMANDS = {
     "export": EXPORT,
     "report": REPORT,
 }
-PLACES = {"pseudo_label --soft": "new", "suggest": "new", "review": "new", "evaluate": "predictions"}
+PLACES = {"pseudo_label --soft": "new", "suggest": "write", "review": "new", "evaluate": "predictions"}
 LEAVES = {"pseudo_label --soft": ("new",), "evaluate": ("predictions/evaluation",)}  # empty folders
 ROWS = [
     row(f"{limits}: {name}", nothing, command, PLACES.get(name, "nnUNet"), limits=limits, leaves=LEAVES.get(name, ()))
