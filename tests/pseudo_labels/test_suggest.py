@@ -18,6 +18,8 @@ from training import trainer_for
 from unlabelled_images import add_unlabelled
 
 from nnunet_mutual.disk import swap
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.pseudo_labels.review.arrivals import require_sources
 from nnunet_mutual.pseudo_labels.suggest import measuring
 
 SUGGEST = ["suggest", "901", "3d_fullres", "-tr", "PartialTrainer", "-chk", "checkpoint_latest.pth", "-device", "cpu"]
@@ -121,6 +123,7 @@ def drawn_by_a_reader(root: Path) -> tuple[Path, np.ndarray]:
 def test_a_drawn_image_becomes_a_training_case(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     preprocessed = make_world(nnunet_folders)
     table, truth = drawn_by_a_reader(nnunet_folders)
+    assert "does not say of which source un_2 of imagesUn is" in capsys.readouterr().out
     raw, before = nnunet_folders / "nnUNet_raw" / tiny.NAME, snapshot(nnunet_folders)
     assert run("accept", 901, table, "--dry-run") == 0
     assert snapshot(nnunet_folders) == before
@@ -186,14 +189,31 @@ def test_two_folds_are_two_opinions_and_neither_s_patients_are_suggested(nnunet_
     )
 
 
-def test_an_image_of_an_unknown_source(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_without_a_table_gets_one(nnunet_folders: Path) -> None:
+    """Every case of it is fully drawn, and the new one only in part."""
     make_world(nnunet_folders)
-    tables(nnunet_folders, lambda cases: cases.pop("un_0"))
+    (trained,) = (nnunet_folders / "nnUNet_results" / tiny.NAME).glob("PartialTrainer*")
+    for place in (*(nnunet_folders / top / tiny.NAME for top in VARIABLES[:2]), trained):
+        content = json.loads((place / "dataset.json").read_text())
+        del content["mutual"]
+        (place / "dataset.json").write_text(json.dumps(content))
     table, _ = drawn_by_a_reader(nnunet_folders)
-    assert "does not say of which source un_0, un_2 of imagesUn is" in capsys.readouterr().out
-    before = snapshot(nnunet_folders)
-    assert run("accept", 901, table) == 2
-    assert (
-        "does not say of which source un_0 of imagesUn is (there are a, b); list the image" in capsys.readouterr().err
-    )
-    assert snapshot(nnunet_folders) == before
+    assert {row["case"] for row in rows(table.parent)} == {"un_0", "un_1", "un_2"}, "nobody knows whose un_1 is"
+    assert run("accept", 901, table) == 0
+    for top in VARIABLES[:2]:
+        block = json.loads((nnunet_folders / top / tiny.NAME / "dataset.json").read_text())["mutual"]
+        assert block["sources"] == {"dataset": {"annotated": ["liver", "tumour", "spleen"]}}
+        assert block["cases"]["case_00"] == {"source": "dataset"}
+        assert block["cases"]["un_0"] == {"source": "dataset", "annotated": ["liver", "spleen"]}
+    assert_preprocessed_as_by_nnunet(nnunet_folders, "un_0", "3d_fullres")
+
+
+def test_an_image_of_an_unknown_source() -> None:
+    content = {"mutual": {"sources": {"a": {}, "b": {}}, "cases": {"un_0": {"source": "a"}}}}
+    require_sources(content, ["un_0"])
+    with pytest.raises(
+        MutualError, match=r"of which source un_1, un_2 of imagesUn is \(there are a, b\); list the image"
+    ):
+        require_sources(content, ["un_0", "un_1", "un_2"])
+    del content["mutual"]["sources"]["b"]
+    require_sources(content, ["un_1"])
