@@ -314,7 +314,7 @@ def make_pseudo_labels(
         for i, key in enumerate(mine):
             if not store.has(key):
                 say(f"pseudo labels of {key} ({i + 1} of {len(mine)})")
-                _label_case(labeller, dataset, store, key)
+                label_case(labeller, dataset, store, key)
                 between_cases()
             if (i + 1) % BARRIER_EVERY == 0 and i + 1 < len(wanted) // ranks.size:
                 ranks.barrier()
@@ -380,7 +380,8 @@ def _in_voxels(properties: dict[str, Any]) -> Callable[[float], str] | None:
     return lambda volume: f"{volume / voxel:.0f} voxels"
 
 
-def _label_case(labeller: PseudoLabeller, dataset: Any, store: PseudoStore, key: str) -> None:
+def label_case(labeller: PseudoLabeller, dataset: Any, store: PseudoStore, key: str) -> None:
+    """Makes the pseudo labels of a case and stores them."""
     data, seg, _, properties = load_case(dataset, key)
     case = labeller.table.case(key)
     drawn = vouched(np.asarray(seg[0]), labeller.table, case)

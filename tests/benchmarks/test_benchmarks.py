@@ -423,7 +423,8 @@ def test_pooled_in_shares_of_the_gaps(bench: SimpleNamespace, monkeypatch: pytes
 
 def test_the_tables_are_those_of_the_evidence(bench: SimpleNamespace) -> None:
     text = (BENCHMARKS / "README.md").read_text()
-    cost, real_channels = (importlib.import_module(name) for name in ("cost.table", "real_channels"))
+    names = ("cost.table", "real_channels", "suggesting")
+    cost, real_channels, suggesting = (importlib.import_module(name) for name in names)
     tables = {name: bench.table.render(bench.settings.Setting(name, None)) for name in bench.settings.names()}
     screening = importlib.import_module("screening")
     settings = [bench.settings.Setting(name, None) for name in tables]
@@ -435,6 +436,7 @@ def test_the_tables_are_those_of_the_evidence(bench: SimpleNamespace) -> None:
         "step": cost.render(),
         "real_channels": real_channels.render(),
         "gate": bench.gate.render(),
+        "suggesting_hippocampus": suggesting.render(suggesting.Simulation("hippocampus", None)),
     }.items():
         found = text.split(f"<!-- table:{name} -->\n")[1].split(f"\n<!-- /table:{name} -->")[0]
         assert found == table, f"write it anew: benchmarks/run.py table {name} (step.py, real_channels.py: --table)"
@@ -563,3 +565,39 @@ def test_an_arm_may_leave_out_a_source_of_its_draw(bench: SimpleNamespace) -> No
     both = setting.labelled_cases("some", 1)
     assert both == {"all": setting.cases_of(draw["complete"]), "in_part": setting.cases_of(draw["in_part"])}
     assert len(draw["in_part"]) == 9
+
+
+def test_what_is_drawn_in_a_simulation(bench: SimpleNamespace, tmp_path: Path) -> None:
+    suggesting = importlib.import_module("suggesting")
+    simulation = suggesting.Simulation("hippocampus", None, tmp_path)
+    first, second = simulation.draws[3]
+    order = suggesting.shuffled(simulation, 3)
+    assert len({*order}) == 2 * 138 and not {case for case, _ in order} & {first, second}
+    assert order == suggesting.shuffled(simulation, 3) != suggesting.shuffled(simulation, 4)
+    run = suggesting.Run(3, "suggest", 4)
+    drawn = simulation.cases_with(3, [("x", "Posterior"), ("y", "Anterior"), ("x", "Anterior"), ("z", "Posterior")])
+    simulation.add(run, drawn)
+    found = simulation.labelled_cases("suggest4", 3)
+    assert found == {"all": [first, second, "x"], "anterior": ["y"], "posterior": ["z"]}
+    names = [simulation.dataset_name(*place) for place in (("suggest4", 3), ("suggest4", 1003), ("all", 0))]
+    assert names[0] == names[1] == "Dataset745_SuggestinghippocampusSuggest42Draw3"
+    assert names[2] == "Dataset741_SuggestinghippocampusAll"
+    files = {run.file for draw in range(12) for run in simulation.runs(draw)}
+    assert len(files) == 12 * 7 and {"start_draw0.json", "random16_draw11.json"} < files
+
+
+def test_suggested_against_random_structures(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suggesting = importlib.import_module("suggesting")
+    monkeypatch.setattr(suggesting.Simulation, "evidence", tmp_path)
+    monkeypatch.setattr(suggesting.Simulation, "patients", {"a": "a", "b": "b"})
+    simulation = suggesting.Simulation("hippocampus", None, tmp_path)
+    for arm, dice in {"suggest": 0.86, "random": 0.84}.items():
+        for draw in range(3 if arm == "suggest" else 2):
+            made = evidence(arm, draw, dice + draw * (0.002 if arm == "suggest" else 0))
+            bench.settings.write_json(tmp_path / suggesting.Run(draw, arm, 8).file, made)
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in suggesting.render(simulation).splitlines()[4:]]
+    assert rows[0][0] == "2 cases" and rows[1][1:] == ["not run"] * 6 + ["0"]
+    half = 12.7062 * 0.001  # t of one degree of freedom; the differences of the two draws are 0.020 and 0.022
+    assert rows[2][3:5] == ["+0.0210", f"{0.021 - half:+.4f} to {0.021 + half:+.4f}"] and rows[2][7] == "2"

@@ -16,6 +16,7 @@ from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles
 from nnunet_mutual.disk.images import read_label_map, voxel_ml
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.pseudo_labels.review.arrivals import read_drawn
 from nnunet_mutual.pseudo_labels.review.rules import Rule, put_in, rules_for
 from nnunet_mutual.pseudo_labels.review.verdicts import ABSENT, Verdict
 
@@ -60,7 +61,7 @@ def merge_case(
         MutualError: a mask cannot be used; names it, and what is wrong.
     """
     case = table.case(files.key)
-    voxels, properties = read_label_map(reader, files.label)
+    voxels, properties = read_drawn(reader, files)
     said = []
     volume = voxel_ml(properties)
     for verdict in sorted(verdicts, key=lambda verdict: _number_of_inner(table, verdict.label)):

@@ -24,23 +24,13 @@ from bad_inputs.rows import (
     edit,
     gone,
     nothing,
+    removed,
     renamed,
     row,
     text,
 )
 
 KIND = "States that cannot be used"
-
-
-def removed(folder: str) -> Spoil:
-    """Removes a folder."""
-
-    def spoil(root: Path) -> None:
-        import shutil
-
-        shutil.rmtree(root / folder)
-
-    return spoil
 
 
 def every_case(source: str, **entry: object) -> Spoil:
