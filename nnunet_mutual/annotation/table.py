@@ -18,7 +18,8 @@ from nnunet_mutual.settings import BLOCK
 VERSION = 1
 _BLOCK_KEYS = ("version", "sources", "cases", "labels", "may_overlap", "modality_groups")
 _SOURCE_KEYS = ("annotated", "incomplete", "contains")
-_CASE_KEYS = ("source", "annotated", "incomplete", "pseudo", "missing", "patient")
+_CASE_KEYS = ("source", "annotated", "incomplete", "pseudo", "missing", "patient", "outlined")
+_OUTLINE_KEYS = ("by", "weight")
 _DRAWN = ("annotated", "incomplete")
 _LABEL_KEYS = ("single",)
 
@@ -34,6 +35,21 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Outline:
+    """Who outlined an annotated label that a person accepted, and how much trainings believe it.
+
+    Attributes:
+        label: the label.
+        by: the tool, with its version if that is known; '' if unknown.
+        weight: in (0, 1], of its voxels and of its Dice in the loss.
+    """
+
+    label: str
+    by: str = ""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class Case:
     """One image: its source and the labels that somebody looked for and drew wherever they are present.
 
@@ -42,6 +58,7 @@ class Case:
             voxels say nothing.
         incomplete: labels of which somebody drew a part, such as some of many lesions: what is drawn is right, whether
             there is more is unknown. They are never among ``annotated``.
+        outlined: annotated labels whose outlines are of a tool and not of a person's hand.
     """
 
     key: str
@@ -51,6 +68,16 @@ class Case:
     pseudo: frozenset[str] = frozenset()
     missing: frozenset[str] = frozenset()
     incomplete: frozenset[str] = frozenset()
+    outlined: tuple[Outline, ...] = ()
+
+    def weight(self, label: str) -> float:
+        """Returns how much trainings believe an annotated label."""
+        return dict(self.outlined_weights).get(label, 1.0)
+
+    @property
+    def outlined_weights(self) -> tuple[tuple[str, float], ...]:
+        """Labels and weights other than 1."""
+        return tuple((one.label, one.weight) for one in self.outlined if one.weight != 1)
 
     @property
     def drawn(self) -> frozenset[str]:
@@ -349,6 +376,7 @@ def _case(
         pseudo=pseudo,
         missing=_names(entry.get("missing", []), channels, f"missing of {place}", "channel"),
         incomplete=incomplete - pseudo,
+        outlined=_outlines(entry.get("outlined", {}), annotated - pseudo, place),
     )
 
 
@@ -359,6 +387,24 @@ def _require_apart(incomplete: frozenset[str], others: Mapping[str, frozenset[st
                 f'{place} of dataset.json lists {name} under "incomplete" and under "{other}"; keep one: "incomplete" '
                 "says that what is drawn of it is right and that there may be more"
             )
+
+
+def _outlines(entries: Any, annotated: frozenset[str], place: str) -> tuple[Outline, ...]:
+    entries = _mapping(entries, f"outlined of {place}")
+    _names(list(entries), annotated, f"outlined of {place}", "annotated label")
+    found = []
+    for label in sorted(entries):
+        entry, where = _mapping(entries[label], f'outlined "{label}" of {place}'), f'outlined "{label}" of {place}'
+        _known_keys(entry, _OUTLINE_KEYS, where)
+        by, weight = entry.get("by", ""), entry.get("weight", 1)
+        if not isinstance(by, str):
+            raise MutualError(f'"by" of {where} of dataset.json must be text, found {by!r}; put it in quotes')
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight <= 1:
+            raise MutualError(
+                f'"weight" of {where} of dataset.json must be a number above 0 and at most 1, found {weight!r}'
+            )
+        found.append(Outline(label, safe_text(by, f"{where} of dataset.json"), float(weight)))
+    return tuple(found)
 
 
 def _singles(entries: Any, labels: tuple[str, ...]) -> frozenset[str]:

@@ -34,6 +34,8 @@ class Tables:
         open: (patterns, V, C) bool for plain labels, annotated labels that a voxel drawn as something else may be as
             well; None where there is no such voxel.
         incomplete: (patterns, C) bool, labels that are drawn in part; None where there is no such case.
+        weights: (patterns, C) how much each label counts; background, and what only other labels say, their mean. None
+            where all of them are 1.
     """
 
     annotated: Tensor
@@ -44,6 +46,7 @@ class Tables:
     decided: Tensor | None = None
     open: Tensor | None = None
     incomplete: Tensor | None = None
+    weights: Tensor | None = None
 
     def to(self, device: torch.device) -> Tables:
         """Returns the same tables on a device."""
@@ -61,6 +64,7 @@ class Knowledge:
         codes: pairs of drawn and decided values, if the target holds them.
         accepted: labels of each case whose pseudo label is used.
         unlabelled: further cases, which annotate nothing; the table need not list them.
+        weight: of accepted pseudo labels.
 
     Attributes:
         tables: supervision by true labels.
@@ -79,8 +83,10 @@ class Knowledge:
         codes: PseudoCodes | None = None,
         accepted: Mapping[str, frozenset[str]] | None = None,
         unlabelled: Iterable[str] = (),
+        weight: float = 1.0,
     ):
         self.table = table
+        self.weight = weight
         self.num_outputs = num_outputs
         self.codes = codes
         self.channel = output_channels(table)
@@ -95,14 +101,18 @@ class Knowledge:
             pseudo = (accepted or {}).get(case.key, frozenset())
             contained = table.contained(case)
             relation = tuple(sorted((outer, tuple(sorted(inner))) for outer, inner in contained.items()))
-            identity = (case.annotated, case.incomplete, relation, pseudo)
+            identity = (case.annotated, case.incomplete, relation, pseudo, case.outlined_weights)
             if identity not in members:
                 members[identity] = len(self.cases)
                 self.cases.append(case)
                 self.accepted.append(pseudo)
             self._pattern_of[case.key] = members[identity]
-        self.tables = self._true_tables()
-        self.pseudo_tables = self.tables if codes is None else self._pseudo_tables(codes)
+        known = [case.annotated for case in self.cases]
+        self.tables = self._weighted(self._true_tables(), known)
+        self.pseudo_tables = self.tables
+        if codes is not None:
+            known = [labels | pseudo for labels, pseudo in zip(known, self.accepted, strict=True)]
+            self.pseudo_tables = self._weighted(self._pseudo_tables(codes), known)
         self.heirs: Tensor | None = None
         if not table.is_regions:
             heirs = torch.stack([self._heirs(case) for case in self.cases])
@@ -141,19 +151,37 @@ class Knowledge:
             mask[i, [self.channel[label] for label in labels]] = True
         return mask
 
+    def _weighted(self, tables: Tables, sets: Iterable[Iterable[str]]) -> Tables:
+        """Adds how much labels count: what a person drew 1, tools' outlines and pseudo labels as table and setting say.
+
+        Args:
+            tables: of some supervision.
+            sets: of each pattern, the labels about which it says everything.
+        """
+        weights = torch.ones(len(self.cases), self.num_outputs)
+        for i, (case, names) in enumerate(zip(self.cases, sets, strict=True)):
+            own = {name: case.weight(name) if name in case.annotated else self.weight for name in names}
+            weights[i] = sum(own.values()) / len(own) if own else 1.0
+            for name, weight in {**dict.fromkeys(case.incomplete, 1.0), **own}.items():
+                weights[i, self.channel[name]] = weight
+        return tables if (weights == 1).all() else replace(tables, weights=weights)
+
     def limited(self, labels: frozenset[str]) -> Tables:
         """Supervision of a network that segments only these labels and calls the rest background.
 
         What a case annotates beyond them says nothing here; see :meth:`rivals`.
         """
-        annotated = self._mask(case.annotated & labels for case in self.cases)
+        own = [case.annotated & labels for case in self.cases]
+        annotated = self._mask(own)
         is_full, in_part = [False] * len(self.cases), self._in_part(labels)
         if self.table.is_regions:
             relations = _stack([self._relations(case, labels) for case in self.cases])
-            return Tables(annotated, is_full, relations=relations, incomplete=in_part).to(self.device)
+            tables = Tables(annotated, is_full, relations=relations, incomplete=in_part)
+            return self._weighted(tables, own).to(self.device)
         possible = torch.stack([self._possible_to(case, labels) for case in self.cases])
         left_open = _left_open(possible, annotated)
-        return Tables(annotated, is_full, possible=possible, open=left_open, incomplete=in_part).to(self.device)
+        tables = Tables(annotated, is_full, possible=possible, open=left_open, incomplete=in_part)
+        return self._weighted(tables, own).to(self.device)
 
     def rivals(self, labels: frozenset[str]) -> Tensor:
         """Labels of a network that cannot be where another label was drawn.
@@ -177,7 +205,8 @@ class Knowledge:
         return not nested and b not in self.table.overlap_partners(a)
 
     def _true_tables(self) -> Tables:
-        full = [case.annotated == frozenset(self.table.labels) for case in self.cases]
+        everything = frozenset(self.table.labels)
+        full = [case.annotated == everything and not case.outlined_weights for case in self.cases]
         annotated, in_part = self.mask(case.annotated for case in self.cases), self._in_part()
         if self.table.is_regions:
             relations = _stack([self._relations(case, frozenset(self.table.labels)) for case in self.cases])

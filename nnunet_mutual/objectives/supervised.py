@@ -149,7 +149,8 @@ class SupervisedObjective(Objective[Step]):
         in_part = None if tables.incomplete is None else tables.incomplete[pattern]
         if in_part is not None and included is not None:
             in_part = in_part & included
-        options = {"incomplete": in_part, "mix": mix, **self.options}
+        weights = None if tables.weights is None else tables.weights[pattern]
+        options = {"incomplete": in_part, "weights": weights, "mix": mix, **self.options}
         if tables.relations is not None:
             relations = tables.relations[pattern]
             if tables.decided is None or decided is None:
