@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
-from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.annotation.table import AnnotationTable, Case, Outline
 from nnunet_mutual.datasets.case_voxels import inspect_case
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles
@@ -18,7 +18,7 @@ from nnunet_mutual.disk.images import read_label_map, voxel_ml
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.pseudo_labels.review.arrivals import read_drawn
 from nnunet_mutual.pseudo_labels.review.rules import Rule, put_in, rules_for
-from nnunet_mutual.pseudo_labels.review.verdicts import ABSENT, Verdict
+from nnunet_mutual.pseudo_labels.review.verdicts import ABSENT, ACCEPT, Verdict
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def merge_case(
     reader: BaseReaderWriter,
     *,
     keep_drawn: bool,
+    weight: float = 1.0,
 ) -> CorrectedCase:
     """Puts all accepted masks of a case into its label map, inner labels first.
 
@@ -56,6 +57,7 @@ def merge_case(
         ignore: integer of nnU-Net's ignore label.
         reader: nnU-Net's.
         keep_drawn: keep the drawing where a mask contradicts it, instead of refusing the mask.
+        weight: of accepted masks in trainings; what a reader has corrected counts as drawn.
 
     Raises:
         MutualError: a mask cannot be used; names it, and what is wrong.
@@ -82,6 +84,8 @@ def merge_case(
         own = {verdict.label}
         annotated, incomplete = case.annotated | own, case.incomplete - own
         case = replace(case, annotated=annotated, incomplete=incomplete, pseudo=case.pseudo - own)
+        if verdict.decision == ACCEPT and (verdict.tool or weight != 1):
+            case = replace(case, outlined=(*case.outlined, Outline(verdict.label, verdict.tool, weight)))
     return CorrectedCase(case, voxels, properties, said)
 
 
