@@ -43,7 +43,7 @@ def measure(
     """
     options: dict[str, Any] = {"mixed": mixed, "compiled": compiled, "graphs": graphs}
     trainers = {name: start(recipe, work, device, **options) for name, recipe in recipes.items()}
-    batches = _batches(trainers)
+    batches = batches_of(trainers)
     in_graphs = {name: _settle(trainer, batches[name][0]) for name, trainer in trainers.items()}
     memory = {name: counted_bytes(trainer, batches[name][0]) for name, trainer in trainers.items()}
     counts = {name: {"waits": waits(trainer, batches[name][0])} for name, trainer in trainers.items()}
@@ -69,8 +69,20 @@ def measure(
     ratio = _ratios(seconds, memory, networks, patches)
     if "mutual_partial_joint" in trainers:
         ratio["pseudo_labels"] = {"case": _labelling(trainers["mutual_partial_joint"], trainers["stock"], clock)}
-    kind = "bfloat16" if device.type == "cpu" else "float16"
-    configuration = trainers["stock"].configuration_manager
+    return {
+        **described(trainers["stock"], **options),
+        "median_seconds": seconds,
+        "bytes": memory,
+        "counts": counts,
+        "networks": networks,
+        "ratio": ratio,
+    }
+
+
+def described(stock: Any, *, mixed: bool, compiled: bool, graphs: str) -> dict[str, Any]:
+    """Returns what all trainers have in common."""
+    kind = "bfloat16" if stock.device.type == "cpu" else "float16"
+    configuration = stock.configuration_manager
     return {
         "precision": f"{kind} autocast" if mixed else "float32",
         "patch_size": list(configuration.patch_size),
@@ -78,11 +90,6 @@ def measure(
         "features": configuration.network_arch_init_kwargs["features_per_stage"],
         "compiled": compiled,
         "cuda_graphs": graphs,
-        "median_seconds": seconds,
-        "bytes": memory,
-        "counts": counts,
-        "networks": networks,
-        "ratio": ratio,
     }
 
 
@@ -94,7 +101,7 @@ def _settle(trainer: Any, batch: Any) -> int:
     return graph_bytes() - before
 
 
-def _batches(trainers: Mapping[str, Any]) -> dict[str, list[Any]]:
+def batches_of(trainers: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Draws batches, the same for all trainers of a kind."""
     drawn: dict[tuple[str, bool], list[Any]] = {}
     found = {}
