@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections import Counter
+import sys
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.datasets.case_voxels import reader_for
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases
 from nnunet_mutual.datasets.sync import INTERRUPTED, raw_and_preprocessed_differ
+from nnunet_mutual.disk.cores import each_case
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.folders import temporary_folder
 from nnunet_mutual.disk.images import write_label_map
@@ -99,11 +102,12 @@ def accept(dataset: str, table_file: str, *, dry_run: bool, keep_drawn: bool) ->
         gone = [verdict for verdict in chosen if verdict.case not in opened.files]
         if gone:
             raise MutualError(f"{gone[0].place}: {gone[0].case} has no image in imagesTr any more; remove the line")
-        merged = {}
-        for key in tqdm(dict.fromkeys(v.case for v in chosen), desc="reading", unit="case", leave=False):
-            own = [verdict for verdict in chosen if verdict.case == key]
-            case = merge_case(opened.files[key], own, opened.table, opened.ignore, opened.reader, keep_drawn=keep_drawn)
-            merged[key] = case if dry_run else _staged(case, opened, scratch[opened.raw])
+        own: dict[str, list[Verdict]] = defaultdict(list)
+        for verdict in chosen:
+            own[verdict.case].append(verdict)
+        place = None if dry_run else scratch[opened.raw] / "labelsTr"
+        put = partial(_merged, opened=opened, keep_drawn=keep_drawn, place=place)
+        merged = dict(zip(own, each_case(put, own.values(), doing="reading"), strict=True))
         _say(verdicts, merged, opened, dry_run)
         if merged and not dry_run:
             _change(opened, merged, scratch, path)
@@ -127,16 +131,18 @@ def _open(folders: DatasetFolders) -> _Dataset:
     return _Dataset(folders, folders.raw, content, AnnotationTable.from_dataset_json(content), files, reader, data)
 
 
-def _staged(merged: CorrectedCase, opened: _Dataset, folder: Path) -> CorrectedCase:
-    """Writes a new label map aside, so that not all of them are in memory."""
-    (folder / "labelsTr").mkdir(exist_ok=True)
-    target = folder / "labelsTr" / opened.files[merged.case.key].label.name
-    try:
-        write_label_map(opened.reader, merged.voxels, target, merged.properties)
-        require_space(target.parent)
-    except (OSError, RuntimeError) as error:  # SimpleITK reports a full disk as RuntimeError
-        raise _nothing_changed(opened, error) from error
-    return CorrectedCase(merged.case, np.empty(0), {}, merged.said)
+def _merged(verdicts: list[Verdict], *, opened: _Dataset, keep_drawn: bool, place: Path | None) -> CorrectedCase:
+    """Merges what a reader says about a case; writes the new label map aside, so that not all of them are in memory."""
+    files = opened.files[verdicts[0].case]
+    case = merge_case(files, verdicts, opened.table, opened.ignore, opened.reader, keep_drawn=keep_drawn)
+    if place is not None:
+        try:
+            place.mkdir(exist_ok=True)
+            write_label_map(opened.reader, case.voxels, place / files.label.name, case.properties)
+            require_space(place)
+        except (OSError, RuntimeError) as error:  # SimpleITK reports a full disk as RuntimeError
+            raise _nothing_changed(opened, error) from error
+    return CorrectedCase(case.case, np.empty(0), {}, case.said)
 
 
 def _change(opened: _Dataset, merged: Mapping[str, CorrectedCase], scratch: Mapping[Path, Path], table: Path) -> None:
@@ -144,7 +150,7 @@ def _change(opened: _Dataset, merged: Mapping[str, CorrectedCase], scratch: Mapp
     content = _new_content(opened, [case.case for case in merged.values()])
     try:
         swaps = [_backup(opened, merged, scratch[opened.raw], table)]
-        for key in merged:
+        for key in tqdm(merged, desc="preprocessing", unit="case", file=sys.stderr, leave=False):
             label = opened.files[key].label
             new = scratch[opened.raw] / "labelsTr" / label.name
             swaps += _swaps_of_data(opened, key, new, content, scratch)
