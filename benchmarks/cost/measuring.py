@@ -196,7 +196,6 @@ def _ratios(
 
 def _labelling(trainer: Any, stock: Any, clock: Clock) -> float:
     """Returns seconds to pseudo-label a case over those of predicting it with stock nnU-Net, once per network."""
-    from nnunet_mutual.engine.window import predictor_for
     from nnunet_mutual.pseudo_labels.filter import FilterSettings
     from nnunet_mutual.pseudo_labels.generate import PseudoLabeller
     from nnunet_mutual.pseudo_labels.opinions import asked_twice
@@ -205,10 +204,11 @@ def _labelling(trainer: Any, stock: Any, clock: Clock) -> float:
     data, seg, _, _ = trainer.dataset_class(trainer.preprocessed_dataset_folder, [key]).load_case(key)
     image, drawn = torch.from_numpy(np.array(data[:])), np.asarray(seg[0])
     with (
-        asked_twice(trainer, networks_of(trainer)) as predictors,
-        predictor_for(stock, stock.network, mirroring=True) as reference,
+        asked_twice(trainer.window, networks_of(trainer)) as predictors,
+        trainer.window.around(stock.network, mirroring=True) as reference,
     ):
-        labeller = PseudoLabeller(trainer, predictors, trainer.network_labels(), FilterSettings())
+        axes, learnt = trainer.inference_allowed_mirroring_axes, trainer.network_labels()
+        labeller = PseudoLabeller(trainer.table, trainer.label_manager, axes, predictors, learnt, FilterSettings())
         calls: dict[str, Callable[[], Any]] = {
             "mutual": lambda: labeller.label(trainer.table.case(key), image, drawn, 0.001),
             "stock": lambda: reference.predict_sliding_window_return_logits(image),
