@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-POLL = 0.05  # seconds
+POLL = 0.5  # seconds
 HALF_WAY = re.compile(rb"[4-9]\d%\|")  # of a progress bar
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -131,8 +134,27 @@ class PseudoLabeller:
             (*spatial) int16 codes of drawn and decided values; (*spatial) int16 candidates, the likelier value of every
             open voxel, sure or not and accepted or not, -1 elsewhere; and a decision for each open label.
         """
+        return self.judge(case, self.predict(case, image), drawn, voxel_ml, said)
+
+    def predict(self, case: Case, image: Tensor) -> Prediction:
+        """Asks the networks about the open labels of a case.
+
+        Args:
+            case: who it is and what it annotates.
+            image: (M, *spatial), preprocessed.
+        """
+        return self._predict(self.open_labels(case), image)
+
+    def judge(
+        self,
+        case: Case,
+        found: Prediction,
+        drawn: np.ndarray,
+        voxel_ml: float,
+        said: Callable[[float], str] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, list[Decision]]:
+        """Filters what the networks said; arguments and what is returned are those of :meth:`label`."""
         names = self.open_labels(case)
-        found = self._predict(names, image)
         decided = self._decide_main(case, names, found, drawn, self.settings)
         candidates = self._decide_main(case, names, found, drawn, replace(self.settings, voxel=False))
         chosen = decided != UNDECIDED
@@ -297,7 +319,8 @@ def make_pseudo_labels(
     """
     ranks = ranks or Ranks()
     networks, learnt, settings = experts.networks, experts.learnt, experts.settings
-    with asked_twice(window, networks) as predictors:
+    with ExitStack() as stack:
+        predictors = stack.enter_context(asked_twice(window, networks))
         labeller = PseudoLabeller(fold.table, window.labels, window.mirror_axes, predictors, learnt, settings)
         dataset = fold.open(sorted(fold.training))
         wanted = [key for key in sorted(fold.training) if labeller.open_labels(fold.table.case(key))]
@@ -305,15 +328,19 @@ def make_pseudo_labels(
             say(f"{store.folder} held pseudo labels of other networks or settings: made anew")
         ranks.barrier()
         mine = ranks.share(wanted)
-        if not all(store.has(key) for key in mine):
+        new = [key for key in mine if not store.has(key)]
+        if new:
             labeller.true_volumes = true_volumes(fold.table, dataset)
+        done = stack.enter_context(closing(label_cases(labeller, dataset, store, new)))
+        missing = set(new)
         for i, key in enumerate(mine):
-            if not store.has(key):
+            if key in missing:
                 say(f"pseudo labels of {key} ({i + 1} of {len(mine)})")
-                _label_case(labeller, dataset, store, key)
+                next(done)
                 between_cases()
             if (i + 1) % BARRIER_EVERY == 0 and i + 1 < len(wanted) // ranks.size:
                 ranks.barrier()
+        next(done, None)
     ranks.barrier()
     return store.summarise(wanted) if ranks.rank == 0 else store.decisions(wanted)
 
@@ -376,13 +403,48 @@ def _in_voxels(properties: dict[str, Any]) -> Callable[[float], str] | None:
     return lambda volume: f"{volume / voxel:.0f} voxels"
 
 
-def _label_case(labeller: PseudoLabeller, dataset: Any, store: PseudoStore, key: str) -> None:
-    data, seg, _, properties = load_case(dataset, key)
+def label_cases(labeller: PseudoLabeller, dataset: Any, store: PseudoStore, keys: Sequence[str]) -> Generator[str]:
+    """Labels cases, reading the next one and filtering and writing the last one while the networks are asked.
+
+    So there is one image more in memory than is predicted, and the probabilities of one case that is filtered.
+
+    Args:
+        labeller: knows the networks.
+        dataset: nnU-Net's.
+        store: where the pseudo labels go.
+        keys: of the cases.
+
+    Yields:
+        The case of which the networks were asked; whoever asks for the next one, or closes this, waits until the last
+        one is written.
+    """
+    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
+        images = [ahead.submit(_read_image, dataset, key) for key in keys[:1]]
+        written: list[Future[None]] = []
+        for key, following in zip_longest(keys, keys[1:]):
+            image = images.pop().result()
+            if following is not None:
+                images.append(ahead.submit(_read_image, dataset, following))
+            found = labeller.predict(labeller.table.case(key), image)
+            if written:
+                written.pop().result()
+            written.append(behind.submit(_write_case, labeller, dataset, store, key, found))
+            del found, image
+            yield key
+        if written:
+            written.pop().result()
+
+
+def _read_image(dataset: Any, key: str) -> Tensor:
+    return torch.from_numpy(np.array(load_case(dataset, key)[0][:], copy=True))
+
+
+def _write_case(labeller: PseudoLabeller, dataset: Any, store: PseudoStore, key: str, found: Prediction) -> None:
+    _, seg, _, properties = load_case(dataset, key)
     case = labeller.table.case(key)
     drawn = vouched(np.asarray(seg[0]), labeller.table, case)
-    image = torch.from_numpy(np.array(data[:], copy=True))
     size = voxel_volume(properties, drawn.shape)
-    codes, candidates, decisions = labeller.label(case, image, drawn, size, _in_voxels(properties))
+    codes, candidates, decisions = labeller.judge(case, found, drawn, size, _in_voxels(properties))
     accepted = case.annotated | {decision.label for decision in decisions if decision.accepted}
     decided = labeller.codes.decided_values(codes)
     merged = np.where(decided == UNDECIDED, drawn, decided)
