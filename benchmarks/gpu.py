@@ -4,7 +4,7 @@
 
 A step ends with one line: done, failed (with the last line of its log) or cut (by its budget); OUT/steps.json keeps
 them, OUT/NAME.log what each said. What is done is not done again; what failed or was cut is tried in the next call. No
-step begins after --minutes. With --rehearse all of it runs on a CPU, with small images and few steps.
+step begins after --minutes. With --rehearse all of it runs on a CPU, with small images, two trainers and few steps.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def main(argv: list[str] | None = None) -> int:
 def steps(arguments: argparse.Namespace, out: Path) -> list[Step]:
     """Returns all steps, most telling first."""
     python, device = sys.executable, "cpu" if arguments.rehearse else "cuda"
-    step = [python, str(HERE / "step.py"), "--device", device, *(["--rehearse"] if arguments.rehearse else [])]
+    few = ["--rehearse", "--only", "partial", "mutual_partial_joint"] if arguments.rehearse else []
+    step = [python, str(HERE / "step.py"), "--device", device, *few]
     planned = ["--size", "24", "32", "24"] if arguments.rehearse else ["--plans", "full", "--size", "160", "160", "160"]
     eager = ["--compile", "off", "--draws", "0"]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from random import Random
@@ -227,3 +229,11 @@ def test_integers_of_regions_are_written_as_by_comparing_all_with_all() -> None:
         for i, written in enumerate(restricted(np.arange(6), table, kept)):
             same = [j for j in range(6) if all((i in regions[name]) == (j in regions[name]) for name in kept)]
             assert written == min(same, key=lambda j: (sum(j in region for region in regions.values()), j))
+
+
+@pytest.mark.parametrize(
+    "module", ["datasets.look", "datasets.merge.scan", "datasets.merge.merged_folder", "pseudo_labels.review.merge"]
+)
+def test_processes_that_read_cases_need_no_torch(module: str) -> None:
+    code = f"import sys, nnunet_mutual.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

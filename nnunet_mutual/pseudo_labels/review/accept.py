@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from tqdm import tqdm
 
@@ -24,13 +23,11 @@ from nnunet_mutual.datasets.sync import INTERRUPTED, raw_and_preprocessed_differ
 from nnunet_mutual.disk.cores import each_case
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.folders import temporary_folder
-from nnunet_mutual.disk.images import write_label_map
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.swap import BACKUP, Roots, Swap, forget_old, swap_all, undo
-from nnunet_mutual.disk.writing import require_space
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.preprocessing.label_maps import note, preprocessed_map, read_record, record_of
-from nnunet_mutual.pseudo_labels.review.merge import CorrectedCase, merge_case
+from nnunet_mutual.pseudo_labels.review.merge import CorrectedCase, merged_aside
 from nnunet_mutual.pseudo_labels.review.preprocessed import Data, data_of
 from nnunet_mutual.pseudo_labels.review.verdicts import (
     ABSENT,
@@ -105,9 +102,13 @@ def accept(dataset: str, table_file: str, *, dry_run: bool, keep_drawn: bool) ->
         own: dict[str, list[Verdict]] = defaultdict(list)
         for verdict in chosen:
             own[verdict.case].append(verdict)
-        place = None if dry_run else scratch[opened.raw] / "labelsTr"
-        put = partial(_merged, opened=opened, keep_drawn=keep_drawn, place=place)
-        merged = dict(zip(own, each_case(put, own.values(), doing="reading"), strict=True))
+        known = {"table": opened.table, "ignore": opened.ignore, "reader": opened.reader, "keep_drawn": keep_drawn}
+        put = partial(merged_aside, place=None if dry_run else scratch[opened.raw] / "labelsTr", **known)
+        jobs = [(opened.files[key], said) for key, said in own.items()]
+        try:
+            merged = dict(zip(own, each_case(put, jobs, doing="reading"), strict=True))
+        except (OSError, RuntimeError) as error:  # SimpleITK reports a full disk as RuntimeError
+            raise _nothing_changed(opened, error) from error
         _say(verdicts, merged, opened, dry_run)
         if merged and not dry_run:
             _change(opened, merged, scratch, path)
@@ -129,20 +130,6 @@ def _open(folders: DatasetFolders) -> _Dataset:
     reader = reader_for(content, [path for case in files.values() for path in case.images.values()])
     data = [] if folders.preprocessed is None else data_of(folders.preprocessed)
     return _Dataset(folders, folders.raw, content, AnnotationTable.from_dataset_json(content), files, reader, data)
-
-
-def _merged(verdicts: list[Verdict], *, opened: _Dataset, keep_drawn: bool, place: Path | None) -> CorrectedCase:
-    """Merges what a reader says about a case; writes the new label map aside, so that not all of them are in memory."""
-    files = opened.files[verdicts[0].case]
-    case = merge_case(files, verdicts, opened.table, opened.ignore, opened.reader, keep_drawn=keep_drawn)
-    if place is not None:
-        try:
-            place.mkdir(exist_ok=True)
-            write_label_map(opened.reader, case.voxels, place / files.label.name, case.properties)
-            require_space(place)
-        except (OSError, RuntimeError) as error:  # SimpleITK reports a full disk as RuntimeError
-            raise _nothing_changed(opened, error) from error
-    return CorrectedCase(case.case, np.empty(0), {}, case.said)
 
 
 def _change(opened: _Dataset, merged: Mapping[str, CorrectedCase], scratch: Mapping[Path, Path], table: Path) -> None:

@@ -14,7 +14,8 @@ from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.datasets.case_voxels import inspect_case
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles
-from nnunet_mutual.disk.images import read_label_map, voxel_ml
+from nnunet_mutual.disk.images import read_label_map, voxel_ml, write_label_map
+from nnunet_mutual.disk.writing import require_space
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.pseudo_labels.review.rules import Rule, put_in, rules_for
 from nnunet_mutual.pseudo_labels.review.verdicts import ABSENT, Verdict
@@ -80,6 +81,30 @@ def merge_case(
         voxels = merged
         case = replace(case, annotated=case.annotated | {verdict.label}, pseudo=case.pseudo - {verdict.label})
     return CorrectedCase(case, voxels, properties, said)
+
+
+def merged_aside(
+    job: tuple[CaseFiles, Sequence[Verdict]],
+    *,
+    place: Path | None,
+    table: AnnotationTable,
+    ignore: int | None,
+    reader: BaseReaderWriter,
+    keep_drawn: bool,
+) -> CorrectedCase:
+    """Merges one case as :func:`merge_case` and writes its label map into a folder, if there is one, not to keep it.
+
+    Raises:
+        MutualError: see :func:`merge_case`.
+        OSError, RuntimeError: the disk is full or not writable (SimpleITK reports it as RuntimeError).
+    """
+    files, verdicts = job
+    case = merge_case(files, verdicts, table, ignore, reader, keep_drawn=keep_drawn)
+    if place is not None:
+        place.mkdir(exist_ok=True)
+        write_label_map(reader, case.voxels, place / files.label.name, case.properties)
+        require_space(place)
+    return replace(case, voxels=np.empty(0), properties={})
 
 
 def _read_mask(
