@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 POLL = 0.5  # seconds
-HALF_WAY = re.compile(rb"[4-9]\d%\|")  # of a progress bar
+AT_WORK = re.compile(rb"\b[1-9]\d*/\d+ \[")  # a progress bar whose first cases are done
 
 
 def watch(command: Sequence[str], *, interrupt: bool = False) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def watch(command: Sequence[str], *, interrupt: bool = False) -> dict[str, Any]:
 
     Args:
         command: the program and its arguments.
-        interrupt: give it a Ctrl-C once it says that it is half-way.
+        interrupt: give it a Ctrl-C once it says that it has done some cases.
 
     Returns:
         ``status``, ``seconds`` by the clock and ``processor_seconds`` of all its processes, ``peak_bytes`` of them
@@ -36,7 +36,7 @@ def watch(command: Sequence[str], *, interrupt: bool = False) -> dict[str, Any]:
         pending = interrupt
         while part := os.read(process.stdout.fileno(), 1 << 16):
             said.append((time.monotonic(), part))
-            if pending and HALF_WAY.search(part):
+            if pending and AT_WORK.search(part):
                 pending = False
                 os.killpg(process.pid, signal.SIGINT)
 
