@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -195,24 +196,33 @@ def _ratios(
 
 
 def _labelling(trainer: Any, stock: Any, clock: Clock) -> float:
-    """Returns seconds to pseudo-label a case over those of predicting it with stock nnU-Net, once per network."""
+    """Returns seconds to pseudo-label cases over those of reading and predicting them once per network that is asked.
+
+    Files are read and written, decisions included; of the other side only read.
+    """
+    from nnunet_mutual.batches.pseudo import PseudoStore
     from nnunet_mutual.pseudo_labels.filter import FilterSettings
-    from nnunet_mutual.pseudo_labels.generate import PseudoLabeller
+    from nnunet_mutual.pseudo_labels.generate import label_cases
+    from nnunet_mutual.pseudo_labels.labeller import PseudoLabeller
     from nnunet_mutual.pseudo_labels.opinions import asked_twice
 
-    key = trainer.do_split()[0][0]
-    data, seg, _, _ = trainer.dataset_class(trainer.preprocessed_dataset_folder, [key]).load_case(key)
-    image, drawn = torch.from_numpy(np.array(data[:])), np.asarray(seg[0])
+    keys, learnt = trainer.do_split()[0][:4], trainer.network_labels()
+    dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, keys)
+    asked = {key: sum(bool(own - trainer.table.case(key).annotated) for own in learnt) for key in keys}
     with (
+        tempfile.TemporaryDirectory() as folder,
         asked_twice(trainer.window, networks_of(trainer)) as predictors,
         trainer.window.around(stock.network, mirroring=True) as reference,
     ):
-        axes, learnt = trainer.inference_allowed_mirroring_axes, trainer.network_labels()
+        store, axes = PseudoStore(folder), trainer.inference_allowed_mirroring_axes
         labeller = PseudoLabeller(trainer.table, trainer.label_manager, axes, predictors, learnt, FilterSettings())
-        calls: dict[str, Callable[[], Any]] = {
-            "mutual": lambda: labeller.label(trainer.table.case(key), image, drawn, 0.001),
-            "stock": lambda: reference.predict_sliding_window_return_logits(image),
-        }
-        seconds = _alternate(calls, lambda name, _: calls[name](), 4, clock)
-    asked = sum(bool(own - trainer.table.case(key).annotated) for own in trainer.network_labels())
-    return round(seconds["mutual"] / (asked * seconds["stock"]), 4)
+
+        def predict() -> None:
+            for key, times in asked.items():
+                image = torch.from_numpy(np.array(dataset.load_case(key)[0][:]))
+                for _ in range(times):
+                    reference.predict_sliding_window_return_logits(image)
+
+        calls = {"mutual": lambda: [*label_cases(labeller, dataset, store, keys)], "stock": predict}
+        seconds = _alternate(calls, lambda name, _: calls[name](), 2, clock)
+    return round(seconds["mutual"] / seconds["stock"], 4)

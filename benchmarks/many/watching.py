@@ -28,7 +28,9 @@ def watch(command: Sequence[str], *, interrupt: bool = False) -> dict[str, Any]:
         together, the longest ``silent_seconds``, and the ``end`` of what it said.
     """
     started = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_heed
+    )
     said: list[tuple[float, bytes]] = []
 
     def listen() -> None:
@@ -62,6 +64,11 @@ def watch(command: Sequence[str], *, interrupt: bool = False) -> dict[str, Any]:
         "silent_seconds": round(max(b - a for a, b in zip(times, times[1:], strict=False)), 1),
         "end": b"".join(part for _, part in said)[-2000:].decode(errors="replace"),
     }
+
+
+def _heed() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _memory(session: int) -> int:

@@ -28,12 +28,12 @@ from nnunet_mutual.pseudo_labels import generate
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.generate import (
     Experts,
-    PseudoLabeller,
     _in_voxels,
     make_pseudo_labels,
     true_volumes,
     voxel_volume,
 )
+from nnunet_mutual.pseudo_labels.labeller import PseudoLabeller
 from nnunet_mutual.pseudo_labels.opinions import TwoOpinions
 from nnunet_mutual.trainers import PartialTrainer
 

@@ -99,16 +99,7 @@ def accept(dataset: str, table_file: str, *, dry_run: bool, keep_drawn: bool) ->
         gone = [verdict for verdict in chosen if verdict.case not in opened.files]
         if gone:
             raise MutualError(f"{gone[0].place}: {gone[0].case} has no image in imagesTr any more; remove the line")
-        own: dict[str, list[Verdict]] = defaultdict(list)
-        for verdict in chosen:
-            own[verdict.case].append(verdict)
-        known = {"table": opened.table, "ignore": opened.ignore, "reader": opened.reader, "keep_drawn": keep_drawn}
-        put = partial(merged_aside, place=None if dry_run else scratch[opened.raw] / "labelsTr", **known)
-        jobs = [(opened.files[key], said) for key, said in own.items()]
-        try:
-            merged = dict(zip(own, each_case(put, jobs, doing="reading"), strict=True))
-        except (OSError, RuntimeError) as error:  # SimpleITK reports a full disk as RuntimeError
-            raise _nothing_changed(opened, error) from error
+        merged = _merged(chosen, opened, None if dry_run else scratch[opened.raw] / "labelsTr", keep_drawn=keep_drawn)
         _say(verdicts, merged, opened, dry_run)
         if merged and not dry_run:
             _change(opened, merged, scratch, path)
@@ -130,6 +121,22 @@ def _open(folders: DatasetFolders) -> _Dataset:
     reader = reader_for(content, [path for case in files.values() for path in case.images.values()])
     data = [] if folders.preprocessed is None else data_of(folders.preprocessed)
     return _Dataset(folders, folders.raw, content, AnnotationTable.from_dataset_json(content), files, reader, data)
+
+
+def _merged(
+    chosen: Sequence[Verdict], opened: _Dataset, place: Path | None, *, keep_drawn: bool
+) -> dict[str, CorrectedCase]:
+    """Merges what a reader says about each case; new label maps go into a folder, so that none stays in memory."""
+    own: dict[str, list[Verdict]] = defaultdict(list)
+    for verdict in chosen:
+        own[verdict.case].append(verdict)
+    known = {"table": opened.table, "ignore": opened.ignore, "reader": opened.reader, "keep_drawn": keep_drawn}
+    jobs = [(opened.files[key], said) for key, said in own.items()]
+    try:
+        done = each_case(partial(merged_aside, place=place, **known), jobs, doing="reading")
+        return dict(zip(own, done, strict=True))
+    except (OSError, RuntimeError) as error:  # SimpleITK reports a full disk as RuntimeError
+        raise _nothing_changed(opened, error) from error
 
 
 def _change(opened: _Dataset, merged: Mapping[str, CorrectedCase], scratch: Mapping[Path, Path], table: Path) -> None:
