@@ -46,7 +46,7 @@ def each_case(function: Callable[[Job], Result], cases: Iterable[Job], *, doing:
     except BrokenProcessPool:
         raise MutualError(
             f"a process that was {doing} was ended by the system, as where memory runs out; close other programs, or "
-            "use fewer processes: export nnUNet_def_n_proc=1"
+            'use fewer processes: export nnUNet_def_n_proc=1 (a script of your own needs if __name__ == "__main__")'
         ) from None
     finally:
         executor.shutdown(cancel_futures=True)
