@@ -122,7 +122,13 @@ class Dataset:
         fold = base / f"fold_{FOLD}"
         (fold / "validation").mkdir(parents=True)
         (base / "dataset.json").write_bytes((self.raw / "dataset.json").read_bytes())
-        plans = {"data_identifier": "nnUNetPlans_3d_fullres", "patch_size": [self.size] * 3, "batch_size": 2}
+        plans = {
+            "data_identifier": "nnUNetPlans_3d_fullres",
+            "patch_size": [self.size] * 3,
+            "batch_size": 2,
+            "spacing": [1.0] * 3,
+            "architecture": {"network_class_name": "any", "arch_kwargs": {}, "_kw_requires_import": []},
+        }
         write_json(
             base / "plans.json",
             {"plans_name": named["plans"], "dataset_name": self.name, "configurations": {"3d_fullres": plans}},
