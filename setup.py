@@ -51,7 +51,7 @@ if __name__ == "__main__":
         ],
         # The shim folder is data, not a package: nnU-Net imports its one module by the folder's path.
         package_data={
-            "nnunet_mutual": ["plugin/shim/*.py", "pseudo_labels/review/*.html", "report/templates/*", "py.typed"]
+            "nnunet_mutual": ["plugin/shim/*.py", "pseudo_labels/*/*.html", "report/templates/*", "py.typed"]
         },
         zip_safe=False,
         install_requires=["nnunetv2>=2.8", "openpyxl>=3.1"],

@@ -63,7 +63,10 @@ def _scores(setting: Setting, schedule: Schedule) -> dict[str, Any]:
 
 def _of_arm(setting: Setting, schedule: Schedule, arm: str) -> dict[str, Any]:
     files = {seed: run_file(setting, schedule, seed, arm) for seed in setting["calibration"]["seeds"]}
-    scores = {str(seed): round(table.mean_dice(read_json(f)), 5) for seed, f in files.items() if f.is_file()}
+    label = setting["calibration"].get("label")  # None: the mean over all
+    found = {str(seed): read_json(f) for seed, f in files.items() if f.is_file()}
+    dice = {seed: table.label_means(e)[label] if label else table.mean_dice(e) for seed, e in found.items()}
+    scores = {seed: round(value, 5) for seed, value in dice.items()}
     entry: dict[str, Any] = {**asdict(schedule), "mean_dice_by_seed": scores, "mean": None, "range": None}
     if len(scores) == len(files):
         entry["mean"] = round(statistics.fmean(scores.values()), 5)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from settings import CONFIGURATION, BenchmarkError, Setting, read_json, write_js
 
 ENDING = ".nii.gz"
 PLANS = "nnUNetPlans"
+Hide = Callable[[Any, Any, int], Any]  # of the mask of an integer, the spacing and the integer: a mask
 
 
 def prepare(setting: Setting) -> None:
@@ -55,27 +57,43 @@ def verify_patients(setting: Setting) -> None:
 
 
 def simulate(setting: Setting) -> None:
-    """Makes the simulated modality of every image that is not there yet, beside a link to the real one."""
-    import SimpleITK as sitk
-    from second_modality import second_modality
+    """Makes the simulated modality of every image that is not there yet, beside a link to the real one.
 
-    folder = setting["folder"]
+    Where the protocol hides a structure in the first modality, too, that one is simulated as well.
+    """
+    import SimpleITK as sitk
+    from second_modality import second_modality, two_modalities
+
+    folder, rule = setting["folder"], setting["second_modality"]
     source, target = setting.data_folder(folder), setting.images(folder)
     target.mkdir(parents=True, exist_ok=True)
-    hidden = read_json(source / "dataset.json")["labels"][setting["second_modality"]["hidden"]]
+    integers = read_json(source / "dataset.json")["labels"]
     for case in (case for cases in setting["cases"].values() for case in cases):
-        real, made = (target / f"{case}_{n:04d}{ENDING}" for n in range(2))
-        if made.is_file():
+        first, second = (target / f"{case}_{n:04d}{ENDING}" for n in range(2))
+        if second.is_file():
             continue
-        image = sitk.ReadImage(str(source / "imagesTr" / real.name))
+        image = sitk.ReadImage(str(source / "imagesTr" / first.name))
         labels = sitk.GetArrayFromImage(sitk.ReadImage(str(source / "labelsTr" / f"{case}{ENDING}")))
-        written = sitk.GetImageFromArray(second_modality(sitk.GetArrayFromImage(image), labels, hidden, case))
-        written.CopyInformation(image)
-        real.unlink(missing_ok=True)
-        os.symlink(source / "imagesTr" / real.name, real)
-        temporary = made.with_name(f".{made.name}")
-        sitk.WriteImage(written, str(temporary))
-        os.replace(temporary, made)
+        voxels, hidden = sitk.GetArrayFromImage(image), integers[rule["hidden"]]
+        if "hidden_in_first" in rule:
+            made = two_modalities(voxels, labels, (integers[rule["hidden_in_first"]], hidden), rule["soft"], case)
+            _write_like(image, made[0], first)
+        else:
+            made = (voxels, second_modality(voxels, labels, hidden, case))
+            first.unlink(missing_ok=True)
+            os.symlink(source / "imagesTr" / first.name, first)
+        _write_like(image, made[1], second)  # last: it says that both are there
+
+
+def _write_like(image: Any, voxels: Any, target: Path) -> None:
+    """Writes voxels with the geometry of an image, whole or not at all."""
+    import SimpleITK as sitk
+
+    written = sitk.GetImageFromArray(voxels)
+    written.CopyInformation(image)
+    temporary = target.with_name(f".{target.name}")
+    sitk.WriteImage(written, str(temporary))
+    os.replace(temporary, target)
 
 
 def write_raw(setting: Setting, dataset: str) -> None:
@@ -88,21 +106,21 @@ def write_raw(setting: Setting, dataset: str) -> None:
     sources: dict[str, Any] = {}
     cases: dict[str, Any] = {}
     for group in entry["groups"]:
-        source_folder = setting.data_folder(group["folder"])
         names = setting.channel_names(group["folder"])
         channels = entry.get("channels", names)
-        integers = read_json(source_folder / "dataset.json")["labels"]
-        drawn = annotated_sets(source_folder, group["annotated"], setting["cases"][group["cases"]])
+        drawn = annotated_sets(
+            setting.data_folder(group["folder"]), group["annotated"], setting["cases"][group["cases"]]
+        )
         annotated_of = {case: [x for x in labels if x in entry["labels"]] for case, labels in drawn.items()}
         common = sorted(
             {label for annotated in annotated_of.values() for label in annotated}, key=entry["labels"].index
         )
         sources[group["source"]] = {"annotated": common}
+        in_part = {"incomplete": group["incomplete"]} if "incomplete" in group else {}
         for case, annotated in annotated_of.items():
             link_images(setting.images(group["folder"]), case, [names.index(c) for c in channels], target / "imagesTr")
-            keep = {integers[label]: entry["labels"].index(label) + 1 for label in annotated}
-            write_labels(source_folder / "labelsTr" / f"{case}{ENDING}", target / "labelsTr" / f"{case}{ENDING}", keep)
-            cases[case] = {"source": group["source"], "annotated": annotated}
+            write_label_map(setting, entry, group, case, annotated, target / "labelsTr")
+            cases[case] = {"source": group["source"], "annotated": annotated, **in_part}
     for group in entry.get("unlabelled", []):
         for case in setting["cases"][group["cases"]]:
             link_images(setting.images(group["folder"]), case, [names.index(c) for c in channels], target / "imagesUn")
@@ -113,13 +131,33 @@ def write_raw(setting: Setting, dataset: str) -> None:
         target / "dataset.json",
         {
             "channel_names": {str(n): name for n, name in enumerate(channels)},
-            "labels": {"background": 0, **{label: i + 1 for i, label in enumerate(entry["labels"])}},
+            "labels": labels_of(entry),
             "numTraining": len(cases),
             "file_ending": ENDING,
             "reference": setting["source"],
             "mutual": block,
         },
     )
+
+
+def write_label_map(
+    setting: Setting, entry: dict[str, Any], group: dict[str, Any], case: str, annotated: list[str], target: Path
+) -> None:
+    """Writes what is drawn of a case, and hides what the group of the protocol hides."""
+    source = setting.data_folder(group["folder"])
+    integers, labels = read_json(source / "dataset.json")["labels"], entry["labels"]
+    drawn = [*annotated, *group.get("incomplete", [])]
+    keep = {integers[label]: labels.index(label) + 1 for label in drawn}
+    hide = hiding_of(group["hidden"], labels, case) if "hidden" in group else None
+    gap = labels_of(entry).get("ignore", 0)
+    file = f"{case}{ENDING}"
+    write_labels(source / "labelsTr" / file, target / file, keep, hide=hide, gap=gap)
+
+
+def labels_of(entry: dict[str, Any]) -> dict[str, int]:
+    """Returns "labels" of dataset.json, with nnU-Net's ignore label where the protocol asks for it."""
+    names = ["background", *entry["labels"], *(["ignore"] if "ignore" in entry else [])]
+    return {name: value for value, name in enumerate(names)}
 
 
 def link_images(source: Path, case: str, channels: list[int], target: Path) -> None:
@@ -136,8 +174,24 @@ def annotated_sets(folder: Path, annotated: list[str] | str, cases: list[str]) -
     return {case: list(annotated) for case in cases}
 
 
-def write_labels(source: Path, target: Path, keep: dict[int, int]) -> None:
-    """Copies a label map; integers that are not in ``keep`` become 0, the others are renumbered."""
+def hiding_of(rule: dict[str, Any], labels: list[str], case: str) -> Hide:
+    """Returns what hides a share of each label of a case, in the same places in every dataset of the benchmark."""
+    from nnunet_mutual.datasets.simulate.hiding import Hiding
+
+    hiding = Hiding(dict.fromkeys(labels, rule["share"]), rule["pieces"], rule["seed"])
+    return lambda mask, spacing, value: hiding.hidden(mask, spacing, case, labels[value - 1])
+
+
+def write_labels(source: Path, target: Path, keep: dict[int, int], *, hide: Hide | None = None, gap: int = 0) -> None:
+    """Copies a label map; integers that are not in ``keep`` become 0, the others are renumbered.
+
+    Args:
+        source: the label map.
+        target: where the copy goes.
+        keep: integer -> new integer.
+        hide: says where a new integer is hidden, from its mask and the spacing.
+        gap: what is written there.
+    """
     import numpy as np
     import SimpleITK as sitk
 
@@ -146,6 +200,8 @@ def write_labels(source: Path, target: Path, keep: dict[int, int]) -> None:
     new = np.zeros(old.shape, dtype=np.uint8)
     for before, after in keep.items():
         new[old == before] = after
+        if hide is not None:
+            new[hide(old == before, image.GetSpacing()[::-1], after)] = gap
     written = sitk.GetImageFromArray(new)
     written.CopyInformation(image)
     sitk.WriteImage(written, str(target))

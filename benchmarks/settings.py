@@ -157,7 +157,7 @@ class Setting:
         """Returns the cases that a seed draws for a dataset, by the dataset from which each source's are linked."""
         origin, drawn = self["datasets"][dataset]["labelled_from"], self.draws[seed]
         if isinstance(origin, dict):
-            return {origin[source]: self.cases_of(patients) for source, patients in drawn.items()}
+            return {folder: self.cases_of(drawn[source]) for source, folder in origin.items()}
         everybody = [p for patients in drawn.values() for p in patients] if isinstance(drawn, dict) else drawn
         return {origin: self.cases_of(everybody)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,13 +19,15 @@ from nnunet_mutual.engine.soft_views import over_views
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.losses.area_similarity import PUBLISHED, ROBUST
 from nnunet_mutual.modules.input_columns import clear_unused
-from nnunet_mutual.objectives import Objective
+from nnunet_mutual.objectives import Batch, Objective
 from nnunet_mutual.objectives.crossmodal import CrossModalCourse, CrossModalLoss, CrossModalObjective
+from nnunet_mutual.objectives.crossmodal_teaching import ModalTeacherObjective, ModalTeaching
 from nnunet_mutual.planning.needs import Needs
 from nnunet_mutual.settings import TwoStreamSettings, planned_memory
 from nnunet_mutual.trainers.base import MutualTrainer
 from nnunet_mutual.trainers.unlabelled import (
     NO_CASCADE,
+    ask_average,
     said,
     sizes_of,
     two_stream_needs,
@@ -33,6 +35,7 @@ from nnunet_mutual.trainers.unlabelled import (
 )
 
 LEAST_UNLABELLED = 2  # one sample alone has no opposite
+TEMPERATURE = 0.5  # of what averages say together, as of a mean teacher
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,11 @@ class MutualCrossModalSettings(TwoStreamSettings):
     """Settings of :class:`MutualCrossModalTrainer`, beside those of every trainer with unlabelled images.
 
     Attributes:
-        loss: weights of the terms.
+        form: "contrast": contrast and consistency, then re-learning from the better network; "averages": from ramp to
+            end, a mean of all moving averages teaches unlabelled images, weighted by how well each network knows each
+            class, while networks see other intensities and boxes of other images.
+        loss: weights of the terms of "contrast".
+        taught: weight of what averages teach, next to the supervised loss of weight 1; of "averages".
         relearn_from: share of the training after which worse networks re-learn from better ones.
         all_from: share after which all re-learn from each other.
         relearning_contrast: share of the contrast in re-learning.
@@ -52,6 +59,8 @@ class MutualCrossModalSettings(TwoStreamSettings):
 
     ema: float = 0.99
     ramp: float = 0.4
+    form: Literal["contrast", "averages"] = "contrast"
+    taught: float = 0.5
     loss: CrossModalLoss = field(default_factory=CrossModalLoss)
     relearn_from: float = 0.63
     all_from: float = 0.93
@@ -75,6 +84,13 @@ class MutualCrossModalSettings(TwoStreamSettings):
             raise MutualError(
                 f'settings "passes" and "queue" must be at least 1 and 0, found {self.passes} and {self.queue}'
             )
+        if not 0 <= self.taught < float("inf"):
+            raise MutualError(f'setting "taught" must be 0 or more, found {self.taught}')
+
+    def unused(self) -> dict[str, str]:
+        """See :meth:`Settings.unused`."""
+        course = ("loss", "relearn_from", "all_from", "relearning_contrast", "passes", "queue", "published")
+        return dict.fromkeys(("taught",) if self.form == "contrast" else course, f'with form="{self.form}"')
 
 
 class MutualCrossModalTrainer(MutualTrainer):
@@ -117,16 +133,23 @@ class MutualCrossModalTrainer(MutualTrainer):
             averages=number,
             memory=planned_memory(settings),
             unlabelled=max(LEAST_UNLABELLED, common.unlabelled),
-            terms=("consistency of unlabelled",) if settings.loss.consistency > 0 else (),
-            held=True,
+            terms=cls._terms(settings),
+            held=settings.form == "contrast",
         )
+
+    @staticmethod
+    def _terms(settings: MutualCrossModalSettings) -> tuple[str, ...]:
+        if settings.form == "averages":
+            return ("soft targets",)
+        return ("consistency of unlabelled",) if settings.loss.consistency > 0 else ()
 
     def build_stream(self) -> TwoStreams:
         """Returns labelled and unlabelled images by modality; one unlabelled sample alone has no opposite."""
         sizes = sizes_of(self)
         enough = replace(sizes, unlabelled=max(LEAST_UNLABELLED, sizes.unlabelled))
         parts = self.fold_cases, self.label_manager, unlabelled_images(self), enough
-        stream = said(self, ModalityStreams(*parts, groups=self.groups, all_take_part=self.is_ddp))
+        views = {"intensity": True, "partners": "every"} if self.settings.form == "averages" else None
+        stream = said(self, ModalityStreams(*parts, groups=self.groups, all_take_part=self.is_ddp, views=views))
         if stream.unlabelled > sizes.unlabelled:
             self.print_to_log_file(f"unlabelled patches raised to {LEAST_UNLABELLED}: one alone has no opposite")
         return stream
@@ -134,6 +157,8 @@ class MutualCrossModalTrainer(MutualTrainer):
     def build_objectives(self) -> list[Objective]:
         """Returns what the networks learn."""
         chosen = self.settings
+        if chosen.form == "averages":
+            return [self._taught()]
         course = CrossModalCourse(
             area=chosen.relearning_contrast,
             ramp_end=chosen.ramp,
@@ -153,6 +178,16 @@ class MutualCrossModalTrainer(MutualTrainer):
                 standing=lambda: self.online.ranking.by_label.tolist(),
             )
         ]
+
+    def _taught(self) -> Objective:
+        parts = len(self.groups.names), self.knowledge, self.supervised.ignore_label, self._ask_average
+        teaching = ModalTeaching(*parts, temperature=TEMPERATURE)
+        return ModalTeacherObjective(
+            self.supervised, teaching, weight=self.settings.taught, ramp_end=self.settings.ramp
+        )
+
+    def _ask_average(self, network: int, batch: Batch) -> Tensor:
+        return ask_average(self, network, self.stream.seen_by(network, batch.weak))
 
     def build_peers(self, objectives: Sequence[Objective]) -> Peers:
         """Returns a network per group, of the plans' shape; columns of channels that it does not see are zero."""

@@ -88,7 +88,7 @@ class TaughtPartialTrainer(MutualTrainer):
         """Returns the cases, of different groups in a batch, and images that nobody drew, mixed."""
         chosen = self.settings
         views = {"intensity": chosen.strong_intensity, "boxes": chosen.boxes, "views": chosen.networks}
-        labelled = [key for key in self.do_split()[0] if self.table.case(key).annotated]
+        labelled = [key for key in self.do_split()[0] if self.table.case(key).drawn]
         groups = choose_label_groups(self.table, labelled) if chosen.boxes else []
         parts = self.fold_cases, self.label_manager, unlabelled_images(self), sizes_of(self)
         return said(self, ExchangedStreams(*parts, groups=groups, **views))

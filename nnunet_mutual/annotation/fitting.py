@@ -31,13 +31,13 @@ def fitting_trainers(
             planning: as the table declares.
         accepting: trainers that know the settings given; None: all.
     """
-    annotated = [table.case(key).annotated for key in cases]
+    entries = [table.case(key) for key in cases]
     fitting: tuple[str, ...]
     if by_group if by_group is not None else bool(table.modality_groups):
         fitting, why = BY_GROUP, f"{len(table.modality_groups)} modality groups"
-    elif unlabelled or frozenset() in annotated:
+    elif unlabelled or not all(case.drawn for case in entries):
         fitting, why = (*UNLABELLED, *DIFFERENT), "there are unlabelled images"
-    elif any(labels != frozenset(table.labels) for labels in annotated):
+    elif any(case.annotated != frozenset(table.labels) for case in entries):
         fitting, why = DIFFERENT, "cases annotate different labels"
     else:
         fitting, why = LABELLED, "every case annotates every label"

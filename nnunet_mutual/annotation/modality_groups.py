@@ -123,9 +123,14 @@ def require_preprocessed_by_group(plans: Mapping[str, Any], groups: ModalityGrou
         )
     if found != groups.described():
         raise MutualError(
-            f"the data of the plans {plans['plans_name']} were preprocessed for other modality groups ({found}) than "
-            f"dataset.json declares ({groups.described()}); run {command}"
+            f"the data of the plans {plans['plans_name']} were preprocessed for other modality groups "
+            f"({in_words(found)}) than dataset.json declares ({in_words(groups.described())}); run {command}"
         )
+
+
+def in_words(groups: Mapping[str, Sequence[str]]) -> str:
+    """Writes groups as ``--groups`` takes them."""
+    return " ".join(f"{name}={','.join(channels)}" for name, channels in groups.items())
 
 
 def _example(channels: Sequence[str]) -> str:

@@ -28,9 +28,9 @@ def unseen_labels(
     been drawn as part of another label.
 
     Args:
-        drawn: the label drawn there, one of ``annotated``; None for background.
+        drawn: the label drawn there, completely or in part; None for background.
         labels: all labels.
-        annotated: labels that somebody looked for.
+        annotated: labels that somebody looked for and drew completely.
         contained: what each label was drawn with, at any depth.
         overlaps: labels that may share voxels with it.
     """
@@ -40,16 +40,19 @@ def unseen_labels(
     return unseen & (contained.get(drawn, frozenset()) | overlaps.get(drawn, frozenset()))
 
 
-def agreeing_integers(drawn: int, regions: Mapping[str, Set[int]], annotated: Set[str]) -> frozenset[int]:
+def agreeing_integers(
+    drawn: int, regions: Mapping[str, Set[int]], annotated: Set[str], incomplete: Set[str] = frozenset()
+) -> frozenset[int]:
     """Returns the integers that agree with a drawn one about every annotated region.
 
     Args:
         drawn: integer of the label map.
         regions: integers of each region.
-        annotated: regions that somebody looked for.
+        annotated: regions that somebody looked for and drew completely.
+        incomplete: regions of which a part is drawn; where it is, they are present.
     """
     integers = frozenset({0}).union(*regions.values())
-    asked = [regions[name] for name in annotated]
+    asked = [regions[name] for name in [*annotated, *(name for name in incomplete if drawn in regions[name])]]
     return frozenset(z for z in integers if all((z in region) == (drawn in region) for region in asked))
 
 
@@ -61,8 +64,8 @@ def left_open(table: AnnotationTable, case: Case) -> dict[int, frozenset[str]]:
         case: what is annotated.
     """
     labels, contained = frozenset(table.labels), table.contained(case)
-    overlaps = {label: table.overlap_partners(label) for label in case.annotated}
-    drawn: dict[int, str | None] = {0: None, **{table.values[label][0]: label for label in case.annotated}}
+    overlaps = {label: table.overlap_partners(label) for label in case.drawn}
+    drawn: dict[int, str | None] = {0: None, **{table.values[label][0]: label for label in case.drawn}}
     return {y: unseen_labels(name, labels, case.annotated, contained, overlaps) for y, name in drawn.items()}
 
 
@@ -70,4 +73,4 @@ def hypotheses(table: AnnotationTable, case: Case) -> dict[int, frozenset[int]]:
     """Returns, per integer of a map of regions, those that may truly be there; see :func:`agreeing_integers`."""
     regions = {label: frozenset(table.values[label]) for label in table.labels}
     integers = frozenset({0}).union(*regions.values())
-    return {y: agreeing_integers(y, regions, case.annotated) for y in integers}
+    return {y: agreeing_integers(y, regions, case.annotated, case.incomplete) for y in integers}

@@ -1,4 +1,4 @@
-"""Predictions, and label maps, restricted to the labels that a case annotates."""
+"""Predictions, and label maps, restricted to the labels that a case annotates, completely or in part."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ class RegionRestriction:
 def restriction_for(
     table: AnnotationTable, case: Case, order: Sequence[int] | None = None
 ) -> Restriction | RegionRestriction | None:
-    """Returns how to restrict the prediction of a case, or None if it annotates everything.
+    """Returns how to restrict the prediction of a case, or None if it draws everything.
 
     An unannotated label goes to the annotated label that contains it; else to the likelier of background and the
     annotated labels that may overlap it; else to background. An unannotated region counts for the annotated regions
-    that hold its integer.
+    that hold its integer. A label that is drawn in part stays, as one that is annotated.
 
     Args:
         table: the annotation table.
@@ -90,7 +90,7 @@ def restriction_for(
     Raises:
         ValueError: a region dataset without an integer for each region.
     """
-    unannotated = [label for label in table.labels if label not in case.annotated]
+    unannotated = [label for label in table.labels if label not in case.drawn]
     if not unannotated:
         return None
     if table.is_regions:
@@ -98,8 +98,8 @@ def restriction_for(
     contained = table.contained(case)
     removed = []
     for label in unannotated:
-        outer = [b for b in table.labels if b in case.annotated and label in contained.get(b, ())]
-        partners = sorted(table.overlap_partners(label) & case.annotated)
+        outer = [b for b in table.labels if b in case.drawn and label in contained.get(b, ())]
+        partners = sorted(table.overlap_partners(label) & case.drawn)
         heirs = tuple(table.values[b][0] for b in outer) or (0, *(table.values[b][0] for b in partners))
         removed.append((table.values[label][0], heirs))
     return Restriction(tuple(removed))
@@ -122,7 +122,7 @@ def _of_regions(table: AnnotationTable, case: Case, order: tuple[int, ...]) -> R
     if len(order) != len(table.labels):
         raise ValueError(f"{len(table.labels)} regions need as many integers, found {order}")
     holds = [frozenset(table.values[label]) for label in table.labels]
-    annotated = [n for n, label in enumerate(table.labels) if label in case.annotated]
+    annotated = [n for n, label in enumerate(table.labels) if label in case.drawn]
 
     def said(integer: int) -> list[bool]:
         return [integer in holds[n] for n in annotated]
@@ -152,7 +152,7 @@ def _painted(probabilities: np.ndarray, order: Sequence[int]) -> np.ndarray:
 
 
 def vouched(drawn: np.ndarray, table: AnnotationTable, case: Case) -> np.ndarray:
-    """Takes labels that the case does not annotate (drawn by a model) out of its label map.
+    """Takes labels that nobody drew in the case (but a model) out of its label map.
 
     They become 0: none of the annotated labels was drawn there. Where one may be hidden beneath, they stay, since
     neither is known. Regions stay: an integer says for each annotated region whether it is there.
@@ -164,5 +164,5 @@ def vouched(drawn: np.ndarray, table: AnnotationTable, case: Case) -> np.ndarray
     """
     if table.is_regions:
         return drawn
-    foreign = [a for a in table.labels if a not in case.annotated and not table.beneath(case, a)]
+    foreign = [a for a in table.labels if a not in case.drawn and not table.beneath(case, a)]
     return np.where(np.isin(drawn, [table.values[a][0] for a in foreign]), 0, drawn)

@@ -18,8 +18,10 @@ from nnunet_mutual.settings import BLOCK
 
 VERSION = 1
 _BLOCK_KEYS = ("version", "sources", "cases", "labels", "may_overlap", "modality_groups")
-_SOURCE_KEYS = ("annotated", "contains")
-_CASE_KEYS = ("source", "annotated", "pseudo", "missing", "patient")
+_SOURCE_KEYS = ("annotated", "incomplete", "contains")
+_CASE_KEYS = ("source", "annotated", "incomplete", "pseudo", "missing", "patient", "outlined")
+_OUTLINE_KEYS = ("by", "weight")
+_DRAWN = ("annotated", "incomplete")
 _LABEL_KEYS = ("single",)
 
 
@@ -30,6 +32,22 @@ class Source:
     name: str
     annotated: frozenset[str]
     contains: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    incomplete: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Who outlined an annotated label that a person accepted, and how much trainings believe it.
+
+    Attributes:
+        label: the label.
+        by: the tool, with its version if that is known; '' if unknown.
+        weight: in (0, 1], of its voxels and of its Dice in the loss.
+    """
+
+    label: str
+    by: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,9 @@ class Case:
     Attributes:
         pseudo: labels that a model drew and nobody has looked at; they are never among ``annotated``, so that their
             voxels say nothing.
+        incomplete: labels of which somebody drew a part, such as some of many lesions: what is drawn is right, whether
+            there is more is unknown. They are never among ``annotated``.
+        outlined: annotated labels whose outlines are of a tool and not of a person's hand.
     """
 
     key: str
@@ -47,6 +68,22 @@ class Case:
     patient: str | None = None
     pseudo: frozenset[str] = frozenset()
     missing: frozenset[str] = frozenset()
+    incomplete: frozenset[str] = frozenset()
+    outlined: tuple[Outline, ...] = ()
+
+    def weight(self, label: str) -> float:
+        """Returns how much trainings believe an annotated label."""
+        return dict(self.outlined_weights).get(label, 1.0)
+
+    @property
+    def outlined_weights(self) -> tuple[tuple[str, float], ...]:
+        """Labels and weights other than 1."""
+        return tuple((one.label, one.weight) for one in self.outlined if one.weight != 1)
+
+    @property
+    def drawn(self) -> frozenset[str]:
+        """Labels whose voxels somebody drew, all of them or a part."""
+        return self.annotated | self.incomplete
 
 
 @dataclass(frozen=True)
@@ -162,17 +199,17 @@ class AnnotationTable:
             )
 
     def require_annotated(self, training: Iterable[str], fold: int | str) -> None:
-        """Verifies that every label has a training case that annotates it.
+        """Verifies that every label has a training case that annotates it completely.
 
         Raises:
             MutualError: names the labels that nothing would teach.
         """
-        annotated = {label for key in training for label in self.case(key).annotated}
-        absent = [label for label in self.labels if label not in annotated]
+        cases = [self.case(key) for key in training]
+        absent = [label for label in self.labels if not any(label in case.annotated for case in cases)]
         if absent:
             raise MutualError(
-                f"no training case of fold {fold} annotates {', '.join(absent)}; remove the label from dataset.json, "
-                "correct the annotation table, or use another split"
+                f"no training case of fold {fold} annotates {', '.join(absent)}{drawn_in_part(cases, absent)}; remove "
+                "the label from dataset.json, correct the annotation table, or use another split"
             )
 
     def contained(self, case: Case) -> dict[str, frozenset[str]]:
@@ -180,13 +217,13 @@ class AnnotationTable:
         return _closure(self.sources[case.source].contains)
 
     def beneath(self, case: Case, label: str) -> frozenset[str]:
-        """Returns the annotated labels that may have been drawn at voxels of a label that the case does not annotate.
+        """Returns the drawn labels that may lie at voxels of a label that nobody drew in the case (but a model).
 
         A label map holds one label per voxel: who wrote a model's tumour into a drawn liver has hidden the liver there.
         """
         contained = self.contained(case)
-        return frozenset(b for b in case.annotated if label in contained.get(b, ())) | (
-            self.overlap_partners(label) & case.annotated
+        return frozenset(b for b in case.drawn if label in contained.get(b, ())) | (
+            self.overlap_partners(label) & case.drawn
         )
 
     @cached_property
@@ -201,6 +238,13 @@ class AnnotationTable:
     def overlap_partners(self, label: str) -> frozenset[str]:
         """Returns the labels declared in ``may_overlap`` together with this one."""
         return frozenset(other for pair in self.may_overlap if label in pair for other in pair if other != label)
+
+
+def drawn_in_part(cases: Iterable[Case], labels: Iterable[str]) -> str:
+    """Says why drawing a part is not enough to learn from, where some of these labels are drawn so; else nothing."""
+    number = sum(not case.incomplete.isdisjoint(labels) for case in cases)
+    why = "completely: where only a part is drawn, a network that finds it everywhere is never wrong"
+    return f" {why} ({number} case(s))" if number else ""
 
 
 def table_fingerprint(dataset_json: Mapping[str, Any]) -> str:
@@ -280,7 +324,9 @@ def _source(name: str, entry: Any, labels: tuple[str, ...]) -> Source:
     inner = {
         outer: _names(inside, labels, f'contains "{outer}" of {place}', "label") for outer, inside in contains.items()
     }
-    source = Source(name, _names(entry["annotated"], labels, f"annotated of {place}", "label"), inner)
+    annotated, incomplete = (_names(entry.get(k, []), labels, f"{k} of {place}", "label") for k in _DRAWN)
+    _require_apart(incomplete, {"annotated": annotated}, place)
+    source = Source(name, annotated, inner, incomplete)
     for outer, inside in _closure(inner).items():
         if outer in inside:
             raise MutualError(
@@ -322,10 +368,12 @@ def _case(
         raise MutualError(f'"patient" of {place} of dataset.json must be text, found {patient!r}; put it in quotes')
     if patient is not None:
         safe_text(patient, f"patient of {place} of dataset.json")
-    annotated = sources[source].annotated
-    if "annotated" in entry:
-        annotated = _names(entry["annotated"], labels, f"annotated of {place}", "label")
     pseudo = _names(entry.get("pseudo", []), labels, f"pseudo of {place}", "label")
+    own = {k: _names(entry[k], labels, f"{k} of {place}", "label") for k in _DRAWN if k in entry}
+    complete, in_part = (own.get(key, frozenset()) for key in _DRAWN)
+    _require_apart(in_part, {"annotated": complete, "pseudo": pseudo}, place)
+    annotated = own.get("annotated", sources[source].annotated - in_part)
+    incomplete = own.get("incomplete", sources[source].incomplete - complete)
     return Case(
         key=key,
         source=source,
@@ -333,7 +381,36 @@ def _case(
         patient=patient,
         pseudo=pseudo,
         missing=_names(entry.get("missing", []), channels, f"missing of {place}", "channel"),
+        incomplete=incomplete - pseudo,
+        outlined=_outlines(entry.get("outlined", {}), annotated - pseudo, place),
     )
+
+
+def _require_apart(incomplete: frozenset[str], others: Mapping[str, frozenset[str]], place: str) -> None:
+    for other, names in others.items():
+        for name in sorted(incomplete & names):
+            raise MutualError(
+                f'{place} of dataset.json lists {name} under "incomplete" and under "{other}"; keep one: "incomplete" '
+                "says that what is drawn of it is right and that there may be more"
+            )
+
+
+def _outlines(entries: Any, annotated: frozenset[str], place: str) -> tuple[Outline, ...]:
+    entries = _mapping(entries, f"outlined of {place}")
+    _names(list(entries), annotated, f"outlined of {place}", "annotated label")
+    found = []
+    for label in sorted(entries):
+        entry, where = _mapping(entries[label], f'outlined "{label}" of {place}'), f'outlined "{label}" of {place}'
+        _known_keys(entry, _OUTLINE_KEYS, where)
+        by, weight = entry.get("by", ""), entry.get("weight", 1)
+        if not isinstance(by, str):
+            raise MutualError(f'"by" of {where} of dataset.json must be text, found {by!r}; put it in quotes')
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight <= 1:
+            raise MutualError(
+                f'"weight" of {where} of dataset.json must be a number above 0 and at most 1, found {weight!r}'
+            )
+        found.append(Outline(label, safe_text(by, f"{where} of dataset.json"), float(weight)))
+    return tuple(found)
 
 
 def _singles(entries: Any, labels: tuple[str, ...]) -> frozenset[str]:

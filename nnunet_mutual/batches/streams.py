@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
@@ -234,7 +234,7 @@ class TwoStreams(Stream):
         self.images = images
         self.sizes = sizes
         self.predicted = predicted
-        self.labelled_keys = [key for key in fold.training if fold.table.case(key).annotated]
+        self.labelled_keys = [key for key in fold.training if fold.table.case(key).drawn]
         self.further = () if images is None else list(images.identifiers)
         without = sorted({*fold.training} - {*self.labelled_keys}) if undrawn else []
         self.unlabelled_keys = [*without, *self.further]
@@ -391,11 +391,20 @@ class ModalityStreams(TwoStreams):
         arguments: of :class:`TwoStreams`.
         groups: a network for each.
         all_take_part: whether processes gather Dice statistics, so that all must take one path.
+        views: options of :func:`~nnunet_mutual.batches.views.strengthen`, where networks see stronger views of
+            unlabelled images than their teachers; of channels of their own, other intensities are others for each.
     """
 
-    def __init__(self, *arguments: Any, groups: ModalityGroups, all_take_part: bool):
+    def __init__(
+        self,
+        *arguments: Any,
+        groups: ModalityGroups,
+        all_take_part: bool,
+        views: Mapping[str, Any] | None = None,
+    ):
         super().__init__(*arguments)
         self.groups = groups
+        self.views = views
         complete = all(all(groups.available(case)) for case in self.table.cases.values())
         self._gathers_of_some = all_take_part and not complete
 
@@ -413,6 +422,13 @@ class ModalityStreams(TwoStreams):
         if key not in self.table.cases:
             return True
         return self.groups.available(self.table.cases[key])[network]
+
+    def batch(self, raw: dict, patterns: Patterns, device: torch.device) -> Batch:
+        """Makes the stronger views; no box goes into or out of a batch in which a sample lacks a channel."""
+        moved = super().batch(raw, patterns, device)
+        if self.views is None or moved.views is None:
+            return moved
+        return strengthen(moved, **{**self.views, **({} if moved.sight is None else {"partners": "off"})})
 
     def validation_batch(self, raw: dict, patterns: Patterns, device: torch.device) -> Batch:
         """Notes who sees what, and takes noise out of channels that are missing."""

@@ -22,9 +22,10 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "declare which labels are annotated in which case",
         "Writes the annotation table into dataset.json of a raw nnU-Net dataset, from a file that lists the annotated\n"
         "labels of every training case. A label that is not listed for a case counts as unknown there, not as absent.\n"
-        "CSV or .xlsx: a column 'case' and one column per label (yes/no), or one column 'labels' (a;b); columns\n"
-        "'source', 'patient' and 'missing' (channels) may follow. JSON: {case: [label, ...]}. Images of imagesUn may\n"
-        "be listed, with no labels.",
+        "CSV or .xlsx: a column 'case' and one column per label (yes/no, or partly: some of it is drawn), or one\n"
+        "column 'labels' (a;b); columns 'source', 'patient', 'missing' (channels) and 'incomplete' (labels drawn in\n"
+        "part) may follow. JSON: {case: [label, ...]}. Images of imagesUn may be listed, with no labels. Where you\n"
+        "know which voxels nobody looked at (slices, all but scribbles), use nnU-Net's ignore label instead.",
         "nnunet_mutual annotate Dataset111_Abdomen cases.csv --contains liver=liver_tumour --single liver",
     )
     add_dataset(command)
@@ -129,9 +130,9 @@ def _add_simulate(add: Callable[..., argparse.ArgumentParser]) -> None:
         "simulate",
         _simulate,
         "make a dataset that lacks labels, label maps or channels, to test a method",
-        "Makes a new dataset in nnUNet_raw from a labelled one: sites that draw only some labels, cases without label\n"
-        "map (imagesUn), cases that lack a channel. Patients stay together, the draws are seeded, and the full truth\n"
-        "is kept in the folder 'truth', which no training reads.",
+        "Makes a new dataset in nnUNet_raw from a labelled one: sites that draw only some labels, labels of which\n"
+        "only some pieces are drawn, cases without label map (imagesUn), cases that lack a channel. Patients stay\n"
+        "together, the draws are seeded, and the full truth is kept in the folder 'truth', which no training reads.",
         "nnunet_mutual simulate Dataset111_Abdomen Dataset112_TwoSites --keep A:liver,liver_tumour --keep B:spleen",
     )
     command.add_argument("dataset", metavar="SRC", help="labelled dataset, name or number")
@@ -155,6 +156,23 @@ def _add_simulate(add: Callable[..., argparse.ArgumentParser]) -> None:
         action="append",
         default=[],
         help="share of the cases that lacks this channel (repeatable)",
+    )
+    command.add_argument(
+        "--incomplete",
+        metavar="LABEL=SHARE",
+        action="append",
+        default=[],
+        help="share of the pieces of this label that is hidden, in all labelled cases but --complete (repeatable)",
+    )
+    command.add_argument(
+        "--pieces", choices=("components", "slices"), default="components", help="of --incomplete (%(default)s)"
+    )
+    command.add_argument(
+        "--complete",
+        metavar="NUMBER",
+        type=cli_types.at_least(1),
+        default=5,
+        help="cases in which a label of --incomplete stays complete (%(default)s)",
     )
     command.add_argument("--seed", type=cli_types.seed, default=0, help="of the draws (%(default)s)")
     command.add_argument("--copy", action="store_true", help="copy images instead of linking them")

@@ -16,10 +16,52 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     Args:
         add: makes a sub-command of (name, handler, summary, description, example).
     """
+    _add_suggest(add)
     _add_review(add)
     _add_accept(add)
     _add_evaluate(add)
     _add_report(add)
+
+
+def _add_suggest(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "suggest",
+        _suggest,
+        "where to draw next: what would teach most for a minute of a reader",
+        "Ranks images of imagesUn and partly drawn cases, structure by structure, by what drawing them would teach:\n"
+        "how much networks (or mirrored views) disagree, size, and variety, so that no ten are alike. Never patients\n"
+        "of validation or test. Writes a folder as review does: a page, a table to fill in, a mask for each;\n"
+        "'nnunet_mutual accept' reads it. A run that was interrupted goes on where it stopped.",
+        "nnunet_mutual suggest 111 3d_fullres -tr PartialTrainer -o next_111 --minutes spleen=3 liver=20 --max 30",
+    )
+    add_training(command)
+    command.add_argument(
+        "-f",
+        dest="folds",
+        metavar="FOLD",
+        nargs="+",
+        default=["0"],
+        type=cli_types.fold,
+        help="folds whose networks are asked; their validation patients are left out (0)",
+    )
+    command.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="checkpoint (%(default)s)")
+    command.add_argument("-o", dest="output", metavar="FOLDER", required=True, help="a new folder")
+    command.add_argument(
+        "--minutes",
+        metavar="[LABEL=]MINUTES",
+        nargs="+",
+        default=[],
+        help="that drawing takes: 1, unless said; others for single labels: --minutes 5 liver=20",
+    )
+    command.add_argument(
+        "--max",
+        dest="most",
+        metavar="NUMBER",
+        type=cli_types.at_least(1),
+        default=20,
+        help="at most so many (%(default)s)",
+    )
+    command.add_argument("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="where (%(default)s)")
 
 
 def _add_review(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -142,6 +184,24 @@ def _add_report(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--with-names", action="store_true", help="show names of cases, for the group itself")
     command.add_argument("--no-images", action="store_true", help="leave out slices of patients' images")
     command.add_argument("--evidence", metavar="FOLDER", help="evidence files of a benchmark, instead of a training")
+
+
+def _suggest(options: argparse.Namespace) -> int:
+    from nnunet_mutual.pseudo_labels.suggest.command import suggest
+
+    suggest(
+        options.dataset,
+        options.configuration,
+        options.folds,
+        trainer=options.trainer,
+        plans=options.plans,
+        checkpoint=options.checkpoint,
+        output=options.output,
+        minutes=options.minutes,
+        most=options.most,
+        device=options.device,
+    )
+    return 0
 
 
 def _review(options: argparse.Namespace) -> int:

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from nnunet_mutual.annotation.table import VERSION, AnnotationTable
+from nnunet_mutual.annotation.entries import drawn_entry, ordered
+from nnunet_mutual.annotation.table import VERSION, AnnotationTable, drawn_in_part
 from nnunet_mutual.datasets.coverage import coverage, format_coverage
-from nnunet_mutual.datasets.earlier import completed, dropped, earlier_table, withdrawn
+from nnunet_mutual.datasets.earlier import completed, completed_since, dropped, earlier_table, withdrawn
 from nnunet_mutual.datasets.raw import read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.datasets.tables import Entry, Known, read_table
@@ -25,6 +26,10 @@ _SOURCE_HINT = (
     "The table names no sources, so cases with the same labels make one. Training draws the cases of small "
     "sources\nmore often; if all cases come from one hospital and were drawn by one protocol, say so:  --source "
     "NAME --force\n"
+)
+_IGNORE_HINT = (
+    "Of what is drawn in part, all that is not drawn counts as unknown. Where you know which voxels nobody looked at\n"
+    "(slices between drawn ones, all but scribbles), nnU-Net's ignore label there says more (docs/data.md)."
 )
 
 
@@ -104,6 +109,11 @@ def annotate(
             f"WARNING: {len(lost)} case(s) no longer annotate what the block before said, for example after accept: "
             f"{shorten(lost)}; if that is not meant, add it to {table_file} and repeat"
         )
+    if complete := completed_since(earlier, table):
+        print(
+            f"WARNING: {len(complete)} case(s) draw completely what the block before said was drawn in part: "
+            f"{shorten(complete)}; if more of it was not drawn since, write partly in {table_file} and repeat"
+        )
     if options := dropped(earlier, table):
         print(f"No longer said; if it still holds, repeat with  --force {' '.join(options)}")
     _report(folders.name, path, table, list(files), backup, _SOURCE_HINT if guessed else "")
@@ -120,9 +130,11 @@ def _report(name: str, path: Path, table: AnnotationTable, keys: Sequence[str], 
     nobody = [label for label in table.labels if not any(label in case.annotated for case in cases)]
     if nobody:
         print(
-            f"No case annotates {', '.join(nobody)}: such a label cannot be learnt. Correct the table, or remove "
-            "the label from dataset.json."
+            f"No case annotates {', '.join(nobody)}{drawn_in_part(cases, nobody)}. Such a label cannot be learnt: "
+            "correct the table, or remove the label from dataset.json."
         )
+    if any(case.incomplete for case in cases):
+        print(_IGNORE_HINT)
     difference = raw_and_preprocessed_differ(name)
     print(f"{hint}Next, compare the table with the label maps:  nnunet_mutual check {name}")
     if difference:
@@ -146,10 +158,10 @@ def _same_cases(entries: Sequence[Entry], keys: Sequence[str], apart: Set[str], 
             f"{path} has {' and '.join(found)}; list every training case once, by its file name without channel "
             "number and ending"
         )
-    drawn = [entry for entry in entries if entry.case in apart and entry.annotated | entry.pseudo]
+    drawn = [entry for entry in entries if entry.case in apart and entry.drawn | entry.pseudo]
     if drawn:
         raise MutualError(
-            f"{path} lists {', '.join(sorted(drawn[0].annotated | drawn[0].pseudo))} for {drawn[0].case}, which is in "
+            f"{path} lists {', '.join(sorted(drawn[0].drawn | drawn[0].pseudo))} for {drawn[0].case}, which is in "
             "imagesUn, where nothing is drawn; write none there, or move its images to imagesTr and its label map to "
             "labelsTr"
         )
@@ -177,15 +189,15 @@ def _sources(
             )
         of_case = {entry.case: str(entry.source) for entry in training}
     else:
-        names = _names_of_sets({entry.annotated for entry in training}, labels)
-        of_case = {entry.case: names[entry.annotated] for entry in training}
+        names = _names_of_sets({entry.drawn for entry in training}, labels)
+        of_case = {entry.case: names[entry.drawn] for entry in training}
     sets: dict[str, Counter[frozenset[str]]] = defaultdict(Counter)
     for entry in training:
         sets[of_case[entry.case]][entry.annotated] += 1
     order = sorted(sets, key=lambda name: (-sets[name].total(), natural(name)))
     # A source annotates what most of its cases annotate; the other cases say what they have.
     usual = {name: max(sets[name], key=lambda drawn: (sets[name][drawn], len(drawn), sorted(drawn))) for name in order}
-    sources = {name: {"annotated": _ordered(usual[name], labels)} for name in order}
+    sources = {name: {"annotated": ordered(usual[name], labels)} for name in order}
     for entry in entries:
         if entry.case in apart and only is None:
             # Of an image in imagesUn nothing was drawn, whoever sent it.
@@ -205,16 +217,12 @@ def _cases(
     for entry in entries:
         name = of_case[entry.case]
         case: dict[str, Any] = {"source": name}
-        drawn = _ordered(entry.annotated, table.labels)
-        usual = [label for label in sources[name]["annotated"] if label not in entry.pseudo]
-        if drawn != usual and entry.case not in apart:
-            case["annotated"] = drawn
+        if entry.case not in apart:
+            case |= drawn_entry(sources[name], entry.annotated, entry.incomplete, entry.pseudo, table.labels)
         if entry.patient is not None:
             case["patient"] = entry.patient
-        if entry.pseudo:
-            case["pseudo"] = _ordered(entry.pseudo, table.labels)
         if entry.missing:
-            case["missing"] = _ordered(entry.missing, table.channels)
+            case["missing"] = ordered(entry.missing, table.channels)
         cases[entry.case] = case
     return cases
 
@@ -224,8 +232,8 @@ def _names_of_sets(sets: Iterable[frozenset[str]], labels: Sequence[str]) -> dic
     names: dict[frozenset[str], str] = {}
     used: Counter[str] = Counter()
     for drawn in sorted(sets, key=lambda drawn: [label not in drawn for label in labels]):
-        absent = _ordered(frozenset(labels) - drawn, labels)
-        present = "+".join(_ordered(drawn, labels))
+        absent = ordered(frozenset(labels) - drawn, labels)
+        present = "+".join(ordered(drawn, labels))
         if not drawn or not absent:
             name = "all_labels" if drawn else _NOBODY
         elif len(absent) < len(drawn):
@@ -248,7 +256,7 @@ def _add_contains(
 ) -> None:
     drawn: dict[str, set[str]] = defaultdict(set)
     for entry in entries:
-        drawn[of_case[entry.case]] |= entry.annotated
+        drawn[of_case[entry.case]] |= entry.drawn
     for text in texts:
         left, equals, right = text.partition("=")
         if not equals:
@@ -296,8 +304,3 @@ def _label(name: str, labels: Sequence[str], option: str) -> str:
             f"{option} names the unknown label {name!r}{meant(name, labels)}; dataset.json has: {', '.join(labels)}"
         )
     return name
-
-
-def _ordered(names: Iterable[str], labels: Sequence[str]) -> list[str]:
-    chosen = set(names)
-    return [label for label in labels if label in chosen]

@@ -121,7 +121,7 @@ def inspect_case(
     counts = count_labels(label, table, ignore, finding)
     finding.present = {name for name, values in table.values.items() if any(counts.get(value) for value in values)}
     if case is not None:
-        outside = outside_annotation(counts, table, case.annotated | case.pseudo)
+        outside = outside_annotation(counts, table, case.drawn | case.pseudo)
         if outside:
             what = ", ".join(f"{number} voxel(s) of {name}" for name, number in outside.items())
             finding.error(

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.annotation.table import AnnotationTable, Case, drawn_in_part
 from nnunet_mutual.datasets.case_voxels import missing_files, reader_for
 from nnunet_mutual.datasets.coverage import Cell, coverage, format_coverage, fully_drawn
 from nnunet_mutual.datasets.look import Seen, look
@@ -290,11 +290,12 @@ def _label_problems(table: AnnotationTable, cases: Sequence[Case], present: Mapp
                 "evaluation (find_best_configuration) scores it there"
             )
             problems.append(Problem(WARNING, f"label {label}", text))
+        problems += _in_part_problems(label, [case.key for case in cases if label in case.incomplete], present)
         if not drawn:
             only = f" (in {len(guessed)} case(s) it is a pseudo label, which nobody vouches for)" if guessed else ""
             text = (
-                f"no case annotates it{only}, so it cannot be learnt; add cases that do, or remove the label from "
-                "dataset.json"
+                f"no case annotates it{only or drawn_in_part(cases, [label])}, so it cannot be learnt; add cases that "
+                "do, or remove the label from dataset.json"
             )
             problems.append(Problem(ERROR, f"label {label}", text))
         elif empty and not table.declared:
@@ -312,12 +313,25 @@ def _label_problems(table: AnnotationTable, cases: Sequence[Case], present: Mapp
     return problems
 
 
+def _in_part_problems(label: str, keys: Sequence[str], present: Mapping[str, Set[str]]) -> list[Problem]:
+    if not keys:
+        return []
+    text = (
+        f"drawn in part in {len(keys)} case(s) ({shorten(keys)}), where what is not drawn is unknown; stock nnU-Net "
+        "trains on it as if it were absent there, and its own evaluation (find_best_configuration) scores it so"
+    )
+    empty = [key for key in keys if key in present and label not in present[key]]
+    if empty:
+        text += f"; {len(empty)} of them ({shorten(empty)}) have no voxel of it, so they say nothing about it"
+    return [Problem(WARNING, f"label {label}", text)]
+
+
 def _region_problems(table: AnnotationTable, cases: Sequence[Case]) -> list[Problem]:
     if not table.is_regions:
         return []
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for case in cases:
-        for outer in set(table.labels) - case.annotated:
+        for outer in set(table.labels) - case.drawn:
             inside = [
                 label
                 for label in table.labels

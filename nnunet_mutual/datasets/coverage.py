@@ -18,8 +18,9 @@ class Cell:
     Attributes:
         annotated: cases in which somebody looked for the label.
         present: cases with voxels of the label among the annotated ones; None if the label maps were not read.
-        outside: cases with voxels of the label although it is neither annotated nor a pseudo label there.
+        outside: cases with voxels of the label although it is neither drawn nor a pseudo label there.
         pseudo: cases in which it is a pseudo label, whose voxels say nothing.
+        incomplete: further cases, in which it is drawn in part.
     """
 
     label: str
@@ -28,6 +29,7 @@ class Cell:
     present: int | None = None
     outside: int = 0
     pseudo: int = 0
+    incomplete: int = 0
 
 
 def coverage(
@@ -46,14 +48,19 @@ def coverage(
         for what, labels in (
             ("annotated", case.annotated),
             ("pseudo", case.pseudo),
+            ("incomplete", case.incomplete),
             ("present", seen & case.annotated),
-            ("outside", seen - case.annotated - case.pseudo),
+            ("outside", seen - case.drawn - case.pseudo),
         ):
             counts[what].update((label, case.source) for label in labels)
     places = [(label, source) for label in table.labels for source in table.sources]
     if present is None:
-        return [Cell(*p, counts["annotated"][p], pseudo=counts["pseudo"][p]) for p in places]
-    return [Cell(*p, *(counts[what][p] for what in ("annotated", "present", "outside", "pseudo"))) for p in places]
+        return [
+            Cell(*p, counts["annotated"][p], pseudo=counts["pseudo"][p], incomplete=counts["incomplete"][p])
+            for p in places
+        ]
+    order = ("annotated", "present", "outside", "pseudo", "incomplete")
+    return [Cell(*p, *(counts[what][p] for what in order)) for p in places]
 
 
 def format_coverage(table: AnnotationTable, cases: Sequence[Case], cells: Sequence[Cell]) -> str:
@@ -78,6 +85,8 @@ def format_coverage(table: AnnotationTable, cases: Sequence[Case], cells: Sequen
     outside = (
         "; !n: n cases have voxels although the label is not annotated" if any(cell.outside for cell in cells) else ""
     )
+    if any(cell.incomplete for cell in cells):
+        outside += "; (n): drawn in part in n more cases, where what is not drawn is unknown"
     if any(cell.pseudo for cell in cells):
         outside += "; ~n: a pseudo label in n cases, unknown until it is accepted or filtered"
     return f"{what} (-: not annotated{outside})\n" + columns([header, sizes, *rows]) + legend
@@ -121,11 +130,13 @@ def _total(label: str, row: Sequence[Cell]) -> Cell:
         sum(cell.present or 0 for cell in row) if read else None,
         sum(cell.outside for cell in row),
         sum(cell.pseudo for cell in row),
+        sum(cell.incomplete for cell in row),
     )
 
 
 def _text(cell: Cell) -> str:
-    outside = (f" !{cell.outside}" if cell.outside else "") + (f" ~{cell.pseudo}" if cell.pseudo else "")
+    marks = {"({})": cell.incomplete, "!{}": cell.outside, "~{}": cell.pseudo}
+    outside = "".join(f" {mark.format(number)}" for mark, number in marks.items() if number)
     if not cell.annotated:
         return "-" + outside
     return (str(cell.annotated) if cell.present is None else f"{cell.annotated}/{cell.present}") + outside

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.datasets.tables import Entry
 from nnunet_mutual.datasets.tolerant import readable_table
 from nnunet_mutual.disk.files import natural
@@ -41,7 +41,7 @@ def completed(
         for name in _KEPT if before is not None else ():
             value = getattr(before, name)
             if name == "pseudo" and value:
-                value -= entry.annotated
+                value -= entry.drawn
             if value and name not in entry.says:
                 entry = replace(entry, **{name: value})
                 kept[name] += 1
@@ -59,12 +59,21 @@ def completed(
 
 def withdrawn(earlier: AnnotationTable | None, new: AnnotationTable) -> list[str]:
     """Returns "case: labels" of what the earlier table called annotated, as accept does, and the new one does not."""
-    lost = {
-        key: case.annotated - new.cases[key].annotated
-        for key, case in ({} if earlier is None else earlier.cases).items()
-        if key in new.cases
-    }
-    return [f"{key}: {' and '.join(sorted(labels))}" for key, labels in lost.items() if labels]
+    return _in_words({now.key: before.annotated - now.annotated for before, now in _both(earlier, new)})
+
+
+def completed_since(earlier: AnnotationTable | None, new: AnnotationTable) -> list[str]:
+    """Returns "case: labels" of what the earlier table called drawn in part and the new one calls annotated."""
+    return _in_words({now.key: before.incomplete & now.annotated for before, now in _both(earlier, new)})
+
+
+def _both(earlier: AnnotationTable | None, new: AnnotationTable) -> list[tuple[Case, Case]]:
+    cases = {} if earlier is None else earlier.cases
+    return [(case, new.cases[key]) for key, case in cases.items() if key in new.cases]
+
+
+def _in_words(found: Mapping[str, frozenset[str]]) -> list[str]:
+    return [f"{key}: {' and '.join(sorted(labels))}" for key, labels in found.items() if labels]
 
 
 def dropped(earlier: AnnotationTable | None, new: AnnotationTable) -> list[str]:

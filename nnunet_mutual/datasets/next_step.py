@@ -34,9 +34,9 @@ class Contents:
 
     @property
     def partial(self) -> bool:
-        """Whether there are cases that draw some of the labels only."""
+        """Whether there are cases that draw some of the labels only, or some of a label."""
         everything = frozenset(self.table.labels)
-        return any(self.table.case(key).annotated not in (everything, frozenset()) for key in self.cases)
+        return any(case.drawn and case.annotated != everything for case in map(self.table.case, self.cases))
 
     @classmethod
     def of_planned(cls, folders: DatasetFolders) -> Contents:

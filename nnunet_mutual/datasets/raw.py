@@ -15,14 +15,21 @@ from nnunet_mutual.disk.files import natural, read_object
 from nnunet_mutual.disk.names import require_text, safe_name
 from nnunet_mutual.errors import MutualError, Spellings, shorten, spelling_key
 
+UNLABELLED = "imagesUn"
+
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """The files of one training case: channel number -> image, and the label map. They need not exist."""
+    """The files of one case: channel number -> image, and the label map. They need not exist."""
 
     key: str
     images: Mapping[int, Path]
     label: Path
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether it lies in imagesUn, so that there is no label map."""
+        return all(path.parent.name == UNLABELLED for path in self.images.values())
 
 
 def read_dataset_json(folder: Path) -> dict[str, Any]:
@@ -90,8 +97,8 @@ def unlabelled_cases(
         The cases by key in natural order (``label`` names a file that does not exist), and problems of names.
     """
     drawn = set(training)
-    images, problems = images_of(folder / "imagesUn", dataset_json["file_ending"])
-    images_un = folder / "imagesUn"
+    images, problems = images_of(folder / UNLABELLED, dataset_json["file_ending"])
+    images_un = folder / UNLABELLED
     cases = {
         key: CaseFiles(key, images[key], images_un / (key + dataset_json["file_ending"]))
         for key in sorted(images, key=natural)

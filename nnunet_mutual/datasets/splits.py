@@ -10,7 +10,7 @@ from random import Random
 
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.annotation.table import AnnotationTable, drawn_in_part
 from nnunet_mutual.datasets.coverage import columns
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
 from nnunet_mutual.disk.files import write_json
@@ -26,11 +26,19 @@ _TRIES = 30
 
 @dataclass(frozen=True)
 class _Unit:
-    """Cases that must stay together: all cases of a patient, or one case; without traits if they annotate nothing."""
+    """Cases that must stay together: all cases of a patient, or one case.
+
+    Attributes:
+        cases: their names.
+        traits: none if they annotate nothing.
+        sets: traits of each case.
+        in_part: whether a label is drawn in part in one of them.
+    """
 
     cases: tuple[str, ...]
     traits: frozenset[_Trait]
     sets: tuple[frozenset[_Trait], ...]
+    in_part: bool
 
 
 def stratified_splits(
@@ -46,7 +54,8 @@ def stratified_splits(
     label does.
 
     What only one patient annotates stays in every training set, because a fold that cannot learn a label is of no use.
-    Cases that annotate nothing are never validated; those of a validation patient are left out of that fold.
+    Cases that annotate nothing are never validated; those of a validation patient are left out of that fold. Patients
+    of whom a label is drawn in part stay in every training set, too: where its remainder is, nobody could score.
 
     Args:
         table: the annotation table.
@@ -64,7 +73,8 @@ def stratified_splits(
     table.require(keys)
     units = _units(table, keys)
     _require_enough(len(keys), units, n_folds)
-    if all(len(unit.cases) == 1 for unit in units) and len({unit.sets for unit in units}) == 1:
+    alike = len({unit.sets for unit in units}) == 1
+    if alike and all(len(unit.cases) == 1 and not unit.in_part for unit in units):
         return [
             {part: [str(key) for key in split[part]] for part in _PARTS}
             for split in generate_crossval_split(keys, seed, n_folds)
@@ -72,8 +82,9 @@ def stratified_splits(
     movable = _movable(units, n_folds)
     if len(movable) < n_folds:
         raise MutualError(
-            f"only {len(movable)} patient(s) can be validated: the others annotate nothing, or are the only ones "
-            f"with a label; {n_folds} folds need {n_folds}, train with fold all or write your own splits_final.json"
+            f"only {len(movable)} patient(s) can be validated: the others annotate nothing, draw a label in part, or "
+            f"are the only ones with a label; {n_folds} folds need {n_folds}, train with fold all or write your own "
+            "splits_final.json"
         )
     attempts = [_spread(movable, n_folds, seed + attempt) for attempt in range(_TRIES)]
     return _as_splits(min(attempts, key=lambda folds: _cost(folds, movable)), units, table)
@@ -161,7 +172,9 @@ def describe_splits(
     never = sorted({key for fold in splits for key in fold["train"]} - validated)
     if never:
         only = "a label or a modality group" if _of_groups(table, used) else "a label"
-        notes.append(f"  never validated (they annotate nothing, or are the only ones with {only}): {shorten(never)}")
+        part = " draw a label in part," if any(table.case(key).incomplete for key in never) else ""
+        why = f"they annotate nothing,{part} or are the only ones with {only}"
+        notes.append(f"  never validated ({why}): {shorten(never)}")
     return "\n".join(["annotated cases, training/validation", columns(rows), *notes])
 
 
@@ -198,20 +211,32 @@ def fold_problems(
     drawn = {part: Counter(label for key in fold[part] for label in table.case(key).annotated) for part in _PARTS}
     for label in table.labels if labels is None else labels:
         if not drawn["train"][label]:
-            problems.append(
-                Problem(
-                    ERROR,
-                    place,
-                    f"no training case annotates {label}, so this fold cannot learn it; move a case that does",
-                )
-            )
+            why = drawn_in_part(map(table.case, fold["train"]), [label])
+            text = f"no training case annotates {label}{why}, so this fold cannot learn it; move a case that does"
+            problems.append(Problem(ERROR, place, text))
         elif not drawn["val"][label]:
             problems.append(
                 Problem(
                     WARNING, place, f"no validation case annotates {label}, so this fold gives no score for it (n = 0)"
                 )
             )
-    return problems + _group_problems(table, fold, place)
+    return problems + _in_part_problems(table, fold, place) + _group_problems(table, fold, place)
+
+
+def _in_part_problems(table: AnnotationTable, fold: Split, place: str) -> list[Problem]:
+    """Names the labels of which a validation case draws a part, which nnU-Net would score as if it were all."""
+    problems = []
+    for label in table.labels:
+        keys = [key for key in fold["val"] if label in table.case(key).incomplete]
+        if keys:
+            text = (
+                f"{len(keys)} validation case(s) draw {label} in part ({shorten(keys)}): of these only the share of "
+                "the drawn voxels that is found (sensitivity) can be said; nnU-Net's own scores of them "
+                f"(find_best_configuration, postprocessing) take {label} that was not drawn for false, so move the "
+                "cases to training, or leave such scores out"
+            )
+            problems.append(Problem(WARNING, place, text))
+    return problems
 
 
 def _group_problems(table: AnnotationTable, fold: Split, place: str) -> list[Problem]:
@@ -238,7 +263,7 @@ def _of_groups(table: AnnotationTable, keys: Iterable[str]) -> dict[str, frozens
 
     Without groups each channel counts as one.
     """
-    cases = [case for case in map(table.case, keys) if case.annotated]
+    cases = [case for case in map(table.case, keys) if case.drawn]
     groups = table.modality_groups or {channel: (channel,) for channel in table.channels}
     found = {
         name: frozenset(case.key for case in cases if not case.missing & set(channels))
@@ -282,19 +307,19 @@ def _units(table: AnnotationTable, keys: Sequence[str]) -> list[_Unit]:
     units = []
     for cases in by_patient(table, keys):
         sets = tuple(map(traits, cases))
-        units.append(_Unit(cases, frozenset().union(*sets), sets))
+        units.append(_Unit(cases, frozenset().union(*sets), sets, any(table.case(key).incomplete for key in cases)))
     return units
 
 
 def _movable(units: Sequence[_Unit], n_folds: int) -> list[_Unit]:
-    """Units that may be validated: all but those that annotate nothing and the only ones with a trait.
+    """Units that may be validated: all but those that annotate nothing, draw a part, or are the only ones with a trait.
 
     Without the only ones with a modality group there may be too few; then a fold does without the group.
     """
     carriers = Counter(trait for unit in units for trait in unit.traits)
     unique = {trait for trait, number in carriers.items() if number == 1}
     for kept in (unique, {trait for trait in unique if trait[0] == _LABEL}):
-        movable = [unit for unit in units if unit.traits and not unit.traits & kept]
+        movable = [unit for unit in units if unit.traits and not unit.in_part and not unit.traits & kept]
         if len(movable) >= n_folds:
             break
     return movable

@@ -15,7 +15,12 @@ from nnunet_mutual.errors import MutualError, meant, shown
 # As people write it, and as spreadsheets write TRUE and FALSE in the language of the office.
 _YES = {"yes", "y", "1", "true", "x", "ja", "j", "wahr", "oui", "vrai", "si", "sí", "sì", "vero", "verdadero"}
 _NO = {"no", "n", "0", "false", "nein", "falsch", "non", "faux", "falso", "nee"}
-_RESERVED = ("case", "labels", "source", "patient", "missing")
+# A third state of a cell: some of the label is drawn, such as some of many lesions.
+_PART = (
+    *("partly", "part", "partial", "partially", "some", "incomplete", "(x)"),
+    *("teilweise", "teils", "unvollständig", "partiel", "partielle", "partiellement", "en partie", "incomplet"),
+)
+_RESERVED = ("case", "labels", "source", "patient", "missing", "incomplete")
 # Other names of columns in English, German and French, without blanks, signs and accents: 'Patient ID' is 'patient_id'.
 _MEANING = {
     "case": (
@@ -39,10 +44,11 @@ _MEANING = {
         *("organes", "etiquettes", "annote", "annotes"),
     ),
     "missing": ("missingchannels", "fehlt", "fehlend", "fehlende", "fehlendekanale", "manquant", "manquants"),
+    "incomplete": ("incompletelabels", "drawninpart", "teilweise", "unvollstandig", "enpartie", "incomplet"),
 }
 _EVERYTHING = {"all", "alle", "alles", "tous", "toutes", "tout"}
 _NOTHING = {"none", "keine", "keines", "nichts", "aucun", "aucune", "rien"}
-_ENTRY_KEYS = ("source", "annotated", "patient", "pseudo", "missing")
+_ENTRY_KEYS = ("source", "annotated", "incomplete", "patient", "pseudo", "missing")
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class Entry:
         patient: None where the table names none.
         pseudo: labels that a model drew and nobody corrected.
         missing: channels that were not acquired.
+        incomplete: labels of which somebody drew a part; never one of ``annotated`` or ``pseudo``.
         says: which of patient, pseudo and missing the table has a column or a key for.
     """
 
@@ -65,7 +72,13 @@ class Entry:
     patient: str | None = None
     pseudo: frozenset[str] = frozenset()
     missing: frozenset[str] = frozenset()
+    incomplete: frozenset[str] = frozenset()
     says: frozenset[str] = frozenset()
+
+    @property
+    def drawn(self) -> frozenset[str]:
+        """Labels that somebody drew, completely or in part."""
+        return self.annotated | self.incomplete
 
 
 @dataclass(frozen=True)
@@ -91,9 +104,10 @@ def read_table(path: Path, known: Known, sheet: str | None = None) -> tuple[list
     """Reads a table of case -> labels.
 
     JSON: ``{case: [label, ...]}`` or ``{case: {"annotated": [...], "source": ..., "patient": ...}}``.
-    CSV or workbook: a column ``case`` with one column per label (yes/no, 1/0, or x and empty) or with one column
-    ``labels`` (separated by ``;``, or the word ``all`` or ``none``); columns ``source``, ``patient`` and ``missing``
-    (channels, separated by ``;``) may follow.
+    CSV or workbook: a column ``case`` with one column per label (yes/no, 1/0, or x and empty; ``partly`` where it is
+    drawn in part) or with one column ``labels`` (separated by ``;``, or the word ``all`` or ``none``); columns
+    ``source``, ``patient``, ``missing`` (channels) and ``incomplete`` (labels that are drawn in part), separated by
+    ``;``, may follow.
 
     Args:
         path: a file ending in .json, .csv, .tsv, .txt or .xlsx.
@@ -188,19 +202,31 @@ def _json_entry(case: str, value: Any, known: Known, path: Path) -> Entry:
     for key in ("source", "patient"):
         if key in value and not (isinstance(value[key], str) and value[key].strip()):
             raise MutualError(f'{place} has "{key}": {shown(value[key])}; expected text in quotes')
-    for key in ("pseudo", "missing"):
+    for key in ("pseudo", "missing", "incomplete"):
         if not isinstance(value.get(key, []), list):
             raise MutualError(f'{place} has "{key}": {shown(value[key])}; expected a list of names')
-    pseudo = _labels(value.get("pseudo", []), known.labels, place)
+    annotated, incomplete, pseudo = (
+        _labels(value.get(key, []), known.labels, place) for key in ("annotated", "incomplete", "pseudo")
+    )
+    _require_apart(incomplete, annotated | pseudo, place)
     return Entry(
         case,
-        _labels(value["annotated"], known.labels, place) - pseudo,
+        annotated - pseudo,
         value.get("source"),
         value.get("patient"),
         pseudo,
         _names(value.get("missing", []), known.channels, place, "channel"),
+        incomplete,
         frozenset(value),
     )
+
+
+def _require_apart(incomplete: frozenset[str], others: frozenset[str], place: str) -> None:
+    for label in sorted(incomplete & others):
+        raise MutualError(
+            f"{place} calls {label} incomplete and also annotated or pseudo; keep one: incomplete says that what is "
+            "drawn of it is right and that there may be more"
+        )
 
 
 def _labels(names: Sequence[Any], labels: Sequence[str], place: str) -> frozenset[str]:
@@ -228,7 +254,7 @@ def _entries(sheet: Sheet, known: Known, path: Path, guesses: list[str]) -> list
         _require_label_columns(label_columns, labels, path)
         words = {row[name] for _, row in rows for name in label_columns}
         # In a table of crosses an empty cell means "not drawn"; in a table of yes and no it means "forgotten".
-        crosses = all(word.lower() in ("x", "") for word in words)
+        crosses = all(word.lower() in ("x", "", *_PART) for word in words)
         guesses += _said(words, crosses)
     elif label_columns:
         raise MutualError(
@@ -250,14 +276,23 @@ def _entries(sheet: Sheet, known: Known, path: Path, guesses: list[str]) -> list
             )
         where = f'{place}, case "{case}"'
         nothing = crosses or case in known.unlabelled  # then an empty cell needs no word
+        in_part = _labels(_split(row.get("incomplete", "")), labels, where)
         if "labels" in header:
-            drawn = _listed(row["labels"] or ("none" if case in known.unlabelled else ""), labels, where)
+            drawn = _listed(row["labels"] or ("none" if case in known.unlabelled or in_part else ""), labels, where)
         else:
-            drawn = frozenset(name for name in label_columns if _marked(row[name], name, nothing, where))
-        missing = [name.strip() for name in row.get("missing", "").split(";") if name.strip()]
-        channels = _names(missing, known.channels, where, "channel")
-        says = frozenset({"patient", "missing"} & set(header))
-        entries[case] = Entry(case, drawn, row.get("source"), row.get("patient") or None, missing=channels, says=says)
+            in_part |= {name for name in label_columns if row[name].lower() in _PART}
+            whole = (name for name in label_columns if name not in in_part or row[name].lower() in _YES)
+            drawn = frozenset(name for name in whole if _marked(row[name], name, nothing, where))
+        _require_apart(in_part, drawn, where)
+        entries[case] = Entry(
+            case,
+            drawn,
+            row.get("source"),
+            row.get("patient") or None,
+            missing=_names(_split(row.get("missing", "")), known.channels, where, "channel"),
+            incomplete=in_part,
+            says=frozenset({"patient", "missing"} & set(header)),
+        )
     return list(entries.values())
 
 
@@ -266,7 +301,7 @@ def _require_label_columns(columns: Sequence[str], labels: Sequence[str], path: 
         if name not in labels:
             raise MutualError(
                 f"{path} has a column {name!r}, which is neither a label{meant(name, labels)} nor case, labels, "
-                f"source, patient or missing; dataset.json has: {', '.join(labels)}"
+                f"source, patient, missing or incomplete; dataset.json has: {', '.join(labels)}"
             )
     absent = [name for name in labels if name not in columns]
     if absent:
@@ -278,8 +313,9 @@ def _require_label_columns(columns: Sequence[str], labels: Sequence[str], path: 
 
 def _said(words: Collection[str], crosses: bool) -> list[str]:
     """Says how words are understood that a label column holds."""
-    drawn, not_drawn = (sorted(word for word in words if word.lower() in said) for said in (_YES, _NO))
-    found = [f"{', '.join(drawn)} = drawn"] * bool(drawn) + [f"{', '.join(not_drawn)} = not drawn"] * bool(not_drawn)
+    meanings = {"drawn": _YES, "not drawn": _NO, "drawn in part": _PART}
+    said = {meaning: sorted(word for word in words if word.lower() in known) for meaning, known in meanings.items()}
+    found = [f"{', '.join(own)} = {meaning}" for meaning, own in said.items() if own]
     return found + ["an empty cell = not drawn"] * (crosses and "" in words)
 
 
@@ -289,11 +325,17 @@ def _marked(cell: str, label: str, crosses: bool, place: str) -> bool:
     if cell.lower() in _NO or (crosses and not cell):
         return False
     found = repr(cell) if cell else "an empty cell"
-    raise MutualError(f"{place} has {found} for {label}; expected yes or no (or 1 or 0, or x and empty throughout)")
+    raise MutualError(
+        f"{place} has {found} for {label}; expected yes or no (or 1 or 0, or x and empty throughout), or partly"
+    )
+
+
+def _split(cell: str) -> list[str]:
+    return [name.strip() for name in cell.split(";") if name.strip()]
 
 
 def _listed(cell: str, labels: Sequence[str], place: str) -> frozenset[str]:
-    names = [name.strip() for name in cell.split(";") if name.strip()]
+    names = _split(cell)
     if not names:
         raise MutualError(
             f"{place} has an empty list of labels; write none if nothing was drawn there, all if everything was"

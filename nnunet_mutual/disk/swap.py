@@ -59,7 +59,7 @@ def swap_all(swaps: Sequence[Swap], journal: Path, roots: Roots) -> None:
         there = os.path.lexists(swap.target)
         if there:
             old.unlink(missing_ok=True)
-            _link_or_copy(swap.target, old)
+            link_or_copy(swap.target, old)
             shutil.copymode(swap.target, swap.new)
         entries.append([name, relative.as_posix(), there])
     write_json(journal, {"replaced": entries})
@@ -184,11 +184,12 @@ def _put_back(old: Path, target: Path) -> None:
         return  # not replaced, or back already
     temporary = old.with_name(f"{old.name}.back")
     temporary.unlink(missing_ok=True)
-    _link_or_copy(old, temporary)
+    link_or_copy(old, temporary)
     os.replace(temporary, target)
 
 
-def _link_or_copy(path: Path, place: Path) -> None:
+def link_or_copy(path: Path, place: Path) -> None:
+    """Puts a file, or the link that it is, into a second place, without a second copy where the disk allows it."""
     try:
         os.link(path, place, follow_symlinks=False)
     except OSError:

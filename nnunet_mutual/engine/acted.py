@@ -68,8 +68,8 @@ def of_stream(
         networks: that learn.
         averaged: whether moving averages of their weights are validated and deployed.
     """
-    labelled = [annotated for key in training if (annotated := table.case(key).annotated)]
-    incomplete = sum(annotated != frozenset(table.labels) for annotated in labelled)
+    labelled = [case for case in map(table.case, training) if case.drawn]
+    incomplete = sum(case.annotated != frozenset(table.labels) for case in labelled)
     methods = (PARTIAL,) if incomplete else ()
     number = len(stream.unlabelled_keys)
     drawn = f"{incomplete} of which leave labels open" if incomplete else "which annotate every label"

@@ -188,7 +188,7 @@ def _sample_counts(
             target, mask = target[:, :-1], (~target[:, -1:].bool()).float()
     else:
         assert heirs is not None
-        restricted = _restricted(logits, heirs)
+        restricted = _restricted(logits, heirs, target)
         prediction = torch.zeros_like(logits, dtype=torch.float32).scatter_(1, restricted, 1)
         if label_manager.has_ignore_label:
             mask = (target != label_manager.ignore_label).float()
@@ -201,14 +201,16 @@ def _sample_counts(
     return found if label_manager.has_regions else found[:, :, 1:]
 
 
-def _restricted(logits: Tensor, heirs: Tensor) -> Tensor:
-    """The classes (B, 1, *spatial) that predicted ones count as."""
+def _restricted(logits: Tensor, heirs: Tensor, target: Tensor) -> Tensor:
+    """The classes (B, 1, *spatial) that predicted ones count as; what was drawn there counts as itself."""
     likeliest = logits.max(1, keepdim=True).indices  # on CPUs much faster than argmax
     if heirs.ndim == 2:
-        return heirs.gather(1, likeliest.flatten(1)).view_as(likeliest)
-    asked = likeliest.flatten(1)[:, None].expand(-1, logits.shape[1], -1)
-    allowed = heirs.transpose(1, 2).gather(2, asked).view_as(logits)
-    return logits.masked_fill(~allowed, -torch.inf).max(1, keepdim=True).indices
+        counted = heirs.gather(1, likeliest.flatten(1)).view_as(likeliest)
+    else:
+        asked = likeliest.flatten(1)[:, None].expand(-1, logits.shape[1], -1)
+        allowed = heirs.transpose(1, 2).gather(2, asked).view_as(logits)
+        counted = logits.masked_fill(~allowed, -torch.inf).max(1, keepdim=True).indices
+    return torch.where(likeliest == target, likeliest, counted)
 
 
 class Ranking:

@@ -1,8 +1,9 @@
 """Validation that scores a label only where it is annotated, in files that stock nnU-Net tools evaluate correctly.
 
 ``nnUNetv2_find_best_configuration``, ensembling and postprocessing recompute metrics from the reference labels, where
-a label that nobody drew looks absent. So ``validation/`` holds predictions *restricted* to what the case annotates:
-stock metrics give NaN there and skip it. The full predictions are in ``validation_full/``.
+a label that nobody drew looks absent. So ``validation/`` holds predictions *restricted* to what the case draws: stock
+metrics give NaN there and skip it. The full predictions are in ``validation_full/``. Of a label that is drawn in part
+stock metrics are wrong; here they are left out, and the share of the drawn voxels that is found is said.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from torch import Tensor, nn
 
 from nnunet_mutual.annotation.restriction import RegionRestriction, Restriction, restrict, restriction_for
+from nnunet_mutual.annotation.table import Case
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.disk.case_files import load_case
 from nnunet_mutual.disk.writing import require_space, written
@@ -228,18 +230,24 @@ class FoldValidation:
         of = f"{suffix.removeprefix('_')}: " if suffix else ""
         if keys:
             metrics = self._score(folder)
-            self._leave_out_pseudo(metrics, folder)
+            found = self._found_in_part(metrics)
+            self._leave_out_unknown(metrics, folder)
         else:
-            metrics = self._no_scores(folder)
+            metrics, found = self._no_scores(folder), {}
             self.log.say(f"{of}no validation case has the channels that this network sees (n = 0)")
         scores = []
         for label in table.labels:
-            values = table.values[label]
-            entry = metrics["mean"][tuple(values) if tuple(values) in metrics["mean"] else values[0]]
+            entry = _entry_of(metrics["mean"], table.values[label])
             n = sum(label in table.case(key).annotated for key in keys)
             self.log.result(f"final_val{suffix}/{label}_dice", entry["Dice"])
             self.log.say(f"{of}{label}: Dice {entry['Dice']:.4f} (annotated in {n} of {len(keys)} validation cases)")
             scores.append(entry["Dice"])
+        for label, shares in found.items():
+            self.log.result(f"final_val{suffix}/{label}_sensitivity_in_part", float(np.mean(shares)))
+            self.log.say(
+                f"{of}{label}: {np.mean(shares):.4f} of the drawn voxels found (sensitivity) in {len(shares)} "
+                "validation cases in which it is drawn in part, and which have no Dice of it"
+            )
         mean = float(np.nanmean(scores)) if not np.all(np.isnan(scores)) else float("nan")
         self.log.result(f"final_val{suffix}/foreground_dice", mean)
         self.log.say(f"{of}Mean validation Dice over annotated labels: {mean:.4f}")
@@ -260,20 +268,36 @@ class FoldValidation:
             )
         return found
 
-    def _leave_out_pseudo(self, metrics: dict[str, Any], folder: str) -> None:
-        """Makes NaN of what nnU-Net has scored against labels that a model drew; writes the summary again then.
+    def _case_of(self, entry: dict[str, Any]) -> Case:
+        """The case of an entry of nnU-Net's summary."""
+        name = os.path.basename(entry["prediction_file"])
+        return self.fold.table.case(name.removesuffix(self.window.dataset_json["file_ending"]))
+
+    def _found_in_part(self, metrics: dict[str, Any]) -> dict[str, list[float]]:
+        """Returns, of labels that are drawn in part, the share of the drawn voxels that is found in each such case."""
+        found: dict[str, list[float]] = {}
+        for entry in metrics["metric_per_case"]:
+            case = self._case_of(entry)
+            for label in (label for label in self.fold.table.labels if label in case.incomplete):
+                of = _entry_of(entry["metrics"], self.fold.table.values[label])
+                if of["TP"] + of["FN"]:
+                    found.setdefault(label, []).append(of["TP"] / (of["TP"] + of["FN"]))
+        return found
+
+    def _leave_out_unknown(self, metrics: dict[str, Any], folder: str) -> None:
+        """Makes NaN of what nnU-Net has scored against labels that are drawn in part, or by a model.
+
+        It writes the summary again then.
 
         Args:
             metrics: of nnU-Net, changed in place.
             folder: of the predictions.
         """
-        table, ending = self.fold.table, self.window.dataset_json["file_ending"]
         scored: list[dict[str, float]] = []
         for entry in metrics["metric_per_case"]:
-            case = table.case(os.path.basename(entry["prediction_file"]).removesuffix(ending))
-            drawn = [tuple(table.values[label]) for label in case.pseudo]
-            found = entry["metrics"].items()
-            scored += [of for key, of in found if (key if isinstance(key, tuple) else (key,)) in drawn]
+            case = self._case_of(entry)
+            values = [self.fold.table.values[label] for label in case.pseudo | case.incomplete]
+            scored += [_entry_of(entry["metrics"], own) for own in values]
         if not scored:
             return
         for of in scored:
@@ -300,3 +324,8 @@ class FoldValidation:
         """The labels, or regions, that nnU-Net scores."""
         labels = self.window.labels
         return list(labels.foreground_regions if labels.has_regions else labels.foreground_labels)
+
+
+def _entry_of(metrics: dict[Any, Any], values: Sequence[int]) -> Any:
+    """Returns what nnU-Net's metrics hold of a label, which is a tuple of integers where it is a region."""
+    return metrics[tuple(values) if tuple(values) in metrics else values[0]]

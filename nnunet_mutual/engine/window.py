@@ -64,5 +64,7 @@ class Window:
 
 
 def set_deep_supervision(network: nn.Module, enabled: bool) -> None:
-    """Whether a network returns all levels or only the highest resolution."""
-    unwrap(network).decoder.deep_supervision = enabled  # type: ignore[union-attr] # nnU-Net's own attribute
+    """Whether a network returns all levels or only the highest resolution; one without decoder has a single level."""
+    decoder = getattr(unwrap(network), "decoder", None)
+    if decoder is not None:
+        decoder.deep_supervision = enabled  # nnU-Net's own attribute

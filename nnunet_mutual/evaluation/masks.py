@@ -66,7 +66,8 @@ def annotated_masks(
     A predicted label that the case does not annotate counts as what the reference would have called it: the annotated
     label that contains it in this source, or, where the reference has a label that it may overlap, that label. Where
     the reference has a label that the case does not annotate (drawn by a model), it says that none of the annotated
-    ones was drawn there, except those that it may hide: these are in no mask there.
+    ones was drawn there, except those that it may hide: these are in no mask there. A label that is drawn in part is
+    not scored, and counts as one that is not annotated, where it was not drawn.
 
     Args:
         prediction: label map (*spatial) integers.
@@ -90,7 +91,9 @@ def annotated_masks(
         if partners:
             predicted |= drawn & np.isin(prediction, _integers(table, partners))
         if not table.is_regions:
-            hiding = {a for a in table.labels if a not in case.annotated and label in table.beneath(case, a)}
+            if case.incomplete & inner:
+                predicted &= drawn | (prediction != reference)
+            hiding = {a for a in table.labels if a not in case.drawn and label in table.beneath(case, a)}
             if hiding:
                 predicted &= ~np.isin(reference, _integers(table, hiding))
         if ignore is not None:

@@ -28,7 +28,7 @@ the largest distance that the image allows, so that a missed organ does not impr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 import numpy as np
@@ -147,22 +147,54 @@ def parse_tolerances(words: Sequence[str], labels: Sequence[str]) -> dict[str, f
     Raises:
         MutualError: no number, a negative one, or an unknown label.
     """
-    general, own = TOLERANCE, {}
+    return parse_by_label(
+        "--tolerance",
+        words,
+        labels,
+        general=TOLERANCE,
+        accepts=lambda value: 0 <= value < math.inf,
+        expected="expected millimetres, such as --tolerance 1 or --tolerance liver=3",
+    )
+
+
+def parse_by_label(
+    option: str,
+    words: Sequence[str],
+    labels: Sequence[str],
+    *,
+    general: float,
+    accepts: Callable[[float], bool],
+    expected: str,
+) -> dict[str, float]:
+    """Reads "2 liver=5" of an option: one number for all labels, others for some of them.
+
+    Args:
+        option: that the words were given to.
+        words: ``NUMBER`` or ``LABEL=NUMBER``.
+        labels: of the dataset.
+        general: number of a label for which nothing is said.
+        accepts: whether a number can be meant; NaN where it is none.
+        expected: for the sentence, "expected ..., such as ...".
+
+    Raises:
+        MutualError: a number that cannot be meant, or an unknown label.
+    """
+    own = {}
     for word in words:
         label, _, number = word.rpartition("=")
         try:
             value = float(number)
         except ValueError:
             value = math.nan
-        if not 0 <= value < math.inf:
-            raise MutualError(f"--tolerance {word}: expected millimetres, such as --tolerance 1 or --tolerance liver=3")
+        if not accepts(value):
+            raise MutualError(f"{option} {word}: {expected}")
         if not label:
             general = value
         elif label in labels:
             own[label] = value
         else:
             raise MutualError(
-                f"--tolerance {word}: the dataset has no label {label!r}{meant(label, labels)}; "
+                f"{option} {word}: the dataset has no label {label!r}{meant(label, labels)}; "
                 f"labels: {', '.join(labels)}"
             )
     return {label: own.get(label, general) for label in labels}

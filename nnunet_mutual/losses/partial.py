@@ -57,9 +57,11 @@ def partial_softmax_loss(
     possible: Tensor,
     annotated: Tensor,
     *,
+    incomplete: Tensor | None = None,
     ignore_label: int | None = None,
     drawn: Tensor | None = None,
     leaves_open: bool = False,
+    weights: Tensor | None = None,
     mix: Mix | None = None,
     batch_dice: bool = False,
     smooth: float = 1e-5,
@@ -73,19 +75,23 @@ def partial_softmax_loss(
 
     where :math:`y` is the label map, 0 meaning "none of A"; :math:`A` the annotated labels; :math:`S(v)` the possible
     classes of a voxel; :math:`q_b(v)` is :math:`p(S(v))` where :math:`y_v = b` and :math:`p_b(v)` elsewhere; s the
-    smoothing term. Means run over voxels of cases that annotate anything, and over annotated labels only: nnU-Net's
-    Dice would count a masked label as a perfect score. With everything annotated this is nnU-Net's cross-entropy and
-    Dice.
+    smoothing term. Means run over voxels of cases that draw anything, and over annotated labels only: nnU-Net's Dice
+    would count a masked label as a perfect score. With everything annotated this is nnU-Net's cross-entropy and Dice.
+    With ``weights``, the logarithm of each voxel counts :math:`w_{y_v}` times and the Dice of each label :math:`w_b`
+    times, divided by as many voxels and labels as without.
 
     Args:
         logits: (B, C, *spatial), class 0 is background.
         target: (B, 1, *spatial) integers below V, or ``ignore_label``.
         possible: (B, V, C) bool; ``possible[i, y, k]``: may a voxel of sample i with value y be of class k?
         annotated: (B, C) bool; column 0 is not used.
+        incomplete: (B, C) bool, labels that are drawn in part: in the cross-entropy alone, of which every voxel of the
+            case is then a part, so that a drawn one weighs as much as where all is drawn. None for none.
         ignore_label: voxels of this value count for nothing.
         drawn: (V,) class of each value; None where the values are classes (V = C).
         leaves_open: whether a value may leave open if a voxel belongs to an annotated label; with ``drawn`` it always
             may. Such a voxel does not count in the Dice of that label.
+        weights: (B, C) how much each class counts where it is drawn or decided; None: all of them 1.
         mix: mixes the samples as the images were mixed of which the logits are: the pattern is one of the voxel then,
             and Dice of a label is over the voxels that annotate it.
         batch_dice: one Dice over all samples instead of one per sample, as the plans say.
@@ -101,19 +107,23 @@ def partial_softmax_loss(
     batch, classes = logits.shape[:2]
     labels = target.long()
     asked = annotated.view(batch, classes, *[1] * (target.ndim - 2))
+    speaks = asked if incomplete is None else asked | incomplete.view_as(asked)
     valid = torch.ones_like(labels, dtype=torch.bool) if ignore_label is None else labels != ignore_label
     labels = torch.where(valid, labels, 0)
     allowed = allowed_classes(labels, possible)
     if mix is not None:
-        asked = mix(asked.expand(-1, -1, *labels.shape[2:]))
+        asked, speaks = (mix(part.expand(-1, -1, *labels.shape[2:])) for part in (asked, speaks))
+        if weights is not None:
+            weights = mix(weights.view(batch, classes, *[1] * (labels.ndim - 2)).expand_as(asked))
         labels, valid, allowed = mix(labels), mix(valid), mix(allowed)
         annotated = asked.flatten(2).any(2)
-    labels, valid, allowed, asked = (part.flatten(2) for part in (labels, valid, allowed, asked))
-    counted = asked[:, 1:].any(1) & valid[:, 0]
+    labels, valid, allowed, asked, speaks = (part.flatten(2) for part in (labels, valid, allowed, asked, speaks))
+    counted = speaks[:, 1:].any(1) & valid[:, 0]
     log_set, log_p = set_log_probability(logits.flatten(2), allowed)
-    cross_entropy = -(log_set * counted).sum() / counted.sum().clamp_min(1)
-
     values = labels if drawn is None else drawn[labels]
+    worth = counted if weights is None else counted * _at_voxels(weights, values)
+    cross_entropy = -(log_set * worth).sum() / counted.sum().clamp_min(1)
+
     positive = torch.zeros_like(log_p, dtype=torch.bool).scatter_(1, values, True)[:, 1:]
     # q_b at voxels drawn as b is the probability of the whole set, elsewhere of b alone.
     q = torch.where(positive, log_set[:, None], log_p[:, 1:]).exp()
@@ -124,8 +134,31 @@ def partial_softmax_loss(
     if mix is not None:
         q, positive = q * asked[:, 1:], positive & asked[:, 1:]
     sums = (q * positive).sum(2), q.sum(2), positive.sum(2, dtype=q.dtype)
-    dice = supervised_dice(*sums, annotated[:, 1:], batch_dice, smooth, gather)
+    weights = None if weights is None else of_labels(weights, asked)[:, 1:]
+    dice = supervised_dice(*sums, annotated[:, 1:], batch_dice, smooth, gather, weights)
     return cross_entropy - dice
+
+
+def _at_voxels(weights: Tensor, values: Tensor) -> Tensor:
+    """Weight of the class of each voxel, (B, voxels).
+
+    Args:
+        weights: (B, C) or, mixed, (B, C, *spatial).
+        values: (B, 1, voxels) classes.
+    """
+    return weights.flatten(2).gather(1, values)[:, 0] if weights.ndim > 2 else weights.gather(1, values[:, 0])
+
+
+def of_labels(weights: Tensor, asked: Tensor) -> Tensor:
+    """Weight of each label, (B, C): where samples are mixed, its mean over the voxels that annotate it.
+
+    Args:
+        weights: (B, C) or, mixed, (B, C, *spatial).
+        asked: (B, C, voxels) bool.
+    """
+    if weights.ndim == 2:
+        return weights
+    return (weights.flatten(2) * asked).sum(2) / asked.sum(2).clamp_min(1)
 
 
 def known_regions(
@@ -165,8 +198,10 @@ def partial_sigmoid_loss(
     known_by: RegionRelations,
     annotated: Tensor,
     *,
+    incomplete: Tensor | None = None,
     has_ignore: bool = False,
     decided: Tensor | None = None,
+    weights: Tensor | None = None,
     mix: Mix | None = None,
     batch_dice: bool = False,
     smooth: float = 1e-5,
@@ -179,16 +214,20 @@ def partial_sigmoid_loss(
         \operatorname{mean}_{r \in A} \frac{2 \sum_v \sigma(z_r) y_r + s}{\sum_v y_r + \sum_v \sigma(z_r) + s}
 
     where an unannotated region is known at a voxel if an annotated one decides it: a part of a region that is absent
-    there is absent, a region whose part is present is present, disjoint regions exclude each other.
+    there is absent, a region whose part is present is present, disjoint regions exclude each other. A region that is
+    drawn in part is present where it is drawn, and says nothing elsewhere.
 
     Args:
         logits: (B, R, *spatial).
         target: (B, R, *spatial) bool or 0/1; with ``has_ignore`` one more channel that marks ignored voxels.
         known_by: relations between regions, (B, R, R) each.
         annotated: (B, R) bool.
+        incomplete: (B, R) bool, regions that are drawn in part, of which every voxel is a part of the mean; see
+            :func:`partial_softmax_loss`.
         has_ignore: whether the last target channel is the ignore mask.
         decided: (B, R, *spatial) bool: where the target of a region that nobody drew is a pseudo label, to be learnt
             like a drawn one; such regions are among ``annotated``. Elsewhere they count where drawn ones decide.
+        weights: (B, R) how much the terms of each region count, divided by as many as without; None: all of them 1.
         mix: as in :func:`partial_softmax_loss`.
         batch_dice: as in :func:`partial_softmax_loss`.
         smooth: as in :func:`partial_softmax_loss`.
@@ -203,16 +242,25 @@ def partial_sigmoid_loss(
     """
     regions = logits.shape[1]
     known, truth = known_regions(target, known_by, annotated, has_ignore=has_ignore, decided=decided)
+    counted = known
+    if incomplete is not None:
+        valid = ~target[:, regions:].bool() if has_ignore else torch.ones_like(known[:, :1], dtype=torch.bool)
+        counted = torch.maximum(known, (incomplete.view(*annotated.shape, *[1] * (target.ndim - 2)) & valid).to(known))
     if mix is not None:
         asked = mix(annotated.view(*annotated.shape, *[1] * (target.ndim - 2)).expand_as(known))
-        known, truth = mix(known), mix(truth)
+        if weights is not None:
+            weights = mix(weights.view(*weights.shape, *[1] * (target.ndim - 2)).expand_as(known))
+        known, truth, counted = mix(known), mix(truth), mix(counted)
         annotated = asked.flatten(2).any(2)
     logits, known, truth = logits.flatten(2).float(), known.flatten(2), truth.flatten(2)
 
-    bce = (F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * known).sum() / known.sum().clamp_min(1)
+    worth = known if weights is None else known * weights.view(len(weights), regions, -1)
+    bce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * worth
+    bce = bce.sum() / counted.sum().clamp_min(1)
     p = logits.sigmoid() * known  # of annotated regions; of pseudo labels, where they are decided or follow from others
     y = truth * known
-    dice = supervised_dice((p * y).sum(2), p.sum(2), y.sum(2), annotated, batch_dice, smooth, gather)
+    weights = weights if weights is None or mix is None else of_labels(weights, asked.flatten(2))
+    dice = supervised_dice((p * y).sum(2), p.sum(2), y.sum(2), annotated, batch_dice, smooth, gather, weights)
     return bce * (regions if has_ignore else 1) - dice
 
 
@@ -250,6 +298,7 @@ def supervised_dice(
     batch_dice: bool,
     smooth: float,
     gather: Gather | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Mean soft Dice over annotated labels only.
 
@@ -261,14 +310,19 @@ def supervised_dice(
         batch_dice: sum over samples first.
         smooth: smoothing term.
         gather: sums over processes; used with ``batch_dice`` only.
+        weights: (B, K) by which the Dice of each label is multiplied before the mean, with ``batch_dice`` by their mean
+            over the samples that annotate it; None: 1.
 
     Returns:
         A scalar between 0 and 1; 0 if nothing is annotated.
     """
-    weight = annotated.to(intersection)
+    asked = annotated.to(intersection)
     if batch_dice:
-        sums = torch.stack([(part * weight).sum(0) for part in (intersection, predicted, reference)] + [weight.sum(0)])
-        intersection, predicted, reference, count = gather(sums) if gather is not None else sums
-        weight = (count > 0).to(intersection)
+        counts = [asked.sum(0)] if weights is None else [asked.sum(0), (asked * weights).sum(0)]
+        sums = torch.stack([(part * asked).sum(0) for part in (intersection, predicted, reference)] + counts)
+        intersection, predicted, reference, count, *weighted = gather(sums) if gather is not None else sums
+        asked = (count > 0).to(intersection)
+        weights = weighted[0] / count.clamp_min(1) if weighted else None
     dice = (2 * intersection + smooth) / (reference + predicted + smooth).clamp_min(1e-8)
-    return (dice * weight).sum() / weight.sum().clamp_min(1)
+    dice = dice if weights is None else dice * weights
+    return (dice * asked).sum() / asked.sum().clamp_min(1)

@@ -13,13 +13,11 @@ from nnunet_mutual.annotation.label_groups import LabelGroup, home
 from nnunet_mutual.batches.batch import Batch
 from nnunet_mutual.losses.similarity import (
     feature_similarity,
-    soft_dice_per_class,
-    soft_dice_per_region,
     teaching_weights,
 )
 from nnunet_mutual.objectives.base import Objective, Output, Progress, Said, Step, Term
 from nnunet_mutual.objectives.knowledge import Knowledge
-from nnunet_mutual.objectives.organs import organ_masks
+from nnunet_mutual.objectives.organs import drawn_dice, organ_masks
 from nnunet_mutual.objectives.partial_organs import PartialLoss, Ramp
 from nnunet_mutual.objectives.sampling import summed
 from nnunet_mutual.objectives.supervised import SupervisedObjective
@@ -137,7 +135,8 @@ class SimilarityObjective(Objective[SimilarityStep]):
         if not self.feature_strides:
             return
         batch = step.batch
-        found = torch.stack([self._dice(output, batch) for output in outputs], 1)  # (B, P, C)
+        ignore = self.supervised.ignore_label
+        found = torch.stack([drawn_dice(output, batch, self.knowledge, ignore) for output in outputs], 1)  # (B, P, C)
         homes = torch.tensor([-1 if (g := self.home[p]) is None else g for p in batch.patterns])
         homes = homes.to(found.device, non_blocking=True)
         of_group = (homes == torch.arange(len(self.scores), device=found.device)[:, None]).to(found)  # (G, B)
@@ -180,17 +179,3 @@ class SimilarityObjective(Objective[SimilarityStep]):
                 taught = lesson.omega[:, peer] * (lesson.best == teacher)
                 parts.append(feature_similarity(student, features, lesson.masks, taught))
         return torch.stack(parts).sum()
-
-    def _dice(self, output: Output, batch: Batch) -> Tensor:
-        level = min(1, len(output.levels) - 1)
-        annotated = self.knowledge.tables.annotated[batch.pattern_index]
-        ignore = self.supervised.ignore_label
-        target = batch.target[level]
-        if self.knowledge.table.is_regions:
-            return soft_dice_per_region(output.levels[level], target, annotated, has_ignore=ignore is not None)
-        drawn = self.knowledge.tables.drawn
-        labels = target.long() if drawn is None else drawn[target.long()]
-        tables = self.knowledge.tables
-        rules = (None if t is None else t[batch.pattern_index] for t in (tables.possible, tables.open))
-        options = dict(zip(("possible", "left_open"), rules, strict=True))
-        return soft_dice_per_class(output.levels[level], labels, annotated, **options, ignore_label=ignore)

@@ -1,13 +1,13 @@
 """What an annotation says about a voxel, as look-up tables for the losses.
 
-Cases with the same annotated set and the same ``contains`` share one *pattern*; a batch is described by one pattern
+Cases that draw the same labels, with the same ``contains``, share one *pattern*; a batch is described by one pattern
 index per sample, and everything else is a look-up on the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ class Tables:
         decided: (patterns, R) bool for regions, labels whose decided voxels count as known.
         open: (patterns, V, C) bool for plain labels, annotated labels that a voxel drawn as something else may be as
             well; None where there is no such voxel.
+        incomplete: (patterns, C) bool, labels that are drawn in part; None where there is no such case.
+        weights: (patterns, C) how much each label counts; background, and what only other labels say, their mean. None
+            where all of them are 1.
     """
 
     annotated: Tensor
@@ -42,6 +45,8 @@ class Tables:
     drawn: Tensor | None = None
     decided: Tensor | None = None
     open: Tensor | None = None
+    incomplete: Tensor | None = None
+    weights: Tensor | None = None
 
     def to(self, device: torch.device) -> Tables:
         """Returns the same tables on a device."""
@@ -59,6 +64,7 @@ class Knowledge:
         codes: pairs of drawn and decided values, if the target holds them.
         accepted: labels of each case whose pseudo label is used.
         unlabelled: further cases, which annotate nothing; the table need not list them.
+        weight: of accepted pseudo labels.
 
     Attributes:
         tables: supervision by true labels.
@@ -77,8 +83,10 @@ class Knowledge:
         codes: PseudoCodes | None = None,
         accepted: Mapping[str, frozenset[str]] | None = None,
         unlabelled: Iterable[str] = (),
+        weight: float = 1.0,
     ):
         self.table = table
+        self.weight = weight
         self.num_outputs = num_outputs
         self.codes = codes
         self.channel = output_channels(table)
@@ -93,14 +101,18 @@ class Knowledge:
             pseudo = (accepted or {}).get(case.key, frozenset())
             contained = table.contained(case)
             relation = tuple(sorted((outer, tuple(sorted(inner))) for outer, inner in contained.items()))
-            identity = (case.annotated, relation, pseudo)
+            identity = (case.annotated, case.incomplete, relation, pseudo, case.outlined_weights)
             if identity not in members:
                 members[identity] = len(self.cases)
                 self.cases.append(case)
                 self.accepted.append(pseudo)
             self._pattern_of[case.key] = members[identity]
-        self.tables = self._true_tables()
-        self.pseudo_tables = self.tables if codes is None else self._pseudo_tables(codes)
+        known = [case.annotated for case in self.cases]
+        self.tables = self._weighted(self._true_tables(), known)
+        self.pseudo_tables = self.tables
+        if codes is not None:
+            known = [labels | pseudo for labels, pseudo in zip(known, self.accepted, strict=True)]
+            self.pseudo_tables = self._weighted(self._pseudo_tables(codes), known)
         self.heirs: Tensor | None = None
         if not table.is_regions:
             heirs = torch.stack([self._heirs(case) for case in self.cases])
@@ -139,30 +151,48 @@ class Knowledge:
             mask[i, [self.channel[label] for label in labels]] = True
         return mask
 
+    def _weighted(self, tables: Tables, sets: Iterable[Iterable[str]]) -> Tables:
+        """Adds how much labels count: what a person drew 1, tools' outlines and pseudo labels as table and setting say.
+
+        Args:
+            tables: of some supervision.
+            sets: of each pattern, the labels about which it says everything.
+        """
+        weights = torch.ones(len(self.cases), self.num_outputs)
+        for i, (case, names) in enumerate(zip(self.cases, sets, strict=True)):
+            own = {name: case.weight(name) if name in case.annotated else self.weight for name in names}
+            weights[i] = sum(own.values()) / len(own) if own else 1.0
+            for name, weight in {**dict.fromkeys(case.incomplete, 1.0), **own}.items():
+                weights[i, self.channel[name]] = weight
+        return tables if (weights == 1).all() else replace(tables, weights=weights)
+
     def limited(self, labels: frozenset[str]) -> Tables:
         """Supervision of a network that segments only these labels and calls the rest background.
 
         What a case annotates beyond them says nothing here; see :meth:`rivals`.
         """
-        annotated = self._mask(case.annotated & labels for case in self.cases)
-        is_full = [False] * len(self.cases)
+        own = [case.annotated & labels for case in self.cases]
+        annotated = self._mask(own)
+        is_full, in_part = [False] * len(self.cases), self._in_part(labels)
         if self.table.is_regions:
-            relations = _stack([self._relations(c, c.annotated & labels, labels - c.annotated) for c in self.cases])
-            return Tables(annotated, is_full, relations=relations).to(self.device)
+            relations = _stack([self._relations(case, labels) for case in self.cases])
+            tables = Tables(annotated, is_full, relations=relations, incomplete=in_part)
+            return self._weighted(tables, own).to(self.device)
         possible = torch.stack([self._possible_to(case, labels) for case in self.cases])
         left_open = _left_open(possible, annotated)
-        return Tables(annotated, is_full, possible=possible, open=left_open).to(self.device)
+        tables = Tables(annotated, is_full, possible=possible, open=left_open, incomplete=in_part)
+        return self._weighted(tables, own).to(self.device)
 
     def rivals(self, labels: frozenset[str]) -> Tensor:
         """Labels of a network that cannot be where another label was drawn.
 
         Returns:
-            (patterns, C, C) bool: row = annotated label b that the network does not segment, column = label of the
-            network that the case does not annotate and that shares no voxel with b.
+            (patterns, C, C) bool: row = drawn label b that the network does not segment, column = label of the network
+            that the case does not annotate and that shares no voxel with b.
         """
         found = torch.zeros(len(self.cases), self.num_outputs, self.num_outputs, dtype=torch.bool)
         for i, case in enumerate(self.cases):
-            for b in case.annotated - labels:
+            for b in case.drawn - labels:
                 for a in labels - case.annotated:
                     found[i, self.channel[b], self.channel[a]] = self.exclusive(a, b)
         return found.to(self.device)
@@ -175,28 +205,32 @@ class Knowledge:
         return not nested and b not in self.table.overlap_partners(a)
 
     def _true_tables(self) -> Tables:
-        full = [case.annotated == frozenset(self.table.labels) for case in self.cases]
-        annotated = self.mask(case.annotated for case in self.cases)
+        everything = frozenset(self.table.labels)
+        full = [case.annotated == everything and not case.outlined_weights for case in self.cases]
+        annotated, in_part = self.mask(case.annotated for case in self.cases), self._in_part()
         if self.table.is_regions:
-            unannotated = [frozenset(self.table.labels) - case.annotated for case in self.cases]
-            relations = [self._relations(c, c.annotated, u) for c, u in zip(self.cases, unannotated, strict=True)]
-            return Tables(annotated, full, relations=_stack(relations))
+            relations = _stack([self._relations(case, frozenset(self.table.labels)) for case in self.cases])
+            return Tables(annotated, full, relations=relations, incomplete=in_part)
         possible = torch.stack([self._possible(case) for case in self.cases])
+        left_open = _left_open(possible, annotated)
         if self.codes is None:
-            return Tables(annotated, full, possible=possible, open=_left_open(possible, annotated))
+            return Tables(annotated, full, possible=possible, open=left_open, incomplete=in_part)
         # A value above the labels is a code: here only what was drawn counts.
         drawn = torch.tensor(self.codes.true_values(np.arange(self.codes.size))).long()
         rows = drawn.clamp_max(self.num_outputs - 1)  # the ignore label is masked before it is looked up
-        left_open = _left_open(possible, annotated)
         left_open = None if left_open is None else left_open[:, rows]
-        return Tables(annotated, full, possible=possible[:, rows], drawn=drawn, open=left_open)
+        return Tables(annotated, full, possible=possible[:, rows], drawn=drawn, open=left_open, incomplete=in_part)
+
+    def _in_part(self, labels: frozenset[str] | None = None) -> Tensor | None:
+        sets = [case.incomplete if labels is None else case.incomplete & labels for case in self.cases]
+        return self._mask(sets) if any(sets) else None
 
     def _pseudo_tables(self, codes: PseudoCodes) -> Tables:
         known = [case.annotated | pseudo for case, pseudo in zip(self.cases, self.accepted, strict=True)]
-        annotated, full = self.mask(known), self.tables.is_full
+        annotated, full, in_part = self.mask(known), self.tables.is_full, self.tables.incomplete
         if self.table.is_regions:
-            decided = self.mask(self.accepted)
-            return Tables(annotated, full, relations=self.tables.relations, decided=decided)
+            decided, relations = self.mask(self.accepted), self.tables.relations
+            return Tables(annotated, full, relations=relations, decided=decided, incomplete=in_part)
         assert self.tables.possible is not None and self.tables.drawn is not None
         possible, drawn = self.tables.possible.clone(), self.tables.drawn.clone()
         within = torch.zeros(self.num_outputs, self.num_outputs, dtype=torch.bool)
@@ -210,18 +244,18 @@ class Knowledge:
                 possible[:, code] &= within[z]
             possible[:, code, 0] = False
             possible[:, code, z] = True
-        return Tables(annotated, full, possible=possible, drawn=drawn)
+        return Tables(annotated, full, possible=possible, drawn=drawn, incomplete=in_part)
 
     def _possible(self, case: Case) -> Tensor:
         """S(v): classes that a voxel may have, given the value drawn there.
 
-        The value of a label that the case does not annotate (drawn by a model) says as much as 0 does, and less where
-        it may hide an annotated label.
+        The value of a label that nobody drew in the case (but a model) says as much as 0 does, and less where it may
+        hide a drawn label.
         """
         possible = torch.eye(self.num_outputs, dtype=torch.bool)
         for drawn, labels in left_open(self.table, case).items():
             possible[drawn, [self.channel[a] for a in labels]] = True
-        for a in set(self.table.labels) - case.annotated:
+        for a in set(self.table.labels) - case.drawn:
             hidden = [self.channel[b] for b in self.table.beneath(case, a)]
             possible[self.channel[a]] = possible[[0, *hidden]].any(0)
         return possible
@@ -239,26 +273,30 @@ class Knowledge:
         return possible
 
     def _heirs(self, case: Case) -> Tensor:
-        """The rule by which the files in validation/ are restricted, as a table."""
+        """The rule by which the files in validation/ are restricted, as a table.
+
+        A label that is drawn in part counts as one that is not drawn, where it was not drawn.
+        """
         heirs = torch.eye(self.num_outputs, dtype=torch.bool)
-        restriction = restriction_for(self.table, case)
+        restriction = restriction_for(self.table, replace(case, incomplete=frozenset()))
         for channel, inheriting in restriction.removed if isinstance(restriction, Restriction) else ():
             heirs[channel] = False
             heirs[channel, list(inheriting)] = True
         return heirs
 
-    def _relations(
-        self, case: Case, known: frozenset[str], asked_about: frozenset[str]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Relations of regions to ask about (rows) to annotated ones (columns), from the integers of the regions."""
+    def _relations(self, case: Case, labels: frozenset[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Relations of these regions, as far as unknown (rows), to drawn ones of them (columns), from their integers.
+
+        A region that is drawn in part says of no voxel that it is absent there.
+        """
         size = len(self.table.labels)
         absent_if_present, absent_if_absent, present_if_present = (torch.zeros(size, size) for _ in range(3))
-        for a in asked_about:
-            for b in known:
+        for a in labels - case.annotated:
+            for b in labels & case.drawn:
                 asked, drawn = set(self.table.values[a]), set(self.table.values[b])
                 place = self.channel[a], self.channel[b]
                 absent_if_present[place] = float(not asked & drawn)
-                absent_if_absent[place] = float(asked <= drawn)
+                absent_if_absent[place] = float(asked <= drawn and b in case.annotated)
                 present_if_present[place] = float(drawn <= asked)
         return absent_if_present, absent_if_absent, present_if_present
 

@@ -64,7 +64,7 @@ class MeanTeacherObjective(Objective[TaughtStep]):
         if step.lessons is not None:
             consistency = self.teaching.loss(levels[0], step.lessons[peer])
         return {
-            "supervised": Term(self.supervised.labelled(levels, step.batch)),
+            "supervised": Term(self.supervised.labelled(levels, step.batch, peer)),
             "consistency": Term(consistency, self.weight * ramp(step.progress, 0.0, self.ramp_end)),
         }
 

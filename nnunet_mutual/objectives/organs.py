@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_mutual.batches.batch import Batch
-from nnunet_mutual.objectives.base import Progress
+from nnunet_mutual.losses.similarity import soft_dice_per_class, soft_dice_per_region
+from nnunet_mutual.objectives.base import Output, Progress
 from nnunet_mutual.objectives.knowledge import Knowledge
 
 
@@ -28,7 +29,7 @@ def ramp(progress: Progress, start: float, end: float) -> float:
 
 
 def organ_masks(batch: Batch, knowledge: Knowledge, size: torch.Size) -> Tensor:
-    """Returns where the annotated labels were drawn.
+    """Returns where labels were drawn, those drawn in part as well.
 
     Args:
         batch: its deep-supervision targets are used where one has the size.
@@ -36,19 +37,44 @@ def organ_masks(batch: Batch, knowledge: Knowledge, size: torch.Size) -> Tensor:
         size: spatial size.
 
     Returns:
-        (B, C, *size) bool; the background of plain labels and unannotated labels are empty.
+        (B, C, *size) bool; the background of plain labels and labels that a case does not draw are empty.
     """
     target = next((level for level in batch.target if level.shape[2:] == size), None)
     if target is None:
         target = F.interpolate(batch.target[0].float(), size=size, mode="nearest-exact")
-    annotated = knowledge.tables.annotated[batch.pattern_index]
-    annotated = annotated.view(*annotated.shape, *[1] * (target.ndim - 2))
+    tables, pattern = knowledge.tables, batch.pattern_index
+    drawn = tables.annotated[pattern]
+    if tables.incomplete is not None:
+        drawn = drawn | tables.incomplete[pattern]
+    drawn = drawn.view(*drawn.shape, *[1] * (target.ndim - 2))
     if knowledge.table.is_regions:
-        return target[:, : annotated.shape[1]].bool() & annotated
-    drawn = knowledge.tables.drawn
-    labels = target.long() if drawn is None else drawn[target.long()]
-    channels = torch.arange(annotated.shape[1], device=target.device)
-    return (labels == channels.view(1, -1, *[1] * (target.ndim - 2))) & annotated
+        return target[:, : drawn.shape[1]].bool() & drawn
+    labels = target.long() if tables.drawn is None else tables.drawn[target.long()]
+    channels = torch.arange(drawn.shape[1], device=target.device)
+    return (labels == channels.view(1, -1, *[1] * (target.ndim - 2))) & drawn
+
+
+def drawn_dice(output: Output, batch: Batch, knowledge: Knowledge, ignore_label: int | None) -> Tensor:
+    """Returns the soft Dice of a network for each label that a sample draws, at half of the resolution.
+
+    Args:
+        output: of the network.
+        batch: what it saw.
+        knowledge: which labels each case annotates.
+        ignore_label: nnU-Net's, if there is one.
+
+    Returns:
+        (B, C), NaN where a sample does not draw a label.
+    """
+    level = min(1, len(output.levels) - 1)
+    tables, logits, target = knowledge.tables, output.levels[level], batch.target[level]
+    annotated = tables.annotated[batch.pattern_index]
+    if knowledge.table.is_regions:
+        return soft_dice_per_region(logits, target, annotated, has_ignore=ignore_label is not None)
+    labels = target.long() if tables.drawn is None else tables.drawn[target.long()]
+    rules = (None if t is None else t[batch.pattern_index] for t in (tables.possible, tables.open))
+    options = dict(zip(("possible", "left_open"), rules, strict=True))
+    return soft_dice_per_class(logits, labels, annotated, **options, ignore_label=ignore_label)
 
 
 def truth_of(knowledge: Knowledge, target: Tensor, pattern: Tensor, ignore_label: int | None) -> tuple[Tensor, Tensor]:

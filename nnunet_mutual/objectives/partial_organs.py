@@ -126,7 +126,7 @@ class DifferenceObjective(Objective[DifferenceStep]):
         self.tables = [knowledge.limited(group) for group in groups]
         self.rivals = [knowledge.rivals(group) for group in groups]
         cases = knowledge.cases
-        self.teaches = [[bool(case.annotated & group) for case in cases] for group in groups]
+        self.teaches = [[bool(case.drawn & group) for case in cases] for group in groups]
         self.opposes = [tables.flatten(1).any(1).tolist() for tables in self.rivals]
         self.home = [home(groups, case.annotated) for case in cases]
         self.learns = knowledge.mask(groups)  # (P, C)

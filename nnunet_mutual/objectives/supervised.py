@@ -51,7 +51,7 @@ class SupervisedObjective(Objective[Step]):
         self.ignore_label = ignore_label
         # Processes must take the same path, or those that gather Dice statistics would wait for the others.
         self.may_shortcut = gather is None or all(knowledge.is_full)
-        labelled = [full for full, case in zip(knowledge.is_full, knowledge.cases, strict=True) if case.annotated]
+        labelled = [full for full, case in zip(knowledge.is_full, knowledge.cases, strict=True) if case.drawn]
         self.may_shortcut_labelled = gather is None or all(labelled)
 
     def terms(self, peer: int, outputs: Sequence[Output], step: Step) -> dict[str, Term]:
@@ -146,6 +146,11 @@ class SupervisedObjective(Objective[Step]):
         mix: Mix | None = None,
     ) -> Tensor:
         annotated = tables.annotated[pattern]
+        in_part = None if tables.incomplete is None else tables.incomplete[pattern]
+        if in_part is not None and included is not None:
+            in_part = in_part & included
+        weights = None if tables.weights is None else tables.weights[pattern]
+        options = {"incomplete": in_part, "weights": weights, "mix": mix, **self.options}
         if tables.relations is not None:
             relations = tables.relations[pattern]
             if tables.decided is None or decided is None:
@@ -159,7 +164,7 @@ class SupervisedObjective(Objective[Step]):
                 relations = relations.where(included)
             has_ignore = self.ignore_label is not None
             return partial_sigmoid_loss(
-                logits, target, relations, annotated, has_ignore=has_ignore, decided=known, mix=mix, **self.options
+                logits, target, relations, annotated, has_ignore=has_ignore, decided=known, **options
             )
         assert tables.possible is not None
         annotated = annotated if included is None else annotated & included
@@ -171,8 +176,7 @@ class SupervisedObjective(Objective[Step]):
             ignore_label=self.ignore_label,
             drawn=tables.drawn,
             leaves_open=tables.open is not None,
-            mix=mix,
-            **self.options,
+            **options,
         )
 
 

@@ -94,6 +94,6 @@ def one_network(settings: Settings, table: AnnotationTable, cases: Iterable[str]
     everything = frozenset(table.labels)
     return Needs(
         averages=int(getattr(settings, "ema", 0) > 0),
-        partial=any(table.case(key).annotated not in (everything, frozenset()) for key in cases),
+        partial=any(case.drawn and case.annotated != everything for case in map(table.case, cases)),
         optimizer_values=2 if settings.optimizer == "adamw" else 1,
     )

@@ -65,7 +65,7 @@ def pseudo_label(
     """
     maps = None if output is None else output_folder(output, new="no label map")
     training = NamedTraining(locate(dataset).name, configuration, fold, trainer, plans)
-    made = _load(training, checkpoint, device)
+    made = load_networks(training, checkpoint, device)
     base = getattr(made.settings, "pseudo_labels", FilterSettings())
     given = parse_settings(settings)
     if isinstance(given.get("pseudo_labels"), dict):  # as plans name them
@@ -97,11 +97,17 @@ def _say_next(decisions: Sequence[Decision], training: NamedTraining, checkpoint
         print(f"  {replace(training, trainer='MutualPartialTrainer').command}")
 
 
-def _load(training: NamedTraining, checkpoint: str, device: str) -> Any:
+def require_own(trainer: str) -> None:
+    """Raises MutualError where a trainer is not of this package."""
+    known = training_names()
+    if trainer not in known:
+        raise MutualError(f"{trainer} is no trainer of this package{meant(trainer, known)}; it has {', '.join(known)}")
+
+
+def load_networks(training: NamedTraining, checkpoint: str, device: str) -> Any:
     """Returns the trainer with the networks of the checkpoint."""
-    name, known = training.trainer, training_names()
-    if name not in known:
-        raise MutualError(f"{name} is no trainer of this package{meant(name, known)}; it has {', '.join(known)}")
+    name = training.trainer
+    require_own(name)
     file = training.find_checkpoint(checkpoint)
     require_device(device)
     if resolve("trainers", name).by_group:

@@ -184,6 +184,12 @@ def label_cases(labeller: PseudoLabeller, dataset: Any, store: PseudoStore, keys
             written.pop().result()
 
 
+def label_case(labeller: PseudoLabeller, dataset: Any, store: PseudoStore, key: str) -> None:
+    """Makes the pseudo labels of a case and stores them."""
+    for _ in label_cases(labeller, dataset, store, [key]):
+        pass
+
+
 def _read_image(dataset: Any, key: str) -> Tensor:
     return torch.from_numpy(np.array(load_case(dataset, key)[0][:], copy=True))
 
@@ -194,7 +200,7 @@ def _write_case(labeller: PseudoLabeller, dataset: Any, store: PseudoStore, key:
     drawn = vouched(np.asarray(seg[0]), labeller.table, case)
     size = voxel_volume(properties, drawn.shape)
     codes, candidates, decisions = labeller.judge(case, found, drawn, size, _in_voxels(properties))
-    accepted = case.annotated | {decision.label for decision in decisions if decision.accepted}
+    accepted = case.drawn | {decision.label for decision in decisions if decision.accepted}
     decided = labeller.codes.decided_values(codes)
     merged = np.where(decided == UNDECIDED, drawn, decided)
     table, manager = labeller.table, labeller.labels

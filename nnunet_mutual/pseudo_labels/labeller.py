@@ -130,7 +130,7 @@ class PseudoLabeller:
         chosen = decided != UNDECIDED
         share = float(chosen.sum()) / max(1, int((chosen | self._is_open(case, names, drawn)).sum()))
         decisions = []
-        rejected = np.zeros(drawn.shape, bool)
+        rejected, withheld = (np.zeros(drawn.shape, bool) for _ in range(2))
         for name in names:
             inside = np.isin(decided, self.table.values[name])
             volume = float((inside | self._is_certain(case, name, drawn)).sum()) * voxel_ml
@@ -143,6 +143,8 @@ class PseudoLabeller:
             )
             if not verdict.accepted and not self.table.is_regions:
                 rejected |= inside
+            elif not verdict.accepted and name in case.incomplete:
+                withheld |= inside & ~np.isin(drawn, self.table.values[name])
             decision = Decision(
                 case=case.key,
                 source=case.source,
@@ -160,6 +162,7 @@ class PseudoLabeller:
             accepted = [decision.label for decision in decisions if decision.accepted]
             none = self._decide(case, accepted, found, drawn, self.settings) == drawn
             decided[rejected] = np.where(none, drawn, UNDECIDED)[rejected]
+        decided[withheld] = UNDECIDED  # the region would be read off the integer, as from a drawn one
         return self.codes.encode(drawn, decided), candidates, decisions
 
     def _predict(self, names: Sequence[str], image: Tensor) -> Prediction:
@@ -243,10 +246,11 @@ class PseudoLabeller:
         return {y: tuple(sorted(integers)) for y, integers in sorted(same.items())}, membership
 
     def _is_certain(self, case: Case, name: str, drawn: np.ndarray) -> np.ndarray:
-        """Where other drawn regions leave no doubt that a region is there, as a drawn core for the whole around it."""
-        if not self.table.is_regions:
-            return np.zeros(drawn.shape, bool)
+        """Where what was drawn leaves no doubt that a label is there, as a drawn core for the whole around it."""
         values = set(self.table.values[name])
+        if not self.table.is_regions:
+            own = [y for y, inner in left_open(self.table, case).items() if y in values and not inner]
+            return np.isin(drawn, own)
         return np.isin(drawn, [y for y, integers in self._hypotheses(case)[0].items() if values.issuperset(integers)])
 
     def _keep_main(self, case: Case, name: str, decided: np.ndarray, drawn: np.ndarray) -> np.ndarray:

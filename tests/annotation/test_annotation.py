@@ -148,6 +148,33 @@ def test_contains_is_transitively_closed(pairs: set[tuple[int, int]]) -> None:
         assert any((outer, step) in direct and (step, inner) in related for step in names)
 
 
+def test_drawn_in_part_is_inherited_unless_the_case_says_otherwise() -> None:
+    def case(**entry: Any) -> Case:
+        def change(block: dict[str, Any]) -> None:
+            block["sources"]["siteA"].update(annotated=["liver"], incomplete=["liver_tumour"])
+            block["cases"]["siteA_001"] = {"source": "siteA", **entry}
+
+        return parsed(changed(change)).case("siteA_001")
+
+    liver, tumour = frozenset({"liver"}), frozenset({"liver_tumour"})
+    assert (case().annotated, case().incomplete, case().drawn) == (liver, tumour, liver | tumour)
+    assert case(annotated=["liver", "liver_tumour"]).incomplete == frozenset(), "drawn completely in this one"
+    assert (case(incomplete=["liver"]).annotated, case(incomplete=["liver"]).incomplete) == (frozenset(), liver)
+    assert case(annotated=[], incomplete=[]).drawn == frozenset()
+    assert case(pseudo=["liver_tumour"]).drawn == liver
+    with pytest.raises(MutualError, match='lists liver under "incomplete" and under "pseudo"'):
+        case(incomplete=["liver"], pseudo=["liver"])
+
+
+def test_a_label_that_is_only_drawn_in_part_cannot_be_learnt() -> None:
+    def change(block: dict[str, Any]) -> None:
+        block["sources"]["siteA"].update(annotated=[], incomplete=["liver"])
+
+    table = parsed(changed(change))
+    with pytest.raises(MutualError, match=r"annotates .*liver.* completely: where only a part .* never wrong \(1 case"):
+        table.require_annotated(["siteA_001"], 0)
+
+
 def test_require_names_the_missing_cases() -> None:
     table = parsed()
     table.require(["siteA_001", "siteB_007"])
@@ -167,7 +194,7 @@ SOURCE, CASE = ("sources", "siteA"), ("cases", "siteB_007")
     [
         # Unknown keys, at every depth.
         (("source",), {}, r"unknown key 'source' in \"mutual\" .*did you mean 'sources'\?\); known: version, sources"),
-        ((*SOURCE, "anotated"), [], r"'anotated' in source \"siteA\" .*did you mean 'annotated'.*annotated, contains"),
+        ((*SOURCE, "anotated"), [], r"'anotated' in source .*did you mean 'annotated'.*incomplete, contains"),
         ((*CASE, "patients"), "p", r"'patients' in case \"siteB_007\" .*did you mean 'patient'"),
         (("labels", "spleen", "one"), True, r"unknown key 'one' in \"mutual.labels.spleen\" .*known: single"),
         # Unknown names.
@@ -178,6 +205,10 @@ SOURCE, CASE = ("sources", "siteA"), ("cases", "siteB_007")
         ((*SOURCE, "contains"), {"liver": ["cyst"]}, r"'cyst' in contains \"liver\" of source \"siteA\""),
         ((*CASE, "annotated"), ["spleeen"], r"annotated of case \"siteB_007\".*mean 'spleen'"),
         ((*CASE, "pseudo"), ["lung"], r"'lung' in pseudo of case"),
+        ((*CASE, "incomplete"), ["lung"], r"unknown label 'lung' in incomplete of case"),
+        ((*CASE, "incomplete"), "spleen", r"must be a list of label names, found 'spleen'"),
+        ((*CASE, "incomplete"), ["spleen"], "case .* lists spleen under \"incomplete\" and under \"annotated\""),
+        ((*SOURCE, "incomplete"), ["liver"], "source .* lists liver under \"incomplete\" and under \"annotated\""),
         ((*CASE, "missing"), ["T2"], r"unknown channel 'T2' in missing of case \"siteB_007\".*known: T1, FLAIR"),
         ((*CASE, "source"), "siteC", r"has the source 'siteC' \(did you mean 'site[AB]'\?\); declared sources: "),
         (("labels", "splen"), {}, "unknown label 'splen'.*mean 'spleen'"),

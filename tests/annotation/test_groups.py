@@ -175,6 +175,6 @@ def test_plans_of_other_groups_are_refused(nnunet_folders: Path) -> None:
     with pytest.raises(MutualError, match="not preprocessed by modality group"):
         require_preprocessed_by_group({"plans_name": "nnUNetPlans"}, groups, 901)
     other = {"plans_name": PLANS, "modality_groups": {"T1": ["T1"], "FLAIR": ["FLAIR"]}}
-    with pytest.raises(MutualError, match="other modality groups"):
+    with pytest.raises(MutualError, match=r"other modality groups \(T1=T1 FLAIR=FLAIR\)"):
         require_preprocessed_by_group(other, groups, 901)
     require_preprocessed_by_group({**other, "modality_groups": GROUPS}, groups, 901)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunet_mutual.annotation.restriction import Restriction, restrict, restriction_for
+from nnunet_mutual.annotation.restriction import Restriction, restrict, restriction_for, vouched
 from nnunet_mutual.annotation.table import AnnotationTable
 
 NAMES = ["liver", "tumour", "spleen", "vessel"]
@@ -68,6 +68,20 @@ def test_without_a_container_the_likelier_of_background_and_overlap_partners() -
     np.testing.assert_allclose(spleen, one_voxel(background=0.1, liver=0.1, spleen=0.6))
     background = restricted(table, one_voxel(background=0.2, liver=0.1, spleen=0.1, vessel=0.6))
     np.testing.assert_allclose(background, one_voxel(background=0.6, liver=0.1, spleen=0.1))
+
+
+def test_a_label_drawn_in_part_stays() -> None:
+    content = {"annotated": ["spleen"], "incomplete": ["liver"], "contains": {"liver": ["tumour"]}}
+    table = AnnotationTable.from_dataset_json(
+        {
+            "channel_names": {"0": "CT"},
+            "labels": {"background": 0, **VALUES},
+            "mutual": {"version": 1, "sources": {"a": content}, "cases": {"x": {"source": "a"}}},
+        }
+    )
+    assert restriction_for(table, table.case("x")) == Restriction(((3, (0,)), (4, (2,)))), "tumours are of the liver"
+    drawn = np.array([0, 1, 2, 3, 4])
+    np.testing.assert_array_equal(vouched(drawn, table, table.case("x")), [0, 1, 2, 0, 4])
 
 
 def test_everything_else_goes_to_background() -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import tiny
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from scipy import ndimage
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 RULE = {"range": 0.01, "gain": 0.01}
@@ -73,8 +75,9 @@ def test_a_patient_is_in_one_pool_and_labelled_patients_are_drawn_from_theirs(be
             assert sorted(setting.cases_of(pools[pool])) == cases, setting.name  # all of a patient's cases
         draws = [list(draw.values()) if isinstance(draw, dict) else [draw] for draw in setting.draws]  # of each source
         assert len(draws) >= setting["draws"]["needed"] and len(set(map(str, draws))) > 1
-        for patients in (source for draw in draws for source in draw):
-            assert len({*patients}) == setting.labelled and {*patients} <= pools["training"], setting.name
+        for draw in draws:
+            assert len({*draw[0]}) == setting.labelled and len({len(source) for source in draw}) <= 2, setting.name
+            assert all({*source} <= pools["training"] for source in draw), setting.name
         for draw in draws:
             everybody = [patient for source in draw for patient in source]
             assert len({*everybody}) == len(everybody), setting.name
@@ -420,7 +423,8 @@ def test_pooled_in_shares_of_the_gaps(bench: SimpleNamespace, monkeypatch: pytes
 
 def test_the_tables_are_those_of_the_evidence(bench: SimpleNamespace) -> None:
     text = (BENCHMARKS / "README.md").read_text()
-    cost, real_channels = (importlib.import_module(name) for name in ("cost.table", "real_channels"))
+    names = ("cost.table", "real_channels", "suggesting")
+    cost, real_channels, suggesting = (importlib.import_module(name) for name in names)
     tables = {name: bench.table.render(bench.settings.Setting(name, None)) for name in bench.settings.names()}
     screening = importlib.import_module("screening")
     settings = [bench.settings.Setting(name, None) for name in tables]
@@ -432,13 +436,13 @@ def test_the_tables_are_those_of_the_evidence(bench: SimpleNamespace) -> None:
         "step": cost.render(),
         "real_channels": real_channels.render(),
         "gate": bench.gate.render(),
+        "suggesting_hippocampus": suggesting.render(suggesting.Simulation("hippocampus", None)),
     }.items():
         found = text.split(f"<!-- table:{name} -->\n")[1].split(f"\n<!-- /table:{name} -->")[0]
         assert found == table, f"write it anew: benchmarks/run.py table {name} (step.py, real_channels.py: --table)"
 
 
 def test_a_label_map_keeps_only_what_was_annotated(bench: SimpleNamespace, tmp_path: Path) -> None:
-    sitk = pytest.importorskip("SimpleITK")
     image = sitk.GetImageFromArray(np.array([[[0, 1, 2, 3]]], dtype=np.uint8))
     image.SetSpacing((1.0, 2.0, 3.0))
     sitk.WriteImage(image, str(tmp_path / "old.nii.gz"))
@@ -513,7 +517,7 @@ def test_a_second_modality_hides_one_structure(monkeypatch: pytest.MonkeyPatch) 
     image[0, :12], image[0, 12:] = 50, 400  # what else is in an image
 
     def contrast(x: np.ndarray, label: int) -> float:
-        inner = importlib.import_module("scipy.ndimage").binary_erosion(labels == label, iterations=2)
+        inner = ndimage.binary_erosion(labels == label, iterations=2)
         other = x[2:][labels[2:] == 0]
         return abs(x[inner].mean() - other.mean()) / other.std()
 
@@ -524,3 +528,76 @@ def test_a_second_modality_hides_one_structure(monkeypatch: pytest.MonkeyPatch) 
     assert not np.array_equal(made, simulate(image, labels, 2, "case_2"))
     other = simulate(image, labels, 1, "case_1")
     assert contrast(other, 2) > 10 * contrast(other, 1)
+
+    first, second = importlib.import_module("second_modality").two_modalities(image, labels, (1, 2), 0.3, "case_1")
+    assert first.shape == second.shape == image.shape and first.dtype == second.dtype == np.float32
+    assert contrast(first, 2) > 4 * contrast(first, 1) and contrast(second, 1) > 4 * contrast(second, 2)
+    edge = ndimage.binary_dilation(labels == 1) & (labels == 0)
+    inner = (labels == 1) & ~ndimage.binary_erosion(labels == 1)
+    assert abs(first[edge].mean() - first[inner].mean()) < 0.5 * np.ptp(first[labels == 2]), "the mask has an edge"
+
+
+def test_the_same_slices_are_hidden_in_every_arm(bench: SimpleNamespace, tmp_path: Path) -> None:
+    """As 0, or as the ignore label."""
+    setting = bench.settings.Setting("acdc_incomplete_3", None, tmp_path)
+    groups = [group for entry in setting["datasets"].values() for group in entry.get("groups", [])]
+    rules = [group["hidden"] for group in groups if "hidden" in group]
+    assert len(rules) == 3 and rules.count(rules[0]) == 3
+    old = np.zeros((8, 4, 4), np.uint8)
+    old[:, 0], old[1:7, 1] = 3, 1
+    files, maps = (tmp_path / "old.nii.gz", tmp_path / "new.nii.gz"), []
+    tiny.write_nifti(old, files[0], (1.0, 1.0, 10.0))
+    for gap in (0, 4):
+        hide = bench.preparation.hiding_of(rules[0], setting["labels"], "patient001_frame01")
+        bench.preparation.write_labels(*files, {3: 1, 1: 3}, hide=hide, gap=gap)
+        maps.append(sitk.GetArrayFromImage(sitk.ReadImage(str(files[1]))))
+    left, ignored = maps
+    assert np.array_equal(left, np.where(ignored == 4, 0, ignored)) and np.array_equal(ignored == 0, old == 0)
+    assert [(ignored[:, row] == 4).all(1).sum() for row in (0, 1)] == [4, 3], "half of the slices of each"
+    entry = setting["datasets"]["ignored"]
+    assert bench.preparation.labels_of(entry) == {"background": 0, "RV": 1, "MYO": 2, "LV": 3, "ignore": 4}
+
+
+def test_an_arm_may_leave_out_a_source_of_its_draw(bench: SimpleNamespace) -> None:
+    setting = bench.settings.Setting("acdc_incomplete_3", None)
+    draw = setting.draws[1]
+    assert setting.labelled_cases("complete_alone", 1) == {"all": setting.cases_of(draw["complete"])}
+    both = setting.labelled_cases("some", 1)
+    assert both == {"all": setting.cases_of(draw["complete"]), "in_part": setting.cases_of(draw["in_part"])}
+    assert len(draw["in_part"]) == 9
+
+
+def test_what_is_drawn_in_a_simulation(bench: SimpleNamespace, tmp_path: Path) -> None:
+    suggesting = importlib.import_module("suggesting")
+    simulation = suggesting.Simulation("hippocampus", None, tmp_path)
+    first, second = simulation.draws[3]
+    order = suggesting.shuffled(simulation, 3)
+    assert len({*order}) == 2 * 138 and not {case for case, _ in order} & {first, second}
+    assert order == suggesting.shuffled(simulation, 3) != suggesting.shuffled(simulation, 4)
+    run = suggesting.Run(3, "suggest", 4)
+    drawn = simulation.cases_with(3, [("x", "Posterior"), ("y", "Anterior"), ("x", "Anterior"), ("z", "Posterior")])
+    simulation.add(run, drawn)
+    found = simulation.labelled_cases("suggest4", 3)
+    assert found == {"all": [first, second, "x"], "anterior": ["y"], "posterior": ["z"]}
+    names = [simulation.dataset_name(*place) for place in (("suggest4", 3), ("suggest4", 1003), ("all", 0))]
+    assert names[0] == names[1] == "Dataset745_SuggestinghippocampusSuggest42Draw3"
+    assert names[2] == "Dataset741_SuggestinghippocampusAll"
+    files = {run.file for draw in range(12) for run in simulation.runs(draw)}
+    assert len(files) == 12 * 7 and {"start_draw0.json", "random16_draw11.json"} < files
+
+
+def test_suggested_against_random_structures(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suggesting = importlib.import_module("suggesting")
+    monkeypatch.setattr(suggesting.Simulation, "evidence", tmp_path)
+    monkeypatch.setattr(suggesting.Simulation, "patients", {"a": "a", "b": "b"})
+    simulation = suggesting.Simulation("hippocampus", None, tmp_path)
+    for arm, dice in {"suggest": 0.86, "random": 0.84}.items():
+        for draw in range(3 if arm == "suggest" else 2):
+            made = evidence(arm, draw, dice + draw * (0.002 if arm == "suggest" else 0))
+            bench.settings.write_json(tmp_path / suggesting.Run(draw, arm, 8).file, made)
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in suggesting.render(simulation).splitlines()[4:]]
+    assert rows[0][0] == "2 cases" and rows[1][1:] == ["not run"] * 6 + ["0"]
+    half = 12.7062 * 0.001  # t of one degree of freedom; the differences of the two draws are 0.020 and 0.022
+    assert rows[2][3:5] == ["+0.0210", f"{0.021 - half:+.4f} to {0.021 + half:+.4f}"] and rows[2][7] == "2"

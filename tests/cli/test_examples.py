@@ -80,6 +80,7 @@ MORE = {
     "preprocess_unlabelled": ["-np", "1"],
     "train": ["-device", "cpu"],
     "pseudo_label": ["-device", "cpu"],
+    "suggest": ["-device", "cpu"],
     "evaluate": ["-np", "1"],
 }
 FINDINGS = {"doctor", "check_images"}  # exit status 1: they found something
@@ -163,7 +164,7 @@ def _trainings(world: World) -> None:
     for fold in range(1, 5):
         world.train("PartialTrainer", fold)
     world.train("MutualPartialTrainer", 0)
-    world.run("export", "pseudo_label", "review", "report")
+    world.run("export", "pseudo_label", "suggest", "review", "report")
     fill(world.root / "review_111" / "review.csv", {})
     world.run("accept")
 

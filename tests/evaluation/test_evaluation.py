@@ -18,8 +18,9 @@ SOURCES = {
     "liver only": {"annotated": ["liver"]},
     "liver with tumour": {"annotated": ["liver"], "contains": {"liver": ["tumour"]}},
     "spleen only": {"annotated": ["spleen"]},
+    "some tumours": {"annotated": ["liver"], "incomplete": ["tumour"], "contains": {"liver": ["tumour"]}},
 }
-CASES = {"a": "all", "b": "liver only", "c": "liver with tumour", "d": "spleen only"}
+CASES = {"a": "all", "b": "liver only", "c": "liver with tumour", "d": "spleen only", "e": "some tumours"}
 
 
 def dataset(*, overlap: bool = False, declared: bool = True) -> dict:
@@ -61,6 +62,13 @@ def test_other_shape_is_refused() -> None:
 def test_unannotated_labels_are_left_out() -> None:
     found = scores("b", prediction=[1, 1, 3, 3, 0], reference=[1, 0, 0, 0, 1])
     assert found == {"liver": pytest.approx(0.5)}  # 2 * 1 / (2 + 2), and nothing about the spleen
+
+
+def test_a_label_drawn_in_part_is_not_scored_and_harms_no_other() -> None:
+    found = scores("e", prediction=[2, 2, 1, 1, 2], reference=[2, 1, 1, 2, 0])
+    # A drawn tumour that is found is no liver, one found in the drawn liver may be there, one that is taken for liver
+    # and one outside of it are mistakes: 2 of 4 predicted voxels of liver, both drawn ones.
+    assert found == {"liver": pytest.approx(2 * 2 / (4 + 2))}
 
 
 def test_annotated_and_absent_is_nan_when_not_predicted_and_zero_when_predicted() -> None:

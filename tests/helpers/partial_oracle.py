@@ -39,6 +39,11 @@ def annotated_names(content: dict[str, Any], key: str) -> set[str]:
     return set(case.get("annotated", content["mutual"]["sources"][case["source"]]["annotated"]))
 
 
+def names_in_part(content: dict[str, Any], key: str) -> set[str]:
+    case = content["mutual"]["cases"][key]
+    return set(case.get("incomplete", content["mutual"]["sources"][case["source"]].get("incomplete", ())))
+
+
 def inside(content: dict[str, Any], key: str, label: str) -> set[str]:
     """Everything that the source of the case draws as part of a label."""
     contains = content["mutual"]["sources"][content["mutual"]["cases"][key]["source"]].get("contains", {})
@@ -100,7 +105,7 @@ def softmax_loss(
         statistics.update({(sample, b): [] for b in annotated})
         for voxel in np.ndindex(*logits.shape[2:]):
             value = int(target[(sample, 0, *voxel)])
-            if value == ignore_label or not annotated:
+            if value == ignore_label or not annotated | names_in_part(content, key):
                 continue
             weights = logits[(sample, slice(None), *voxel)].exp()
             p = dict(zip(sorted(names), weights / weights.sum(), strict=False))
@@ -114,8 +119,10 @@ def softmax_loss(
     return cross_entropy, mean_dice(statistics, batch_dice)
 
 
-def region_state(content: dict[str, Any], annotated: set[str], drawn: dict[str, bool], asked: str) -> bool | None:
-    """Whether a voxel is in a region: True, False or None (nobody knows)."""
+def region_state(
+    content: dict[str, Any], annotated: set[str], drawn: dict[str, bool], asked: str, in_part: Set[str] = frozenset()
+) -> bool | None:
+    """Whether a voxel is in a region: True, False or None (nobody knows); a region drawn in part speaks if drawn."""
     if asked in annotated:
         return drawn[asked]
 
@@ -124,7 +131,7 @@ def region_state(content: dict[str, Any], annotated: set[str], drawn: dict[str, 
         return set(value) if isinstance(value, list) else {value}
 
     opinions = set()
-    for b in annotated:
+    for b in annotated | {b for b in in_part if drawn[b]}:
         if drawn[b] and integers(asked).isdisjoint(integers(b)):
             opinions.add(False)
         if not drawn[b] and integers(asked).issubset(integers(b)):
@@ -147,7 +154,7 @@ def sigmoid_loss(
     names = [name for name in content["labels"] if name not in ("background", "ignore")]
     surprise, statistics = [], {}
     for sample, key in enumerate(keys):
-        annotated = annotated_names(content, key)
+        annotated, in_part = annotated_names(content, key), names_in_part(content, key)
         statistics.update({(sample, b): [] for b in annotated})
         for voxel in np.ndindex(*logits.shape[2:]):
             y = target[(sample, slice(None), *voxel)].bool().tolist()
@@ -156,7 +163,9 @@ def sigmoid_loss(
             drawn = dict(zip(names, y, strict=False))
             for channel, name in enumerate(names):
                 p = 1 / (1 + torch.exp(-logits[(sample, channel, *voxel)]))
-                state = region_state(content, annotated, drawn, name)
+                state = region_state(content, annotated, drawn, name, in_part)
+                if state is None and name in in_part:
+                    surprise.append(torch.zeros((), dtype=logits.dtype))
                 if state is not None:
                     surprise.append(-torch.log(p if state else 1 - p))
                 if name in annotated:

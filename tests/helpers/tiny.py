@@ -187,8 +187,8 @@ def _write_case(raw: Path, pre: Path, key: str, seed: int, dataset: dict, ignore
     block = dataset.get("mutual")
     if block is not None and drop:
         entry = block["cases"][key]
-        annotated = entry.get("annotated", block["sources"][entry["source"]]["annotated"])
-        segmentation = keep_only(segmentation, annotated, dataset["labels"])
+        says = {**block["sources"][entry["source"]], **entry}
+        segmentation = keep_only(segmentation, [*says["annotated"], *says.get("incomplete", [])], dataset["labels"])
     if ignore:
         segmentation[:4, :4, :4] = 4
     write_nifti(image, raw / "imagesTr" / f"{key}_0000.nii.gz")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from partial_oracle import SMOOTH, annotated_names, dataset, knowledge_of, possible_names
+from partial_oracle import SMOOTH, annotated_names, dataset, knowledge_of, names_in_part, possible_names
 from torch import Tensor
 
 from nnunet_mutual.batches.batch import Batch, Exchange, mixed
@@ -29,6 +29,8 @@ LABELS = dataset(
         "spleen": {"annotated": ["spleen"]},
         "all": {"annotated": ["liver", "tumour", "spleen"]},
         "none": {"annotated": []},
+        "some": {"annotated": ["liver"], "incomplete": ["spleen"]},
+        "only": {"annotated": [], "incomplete": ["tumour"]},
     },
 )
 REGIONS = dataset(
@@ -40,8 +42,8 @@ NAMES = ["background", "liver", "tumour", "spleen"]
 def case(seed: int, shape: tuple[int, ...] = (4, 6)) -> tuple[list[str], Tensor, Tensor, Tensor]:
     """Logits, labels that each case may have drawn, and from where each voxel comes."""
     rng = np.random.default_rng(seed)
-    keys = ["liver", "spleen", "all", "none"]
-    drawn = {"liver": [0, 1], "spleen": [0, 3], "all": [0, 1, 2, 3], "none": [0]}
+    keys = ["liver", "spleen", "all", "none", "some", "only"]
+    drawn = {"liver": [0, 1], "spleen": [0, 3], "all": [0, 1, 2, 3], "none": [0], "some": [0, 1, 3], "only": [0, 2]}
     target = np.stack([rng.choice(drawn[key], (1, *shape)) for key in keys])
     logits = rng.normal(0, 2, (len(keys), 4, *shape))
     origin = rng.integers(0, len(keys), (len(keys), 1, *shape))
@@ -56,7 +58,7 @@ def slow_loss(keys: list[str], logits: Tensor, target: Tensor, origin: Tensor, b
         key, drawn = keys[o[b, v]], NAMES[y[o[b, v], v]]
         names = possible_names(LABELS, key, drawn)
         of_set = sum(p[b, NAMES.index(name), v] for name in names)
-        if annotated_names(LABELS, key):
+        if annotated_names(LABELS, key) | names_in_part(LABELS, key):
             entropy.append(-np.log(of_set))
         for label in annotated_names(LABELS, key):
             is_drawn = label == drawn
@@ -74,8 +76,9 @@ def test_every_voxel_is_supervised_by_the_case_from_which_it_comes(seed: int, ba
     keys, logits, target, origin = case(seed)
     known = knowledge_of(LABELS, keys)
     index, tables = torch.tensor(known.patterns(keys)), known.tables
-    assert tables.possible is not None
+    assert tables.possible is not None and tables.incomplete is not None
     options: dict[str, Any] = {"leaves_open": tables.open is not None, "batch_dice": batch_dice}
+    options["incomplete"] = tables.incomplete[index]
     parts = logits, target, tables.possible[index], tables.annotated[index]
     found = partial_softmax_loss(*parts, mix=partial(mixed, origin=origin), **options)
     assert found.item() == pytest.approx(slow_loss(keys, logits, target, origin, batch_dice), abs=1e-5)

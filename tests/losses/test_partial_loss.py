@@ -26,6 +26,7 @@ ORGANS = dataset(
         "whole_liver": {"annotated": ["liver"], "contains": {"liver": ["tumour"]}},
         "spleen": {"annotated": ["spleen"]},
         "none": {"annotated": []},
+        "some_tumours": {"annotated": ["liver"], "incomplete": ["tumour"]},
     },
 )
 
@@ -36,6 +37,7 @@ def loss_of(
     known = knowledge_of(content, keys)
     index = known.patterns(keys)
     assert known.tables.possible is not None
+    options["incomplete"] = None if known.tables.incomplete is None else known.tables.incomplete[index]
     return partial_softmax_loss(logits, target, known.tables.possible[index], known.tables.annotated[index], **options)
 
 
@@ -74,6 +76,30 @@ def test_values_by_hand() -> None:
     assert loss_of(logits, line(1, 0), ["all"]).item() == pytest.approx(expected, abs=2e-5)
 
 
+def test_a_label_drawn_in_part_by_hand() -> None:
+    # Uniform probabilities of 1/4. Drawn: liver, one of the tumours, and nothing, where a tumour or a spleen may be.
+    logits = torch.zeros(1, 4, 1, 3)
+    # Dice of the liver alone: overlap 1/4, predicted 3/4, drawn 1; a missed tumour is only in the cross-entropy.
+    expected = (math.log(4) + math.log(4) + math.log(4 / 3)) / 3 - 2 * 0.25 / 1.75
+    assert loss_of(logits, line(1, 2, 0), ["some_tumours"]).item() == pytest.approx(expected, abs=1e-5)
+    # A tumour found where nobody drew one costs nothing, at one that is drawn its absence does.
+    sure = torch.zeros(1, 4, 1, 1)
+    sure[0, 2] = 30.0
+    assert loss_of(sure, line(0), ["some_tumours"], smooth=1e12).item() == pytest.approx(-1, abs=1e-5)
+    missed = torch.zeros(1, 4, 1, 1)
+    missed[0, 2] = -30.0
+    assert loss_of(missed, line(2), ["some_tumours"], smooth=1e12).item() > 25
+
+
+def test_a_drawn_voxel_weighs_as_much_in_a_case_that_draws_only_a_part() -> None:
+    """Where anything is possible a voxel says nothing and counts, as one of a complete case does."""
+    content = dataset(THREE, {"all": {"annotated": [*THREE]}, "some": {"annotated": [], "incomplete": ["tumour"]}})
+    logits, target = torch.zeros(1, 4, 1, 4), line(0, 0, 0, 2)
+    of_some = gradient(logits, target, ["some"], content, smooth=1e12)[..., 3]
+    torch.testing.assert_close(of_some, gradient(logits, target, ["all"], content, smooth=1e12)[..., 3])
+    assert of_some.flatten().tolist() == pytest.approx([1 / 16, 1 / 16, -3 / 16, 1 / 16])
+
+
 def test_gradient_by_hand() -> None:
     # d(-log p(S)) / dz_k = p_k - [k in S] p_k / p(S), here without the Dice: a huge smoothing term makes it constant.
     on_liver = gradient(torch.zeros(1, 4, 1, 1), line(1), ["liver"], smooth=1e12).flatten()
@@ -93,7 +119,8 @@ def random_dataset(rng: np.random.Generator, samples: int) -> dict[str, Any]:
             if rng.random() < 0.25:
                 contains.setdefault(outer, []).append(inner)
         annotated = [name for name in names if rng.random() < rng.choice([0.3, 0.6])]
-        sources[f"s{sample}"] = {"annotated": annotated, "contains": contains}
+        in_part = [name for name in names if name not in annotated and rng.random() < 0.4]
+        sources[f"s{sample}"] = {"annotated": annotated, "incomplete": in_part, "contains": contains}
     overlaps = [list(pair) for pair in pairs if rng.random() < 0.2]
     values = rng.permutation(np.arange(1, 5)).tolist()
     return dataset(dict(zip(names, values, strict=True)), sources, may_overlap=overlaps)
@@ -111,7 +138,8 @@ def test_equals_loops_over_voxels(seed: int, shape: tuple[int, ...], ignore: boo
     keys = list(content["mutual"]["sources"])
     target = np.zeros((3, 1, *shape), np.int16)
     for sample, key in enumerate(keys):
-        drawable = [content["labels"][name] for name in content["mutual"]["sources"][key]["annotated"]]
+        source = content["mutual"]["sources"][key]
+        drawable = [content["labels"][name] for name in source["annotated"] + source["incomplete"]]
         target[sample] = rng.choice([0, *drawable, *([5] if ignore else [])], (1, *shape))
     logits = torch.from_numpy(rng.normal(0, 2, (3, 5, *shape))).requires_grad_()
     options: dict[str, Any] = {"ignore_label": ignore_label, "batch_dice": batch_dice}

@@ -21,9 +21,14 @@ OVERLAPPING = {"everything": [1, 2, 3, 4], "front": [1, 2], "centre": [2, 3], "b
 FAMILIES = [NESTED, DISJOINT, OVERLAPPING]
 
 
-def regions(labels: dict[str, Any], *annotated: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
-    """A dataset with one case per annotated set, and its cases."""
-    sources = {f"s{i}": {"annotated": list(names)} for i, names in enumerate(annotated)}
+def regions(
+    labels: dict[str, Any], *annotated: tuple[str, ...], in_part: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], list[str]]:
+    """A dataset with one case per annotated set, and its cases; what is not annotated may be drawn in part."""
+    sources = {
+        f"s{i}": {"annotated": list(names), "incomplete": [name for name in in_part if name not in names]}
+        for i, names in enumerate(annotated)
+    }
     return dataset(labels, sources), list(sources)
 
 
@@ -31,6 +36,7 @@ def loss_of(logits: Tensor, target: Tensor, content: dict[str, Any], keys: list[
     known = knowledge_of(content, keys)
     index = torch.tensor(known.patterns(keys))
     assert known.tables.relations is not None
+    options["incomplete"] = None if known.tables.incomplete is None else known.tables.incomplete[index]
     return partial_sigmoid_loss(logits, target, known.tables.relations[index], known.tables.annotated[index], **options)
 
 
@@ -50,9 +56,11 @@ def drawn(labels: dict[str, Any], annotated: tuple[str, ...], voxels: list[int])
     return torch.tensor(rows)[None, :, None]
 
 
-def states(labels: dict[str, Any], annotated: tuple[str, ...], target: Tensor) -> list[list[str]]:
+def states(
+    labels: dict[str, Any], annotated: tuple[str, ...], target: Tensor, in_part: tuple[str, ...] = ()
+) -> list[list[str]]:
     """Per region and voxel '+' (present), '-' (absent) or '?' (unknown), from the gradient at logits of 0."""
-    content, keys = regions(labels, annotated)
+    content, keys = regions(labels, annotated, in_part=in_part)
     # A huge smoothing term silences the Dice, which sees annotated regions only.
     slope = gradient(torch.zeros(target.shape), target, content, keys, smooth=1e12)[0, :, 0]
     return [["-" if s > 0 else "+" if s < 0 else "?" for s in row] for row in slope.tolist()]
@@ -71,6 +79,15 @@ def test_nested_regions() -> None:
 def test_disjoint_regions_exclude_each_other() -> None:
     left = states(DISJOINT, ("left",), drawn(DISJOINT, ("left",), [0, 1, 3, 5]))
     assert left == [["-", "+", "-", "-"], ["?", "-", "?", "?"], ["?", "-", "?", "?"]]
+
+
+def test_a_region_drawn_in_part_is_present_where_it_is_drawn_and_says_nothing_elsewhere() -> None:
+    core = states(NESTED, (), drawn(NESTED, ("core",), [0, 1, 2, 3]), ("core",))
+    assert core == [["?", "?", "+", "+"], ["?", "?", "+", "+"], ["?", "?", "?", "?"]]
+    within = states(NESTED, ("whole",), drawn(NESTED, ("whole", "core"), [0, 1, 2, 3]), ("core",))
+    assert within == [["-", "+", "+", "+"], ["-", "?", "+", "+"], ["-", "?", "?", "?"]]
+    left = states(DISJOINT, (), drawn(DISJOINT, ("left",), [1, 3]), ("left",))
+    assert left == [["+", "?"], ["-", "?"], ["-", "?"]]
 
 
 def test_partly_overlapping_regions_say_nothing_about_each_other() -> None:
@@ -120,7 +137,7 @@ def test_equals_loops_over_voxels(
     rng = np.random.default_rng([len(labels), len(shape), has_ignore, batch_dice])
     for _ in range(3):
         sets = [tuple(name for name in labels if rng.random() < 0.5) for _ in range(3)]
-        content, keys = regions(labels, *sets)
+        content, keys = regions(labels, *sets, in_part=tuple(name for name in labels if rng.random() < 0.4))
         # Random targets contradict themselves here and there.
         target = torch.from_numpy(rng.random((3, len(labels) + has_ignore, *shape)) < 0.5)
         logits = torch.from_numpy(rng.normal(0, 2, (3, len(labels), *shape))).requires_grad_()

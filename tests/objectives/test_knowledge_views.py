@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from partial_oracle import annotated_names, dataset, left_open, may_hide_in, possible_names, region_state
+from partial_oracle import annotated_names, dataset, left_open, may_hide_in, names_in_part, possible_names, region_state
 from random_tables import LABELS, NAMES, PAIRS, REGIONS, SUBSETS, plain_datasets, region_datasets
 from torch import Tensor
 
@@ -41,6 +41,10 @@ def classes(row: Tensor) -> set[str]:
     return {NAMES[k] for k, value in enumerate(row.tolist()) if value}
 
 
+def in_part(tables: Tables, pattern: int) -> set[str]:
+    return set() if tables.incomplete is None else classes(tables.incomplete[pattern])
+
+
 def regions_in(row: Tensor) -> set[str]:
     return {name for name, value in zip(REGIONS, row.tolist(), strict=True) if value}
 
@@ -65,7 +69,7 @@ def test_every_code_says_what_it_means(data: st.DataObject, content: dict[str, A
             assert int(true.drawn[code]) == y and int(pseudo.drawn[code]) == (y if z is None else z)
             by_drawing = possible_names(content, key, drawn)
             can_be_decided = {None, drawn} | (by_drawing & accepted[key])
-            if drawn not in {"background"} | annotated or decided not in can_be_decided:
+            if drawn not in {"background"} | annotated | names_in_part(content, key) or decided not in can_be_decided:
                 continue  # such a voxel never comes
             assert classes(true.possible[pattern, code]) == by_drawing, "true labels know of no decision"
             expected = left_open(content, key, accepted[key], drawn, decided)
@@ -102,8 +106,10 @@ def test_networks_of_some_labels(content: dict[str, Any], own: list[str]) -> Non
     rest = {"background"} | (set(LABELS) - labels)
     for key in content["mutual"]["cases"]:
         pattern, annotated = known.patterns([key])[0], annotated_names(content, key)
+        by_hand = annotated | names_in_part(content, key)
         assert classes(tables.annotated[pattern]) == annotated & labels
-        for drawn in ["background", *annotated]:
+        assert in_part(tables, pattern) == names_in_part(content, key) & labels
+        for drawn in ["background", *by_hand]:
             found = classes(tables.possible[pattern, NAMES.index(drawn)])
             everything = possible_names(content, key, drawn)
             if drawn in labels:
@@ -114,11 +120,11 @@ def test_networks_of_some_labels(content: dict[str, Any], own: list[str]) -> Non
                 assert found == rest | (labels - annotated), "what it does not know is left to the rivals"
             foes = classes(rivals[pattern, NAMES.index(drawn)])
             expected = set()
-            if drawn in annotated - labels:
+            if drawn in by_hand - labels:
                 strangers = {a for a in labels - annotated if drawn not in may_hide_in(content, a)}
                 expected = strangers - may_hide_in(content, drawn)
             assert foes == expected
-        nobody = [NAMES.index(name) for name in NAMES if name not in annotated]
+        nobody = [NAMES.index(name) for name in NAMES if name not in by_hand]
         assert not rivals[pattern, nobody].any()
 
 
@@ -161,16 +167,18 @@ def test_networks_of_some_regions(content: dict[str, Any], own: list[str]) -> No
     tables, rivals = known.limited(frozenset(labels)), known.rivals(frozenset(labels))
     for key in content["mutual"]["cases"]:
         pattern, annotated = known.patterns([key])[0], annotated_names(content, key)
+        partly = names_in_part(content, key)
         assert regions_in(tables.annotated[pattern]) == annotated & labels
         for y in range(5):
             drawn = {name: y in values for name, values in REGIONS.items()}
-            present = {name for name in annotated if drawn[name]}
+            present = {name for name in annotated | partly if drawn[name]}
             for asked in set(REGIONS) - annotated:
-                expected = region_state(content, annotated & labels, drawn, asked) if asked in labels else None
+                own = annotated & labels, drawn, asked, partly & labels
+                expected = region_state(content, *own) if asked in labels else None
                 assert state(tables, pattern, present, asked) == expected
         for b, name in enumerate(REGIONS):
             expected_foes = {a for a in labels - annotated if set(REGIONS[a]).isdisjoint(REGIONS[name])}
-            assert regions_in(rivals[pattern, b]) == (expected_foes if name in annotated - labels else set())
+            assert regions_in(rivals[pattern, b]) == (expected_foes if name in (annotated | partly) - labels else set())
 
 
 @settings(max_examples=50, deadline=None)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-from partial_oracle import annotated_names, dataset, left_open, possible_names
+from partial_oracle import annotated_names, dataset, left_open, names_in_part, possible_names
 from torch import Tensor
 
 from nnunet_mutual.annotation.codes import PseudoCodes
@@ -28,12 +28,17 @@ CONTENT = dataset(
         "spleens": {"annotated": ["spleen", "tumour"]},
         "nothing": {"annotated": []},
         "all": {"annotated": ["liver", "tumour", "spleen", "kidney"]},
+        "some": {"annotated": ["spleen"], "incomplete": ["liver", "kidney"], "contains": {"liver": ["tumour"]}},
     },
     may_overlap=[["kidney", "spleen"]],
 )
 NAMES = ["background", "liver", "tumour", "spleen", "kidney"]
-KEYS = ["livers", "spleens", "nothing", "all"]
-ACCEPTED = {"livers": frozenset({"spleen", "tumour"}), "nothing": frozenset({"liver", "tumour", "spleen", "kidney"})}
+KEYS = ["livers", "spleens", "nothing", "all", "some"]
+ACCEPTED = {
+    "livers": frozenset({"spleen", "tumour"}),
+    "nothing": frozenset({"liver", "tumour", "spleen", "kidney"}),
+    "some": frozenset({"liver"}),
+}
 
 
 def made(accepted: dict[str, frozenset[str]] | None = None) -> Knowledge:
@@ -67,12 +72,12 @@ def cross_entropy_and_dice(logits: np.ndarray, values: np.ndarray, key: str, kno
     return float(np.mean(entropy) - np.mean(dice))
 
 
-@pytest.mark.parametrize("key", ["livers", "nothing"])
+@pytest.mark.parametrize("key", ["livers", "nothing", "some"])
 def test_the_loss_with_pseudo_labels(key: str) -> None:
     known = made()
     assert known.codes is not None and known.pseudo_tables.possible is not None
     rng = np.random.default_rng(3)
-    annotated = [0, *(NAMES.index(name) for name in annotated_names(CONTENT, key))]
+    annotated = [0, *(NAMES.index(name) for name in annotated_names(CONTENT, key) | names_in_part(CONTENT, key))]
     accepted = {NAMES.index(name) for name in ACCEPTED[key]}
     possible = [NAMES.index(n) for n in NAMES]
     allowed = list(annotated)

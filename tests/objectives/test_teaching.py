@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ from partial_oracle import dataset
 from torch import Tensor
 
 from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.batches.batch import Sight
 from nnunet_mutual.losses.consistency import probabilities, sharpened
 from nnunet_mutual.losses.soft import soft_dice
 from nnunet_mutual.objectives import Batch, Paste, Views
+from nnunet_mutual.objectives.base import Output
+from nnunet_mutual.objectives.crossmodal_teaching import LEAST_ERROR, MOMENTUM, ModalTeaching
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.teaching import LEAST_VOXELS, Teaching
 from nnunet_mutual.settings import SoftLoss
@@ -92,3 +96,50 @@ def test_the_gate_by_hand(known: Knowledge) -> None:
     torch.testing.assert_close(made.loss(z, lesson), entropy - dice[0, 2])
     (whole,) = teaching(known, lambda *_: enough, [[0]], "batch").lessons(batch_of(known))
     assert whole.present is None
+
+
+def modal(known: Knowledge, said: Tensor) -> ModalTeaching:
+    return ModalTeaching(2, known, None, lambda n, batch: said[n], temperature=1.0)
+
+
+def test_each_class_comes_from_those_that_know_it(known: Knowledge) -> None:
+    """Against a loop: the network that knows spleen decides about it, the other one about liver."""
+    said = torch.randn(2, 1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    teaching = modal(known, said)
+    dice = [[float("nan"), 0.9, 0.2], [float("nan"), 0.3, 0.8]]
+    teaching.scores = torch.tensor(dice)
+    weights = [[1 / (1 - d + LEAST_ERROR) for d in row[1:]] for row in dice]
+    weights = [[sum(row) / 2, *row] for row in weights]  # of background: the mean
+    p = said.softmax(2)
+    lessons = teaching.lessons(batch_of(known))
+    for voxel in [(0, 0, 0), (1, 2, 3), (3, 3, 3)]:
+        mean = [
+            sum(weights[n][c] * float(p[n, 0, c][voxel]) for n in range(2)) / sum(weights[n][c] for n in range(2))
+            for c in range(3)
+        ]
+        expected = torch.tensor([value / sum(mean) for value in mean])
+        for lesson in lessons:
+            torch.testing.assert_close(lesson.target[(0, slice(None), *voxel)], expected)
+
+
+def test_who_sees_nothing_says_and_learns_nothing(known: Knowledge) -> None:
+    said = torch.randn(2, 1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    host = [[True, False], [True, True]]  # the unlabelled sample is seen by network 0 alone
+    batch = replace(batch_of(known), sight=Sight(host, torch.tensor(host)))
+    lessons = modal(known, said).lessons(batch)
+    torch.testing.assert_close(lessons[0].target, said[0].softmax(1), atol=1e-4, rtol=0)
+    assert lessons[0].counted.all() and not lessons[1].counted.any()
+
+
+def test_the_running_dice_is_of_labelled_samples_that_a_network_sees(known: Knowledge) -> None:
+    """All liver: a network that says so has 1, one that takes spleen for as likely 2/3; no voxel is spleen."""
+    teaching = modal(known, torch.zeros(2, 1, 3, *SIZE))
+    sure, torn = torch.full((2, 3, *SIZE), -50.0), torch.full((2, 3, *SIZE), -50.0)
+    sure[:, 1], torn[:, 1:] = 50.0, 0.0
+    teaching.notice([Output([sure]), Output([torn])], batch_of(known))
+    torch.testing.assert_close(teaching.scores[:, 1], torch.tensor([1.0, 2 / 3]))
+    assert torch.isnan(teaching.scores[:, [0, 2]]).all()
+    host = [[True, True], [False, True]]
+    hidden = replace(batch_of(known), sight=Sight(host, torch.tensor(host)))
+    teaching.notice([Output([torn]), Output([sure])], hidden)
+    torch.testing.assert_close(teaching.scores[:, 1], torch.tensor([1.0, MOMENTUM * 2 / 3 + 1 - MOMENTUM]))

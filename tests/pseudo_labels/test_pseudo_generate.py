@@ -131,6 +131,27 @@ def test_a_rejected_label_stays_possible() -> None:
     assert decided == [2, 0, 0], "none of the accepted labels; the tables leave the kidney open there"
 
 
+def test_what_was_drawn_in_part_is_completed_and_never_removed() -> None:
+    content = dataset(LABELS, {"some": {"annotated": ["liver"], "incomplete": ["spleen"]}})
+    #             drawn and not found, found beside it, found in a drawn liver, nothing found
+    image = flat([0.0, 0.0, 0.1, 0.0], [0.0, 0.9, 0.9, 0.1], [0.0, 0.0, 0.0, 0.0])
+    judging = labeller(content, [Says()], [{"spleen"}], label=True)
+    judging.true_volumes = {"spleen": [2.0, 2.0, 2.0]}
+    decided, decisions = made(judging, "some", image, [2, 0, 1, 0])
+    assert decided == [UNDECIDED, 2, UNDECIDED, 0], "a drawn voxel is what it was drawn as"
+    assert [(d.label, d.accepted, d.volume_ml) for d in decisions] == [("spleen", True, 2.0)], "with the drawn one"
+
+
+def test_of_a_rejected_region_only_the_drawn_part_counts() -> None:
+    content = dataset({"whole": [1, 2], "core": [2]}, {"w": {"annotated": ["whole"], "incomplete": ["core"]}})
+    image = torch.tensor([[0.9, 0.9, 0.9, 0.9], [0.1, 0.9, 0.1, 0.5]])[:, None, None]
+    for usual, expected in ((2.0, [UNDECIDED, 2, 1, UNDECIDED]), (90.0, [UNDECIDED, UNDECIDED, 1, UNDECIDED])):
+        judging = labeller(content, [Says(regions=True)], [{"whole", "core"}], label=True)
+        judging.true_volumes = {"core": [usual] * 3}
+        decided, decisions = made(judging, "w", image, [2, 1, 1, 1])
+        assert decided == expected and decisions[0].accepted == (usual == 2.0) and decisions[0].volume_ml == 2.0
+
+
 def test_candidates_are_the_likelier_values_whatever_the_filter_says() -> None:
     image = flat([0.0, 0.0, 0.0, 0.0], [0.9, 0.6, 0.4, 0.0], [0.0, 0.0, 0.0, 0.9])
     strict = labeller(CONTENT, [Says()], [{"spleen", "kidney"}], label=True)

@@ -313,7 +313,7 @@ def test_labels_that_a_model_drew_give_way(nnunet_folders: Path) -> None:
     assert run("accept", 901, table) == 0
     np.testing.assert_array_equal(raw_label(nnunet_folders, "case_00"), np.where(truth("case_00") == 3, 3, drawn))
     case = table_of(nnunet_folders)["cases"]["case_00"]
-    assert case == {"source": "a", "pseudo": [], "annotated": ["liver", "spleen"]}
+    assert case == {"source": "a", "annotated": ["liver", "spleen"]}
 
 
 @pytest.mark.parametrize("reader", ["NibabelIO", "NibabelIOWithReorient", "SimpleITKIOWithReorient"])

@@ -70,6 +70,16 @@ def test_regions_never_change_what_was_drawn(number: int) -> None:
                         assert z in REGIONS.values[label]
 
 
+def test_a_mask_takes_nothing_away_that_was_drawn_of_its_label() -> None:
+    some = Case("case", "with", frozenset({"spleen"}), incomplete=frozenset({"liver"}))
+    rules = rules_for(PLAIN, some, "liver", None)
+    assert rules[1] == Rule(1, 1) and rules[0] == Rule(1, 0) and rules[5] == Rule(None, 5)
+    assert rules_for(PLAIN, some, "aorta", None)[1] == Rule(None, 1), "what is drawn of it excludes others"
+    core = Case("case", "a", frozenset({"whole"}), incomplete=frozenset({"core"}))
+    expected = {0: Rule(None, 0), 1: Rule(2, 1), 2: Rule(2, 2), 3: Rule(3, 3)}
+    assert rules_for(REGIONS, core, "core", None) == expected
+
+
 def test_put_in() -> None:
     rules = rules_for(PLAIN, case("with", "liver", "spleen"), "tumour", 6)
     drawn = np.array([0, 0, 1, 1, 5, 5, 2, 2, 6], np.uint8)

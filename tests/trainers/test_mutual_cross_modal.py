@@ -20,6 +20,7 @@ from nnunet_mutual.engine.peers import unwrap
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.modules.input_columns import input_keys
 from nnunet_mutual.objectives.crossmodal import teachers_of
+from nnunet_mutual.settings import read_settings
 from nnunet_mutual.trainers import MutualCrossModalTrainer, PartialTrainer
 
 FAST = {**SHORT, "memory": "joint"}
@@ -77,6 +78,31 @@ def test_everything_that_nnunet_supports(nnunet_folders: Path, kind: str) -> Non
     for n in range(3):
         assert terms[-1][f"supervised[{n}]"] < terms[0][f"supervised[{n}]"]
         assert terms[0][f"consistency[{n}]"] > 0 and terms[-1][f"relearning[{n}]"] != 0
+
+
+@pytest.mark.parametrize("kind", ["plain", *KINDS, "missing"])
+def test_averages_teach_together(nnunet_folders: Path, kind: str) -> None:
+    """From a mean of all averages, each network learns; of a case without FLAIR, those that see T1 alone."""
+    options = {"missing": {"case_01": "FLAIR", "un_0": "FLAIR"}} if kind == "missing" else KINDS.get(kind, {})
+    settings = FAST | {"form": "averages", "ramp": 0.01, "num_iterations_per_epoch": 12, "optimizer": "adamw"}
+    preprocessed = make_preprocessed(nnunet_folders, settings=settings, **options)
+    trainer = trainer_for(preprocessed, MutualCrossModalTrainer, options.get("configuration", "3d_fullres"))
+    trainer.run_training()
+    log = Path(trainer.output_folder) / "mutual_log.jsonl"
+    lines = [line for line in map(json.loads, log.read_text().splitlines()) if "terms" in line]
+    assert np.isfinite([list(epoch["terms"].values()) for epoch in lines]).all()
+    for n in range(3):
+        assert lines[-1]["terms"][f"supervised[{n}]"] < lines[0]["terms"][f"supervised[{n}]"]
+        assert lines[-1]["terms"][f"consistency[{n}]"] != 0
+    shares = {k: v for k, v in lines[-1]["diagnostics"].items() if k.startswith("share of network")}
+    assert len(shares) == 9 and sum(shares.values()) == pytest.approx(3)
+    assert max(shares.values()) > 1 / 3 + 0.001, "every network counts alike, so nothing was noticed"
+
+
+def test_settings_of_the_other_form_are_refused(nnunet_folders: Path) -> None:
+    for settings in ({"form": "averages", "queue": 4}, {"taught": 1.0}):
+        with pytest.raises(MutualError, match="has no effect with form="):
+            read_settings(MutualCrossModalTrainer.settings_class, settings)
 
 
 def test_a_group_that_no_validation_case_has_validates_as_empty(

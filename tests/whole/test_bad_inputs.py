@@ -11,11 +11,23 @@ import sys
 from pathlib import Path
 
 import pytest
-from bad_inputs import arguments, checkpoints, disks, images, json_files, names, settings, states, tables, trials
+from bad_inputs import (
+    arguments,
+    checkpoints,
+    disks,
+    images,
+    json_files,
+    names,
+    settings,
+    states,
+    suggestions,
+    tables,
+    trials,
+)
 from bad_inputs.rows import Row
 from bad_inputs.run import ROOTS, outcome
 
-KINDS = (arguments, settings, json_files, tables, images, checkpoints, names, states, disks, trials)
+KINDS = (arguments, settings, json_files, tables, images, checkpoints, names, states, suggestions, disks, trials)
 ROWS = [(module.KIND, row) for module in KINDS for row in module.ROWS]
 TABLE = Path(__file__).with_name("bad_inputs.md")
 

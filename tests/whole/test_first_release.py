@@ -3,48 +3,21 @@
 from __future__ import annotations
 
 import json
-import lzma
 import math
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from modalities import make_preprocessed
+from first_release import NAMES, put
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from training import lines_of, partial_block, trainer_for
-from two_streams import two_stream_dataset
+from training import lines_of, trainer_for
 
 from nnunet_mutual import config, plugin, trainers
 from nnunet_mutual.engine.peers import unwrap
 from nnunet_mutual.plugin.find import SHIM_FOLDER
 from nnunet_mutual.settings import Settings
-
-CHECKPOINTS = Path(__file__).resolve().parents[1] / "fixtures" / "0.1.0"
-NAMES = [file.name.removesuffix(".pth.xz") for file in sorted(CHECKPOINTS.glob("*.pth.xz"))]
-DATASETS = {
-    "PartialTrainer": lambda root: tiny.make_dataset(root, block=partial_block()),
-    "MutualPartialTrainer": lambda root: tiny.make_dataset(root, block=partial_block()),
-    "MutualCrossModalTrainer": make_preprocessed,
-}
-
-
-def put(root: Path, name: str) -> tuple[Path, Path, dict[str, Any]]:
-    """Returns dataset and fold of a training of 0.1.0 that was stopped, and its checkpoint."""
-    preprocessed = DATASETS.get(name, two_stream_dataset)(root)
-    fold = root / "nnUNet_results" / tiny.NAME / f"{name}__nnUNetPlans__3d_fullres" / "fold_0"
-    fold.mkdir(parents=True)
-    content = lzma.decompress((CHECKPOINTS / f"{name}.pth.xz").read_bytes())
-    (fold / "checkpoint_latest.pth").write_bytes(content)
-    checkpoint = torch.load(fold / "checkpoint_latest.pth", weights_only=True)
-    for folder in (preprocessed, fold.parent):
-        (folder / "dataset.json").write_text(json.dumps(checkpoint["init_args"]["dataset_json"]))
-    (preprocessed / "nnUNetPlans.json").write_text(json.dumps(checkpoint["init_args"]["plans"]))
-    (fold.parent / "plans.json").write_text(json.dumps(checkpoint["init_args"]["plans"]))
-    return preprocessed, fold, checkpoint
 
 
 def test_there_are_checkpoints_of_every_kind_of_training() -> None:

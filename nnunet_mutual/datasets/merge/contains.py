@@ -88,8 +88,8 @@ def _open_questions(sources: Sequence[MergeSource]) -> set[_Question]:
     drawn_by = {label: {source.short for source in sources if label in source.labels} for label in everything}
     found = set()
     for dataset in sources:
-        annotated = _annotated_by_source(dataset)
-        for source, outers in annotated.items():
+        drawn = _drawn_by_source(dataset)
+        for source, outers in drawn.items():
             # pairs of two labels of its own were settled by who made the dataset or its table
             for inner in set(everything) - set(dataset.labels):
                 for outer in outers:
@@ -98,11 +98,11 @@ def _open_questions(sources: Sequence[MergeSource]) -> set[_Question]:
     return found
 
 
-def _annotated_by_source(dataset: MergeSource) -> dict[str, set[str]]:
+def _drawn_by_source(dataset: MergeSource) -> dict[str, set[str]]:
     found: dict[str, set[str]] = defaultdict(set)
     for key in dataset.training:
         case = dataset.case(key)
-        found[case.source] |= case.annotated
+        found[case.source] |= case.drawn
     return found
 
 
@@ -127,7 +127,7 @@ def _options(option: str, texts: Sequence[str], sources: Sequence[MergeSource]) 
                     f"{option} {text!r}: the merged dataset has no label {label!r}{meant(label, everything)}; its "
                     f"labels: {', '.join(everything)}"
                 )
-        chosen = [(d, s) for d, s in places if outer in _annotated_by_source(d).get(s, ())]
+        chosen = [(d, s) for d, s in places if outer in _drawn_by_source(d).get(s, ())]
         if not chosen:
             raise MutualError(
                 f"{option} {text!r}: {outer} is not annotated there, so nothing can be inside it; correct the option"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nnunet_mutual.annotation.entries import drawn_entry, ordered
 from nnunet_mutual.annotation.table import VERSION, AnnotationTable, Case
 from nnunet_mutual.datasets.merge.agreement import Target, canonical_channel
 from nnunet_mutual.datasets.merge.readings import PlainView, RegionView, View
@@ -84,10 +85,13 @@ def merged_dataset_json(
     block: dict[str, Any] = {"version": VERSION, "sources": {}, "cases": {}}
     for dataset in sources:
         for source in dataset.table.sources:
-            entry: dict[str, Any] = {"annotated": _ordered(dataset.annotated(source), target)}
+            annotated, incomplete = dataset.drawn(source)
+            entry: dict[str, Any] = {"annotated": ordered(annotated, target.foreground)}
+            if incomplete:
+                entry["incomplete"] = ordered(incomplete, target.foreground)
             new = dataset.new_source(source)
             if contains.get(new):
-                entry["contains"] = {outer: _ordered(inner, target) for outer, inner in contains[new].items()}
+                entry["contains"] = {outer: ordered(inner, target.foreground) for outer, inner in contains[new].items()}
             block["sources"][new] = entry
     frame = {
         "channel_names": {str(number): channel for number, channel in enumerate(target.channels)},
@@ -123,7 +127,8 @@ def view_of(scan: Scan, table: AnnotationTable, target: Target) -> View:
     case = scan.source.case(scan.key)
     if target.is_regions:
         regions = {name: frozenset(values) for name, values in table.values.items()}
-        return RegionView(case.annotated, regions, scan.source.ignore, target.labels.get("ignore"))
+        ignore = scan.source.ignore, target.labels.get("ignore")
+        return RegionView(case.annotated, regions, *ignore, case.incomplete)
     return PlainView(
         case.annotated,
         table.contained(Case(case.key, scan.source.new_source(case.source), case.annotated)),
@@ -146,13 +151,15 @@ def _source_of(case: MergedCase, block: dict[str, Any], target: Target) -> str |
     names = list(dict.fromkeys(s.source.new_source(c.source) for s, c in zip(scans, own, strict=True)))
     if len(names) == 1:
         return names[0]
-    annotated = frozenset[str]().union(*(c.annotated for c in own))
+    annotated, drawn = (
+        frozenset[str]().union(*sets) for sets in zip(*((c.annotated, c.drawn) for c in own), strict=True)
+    )
     needed = {
         (outer, inner)
         for name in names
         for outer, inside in block["sources"][name].get("contains", {}).items()
         for inner in inside
-        if outer in annotated and inner not in annotated
+        if outer in drawn and inner not in annotated
     }
     for name in names:
         said = block["sources"][name].get("contains", {})
@@ -163,9 +170,9 @@ def _source_of(case: MergedCase, block: dict[str, Any], target: Target) -> str |
         entry: dict[str, Any] = {"annotated": [], "contains": {}}
         for name in names:
             source = block["sources"][name]
-            entry["annotated"] = _ordered({*entry["annotated"], *source["annotated"]}, target)
+            entry["annotated"] = ordered({*entry["annotated"], *source["annotated"]}, target.foreground)
             for outer, inside in source.get("contains", {}).items():
-                entry["contains"][outer] = _ordered({*entry["contains"].get(outer, ()), *inside}, target)
+                entry["contains"][outer] = ordered({*entry["contains"].get(outer, ()), *inside}, target.foreground)
         block["sources"][both] = entry
     return both
 
@@ -190,10 +197,8 @@ def _entry(
         own = [scan.source.case(scan.key) for scan in case.group]
         annotated = frozenset[str]().union(*(c.annotated for c in own))
         pseudo = frozenset[str]().union(*(c.pseudo for c in own))
-        if annotated != frozenset(block["sources"][source]["annotated"]) - pseudo:
-            entry["annotated"] = _ordered(annotated, target)
-        if pseudo:
-            entry["pseudo"] = _ordered(pseudo, target)
+        incomplete = frozenset[str]().union(*(c.incomplete for c in own)) - annotated - pseudo
+        entry |= drawn_entry(block["sources"][source], annotated, incomplete, pseudo, target.foreground)
     if case.group[0] in patients:
         entry["patient"] = patients[case.group[0]]
     if missing:
@@ -244,14 +249,9 @@ def _block_extras(sources: Sequence[MergeSource], target: Target) -> dict[str, A
                 )
     extras: dict[str, Any] = {}
     if singles:
-        extras["labels"] = {label: {"single": True} for label in _ordered(singles, target)}
+        extras["labels"] = {label: {"single": True} for label in ordered(singles, target.foreground)}
     if pairs := {pair for pair in pairs if len(pair) == 2}:
-        extras["may_overlap"] = sorted(_ordered(pair, target) for pair in pairs)
+        extras["may_overlap"] = sorted(ordered(pair, target.foreground) for pair in pairs)
     if groups:
         extras["modality_groups"] = groups
     return extras
-
-
-def _ordered(names: Iterable[str], target: Target) -> list[str]:
-    chosen = set(names)
-    return [label for label in target.foreground if label in chosen]

@@ -75,6 +75,7 @@ class RegionView:
     regions: Mapping[str, frozenset[int]]
     ignore: int | None
     new_ignore: int | None
+    incomplete: frozenset[str] = frozenset()
 
     def read(self, integer: int) -> Word:
         """The integer, which means the same in all datasets."""
@@ -91,8 +92,8 @@ class RegionView:
         return "+".join(name for name in self.regions if word in self.regions[name]) or BACKGROUND
 
     def possible(self, word: Word) -> frozenset[Word]:
-        """All integers that agree about every annotated region."""
-        return frozenset[Word](agreeing_integers(int(word), self.regions, self.annotated))
+        """All integers that agree about every annotated region, and about those drawn in part where they are drawn."""
+        return frozenset[Word](agreeing_integers(int(word), self.regions, self.annotated, self.incomplete))
 
     def open(self, labels: frozenset[str], allowed: frozenset[Word], chosen: Word) -> bool:
         """Whether the allowed integers disagree about one of the regions."""

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.annotation.table import AnnotationTable, Case, Source
 from nnunet_mutual.datasets.check import listing_problems
 from nnunet_mutual.datasets.problems import Problem
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
@@ -76,18 +76,19 @@ class MergeSource:
             MutualError: labels that --rename makes one are annotated only in part.
         """
         case = self.table.case(key)
-        return Case(
-            key,
-            case.source,
-            self._rename(case.annotated, f"case {key}"),
-            case.patient,
-            self._rename(case.pseudo, f'"pseudo" of case {key}'),
-            case.missing,
-        )
+        annotated, incomplete = self._drawn(case, f"case {key}")
+        pseudo = self._rename(case.pseudo, f'"pseudo" of case {key}')
+        return Case(key, case.source, annotated, case.patient, pseudo, case.missing, incomplete)
 
-    def annotated(self, source: str) -> frozenset[str]:
-        """What one of its sources annotates, under the new names."""
-        return self._rename(self.table.sources[source].annotated, f"source {source}")
+    def drawn(self, source: str) -> tuple[frozenset[str], frozenset[str]]:
+        """What one of its sources annotates, and what it draws in part, under the new names."""
+        return self._drawn(self.table.sources[source], f"source {source}")
+
+    def _drawn(self, says: Case | Source, place: str) -> tuple[frozenset[str], frozenset[str]]:
+        """Of labels that --rename makes one, all are drawn in part if one is."""
+        incomplete = frozenset(self.renamed[name] for name in says.incomplete)
+        complete = frozenset(name for name in says.annotated if self.renamed[name] not in incomplete)
+        return self._rename(complete, place), incomplete
 
     def contains(self, source: str) -> dict[str, set[str]]:
         """What its own table says about labels inside others, under the new names."""

@@ -1,1 +1,1 @@
-"""Hides labels, label maps or channels of a labelled dataset."""
+"""Hides labels, parts of them, label maps or channels of a labelled dataset."""

@@ -14,9 +14,11 @@ import SimpleITK as sitk
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 
+from nnunet_mutual.annotation.entries import drawn_entry, ordered
 from nnunet_mutual.annotation.table import VERSION, AnnotationTable, Case
 from nnunet_mutual.datasets.new_dataset import free_place, place_images, place_label_map
 from nnunet_mutual.datasets.raw import CaseFiles
+from nnunet_mutual.datasets.simulate.hiding import Hiding
 from nnunet_mutual.disk.cores import each_case
 from nnunet_mutual.disk.files import write_csv, write_json
 from nnunet_mutual.disk.folders import finish, not_written, temporary_folder
@@ -56,6 +58,7 @@ class NewCase:
         source: in the new table; None for an unlabelled case that the old table does not list.
         kept: what is drawn in its label map.
         missing: channels that it lacks.
+        in_part: labels of which a part is hidden.
     """
 
     files: CaseFiles
@@ -64,6 +67,7 @@ class NewCase:
     source: str | None
     kept: frozenset[str]
     missing: frozenset[str]
+    in_part: frozenset[str] = frozenset()
 
 
 def block_of(original: Original, cases: Sequence[NewCase], keep: Mapping[str, frozenset[str]]) -> dict[str, Any]:
@@ -82,17 +86,18 @@ def block_of(original: Original, cases: Sequence[NewCase], keep: Mapping[str, fr
         if case.use == "test" or case.source is None or listed is None:
             continue
         source = table.sources[listed.source]
-        drawn = source.annotated & keep.get(case.site, frozenset(table.labels))
-        inside = {outer: _ordered(inner, table) for outer, inner in source.contains.items() if outer in drawn}
-        block["sources"].setdefault(
-            case.source, {"annotated": _ordered(drawn, table), **({"contains": inside} if inside else {})}
-        )
+        asked = keep.get(case.site, frozenset(table.labels))
+        says: dict[str, Any] = {"annotated": ordered(source.annotated & asked, table.labels)}
+        if source.incomplete & asked:
+            says["incomplete"] = ordered(source.incomplete & asked, table.labels)
+        drawn = asked & (source.annotated | source.incomplete)
+        inside = {outer: ordered(inner, table.labels) for outer, inner in source.contains.items() if outer in drawn}
+        block["sources"].setdefault(case.source, {**says, **({"contains": inside} if inside else {})})
         entry: dict[str, Any] = {"source": case.source}
-        annotated = case.kept & listed.annotated
-        if case.use == "labelled" and annotated != drawn - listed.pseudo:
-            entry["annotated"] = _ordered(annotated, table)
-        if case.use == "labelled" and case.kept & listed.pseudo:
-            entry["pseudo"] = _ordered(case.kept & listed.pseudo, table)
+        if case.use == "labelled":
+            annotated, incomplete = listed.annotated - case.in_part, listed.incomplete | case.in_part
+            annotated, incomplete, pseudo = (case.kept & names for names in (annotated, incomplete, listed.pseudo))
+            entry |= drawn_entry(block["sources"][case.source], annotated, incomplete, pseudo, table.labels)
         if listed.patient is not None:
             entry["patient"] = listed.patient
         if case.missing:
@@ -129,7 +134,13 @@ def restricted(voxels: NDArray[Any], table: AnnotationTable, kept: frozenset[str
 
 
 def write_simulated(
-    place: Path, original: Original, cases: Sequence[NewCase], dataset_json: Mapping[str, Any], *, copy: bool
+    place: Path,
+    original: Original,
+    cases: Sequence[NewCase],
+    dataset_json: Mapping[str, Any],
+    hiding: Hiding,
+    *,
+    copy: bool,
 ) -> None:
     """Writes everything; until the last step there is no folder of the dataset's name.
 
@@ -138,6 +149,7 @@ def write_simulated(
         original: the dataset that it is made from.
         cases: its cases.
         dataset_json: its dataset.json.
+        hiding: of labels that are drawn in part.
         copy: copy images instead of linking them.
 
     Raises:
@@ -147,14 +159,11 @@ def write_simulated(
         try:
             for name in (*{"imagesTr", "labelsTr"} | {FOLDERS[case.use] for case in cases}, f"{TRUTH}/labels"):
                 (folder / name).mkdir(parents=True)
-            write = partial(_write_case, folder=folder, original=original, copy=copy)
+            write = partial(_write_case, folder=folder, original=original, hiding=hiding, copy=copy)
             for _ in each_case(write, cases, doing="writing cases"):
                 pass
-            rows = [
-                [case.files.key, case.use, case.source or "", " ".join(sorted(case.kept)), " ".join(case.missing)]
-                for case in cases
-            ]
-            write_csv(folder / CASES, [["case", "use", "source", "labels_kept", "channels_missing"], *rows])
+            header = ["case", "use", "source", "labels_kept", "channels_missing", "labels_in_part"]
+            write_csv(folder / CASES, [header, *map(_row, cases)])
             truth = {key: value for key, value in original.content.items() if key != "dataset"}
             write_json(folder / TRUTH / "dataset.json", truth)
             write_json(folder / "dataset.json", dataset_json)
@@ -164,7 +173,12 @@ def write_simulated(
             raise not_written(place, error) from None
 
 
-def _write_case(case: NewCase, folder: Path, original: Original, *, copy: bool) -> None:
+def _row(case: NewCase) -> list[str]:
+    sets = [" ".join(sorted(names)) for names in (case.kept, case.missing, case.in_part)]
+    return [case.files.key, case.use, case.source or "", *sets]
+
+
+def _write_case(case: NewCase, folder: Path, original: Original, hiding: Hiding, *, copy: bool) -> None:
     files, table = case.files, original.table
     ending = original.content["file_ending"]
     listed = original.listed(files.key)
@@ -184,11 +198,22 @@ def _write_case(case: NewCase, folder: Path, original: Original, *, copy: bool) 
         write_label_map(original.reader, voxels, whole, properties)
     if case.use == "labelled" and listed is not None:
         label = folder / "labelsTr" / whole.name
-        if case.kept == listed.annotated | listed.pseudo:
+        if case.kept == listed.drawn | listed.pseudo and not case.in_part:
             place_label_map(whole, label, copy=copy)
         else:
             voxels, properties = read_label_map(original.reader, files.label)
-            write_label_map(original.reader, restricted(voxels, table, case.kept), label, properties)
+            voxels = _with_hidden(restricted(voxels, table, case.kept), properties, case, table, hiding)
+            write_label_map(original.reader, voxels, label, properties)
+
+
+def _with_hidden(
+    voxels: NDArray[Any], properties: Mapping[str, Any], case: NewCase, table: AnnotationTable, hiding: Hiding
+) -> NDArray[Any]:
+    """Takes the hidden parts of labels out of a label map."""
+    for label in ordered(case.in_part, table.labels):
+        mask = hiding.hidden(np.isin(voxels, table.values[label]), properties["spacing"], case.files.key, label)
+        voxels = np.where(mask, restricted(voxels, table, case.kept - {label}), voxels)
+    return voxels
 
 
 def _write_zeros(path: Path, place: Path) -> None:
@@ -197,7 +222,3 @@ def _write_zeros(path: Path, place: Path) -> None:
     zeros = sitk.Image(image.GetSize(), image.GetPixelID(), image.GetNumberOfComponentsPerPixel())
     zeros.CopyInformation(image)
     sitk.WriteImage(zeros, str(place), useCompression=True)
-
-
-def _ordered(names: frozenset[str], table: AnnotationTable) -> list[str]:
-    return [label for label in table.labels if label in names]

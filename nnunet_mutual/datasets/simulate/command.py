@@ -1,4 +1,4 @@
-"""The command ``simulate``: a fully labelled dataset becomes one that lacks labels, label maps or channels.
+"""The command ``simulate``: a fully labelled dataset becomes one that lacks labels, parts, label maps or channels.
 
 So a group can try a method on its own images, whose truth it knows, before it trusts it with images of unknown truth.
 """
@@ -6,7 +6,7 @@ So a group can try a method on its own images, whose truth it knows, before it t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,6 +21,7 @@ from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.datasets.simulate.block import CASES, FOLDERS, TRUTH, NewCase, Original, block_of, write_simulated
 from nnunet_mutual.datasets.simulate.draw import choose, choose_labelled, divide, draw_missing
+from nnunet_mutual.datasets.simulate.hiding import Hiding, Pieces
 from nnunet_mutual.datasets.splits import by_patient
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.errors import MutualError, meant, shorten
@@ -36,6 +37,9 @@ class SimulateOptions:
         labelled: how many cases keep their label maps; None keeps all.
         test: how many cases are set aside as test images.
         missing: ``"channel=share"`` each: the share of cases that lacks a channel.
+        incomplete: ``"label=share"`` each: the share of the label's pieces that is hidden where it is drawn in part.
+        pieces: "components" or "slices".
+        complete: labelled cases in which such a label stays as it is.
         seed: of all draws.
         copy: copy images instead of linking them.
     """
@@ -44,6 +48,9 @@ class SimulateOptions:
     labelled: int | None = None
     test: int = 0
     missing: Sequence[str] = ()
+    incomplete: Sequence[str] = ()
+    pieces: Pieces = "components"
+    complete: int = 5
     seed: int = 0
     copy: bool = False
 
@@ -59,10 +66,11 @@ def simulate(dataset: str | int, output: str, options: SimulateOptions) -> None:
     Raises:
         MutualError: wrong options, errors in the dataset, or a place that is not free; nothing is written then.
     """
-    if not (options.keep or options.missing or options.labelled is not None or options.test):
+    asked = options.keep or options.missing or options.incomplete or options.test
+    if not asked and options.labelled is None:
         raise MutualError(
             "nothing to simulate; say what shall be lacking: --keep SITE:LABEL,LABEL for each site, --labelled NUMBER, "
-            "--missing CHANNEL=SHARE, or set cases aside with --test NUMBER"
+            "--missing CHANNEL=SHARE, --incomplete LABEL=SHARE, or set cases aside with --test NUMBER"
         )
     if options.test < 0:
         raise MutualError(f"--test {options.test}: a number of cases cannot be negative; give 0 or more")
@@ -73,8 +81,10 @@ def simulate(dataset: str | int, output: str, options: SimulateOptions) -> None:
     table = AnnotationTable.from_dataset_json(content)
     keep = _parse_keep(options.keep, table)
     shares = _parse_missing(options.missing, table)
+    hidden = _parse_shares("--incomplete", options.incomplete, table.labels, "label")
     original = _read(folders.name, folders.raw, content, table, one_file_per_channel=bool(shares))
     cases = _draw(original, keep, shares, options)
+    cases = _draw_in_part(original, cases, hidden, options)
     settings = {**asdict(options), "dataset": original.name}
     dataset_json = {key: value for key, value in content.items() if key not in (BLOCK, "dataset")} | {
         "name": output,
@@ -85,7 +95,8 @@ def simulate(dataset: str | int, output: str, options: SimulateOptions) -> None:
     new_table = AnnotationTable.from_dataset_json(dataset_json)
     new_table.require(case.files.key for case in cases if case.use == "labelled")
     _refuse_unlearnable(new_table, cases)
-    write_simulated(place, original, cases, dataset_json, copy=options.copy)
+    hiding = Hiding(hidden, options.pieces, options.seed)
+    write_simulated(place, original, cases, dataset_json, hiding, copy=options.copy)
     _report(place, original, new_table, cases)
 
 
@@ -113,23 +124,28 @@ def _parse_keep(texts: Sequence[str], table: AnnotationTable) -> dict[str, froze
     return keep
 
 
-def _parse_missing(texts: Sequence[str], table: AnnotationTable) -> dict[str, float]:
+def _parse_shares(option: str, texts: Sequence[str], known: Sequence[str], what: str) -> dict[str, float]:
     shares: dict[str, float] = {}
     for text in texts:
-        channel, _, number = (part.strip() for part in text.rpartition("="))
-        if channel not in table.channels:
+        name, _, number = (part.strip() for part in text.rpartition("="))
+        if name not in known:
             raise MutualError(
-                f"--missing {text!r} names the unknown channel {channel!r}{meant(channel, table.channels)}; write "
-                f"CHANNEL=SHARE with one of: {', '.join(table.channels)}"
+                f"{option} {text!r} names the unknown {what} {name!r}{meant(name, known)}; write {what.upper()}=SHARE "
+                f"with one of: {', '.join(known)}"
             )
-        if channel in shares:
-            raise MutualError(f"--missing names the channel {channel} twice; keep one of the two")
+        if name in shares:
+            raise MutualError(f"{option} names the {what} {name} twice; keep one of the two")
         try:
-            shares[channel] = float(number)
+            shares[name] = float(number)
         except ValueError:
-            shares[channel] = -1.0
-        if not 0 < shares[channel] < 1:
-            raise MutualError(f"--missing {text!r}: the share must be a number between 0 and 1, such as {channel}=0.3")
+            shares[name] = -1.0
+        if not 0 < shares[name] < 1:
+            raise MutualError(f"{option} {text!r}: the share must be a number between 0 and 1, such as {name}=0.3")
+    return shares
+
+
+def _parse_missing(texts: Sequence[str], table: AnnotationTable) -> dict[str, float]:
+    shares = _parse_shares("--missing", texts, table.channels, "channel")
     if shares and len(table.channels) == 1:
         raise MutualError(f"the only channel, {table.channels[0]}, cannot be missing; --missing needs two or more")
     return shares
@@ -181,7 +197,7 @@ def _draw(
 
     def kept(key: str) -> frozenset[str]:
         case = table.case(key)
-        drawn = case.annotated | case.pseudo
+        drawn = case.drawn | case.pseudo
         return drawn & keep[site_of[key]] if keep and key in site_of else drawn
 
     def shown(key: str) -> frozenset[str]:
@@ -202,6 +218,28 @@ def _draw(
         names = kept(key) if use == "labelled" else frozenset[str]()
         cases.append(NewCase(files, use, site, source, names, missing.get(key, frozenset())))
     return cases
+
+
+def _draw_in_part(
+    original: Original, cases: Sequence[NewCase], shares: Mapping[str, float], options: SimulateOptions
+) -> list[NewCase]:
+    """Chooses, label by label, the patients in whom it stays complete; in all others a part is hidden."""
+    random, table = Random(options.seed), original.table
+    in_part: dict[str, set[str]] = {case.files.key: set() for case in cases}
+    for label in shares:
+        own = [
+            c.files.key for c in cases if c.use == "labelled" and label in c.kept & table.case(c.files.key).annotated
+        ]
+        complete = choose(by_patient(table, own), options.complete, f"--complete {options.complete} ({label})", random)
+        rest = set(own) - {key for unit in complete for key in unit}
+        if not rest:
+            raise MutualError(
+                f"--complete {options.complete} leaves no case in which {label} is drawn in part; give fewer than the "
+                f"{len(own)} that draw it"
+            )
+        for key in rest:
+            in_part[key].add(label)
+    return [replace(case, in_part=frozenset(in_part[case.files.key])) for case in cases]
 
 
 def _source_name(original: Original, case: Case, site: str) -> str:

@@ -6,7 +6,7 @@ import copy
 import shutil
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +16,10 @@ from typing import Any
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from tqdm import tqdm
 
+from nnunet_mutual.annotation.entries import drawn_entry
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.datasets.case_voxels import reader_for
-from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases
+from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.datasets.sync import INTERRUPTED, raw_and_preprocessed_differ
 from nnunet_mutual.disk.cores import each_case
 from nnunet_mutual.disk.files import read_object, write_json
@@ -27,6 +28,14 @@ from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.swap import BACKUP, Roots, Swap, forget_old, swap_all, undo
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.preprocessing.label_maps import note, preprocessed_map, read_record, record_of
+from nnunet_mutual.pseudo_labels.review.arrivals import (
+    declared,
+    leave_unlabelled,
+    require_sources,
+    swaps_of_folds,
+    swaps_of_images,
+    with_unlabelled,
+)
 from nnunet_mutual.pseudo_labels.review.merge import CorrectedCase, merged_aside
 from nnunet_mutual.pseudo_labels.review.preprocessed import Data, data_of
 from nnunet_mutual.pseudo_labels.review.verdicts import (
@@ -38,6 +47,8 @@ from nnunet_mutual.pseudo_labels.review.verdicts import (
     read_verdicts,
 )
 from nnunet_mutual.settings import BLOCK
+
+_CHANGED = (BLOCK, "numTraining")  # of dataset.json
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,18 @@ class _Dataset:
     files: Mapping[str, CaseFiles]
     reader: BaseReaderWriter
     data: Sequence[Data]
+
+    def arrivals(self, keys: Iterable[str]) -> list[str]:
+        """The cases that have lain in imagesUn until now."""
+        return [key for key in keys if self.files[key].unlabelled]
+
+    def label(self, key: str) -> Path:
+        """Where the label map of a case is, or will be."""
+        return self.raw / "labelsTr" / self.files[key].label.name
+
+    def data_with(self, keys: Iterable[str]) -> list[Data]:
+        """The preprocessed data that hold one of some cases, or will."""
+        return [data for data in self.data if any(self.files[key].unlabelled or data.holds(key) for key in keys)]
 
     @property
     def ignore(self) -> int | None:
@@ -99,11 +122,12 @@ def accept(dataset: str, table_file: str, *, dry_run: bool, keep_drawn: bool) ->
         gone = [verdict for verdict in chosen if verdict.case not in opened.files]
         if gone:
             raise MutualError(f"{gone[0].place}: {gone[0].case} has no image in imagesTr any more; remove the line")
+        require_sources(opened.content, opened.arrivals(dict.fromkeys(verdict.case for verdict in chosen)))
         merged = _merged(chosen, opened, None if dry_run else scratch[opened.raw] / "labelsTr", keep_drawn=keep_drawn)
         _say(verdicts, merged, opened, dry_run)
         if merged and not dry_run:
             _change(opened, merged, scratch, path)
-        _say_next(path, verdicts, manifest, opened, bool(merged), dry_run)
+        _say_next(path, verdicts, manifest, opened, merged, dry_run)
 
 
 def _open(folders: DatasetFolders) -> _Dataset:
@@ -118,9 +142,13 @@ def _open(folders: DatasetFolders) -> _Dataset:
             "writes into labelsTr only, so copy the label maps there and the images into imagesTr, and remove the entry"
         )
     files, _ = training_cases(folders.raw, content)
+    content = declared(content, files)
+    table = AnnotationTable.from_dataset_json(content)
+    apart, _ = unlabelled_cases(folders.raw, content, files)
+    files = {**apart, **files}
     reader = reader_for(content, [path for case in files.values() for path in case.images.values()])
     data = [] if folders.preprocessed is None else data_of(folders.preprocessed)
-    return _Dataset(folders, folders.raw, content, AnnotationTable.from_dataset_json(content), files, reader, data)
+    return _Dataset(folders, folders.raw, content, with_unlabelled(table, apart), files, reader, data)
 
 
 def _merged(
@@ -142,19 +170,22 @@ def _merged(
 def _change(opened: _Dataset, merged: Mapping[str, CorrectedCase], scratch: Mapping[Path, Path], table: Path) -> None:
     """Prepares everything aside, then puts it into place at once."""
     content = _new_content(opened, [case.case for case in merged.values()])
+    arrived = [opened.files[key] for key in opened.arrivals(merged)]
     try:
         swaps = [_backup(opened, merged, scratch[opened.raw], table)]
         for key in tqdm(merged, desc="preprocessing", unit="case", file=sys.stderr, leave=False):
-            label = opened.files[key].label
+            label = opened.label(key)
             new = scratch[opened.raw] / "labelsTr" / label.name
             swaps += _swaps_of_data(opened, key, new, content, scratch)
             swaps.append(Swap(new, label))
+        swaps += swaps_of_images(arrived, opened.raw, scratch[opened.raw])
+        swaps += swaps_of_folds(opened.preprocessed, AnnotationTable.from_dataset_json(content), arrived, scratch)
         swaps += _swaps_of_records(opened, merged, scratch)
         # Last, and the raw one after the preprocessed one: a training that meets them in between refuses to start.
         for root in (opened.preprocessed, opened.raw):
             if root is not None and (root / "dataset.json").is_file():
                 new = scratch[root] / "dataset.json"
-                write_json(new, {**read_object(root / "dataset.json"), BLOCK: content[BLOCK]})
+                write_json(new, {**read_object(root / "dataset.json"), **{key: content[key] for key in _CHANGED}})
                 swaps.append(Swap(new, root / "dataset.json"))
         swap_all(swaps, opened.raw / INTERRUPTED, opened.roots)
     except (OSError, RuntimeError) as error:
@@ -169,19 +200,22 @@ def _change(opened: _Dataset, merged: Mapping[str, CorrectedCase], scratch: Mapp
             for root in scratch:
                 forget_old(root)
     print(f"The label maps and dataset.json as they were before: {swaps[0].target}")
+    leave_unlabelled(arrived)
 
 
 def _new_content(opened: _Dataset, cases: Sequence[Case]) -> dict[str, Any]:
     """Returns dataset.json with the new annotations."""
     content = copy.deepcopy(opened.content)
     for case in cases:
-        entry = content[BLOCK]["cases"][case.key]
-        entry["annotated"] = [label for label in opened.table.labels if label in case.annotated]
-        if case.annotated == opened.table.sources[case.source].annotated:
-            del entry["annotated"]
-        if "pseudo" in entry:
-            entry["pseudo"] = [label for label in entry["pseudo"] if label in case.pseudo]
+        entry = content[BLOCK]["cases"].setdefault(case.key, {"source": case.source})
+        for name in ("annotated", "incomplete", "pseudo"):
+            entry.pop(name, None)
+        source = content[BLOCK]["sources"][case.source]
+        entry |= drawn_entry(source, case.annotated, case.incomplete, case.pseudo, opened.table.labels)
     AnnotationTable.from_dataset_json(content)
+    content["numTraining"] = sum(not files.unlabelled for files in opened.files.values()) + len(
+        opened.arrivals(case.key for case in cases)
+    )
     return content
 
 
@@ -192,7 +226,8 @@ def _backup(opened: _Dataset, merged: Mapping[str, CorrectedCase], scratch: Path
         number += 1
     folder = scratch / place.name
     folder.mkdir()
-    for file in [*(opened.files[key].label for key in merged), opened.raw / "dataset.json", table]:
+    old = [opened.label(key) for key in merged if not opened.files[key].unlabelled]
+    for file in [*old, opened.raw / "dataset.json", table]:
         shutil.copy2(file, folder / file.name)
     return Swap(folder, place)
 
@@ -205,12 +240,11 @@ def _swaps_of_data(
     if root is None:
         return []
     swaps = []
-    for data in opened.data:
-        if data.holds(key):
-            folder = scratch[root] / data.folder.name
-            folder.mkdir(exist_ok=True)
-            for new in data.make(opened.files[key], label, content, folder):
-                swaps.append(Swap(new, data.folder / new.name))
+    for data in opened.data_with([key]):
+        folder = scratch[root] / data.folder.name
+        folder.mkdir(exist_ok=True)
+        for new in data.make(opened.files[key], label, content, folder):
+            swaps.append(Swap(new, data.folder / new.name))
     if (root / "gt_segmentations").is_dir():
         new = scratch[root] / label.name
         shutil.copyfile(label, new)
@@ -230,7 +264,7 @@ def _swaps_of_records(
     root, swaps = opened.preprocessed, []
     for data in opened.data if root is not None else ():
         assert root is not None
-        names = {key: opened.files[key].label.name for key in merged if data.holds(key)}
+        names = {key: opened.label(key).name for key in merged if data in opened.data_with([key])}
         notes = {
             key: note(scratch[opened.raw] / "labelsTr" / name, scratch[root] / name, preprocessed_map(made, key))
             for made in [scratch[root] / data.folder.name]
@@ -280,18 +314,25 @@ def _say(verdicts: Sequence[Verdict], merged: Mapping[str, CorrectedCase], opene
     print(f"{number} new true label(s) in {len(merged)} case(s) of {opened.folders.name}")
     decided = ", ".join(f"{counts[decision]} {word}" for decision, word in words.items())
     print(f"{decided}, {counts['']} undecided; rejected and undecided ones stay unknown, as they were")
+    if arrived := opened.arrivals(merged):
+        print(f"New training cases, whose images move from imagesUn to imagesTr: {', '.join(arrived)}")
     absent = [verdict for verdict in verdicts if verdict.decision == ABSENT]
     for label in dict.fromkeys(verdict.label for verdict in absent):
         cases = [verdict.case for verdict in absent if verdict.label == label]
         print(f"Absent by that word, which trainings believe: {label} in {len(cases)} case(s): {', '.join(cases)}")
     if merged:
-        folders = [data.folder.name for data in opened.data if any(data.holds(key) for key in merged)]
+        folders = [data.folder.name for data in opened.data_with(merged)]
         made = f"labelsTr, dataset.json, preprocessed data ({', '.join(folders) or 'none'})"
         print(f"{'Would change' if dry_run else 'Changing'}: {made}")
 
 
 def _say_next(
-    table: Path, verdicts: Sequence[Verdict], manifest: Manifest, opened: _Dataset, changed: bool, dry_run: bool
+    table: Path,
+    verdicts: Sequence[Verdict],
+    manifest: Manifest,
+    opened: _Dataset,
+    changed: Iterable[str],
+    dry_run: bool,
 ) -> None:
     number = opened.folders.number
     if not changed and any(not verdict.decision for verdict in verdicts):
@@ -304,5 +345,7 @@ def _say_next(
         print(f"  nnunet_mutual accept {number} {table}")
     else:
         print("Next, check the dataset, move the old training's folder away and train anew (not with --c):")
+        if opened.arrivals(changed):
+            print(f"  nnunet_mutual preprocess_unlabelled -d {number}")
         print(f"  nnunet_mutual check {number}")
         print(f"  {manifest.training.command}")

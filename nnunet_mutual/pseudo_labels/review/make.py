@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -16,9 +17,10 @@ from nnunet_mutual import __version__
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.disk.files import write_csv, write_json
 from nnunet_mutual.disk.folders import finish, not_written, output_folder, temporary_folder
-from nnunet_mutual.disk.images import read_images, read_label_map, voxel_ml, write_label_map
+from nnunet_mutual.disk.images import read_images, voxel_ml, write_label_map
 from nnunet_mutual.disk.trainings import NamedTraining
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.pseudo_labels.review.arrivals import read_drawn
 from nnunet_mutual.pseudo_labels.review.doubt import Doubt, by_doubt
 from nnunet_mutual.pseudo_labels.review.figures import CANDIDATE, DRAWN, Scene, draw
 from nnunet_mutual.pseudo_labels.review.orientation import frame_of
@@ -26,6 +28,7 @@ from nnunet_mutual.pseudo_labels.review.source import ReviewSource, open_source
 from nnunet_mutual.pseudo_labels.review.verdicts import COLUMNS, MANIFEST, TABLE
 
 PAGE = "review.html"
+TEMPLATE = Path(__file__).with_name("page.html")
 _MASKS = "candidates"
 _LONGEST = 60  # letters of a label in a file name
 
@@ -83,21 +86,47 @@ def review(training: NamedTraining, *, checkpoint: str | None, output: str, ever
         )
         return
     shown = chosen[:most]
+    rows = [(decision.case, decision.label, "", "", "") for decision, _ in shown]
+    left_out = len(chosen) - len(shown)
+    write_folder(source, shown, place, [COLUMNS, *rows], judged=len(judged), left_out=left_out)
+    number = source.folders.number
+    rest = f" ({left_out} less doubtful ones left out by --max)" if left_out else ""
+    print(f"{len(shown)} of {len(judged)} pseudo labels of {source.folders.name} to review{rest}: {place / PAGE}")
+    print(f"Next: open that page, fill in {place / TABLE}, then run")
+    print(f"  nnunet_mutual accept {number} {place / TABLE} --dry-run")
+
+
+def write_folder(
+    source: ReviewSource,
+    shown: Sequence[tuple[Decision, Doubt]],
+    place: Path,
+    table: Sequence[Sequence[object]],
+    template: Path = TEMPLATE,
+    **words: Any,
+) -> None:
+    """Writes the folder of a reader, whole or not at all: page, table, masks, and what ``accept`` needs to know.
+
+    Args:
+        source: of the pairs.
+        shown: the pairs, in the order of the page.
+        place: the folder.
+        table: rows of the table to fill in, the header first.
+        template: of the page; it may extend that of a review.
+        words: for the template, beside what every page has.
+
+    Raises:
+        MutualError: nothing is written then.
+    """
     try:
         place.absolute().parent.mkdir(parents=True, exist_ok=True)
         with temporary_folder(place.absolute(), "review", "review") as folder:
             entries = _entries(source, shown, folder)
-            write_csv(folder / TABLE, [COLUMNS, *([e.decision.case, e.decision.label, "", "", ""] for e in entries)])
+            write_csv(folder / TABLE, table)
             write_json(folder / MANIFEST, _manifest(source, entries))
-            (folder / PAGE).write_text(_page(source, entries, len(judged), len(chosen), place), encoding="utf-8")
+            (folder / PAGE).write_text(_page(source, entries, place, template, words), encoding="utf-8")
             finish(folder, place.absolute())
     except (OSError, RuntimeError) as error:  # SimpleITK reports a full disk as RuntimeError
         raise not_written(place, error) from error
-    number = source.folders.number
-    rest = f" ({len(chosen) - len(shown)} less doubtful ones left out by --max)" if len(shown) < len(chosen) else ""
-    print(f"{len(shown)} of {len(judged)} pseudo labels of {source.folders.name} to review{rest}: {place / PAGE}")
-    print(f"Next: open that page, fill in {place / TABLE}, then run")
-    print(f"  nnunet_mutual accept {number} {place / TABLE} --dry-run")
 
 
 def _entries(source: ReviewSource, shown: Sequence[tuple[Decision, Doubt]], folder: Path) -> list[PageRow]:
@@ -118,11 +147,11 @@ def _entries_of(
     there = {table.channels[n]: file for n, file in files.images.items() if table.channels[n] not in case.missing}
     channel, path = next(iter(there.items()))
     image, _ = read_images(source.reader, [path])
-    drawn, properties = read_label_map(source.reader, files.label)
+    drawn, properties = read_drawn(source.reader, files)
     size = voxel_ml(properties)
     frame = frame_of(properties)
-    annotated = [label for label in table.labels if label in case.annotated]
-    outlines = {label: frame.turn(np.isin(drawn, table.values[label])) for label in annotated}
+    by_hand = [label for label in table.labels if label in case.drawn]
+    outlines = {label: frame.turn(np.isin(drawn, table.values[label])) for label in by_hand}
     outlines = {label: mask for label, mask in outlines.items() if mask.any()}
     colours = [(label, DRAWN[i % len(DRAWN)]) for i, label in enumerate(outlines)]
     ending = ".nii.gz" if ".nii.gz" in source.reader.supported_file_endings else source.content["file_ending"]
@@ -169,18 +198,19 @@ def _manifest(source: ReviewSource, entries: Sequence[PageRow]) -> dict:
     }
 
 
-def _page(source: ReviewSource, entries: Sequence[PageRow], judged: int, chosen: int, place: Path) -> str:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
-    return template.render(
+def _page(
+    source: ReviewSource, entries: Sequence[PageRow], place: Path, template: Path, words: Mapping[str, Any]
+) -> str:
+    loader = jinja2.DictLoader({file.name: file.read_text(encoding="utf-8") for file in (TEMPLATE, template)})
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, loader=loader)
+    return environment.get_template(template.name).render(
         training=source.training,
         settings=source.settings,
         number=source.folders.number,
         entries=entries,
-        judged=judged,
-        left_out=chosen - len(entries),
         table=TABLE,
         table_path=place / TABLE,
         candidate_colour=CANDIDATE,
         version=__version__,
+        **words,
     )

@@ -17,6 +17,7 @@ from nnunet_mutual.datasets.raw import CaseFiles
 from nnunet_mutual.disk.images import read_label_map, voxel_ml, write_label_map
 from nnunet_mutual.disk.writing import require_space
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.pseudo_labels.review.arrivals import read_drawn
 from nnunet_mutual.pseudo_labels.review.rules import Rule, put_in, rules_for
 from nnunet_mutual.pseudo_labels.review.verdicts import ABSENT, Verdict
 
@@ -61,7 +62,7 @@ def merge_case(
         MutualError: a mask cannot be used; names it, and what is wrong.
     """
     case = table.case(files.key)
-    voxels, properties = read_label_map(reader, files.label)
+    voxels, properties = read_drawn(reader, files)
     said = []
     volume = voxel_ml(properties)
     for verdict in sorted(verdicts, key=lambda verdict: _number_of_inner(table, verdict.label)):
@@ -79,7 +80,9 @@ def merge_case(
         _require_presence(verdict, voxels, merged, table, ignore)
         said.append(_describe(verdict, table, case, voxels, merged, mask, volume, ignore))
         voxels = merged
-        case = replace(case, annotated=case.annotated | {verdict.label}, pseudo=case.pseudo - {verdict.label})
+        own = {verdict.label}
+        annotated, incomplete = case.annotated | own, case.incomplete - own
+        case = replace(case, annotated=annotated, incomplete=incomplete, pseudo=case.pseudo - own)
     return CorrectedCase(case, voxels, properties, said)
 
 

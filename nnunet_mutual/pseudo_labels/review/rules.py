@@ -28,9 +28,10 @@ def rules_for(table: AnnotationTable, case: Case, label: str, ignore: int | None
     """Returns a rule per integer of the label map, for a label that the case does not annotate.
 
     Plain labels: a drawn label that contains the new one in this source gives way; one that the new label contains in
-    any source, or may overlap, stays; any other one contradicts. What nobody vouched for (labels that the case does not
-    annotate, drawn by a model) gives way. Regions: the integer that agrees with the drawing on every annotated region
-    and with the mask on the new one; there may be none. The ignore label always stays.
+    any source, or may overlap, stays; any other one contradicts. What nobody vouched for (labels that nobody drew in
+    the case but a model) gives way. A part of the new label that somebody drew stays, whether the mask covers it or
+    not. Regions: the integer that agrees with the drawing on every annotated region and with the mask on the new one;
+    there may be none. The ignore label always stays.
 
     Args:
         table: labels and their relations.
@@ -67,12 +68,12 @@ def put_in(drawn: np.ndarray, mask: np.ndarray, rules: Mapping[int, Rule]) -> tu
 def _plain_rules(table: AnnotationTable, case: Case, label: str) -> dict[int, Rule]:
     value = table.values[label][0]
     contained, possible = table.contained(case), left_open(table, case)
-    rules = {0: Rule(value, 0), value: Rule(value, 0)}
+    rules = {0: Rule(value, 0), value: Rule(value, value if label in case.incomplete else 0)}
     for other in table.labels:
         y = table.values[other][0]
         if other == label:
             continue
-        if other not in case.annotated or label in contained.get(other, ()):
+        if other not in case.drawn or label in contained.get(other, ()):
             rules[y] = Rule(value, y)
         elif label in possible[y] or table.ever_contains(label, other):
             rules[y] = Rule(y, y)

@@ -24,6 +24,7 @@ from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.shapes import Shape, require_shape
 from nnunet_mutual.disk.trainings import NamedTraining
 from nnunet_mutual.errors import MutualError, shown
+from nnunet_mutual.preprocessing.unlabelled import UNLABELLED, folder_of
 from nnunet_mutual.pseudo_labels.command import in_image_space
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.review.rules import rules_for
@@ -100,8 +101,10 @@ class ReviewSource:
 
     def _properties(self, key: str, shape: tuple[int, ...]) -> dict[str, Any]:
         assert self.folders.preprocessed is not None
-        configuration = self.plans.get_configuration(self.training.configuration)
-        folder = str(self.folders.preprocessed / configuration.data_identifier)
+        identifier = self.plans.get_configuration(self.training.configuration).data_identifier
+        preprocessed = self.folders.preprocessed
+        unlabelled = self.files[key].unlabelled
+        folder = str(folder_of(preprocessed, UNLABELLED, identifier) if unlabelled else preprocessed / identifier)
         try:
             _, seg, _, properties = load_case(infer_dataset_class(folder)(folder, [key]), key)
         except (OSError, RuntimeError, AssertionError):

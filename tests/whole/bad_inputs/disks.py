@@ -14,6 +14,7 @@ from bad_inputs.rows import (
     REVIEW,
     SIMULATE,
     SOFT,
+    SUGGEST,
     TRAIN,
     nothing,
     row,
@@ -31,13 +32,14 @@ COMMANDS = {
     "train": TRAIN,
     "pseudo_label": PSEUDO,
     "pseudo_label --soft": SOFT,
+    "suggest": SUGGEST,
     "review": REVIEW,
     "accept": ACCEPT,
     "evaluate": EVALUATE,
     "export": EXPORT,
     "report": REPORT,
 }
-PLACES = {"pseudo_label --soft": "new", "review": "new", "evaluate": "predictions"}
+PLACES = {"pseudo_label --soft": "new", "suggest": "write", "review": "new", "evaluate": "predictions"}
 LEAVES = {"pseudo_label --soft": ("new",), "evaluate": ("predictions/evaluation",)}  # empty folders
 ROWS = [
     row(f"{limits}: {name}", nothing, command, PLACES.get(name, "nnUNet"), limits=limits, leaves=LEAVES.get(name, ()))

@@ -167,6 +167,8 @@ ROWS = [
     dataset("mutual/cases/toy_001/source", ["a"], "toy_001", "declared sources"),
     dataset("mutual/cases/toy_001/source", {}, "toy_001", "declared sources", command=SIMULATE),
     dataset("mutual/cases/toy_001/annotated", [["liver"]], "toy_001", "list of label names"),
+    dataset("mutual/cases/toy_001/incomplete", ["livr"], "toy_001", "incomplete", "did you mean 'liver'"),
+    dataset("mutual/cases/toy_001/incomplete", ["liver"], "toy_001", '"incomplete"', '"annotated"', "keep one"),
     dataset("mutual/modality_groups", {"a": [["CT"]]}, "modality group", "list of channel names"),
     dataset("mutual/may_overlap", [["liver", 5]], "may_overlap"),
     dataset("dataset", [1], "dataset", "object"),

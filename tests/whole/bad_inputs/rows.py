@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ PREPROCESS = "plan_and_preprocess -d 777 -c 3d_fullres -np 1"
 SIMULATE = "simulate 777 Dataset779_New --keep a:liver,spleen --keep b:kidney"
 MERGE = "merge 777 778 Dataset779_New"
 EVALUATE = "evaluate predictions -d 901 -f 0 --no-surface -np 1"
+SUGGEST = f"suggest {_TRAINING} -device cpu -o new"
 REVIEW = "review 901 3d_fullres 0 -tr MutualPartialTrainer -o new"
 ACCEPT = "accept 901 review/review.csv"
 
@@ -114,6 +116,16 @@ def gone(*files: str) -> Spoil:
     def spoil(root: Path) -> None:
         for file in files:
             (root / file).unlink()
+
+    return spoil
+
+
+def removed(place: str) -> Spoil:
+    """Removes a folder or a file."""
+
+    def spoil(root: Path) -> None:
+        target = root / place
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
 
     return spoil
 

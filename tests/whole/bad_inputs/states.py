@@ -24,23 +24,13 @@ from bad_inputs.rows import (
     edit,
     gone,
     nothing,
+    removed,
     renamed,
     row,
     text,
 )
 
 KIND = "States that cannot be used"
-
-
-def removed(folder: str) -> Spoil:
-    """Removes a folder."""
-
-    def spoil(root: Path) -> None:
-        import shutil
-
-        shutil.rmtree(root / folder)
-
-    return spoil
 
 
 def every_case(source: str, **entry: object) -> Spoil:
@@ -92,6 +82,18 @@ ROWS = [
         both(*(edit(f"{place}dataset.json", "mutual/sources/a/annotated", []) for place in (RAW, PRE))),
         TRAIN,
         "liver",
+        "dataset.json",
+    ),
+    row(
+        "a label that is drawn in part alone",
+        both(
+            *(
+                edit(f"{p}dataset.json", "mutual/sources/a", {"annotated": [], "incomplete": ["liver"]})
+                for p in (RAW, PRE)
+            )
+        ),
+        TRAIN,
+        "liver completely",
         "dataset.json",
     ),
     row(

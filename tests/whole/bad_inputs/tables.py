@@ -36,6 +36,13 @@ ROWS = [
     annotations("an unknown case", f"case,labels\n{ALL}toy_010,liver\ntoy_011,liver\n", "toy_011"),
     annotations("a case that is missing", f"case,labels\n{ALL}", "toy_010"),
     annotations("a case twice", f"case,labels\n{ALL}toy_010,liver\ntoy_010,liver\n", "line 7", "keep one"),
+    annotations(
+        "a label drawn completely and in part",
+        f"case,labels,incomplete\n{ALL}toy_010,liver,liver\n",
+        "line 6",
+        "incomplete",
+        "keep one",
+    ),
     annotations("a cell too many", f"case,labels\n{ALL}toy_010,liver,spleen\n", "line 6"),
     annotations("empty", "", "case"),
     annotations("without the column case", f"name,labels\n{ALL}toy_10,liver\n", "case"),

@@ -1,0 +1,126 @@
+"""Moving averages of networks that see different modalities teach each class together, as well as each knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunet_mutual.batches.batch import Batch
+from nnunet_mutual.losses.consistency import probabilities
+from nnunet_mutual.objectives.base import Output
+from nnunet_mutual.objectives.knowledge import Knowledge
+from nnunet_mutual.objectives.mean_teacher import MeanTeacherObjective, TaughtStep
+from nnunet_mutual.objectives.organs import drawn_dice
+from nnunet_mutual.objectives.sampling import summed
+from nnunet_mutual.objectives.teaching import Lesson, Teaching
+
+MOMENTUM = 0.98  # of the running Dice
+UNSEEN = 1e-6  # weight of a network that does not see a sample, next to 1; what nobody sees is learnt by nobody
+LEAST_ERROR = 0.05  # in Dice: where a network is nearly right, no other is left out
+
+
+class ModalTeaching(Teaching):
+    r"""Teaching whose target is a mean of all averages, weighted by class.
+
+    .. math:: q_c \propto \frac{\sum_n w_{nc}\, p_{nc}}{\sum_n w_{nc}}, \qquad w_{nc} = \frac{1}{1 - D_{nc} + 0.05}
+
+    where :math:`D_{nc}` is the running soft Dice of network n in labelled samples. A network that does not see a sample
+    says nothing of it and learns nothing from it.
+
+    Args:
+        networks: how many; all teach all.
+        knowledge: what each case annotates.
+        ignore_label: nnU-Net's, if there is one.
+        ask: gives a teacher's logits (unlabelled, C, *spatial) of a batch's weak views, in evaluation mode.
+        temperature: sharpens what they say together, if below 1.
+
+    Source: [E]; entropy instead of Dice would trust a network that is sure of what it cannot see.
+    """
+
+    def __init__(
+        self,
+        networks: int,
+        knowledge: Knowledge,
+        ignore_label: int | None,
+        ask: Callable[[int, Batch], Tensor],
+        *,
+        temperature: float,
+    ):
+        everyone = [range(networks)] * networks
+        super().__init__(knowledge, ignore_label, ask, everyone, temperature=temperature, form="sample")
+        self.scores = torch.full((networks, self.knowledge.num_outputs), torch.nan, device=self.knowledge.device)
+
+    def notice(self, outputs: Sequence[Output], batch: Batch) -> None:
+        """Moves the running Dice of every network; processes share it, so that they agree on the weights."""
+        found = torch.stack([drawn_dice(output, batch, self.knowledge, self.ignore_label) for output in outputs], 1)
+        if batch.sight is not None:
+            found = found.masked_fill(~batch.sight.device[:, :, None], torch.nan)
+        known = torch.isfinite(found).to(found)
+        total, count = summed(torch.stack([torch.nan_to_num(found).sum(0), known.sum(0)]))
+        mean = total / count.clamp_min(1)
+        before = torch.where(torch.isnan(self.scores), mean, self.scores)
+        self.scores = torch.where(count > 0, MOMENTUM * before + (1 - MOMENTUM) * mean, self.scores)
+
+    @property
+    def weights(self) -> Tensor:
+        """(P, C), of each network for each class; background is what all labels leave."""
+        weights = 1 / (1 - torch.nan_to_num(self.scores) + LEAST_ERROR)
+        if not self.regions:
+            weights[:, 0] = weights[:, 1:].mean(1)
+        return weights
+
+    @torch.no_grad()
+    def lessons(self, batch: Batch) -> list[Lesson]:
+        """Asks all averages; returns the lesson of each network."""
+        assert self.ask is not None and batch.views is not None
+        number, networks = batch.views.unlabelled, len(self.teachers)
+        said = torch.stack([probabilities(self.ask(n, batch), regions=self.regions) for n in range(networks)])
+        axes = [1] * (said.ndim - 3)
+        weights = self.weights.view(networks, 1, -1, *axes)
+        if batch.sight is None:
+            return [self.lesson(self._mean(said, weights), batch)] * networks
+        sees = batch.sight.device[:number].T.reshape(networks, number, 1, *axes)
+        lesson = self.lesson(self._mean(said, weights * sees.float().clamp_min(UNSEEN)), batch)
+        return [replace(lesson, counted=lesson.counted & own) for own in sees]
+
+    def _mean(self, said: Tensor, weights: Tensor) -> Tensor:
+        mean = (weights * said).sum(0) / weights.sum(0)
+        return mean if self.regions else mean / mean.sum(1, keepdim=True)
+
+    def diagnose(self) -> dict[str, float]:
+        """Reports how sure the teachers were, and how much of each class comes from whom."""
+        shares = self.weights / self.weights.sum(0)
+        names = {self.knowledge.channel[label]: label for label in self.knowledge.table.labels}
+        rows = enumerate(shares.tolist())
+        return super().diagnose() | {f"share of network {n} in {names[c]}": row[c] for n, row in rows for c in names}
+
+
+class ModalTeacherObjective(MeanTeacherObjective):
+    """Supervision of each network by the labelled samples that it sees, and of all by their averages together.
+
+    Args:
+        arguments: of :class:`MeanTeacherObjective`, with :class:`ModalTeaching`.
+        options: likewise.
+
+    Source: see :class:`ModalTeaching`.
+    """
+
+    teaching: ModalTeaching
+    partner_levels = (1,)  # for the running Dice
+
+    def update(self, outputs: Sequence[Output], step: TaughtStep) -> None:
+        """Notes how well each network knows each class."""
+        self.teaching.notice(outputs, step.batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`Objective.state_dict`."""
+        return super().state_dict() | {"scores": self.teaching.scores.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :meth:`Objective.load_state_dict`."""
+        super().load_state_dict(state)
+        self.teaching.scores.copy_(state["scores"])
