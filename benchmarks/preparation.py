@@ -259,7 +259,7 @@ def small_configuration(
     Args:
         plans: content of the plans file.
         network: ``patch_size``, ``batch_size``, ``features_per_stage`` and, of each stage, ``kernel_sizes`` (3 on every
-            axis if absent) and ``strides`` (2 on every axis, 1 in the first stage).
+            axis if absent) and ``strides`` (2 on every axis, 1 in the first stage); empty for nnU-Net's own.
         base: configuration that it inherits from.
         settings: of trainings.
     """
@@ -267,6 +267,8 @@ def small_configuration(
     from nnunet_mutual.planning.configuration import new_configuration
     from nnunet_mutual.planning.shape import Shape
 
+    if not network:
+        return new_configuration(plans, base, CONFIGURATION, settings=settings)
     features, patch = network["features_per_stage"], network["patch_size"]
     axes, stages = len(patch), len(features)
     shape = Shape(

@@ -56,7 +56,9 @@ def main(argv: list[str] | None = None) -> int:
             settings = [Setting(name, data, work) for name in arguments.benchmarks]
             print(pooling.render(arguments.first, arguments.second, settings))
             return 0
-        setting = Setting(arguments.benchmark, data, work)
+        results = Path(arguments.results).resolve() if arguments.results else None
+        chosen = {"device": arguments.device, "planned": arguments.planned, "results": results}
+        setting = Setting(arguments.benchmark, data, work, **chosen)
         if arguments.command == "table":
             table.write(setting)
             table.put("gate", gate.render())
@@ -69,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         elif arguments.command == "calibrate":
             calibrate(setting, arguments)
         else:
-            run(setting, arguments)
+            return int(not run(setting, arguments))
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -83,6 +85,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     common.add_argument("benchmark", choices=names())
     common.add_argument("--data", default=os.environ.get("NNUNET_MUTUAL_DATA"), help="folder of the public datasets")
     common.add_argument("--work", help="folder for datasets, networks and logs (default: in the temporary folder)")
+    common.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for training (default: %(default)s)")
+    common.add_argument("--planned", action="store_true", help="the network that nnU-Net plans, not the protocol's")
+    common.add_argument("--results", help="folder of the evidence (default: this repository's, and README.md)")
     timed = argparse.ArgumentParser(add_help=False)
     timed.add_argument(
         "--budget", type=seconds, default=None, help="e.g. 60m: start no run that would not end within it"
@@ -146,7 +151,8 @@ def calibrate(setting: Setting, arguments: argparse.Namespace) -> None:
             return
 
 
-def run(setting: Setting, arguments: argparse.Namespace) -> None:
+def run(setting: Setting, arguments: argparse.Namespace) -> bool:
+    """Trains and scores; returns whether everything is finished."""
     arms = arguments.arms or list(setting["arms"])
     for arm in arms:
         if arm not in setting["arms"]:
@@ -163,9 +169,10 @@ def run(setting: Setting, arguments: argparse.Namespace) -> None:
         for seed in arguments.seeds or setting.seeds
         for arm in arms
     ]
-    Scheduler(setting, arguments.jobs, arguments.budget).run(jobs)
-    if on_test:
+    complete = Scheduler(setting, arguments.jobs, arguments.budget).run(jobs)
+    if on_test and arguments.results is None:
         table.write(setting)
+    return complete
 
 
 def schedule_of(setting: Setting, arguments: argparse.Namespace) -> Schedule:
@@ -268,6 +275,7 @@ class Scheduler:
         command = [sys.executable, str(HERE / "run.py"), "job", self.setting.name]
         command += [job.arm, str(job.seed), str(job.schedule.updates), str(job.schedule.rate), job.cases, str(job.out)]
         command += ["--work", str(self.setting.work.parent), "--data", str(self.setting.data)]
+        command += ["--device", self.setting.device, *(["--planned"] if self.setting.planned else [])]
         with log.open("wb") as stream:
             return subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
 

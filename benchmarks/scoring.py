@@ -124,7 +124,7 @@ def make_predictor(setting: Setting, model: Model) -> nnUNetPredictor:
         use_gaussian=True,
         use_mirroring=False,
         perform_everything_on_device=False,
-        device=torch.device("cpu"),
+        device=torch.device(setting.device),
         allow_tqdm=False,
     )
     predictor.manual_initialization(net, plans, configuration, [model.weights], dataset_json, "nnUNetTrainer", None)

@@ -84,14 +84,29 @@ class Setting:
             their number.
         data: folder that holds the public datasets; None where only evidence is read.
         work: folder for datasets, trained networks and logs.
+        device: on which networks are trained, "cpu" or "cuda".
+        planned: takes the network that nnU-Net plans in place of the protocol's.
+        results: folder of the evidence of runs; that of this repository by default.
     """
 
-    def __init__(self, name: str, data: Path | None, work: Path | None = None) -> None:
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        data: Path | None,
+        work: Path | None = None,
+        *,
+        device: str = "cpu",
+        planned: bool = False,
+        results: Path | None = None,
+    ) -> None:
+        self.name, self.device, self.planned = name, device, planned
         self.file, self.labelled = names()[name]
         text = (HERE / "protocol" / f"{self.file}.json").read_text()
         self.protocol: dict[str, Any] = json.loads(text.replace("{labelled}", str(self.labelled)))
+        if planned:
+            self.protocol["network"] = {}
         self.data = data
+        self.results = results or HERE / "evidence"
         base = work or Path(tempfile.gettempdir()) / "nnunet_mutual_benchmarks"
         # A changed protocol gets its own folder, so that nothing of an older one can be mistaken for a finished part.
         further = [key for key in ("second_modality", "draws", "crop") if key in self.protocol]
@@ -106,16 +121,21 @@ class Setting:
 
     @property
     def amp(self) -> str:
-        """Arithmetic of the trainings: "off" is float32, "bfloat16" needs a processor that computes in it."""
+        """Arithmetic of the trainings: "off" is float32, "bfloat16" needs a processor that computes in it.
+
+        On a GPU "auto", nnU-Net's own.
+        """
+        if self.device != "cpu":
+            return "auto"
         return str(self.protocol.get("amp", "off"))
 
     @property
     def evidence(self) -> Path:
-        return HERE / "evidence" / self.name
+        return self.results / (f"{self.name}_planned" if self.planned else self.name)
 
     @property
     def calibration_file(self) -> Path:
-        return self.evidence / "calibration.json"
+        return HERE / "evidence" / self.name / "calibration.json"
 
     def evidence_file(self, arm: str, seed: int) -> Path:
         return self.evidence / f"{arm}_seed{seed}.json"
@@ -172,11 +192,11 @@ class Setting:
             schedule: of the arm.
             seed: of the arm.
         """
-        arithmetic = () if self.amp == "off" else ("amp",)
+        arithmetic = ("amp",) if "amp" in self.protocol else ()
         dataset = f"{network.dataset}{self.labelled}" if self.is_drawn(network.dataset) else network.dataset
         return (
             self.work
-            / f"networks-{self._digest('training', 'mirroring', *arithmetic)}"
+            / f"networks-{self._digest('training', 'mirroring', *arithmetic)}{'' if self.device == 'cpu' else '-gpu'}"
             / f"{dataset}_{network.trainer}{network.variant}_{network.schedule(schedule)}_s{seed}.pth"
         )
 

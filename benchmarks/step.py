@@ -11,6 +11,9 @@ MutualPartialTrainer is measured in its first stage, with a network for each par
 unlabelled images get batches of their own; where these hold more patches than stock's, time and kept memory count per
 patch. MutualCrossModalTrainer has two groups, of one channel each. "separate" compares with one stock training per
 network, one after the other, loader included, unless it was left out.
+
+With --explain, the share of each part of a step in its time, by torch's profiler, in place of all that: of networks
+that are neither compiled nor recorded as CUDA graphs.
 """
 
 from __future__ import annotations
@@ -32,9 +35,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     if arguments.table:
         import table
-        from cost.table import render
+        from cost.table import render, render_explained
 
         table.put("step", render())
+        table.put("explained", render_explained())
         return 0
     with tempfile.TemporaryDirectory(prefix="nnunet_mutual_step_") as folder:
         work = Path(arguments.work or folder)
@@ -45,22 +49,53 @@ def main(argv: list[str] | None = None) -> int:
     print(json.dumps(result, indent=1))
     if arguments.out:
         write_json(Path(arguments.out), result)
-        print(f"Next: copy it to benchmarks/evidence/step, then python {Path(__file__).name} --table")
+        kept = "explained" if arguments.explain else "step"
+        print(f"Next: copy it to benchmarks/evidence/{kept}, then python {Path(__file__).name} --table")
     return report(result)
 
 
 def run(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Makes the datasets and measures every combination of precision and compilation that was asked for."""
     import torch
-    from cost.dataset import BY_GROUP, in_parts, make_dataset
+    from cost.explaining import BARS as SHARES
+    from cost.explaining import explain
     from cost.measuring import measure
-    from cost.trainers import BARS, WITHOUT_OCC, recipes
+    from cost.trainers import BARS
     from training import hardware, versions
 
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    precisions = arguments.precision or (["mixed"] if device.type == "cuda" else ["float32"])
-    compiled = [mode == "on" for mode in arguments.compile or (["on"] if device.type == "cuda" else ["off"])]
+    chosen = make_datasets(work, arguments)
+    os.environ.update(nnUNet_n_proc_DA="0")  # only now: nnU-Net's planner needs at least one process
+    on_gpu = device.type == "cuda"
+    mixed = [name == "mixed" for name in arguments.precision or [PRECISIONS[on_gpu]]]
+    if arguments.explain:
+        bars: dict[str, Any] = {"not in networks": SHARES[arguments.plans]}
+        found = {"explained": [explain(chosen, work, device, mixed=m, steps=arguments.pairs) for m in mixed]}
+    else:
+        bars = BARS
+        compiled = [mode == "on" for mode in arguments.compile or [("off", "on")[on_gpu]]]
+        graphs = arguments.cuda_graphs or [("off", "auto")[on_gpu]]
+        draws = 3 * arguments.pairs if arguments.draws is None else arguments.draws
+        kinds = [{"mixed": m, "compiled": c, "graphs": g} for m in mixed for c in compiled for g in graphs]
+        found = {"measured": [measure(chosen, work, device, **k, pairs=arguments.pairs, draws=draws) for k in kinds]}
+    return {
+        "plans": arguments.plans,
+        "labels": arguments.labels,
+        "annotated": f"one of {arguments.parts} parts",
+        "pairs": arguments.pairs,
+        "bars": bars,
+        **found,
+        "hardware": hardware(device.type),
+        "versions": versions(),
+    }
+
+
+def make_datasets(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Makes the datasets of the trainers that were asked for; returns these, by name."""
+    from cost.dataset import BY_GROUP, in_parts, make_dataset
+    from cost.trainers import WITHOUT_OCC, recipes
+
     chosen = recipes(arguments.parts, arguments.networks)
     if arguments.only:
         kept = {"stock", *arguments.only, *([WITHOUT_OCC] if "mutual_correlation_joint" in arguments.only else ())}
@@ -72,44 +107,32 @@ def run(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     for name in sorted({recipe.dataset for recipe in chosen.values()}):
         options = {"plans": arguments.plans, "size": arguments.size, "labels": arguments.labels}
         make_dataset(work, name, parts=parts[name], **options)
-    graphs = arguments.cuda_graphs or (["auto"] if device.type == "cuda" else ["off"])
-    draws = 3 * arguments.pairs if arguments.draws is None else arguments.draws
-    rounds = {"pairs": arguments.pairs, "draws": draws}
-    os.environ.update(nnUNet_n_proc_DA="0")  # only now: nnU-Net's planner needs at least one process
-    measured = [
-        measure(chosen, work, device, mixed=precision == "mixed", compiled=mode, graphs=graph, **rounds)
-        for precision in precisions
-        for mode in compiled
-        for graph in graphs
-    ]
-    return {
-        "plans": arguments.plans,
-        "labels": arguments.labels,
-        "annotated": f"one of {arguments.parts} parts",
-        "pairs": arguments.pairs,
-        "bars": BARS,
-        "measured": measured,
-        "hardware": {
-            **hardware(),
-            "accelerator": torch.cuda.get_device_name() if device.type == "cuda" else "none used",
-        },
-        "versions": versions(),
-    }
+    return chosen
 
 
 def report(result: dict[str, Any]) -> int:
-    """Prints the ratios beside their bars and returns the exit status, 1 if one is too high."""
-    status = 0
-    for measured in result["measured"]:
+    """Prints the ratios, or the shares, beside their bars and returns the exit status, 1 if one is too high."""
+    above = 0
+    for measured in result.get("measured", []):
         how = "compiled" if measured["compiled"] else "eager"
         print(f"\n{measured['precision']}, {how}, CUDA graphs {measured['cuda_graphs']}")
         for trainer, ratios in measured["ratio"].items():
             for quantity, ratio in ratios.items():
-                bar = result["bars"].get(trainer, {}).get(quantity)
-                verdict = "" if bar is None else f" (bar {bar:.2f}): {'ok' if ratio <= bar else 'TOO MUCH'}"
-                print(f"{trainer:32s} {quantity:10s} {ratio:.3f} x stock{verdict}")
-                status |= bar is not None and ratio > bar
-    return int(status)
+                above += said(trainer, quantity, ratio, "x stock", result["bars"].get(trainer, {}).get(quantity))
+    for explained in result.get("explained", []):
+        print(f"\n{explained['precision']}")
+        for trainer, shares in explained["shares"].items():
+            for part, share in shares.items():
+                above += said(trainer, part, share, "of a step", result["bars"].get(part))
+    print(f"{above} numbers are above their bars")
+    return int(above > 0)
+
+
+def said(trainer: str, quantity: str, number: float, unit: str, bar: float | None) -> bool:
+    """Prints a number and returns whether it is above its bar."""
+    verdict = "" if bar is None else f" (bar {bar:.2f}): {'ok' if number <= bar else 'TOO MUCH'}"
+    print(f"{trainer:32s} {quantity:15s} {number:.3f} {unit}{verdict}")
+    return bar is not None and number > bar
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -131,13 +154,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--draws", type=int, help="measured batches of the loader (three times the pairs); 0 leaves it out"
     )
     parser.add_argument("--only", nargs="+", help="names of what to measure beside stock, as in the table")
+    parser.add_argument("--explain", action="store_true", help="which part of a step takes how much of it")
+    parser.add_argument("--rehearse", action="store_true", help="two pairs, to see that it works, not what it costs")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
     parser.add_argument("--threads", type=int, default=1, help="torch threads on the CPU")
     parser.add_argument("--work", help="keep the generated dataset in this folder")
     parser.add_argument("--out", help="JSON file to write")
     parser.add_argument("--table", action="store_true", help="measure nothing, write the table into README.md")
     arguments = parser.parse_args(argv)
-    if arguments.pairs < 30:
+    if arguments.rehearse:
+        arguments.pairs, arguments.draws = 2, 2
+    elif arguments.pairs < 30 and not arguments.explain:
         parser.error("--pairs must be at least 30: fewer say little about a median")
     if not all(1 <= n <= arguments.labels for n in (arguments.parts, *arguments.networks)):
         parser.error(f"--parts and --networks must be from 1 to the number of labels, {arguments.labels}")

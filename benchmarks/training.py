@@ -21,6 +21,8 @@ from stock import StockSchedule
 from nnunet_mutual.disk.trainings import training_name
 from nnunet_mutual.planning.configuration import new_configuration
 
+PRECISIONS = {"off": "float32", "bfloat16": "bfloat16 autocast", "auto": "float16 autocast"}  # of the setting amp
+
 
 def run_arm(setting: Setting, arm: str, seed: int, schedule: Schedule, cases: str, out: Path) -> None:
     """Trains what is missing, predicts the cases from the last checkpoints and writes one evidence file.
@@ -55,12 +57,12 @@ def run_arm(setting: Setting, arm: str, seed: int, schedule: Schedule, cases: st
             "schedule": {**setting["training"], **asdict(schedule), "decay": "nnU-Net's poly schedule over the epochs"},
             "network": setting["network"],
             "augmentation": "nnU-Net's" if setting["mirroring"] else "nnU-Net's without mirroring",
-            "precision": "float32" if setting.amp == "off" else f"{setting.amp} autocast",
+            "precision": PRECISIONS[setting.amp],
             "checkpoint": "last",
             "prediction": "nnU-Net's sliding window, step 0.5, Gaussian weighting, no mirroring",
             "training_seconds": [round(t["seconds"], 1) for t in trained],
             "prediction_seconds": round(time.perf_counter() - started, 1),
-            "hardware": hardware(),
+            "hardware": hardware(setting.device),
             "versions": versions(),
             "source": setting["source"],
             "dice": dice,
@@ -102,7 +104,8 @@ def _train(setting: Setting, network: Network, schedule: Schedule, seed: int, fi
     trainer = build_trainer(setting, network, schedule, seed)
     if not setting["mirroring"]:
         leave_out_mirroring(trainer)
-    use_channels_last(trainer)
+    if setting.device == "cpu":
+        use_channels_last(trainer)
     trainer.initialize()
     trainer.logger.plot_progress_png = lambda *_, **__: None
     result = staged.train(setting, network, schedule, seed, trainer)
@@ -141,7 +144,9 @@ def build_trainer(setting: Setting, network: Network, schedule: Schedule, seed: 
     }
     plans["configurations"][name] = new_configuration(plans, CONFIGURATION, name, settings=settings)
     plans["continue_training"] = False
-    return trainer_class(network.trainer)(plans, name, "all", read_json(folder / "dataset.json"), torch.device("cpu"))
+    return trainer_class(network.trainer)(
+        plans, name, "all", read_json(folder / "dataset.json"), torch.device(setting.device)
+    )
 
 
 def leave_out_mirroring(trainer: Any) -> None:
@@ -176,8 +181,8 @@ def trainer_class(name: str) -> Any:
     return getattr(nnunet_mutual.trainers, name)
 
 
-def hardware() -> dict[str, Any]:
-    """Returns what a reader needs to judge the seconds."""
+def hardware(device: str = "cpu") -> dict[str, Any]:
+    """Returns what a reader needs to judge the seconds on a device."""
     model = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -188,7 +193,7 @@ def hardware() -> dict[str, Any]:
         "cpu": model,
         "cores": os.cpu_count(),
         "threads_of_this_run": torch.get_num_threads(),
-        "accelerator": "none used",
+        "accelerator": "none used" if device == "cpu" else torch.cuda.get_device_name(),
     }
 
 

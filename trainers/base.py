@@ -45,6 +45,7 @@ from nnunet_mutual.engine.log import ProgressPlot, RunLog, TermLog
 from nnunet_mutual.engine.networks import Networks, buildable, seed, settle, share_encoder
 from nnunet_mutual.engine.online import OnlineValidation, mean_dice
 from nnunet_mutual.engine.parallel.ranks import ranks_of_process
+from nnunet_mutual.engine.parts import part
 from nnunet_mutual.engine.peers import Peers, unwrap
 from nnunet_mutual.engine.signals import SaveRhythm, Stopping, StopSignals, disk_in_one_sentence
 from nnunet_mutual.engine.stage import Stage
@@ -558,7 +559,7 @@ class MutualTrainer(nnUNetTrainer):
             return self.dataloader_train if training else self.dataloader_val
 
         def draw() -> dict:
-            with damage_named(self._read):
+            with part("loader"), damage_named(self._read):
                 return stopping.draw(loader, save=training)
 
         return self.ranks.batch(draw, self.device)
@@ -580,7 +581,9 @@ class MutualTrainer(nnUNetTrainer):
     def train_step(self, batch: dict) -> dict:
         """One step of all networks on all objectives (nnU-Net's hook)."""
         place = f"epoch {self.current_epoch}, iteration {self.iteration}"
-        return self.stage.step(self.training_batch(batch), self.progress(), self.stream.seen_by, place)
+        with part("views"):
+            moved = self.training_batch(batch)
+        return self.stage.step(moved, self.progress(), self.stream.seen_by, place)
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Logs the loss and every term by name (nnU-Net's hook)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,7 +44,7 @@ def measure(
     """
     options: dict[str, Any] = {"mixed": mixed, "compiled": compiled, "graphs": graphs}
     trainers = {name: start(recipe, work, device, **options) for name, recipe in recipes.items()}
-    batches = _batches(trainers)
+    batches = batches_of(trainers)
     in_graphs = {name: _settle(trainer, batches[name][0]) for name, trainer in trainers.items()}
     memory = {name: counted_bytes(trainer, batches[name][0]) for name, trainer in trainers.items()}
     counts = {name: {"waits": waits(trainer, batches[name][0])} for name, trainer in trainers.items()}
@@ -69,8 +70,20 @@ def measure(
     ratio = _ratios(seconds, memory, networks, patches)
     if "mutual_partial_joint" in trainers:
         ratio["pseudo_labels"] = {"case": _labelling(trainers["mutual_partial_joint"], trainers["stock"], clock)}
-    kind = "bfloat16" if device.type == "cpu" else "float16"
-    configuration = trainers["stock"].configuration_manager
+    return {
+        **described(trainers["stock"], **options),
+        "median_seconds": seconds,
+        "bytes": memory,
+        "counts": counts,
+        "networks": networks,
+        "ratio": ratio,
+    }
+
+
+def described(stock: Any, *, mixed: bool, compiled: bool, graphs: str) -> dict[str, Any]:
+    """Returns what all trainers have in common."""
+    kind = "bfloat16" if stock.device.type == "cpu" else "float16"
+    configuration = stock.configuration_manager
     return {
         "precision": f"{kind} autocast" if mixed else "float32",
         "patch_size": list(configuration.patch_size),
@@ -78,11 +91,6 @@ def measure(
         "features": configuration.network_arch_init_kwargs["features_per_stage"],
         "compiled": compiled,
         "cuda_graphs": graphs,
-        "median_seconds": seconds,
-        "bytes": memory,
-        "counts": counts,
-        "networks": networks,
-        "ratio": ratio,
     }
 
 
@@ -94,7 +102,7 @@ def _settle(trainer: Any, batch: Any) -> int:
     return graph_bytes() - before
 
 
-def _batches(trainers: Mapping[str, Any]) -> dict[str, list[Any]]:
+def batches_of(trainers: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Draws batches, the same for all trainers of a kind."""
     drawn: dict[tuple[str, bool], list[Any]] = {}
     found = {}
@@ -188,24 +196,33 @@ def _ratios(
 
 
 def _labelling(trainer: Any, stock: Any, clock: Clock) -> float:
-    """Returns seconds to pseudo-label a case over those of predicting it with stock nnU-Net, once per network."""
-    from nnunet_mutual.engine.window import predictor_for
+    """Returns seconds to pseudo-label cases over those of reading and predicting them once per network that is asked.
+
+    Files are read and written, decisions included; of the other side only read.
+    """
+    from nnunet_mutual.batches.pseudo import PseudoStore
     from nnunet_mutual.pseudo_labels.filter import FilterSettings
-    from nnunet_mutual.pseudo_labels.generate import PseudoLabeller
+    from nnunet_mutual.pseudo_labels.generate import label_cases
+    from nnunet_mutual.pseudo_labels.labeller import PseudoLabeller
     from nnunet_mutual.pseudo_labels.opinions import asked_twice
 
-    key = trainer.do_split()[0][0]
-    data, seg, _, _ = trainer.dataset_class(trainer.preprocessed_dataset_folder, [key]).load_case(key)
-    image, drawn = torch.from_numpy(np.array(data[:])), np.asarray(seg[0])
+    keys, learnt = trainer.do_split()[0][:4], trainer.network_labels()
+    dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, keys)
+    asked = {key: sum(bool(own - trainer.table.case(key).annotated) for own in learnt) for key in keys}
     with (
-        asked_twice(trainer, networks_of(trainer)) as predictors,
-        predictor_for(stock, stock.network, mirroring=True) as reference,
+        tempfile.TemporaryDirectory() as folder,
+        asked_twice(trainer.window, networks_of(trainer)) as predictors,
+        trainer.window.around(stock.network, mirroring=True) as reference,
     ):
-        labeller = PseudoLabeller(trainer, predictors, trainer.network_labels(), FilterSettings())
-        calls: dict[str, Callable[[], Any]] = {
-            "mutual": lambda: labeller.label(trainer.table.case(key), image, drawn, 0.001),
-            "stock": lambda: reference.predict_sliding_window_return_logits(image),
-        }
-        seconds = _alternate(calls, lambda name, _: calls[name](), 4, clock)
-    asked = sum(bool(own - trainer.table.case(key).annotated) for own in trainer.network_labels())
-    return round(seconds["mutual"] / (asked * seconds["stock"]), 4)
+        store, axes = PseudoStore(folder), trainer.inference_allowed_mirroring_axes
+        labeller = PseudoLabeller(trainer.table, trainer.label_manager, axes, predictors, learnt, FilterSettings())
+
+        def predict() -> None:
+            for key, times in asked.items():
+                image = torch.from_numpy(np.array(dataset.load_case(key)[0][:]))
+                for _ in range(times):
+                    reference.predict_sliding_window_return_logits(image)
+
+        calls = {"mutual": lambda: [*label_cases(labeller, dataset, store, keys)], "stock": predict}
+        seconds = _alternate(calls, lambda name, _: calls[name](), 2, clock)
+    return round(seconds["mutual"] / seconds["stock"], 4)

@@ -7,7 +7,7 @@ from typing import Any
 
 from settings import HERE, read_json
 
-EVIDENCE = HERE / "evidence" / "step"
+EVIDENCE = HERE / "evidence"
 QUANTITIES = {
     "step": "step",
     "memory": "memory",
@@ -20,13 +20,28 @@ QUANTITIES = {
 }
 ALWAYS = ("step", "memory", "loader", "validation")  # 1 in stock nnU-Net
 COUNTS = {"waits": "waits", "recompilations": "recompiled"}
+BESIDE = "loader"
+SHARES = ("forward", "backward", "teacher", "views", "losses", "optimiser", "host waits", "rest", "not in networks")
 COLUMNS = ("networks", *QUANTITIES.values(), *COUNTS.values())
 
 
 def render() -> str:
     """Returns a table for every file and every combination of precision and compilation in it."""
-    parts = [_file(path) for path in sorted(EVIDENCE.glob("*.json"))]
+    parts = [_file(path) for path in sorted((EVIDENCE / "step").glob("*.json"))]
     return "\n\n".join(parts) if parts else "not run"
+
+
+def render_explained() -> str:
+    """Returns a table of the shares of a step for every file and precision in it."""
+    found = [(path.name, read_json(path)) for path in sorted((EVIDENCE / "explained").glob("*.json"))]
+    return "\n\n".join(_shares(name, content, one) for name, content in found for one in content["explained"])
+
+
+def _shares(name: str, content: dict[str, Any], explained: dict[str, Any]) -> str:
+    rows = explained["shares"]
+    head = [title for title in (*SHARES, BESIDE) if any(title in row for row in rows.values())]
+    lines = _lines(head, {trainer: {t: f"{100 * v:.1f} %" for t, v in row.items()} for trainer, row in rows.items()})
+    return "\n".join([f"`evidence/explained/{name}`: {_how(content, explained)}.", "", *lines])
 
 
 def _file(path: Path) -> str:
@@ -35,18 +50,25 @@ def _file(path: Path) -> str:
 
 
 def _one(name: str, content: dict[str, Any], measured: dict[str, Any]) -> str:
+    rows = {name: _cells(name, content["bars"].get(name, {}), measured) for name in ("stock", *measured["ratio"])}
+    head = [title for title in COLUMNS if any(title in row for row in rows.values())]
+    return "\n".join([f"`evidence/step/{name}`: {_how(content, measured)}.", "", *_lines(head, rows)])
+
+
+def _how(content: dict[str, Any], measured: dict[str, Any]) -> str:
     where = content["hardware"]
     device = where["cpu"] if where["accelerator"] == "none used" else where["accelerator"]
     how = f"{measured['precision']}, {'compiled' if measured['compiled'] else 'not compiled'}"
     how += f", CUDA graphs {measured['cuda_graphs']}" if measured.get("cuda_graphs", "off") != "off" else ""
     patch = " x ".join(map(str, measured["patch_size"]))
-    network = f"features {measured['features'][0]} to {measured['features'][-1]}, patch {patch}"
-    rows = {name: _cells(name, content["bars"].get(name, {}), measured) for name in ("stock", *measured["ratio"])}
-    head = [title for title in COLUMNS if any(title in row for row in rows.values())]
+    return f"{device}, {how}, features {measured['features'][0]} to {measured['features'][-1]}, patch {patch}"
+
+
+def _lines(head: list[str], rows: dict[str, dict[str, str]]) -> list[str]:
     lines = ["| " + " | ".join(["trainer", *head]) + " |", "|" + " --- |" * (len(head) + 1)]
     for trainer, row in rows.items():
         lines.append("| " + " | ".join([f"`{trainer}`", *(row.get(title, "") for title in head)]) + " |")
-    return "\n".join([f"`evidence/step/{name}`: {device}, {how}, {network}.", "", *lines])
+    return lines
 
 
 def _cells(trainer: str, bars: dict[str, float], measured: dict[str, Any]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from nnunet_mutual.disk.names import safe_name, safe_text
@@ -231,6 +232,11 @@ class AnnotationTable:
         return frozenset(b for b in case.drawn if label in contained.get(b, ())) | (
             self.overlap_partners(label) & case.drawn
         )
+
+    @cached_property
+    def partners(self) -> Mapping[str, frozenset[str]]:
+        """:meth:`overlap_partners` of every label."""
+        return {label: self.overlap_partners(label) for label in self.labels}
 
     def ever_contains(self, outer: str, inner: str) -> bool:
         """Whether the drawn area of a label includes another one in any source."""

@@ -64,6 +64,9 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     add_dataset(command)
     command.add_argument("--json", action="store_true", help="print JSON instead of the matrix")
+    command.add_argument(
+        "--headers", action="store_true", help="compare tables, names and headers only, and read no voxel (fast)"
+    )
 
     command = add(
         "check_images",
@@ -312,7 +315,7 @@ def _simulate(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from nnunet_mutual.datasets.check import check
 
-    return check(options.dataset, as_json=options.json)
+    return check(options.dataset, as_json=options.json, headers_only=options.headers)
 
 
 def _check_images(options: argparse.Namespace) -> int:

@@ -231,6 +231,7 @@ def _cases(
 def _names_of_sets(sets: Iterable[frozenset[str]], labels: Sequence[str]) -> dict[frozenset[str], str]:
     """Names annotated sets so that a reader sees what they hold: 'liver+spleen', 'without_Mandible', '12_labels_b'."""
     names: dict[frozenset[str], str] = {}
+    used: Counter[str] = Counter()
     for drawn in sorted(sets, key=lambda drawn: [label not in drawn for label in labels]):
         absent = ordered(frozenset(labels) - drawn, labels)
         present = "+".join(ordered(drawn, labels))
@@ -242,9 +243,8 @@ def _names_of_sets(sets: Iterable[frozenset[str]], labels: Sequence[str]) -> dic
             name = present
         if len(name) > _LONGEST_NAME:
             name = f"{len(drawn)}_of_{len(labels)}_labels"
-        if name in names.values():
-            name += f"_{2 + sum(other.startswith(name + '_') for other in names.values())}"
-        names[drawn] = name
+        used[name] += 1
+        names[drawn] = name if used[name] == 1 else f"{name}_{used[name]}"
     return names
 
 

@@ -15,6 +15,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from numpy.typing import NDArray
 
 from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.datasets.case_headers import read_header
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
 from nnunet_mutual.datasets.raw import CaseFiles
 from nnunet_mutual.disk.images import is_flat, quiet, require_reader, verify_whole, voxel_ml
@@ -88,7 +89,13 @@ def reader_for(dataset_json: Mapping[str, Any], examples: Sequence[Path]) -> Bas
 
 
 def inspect_case(
-    files: CaseFiles, case: Case | None, table: AnnotationTable, ignore: int | None, reader: BaseReaderWriter
+    files: CaseFiles,
+    case: Case | None,
+    table: AnnotationTable,
+    ignore: int | None,
+    reader: BaseReaderWriter,
+    *,
+    headers_only: bool = False,
 ) -> Finding:
     """Reads the images and the label map of a case.
 
@@ -98,16 +105,19 @@ def inspect_case(
         table: labels and channels.
         ignore: integer of nnU-Net's ignore label, if the dataset has one.
         reader: from :func:`reader_for`.
+        headers_only: read no voxel, so that what files hold is not known, only whether their grids fit together.
     """
     finding = Finding()
-    images = _read_images(files, case, table, reader, finding)
+    images = _read_images(files, case, table, reader, finding, headers_only=headers_only)
     if not files.label.is_file():
         return finding  # already reported by the listing of files
-    label = read_volume(files.label, reader, finding, is_label=True)
+    label = read_volume(files.label, reader, finding, is_label=True, headers_only=headers_only)
     if label is None:
         return finding
     if images:
         compare_grids(images[0], label, "the label map", finding)
+    if headers_only:
+        return finding
     counts = count_labels(label, table, ignore, finding)
     finding.present = {name for name, values in table.values.items() if any(counts.get(value) for value in values)}
     if case is not None:
@@ -183,7 +193,13 @@ def _hint_for_a_mask(unknown: Sequence[int], table: AnnotationTable) -> str:
 
 
 def _read_images(
-    files: CaseFiles, case: Case | None, table: AnnotationTable, reader: BaseReaderWriter, finding: Finding
+    files: CaseFiles,
+    case: Case | None,
+    table: AnnotationTable,
+    reader: BaseReaderWriter,
+    finding: Finding,
+    *,
+    headers_only: bool,
 ) -> list[Volume]:
     channels = table.channels
     missing = case.missing if case is not None else frozenset[str]()
@@ -197,10 +213,10 @@ def _read_images(
             )
         elif not path.is_file():
             finding.error(path, f"does not exist ({path}); correct the path in dataset.json")
-        elif (volume := read_volume(path, reader, finding)) is not None:
+        elif (volume := read_volume(path, reader, finding, headers_only=headers_only)) is not None:
             volumes[number] = volume
-            absent = channels[number] in missing
-            _check_intensities(volume, None if absent else channels[number], finding)
+            if not headers_only and channels[number] not in missing:
+                _check_intensities(volume, channels[number], finding)
             first = next(iter(volumes))
             what, of = (f"channel {n} ({channels[n]})" for n in (number, first))
             compare_grids(volumes[first], volume, what, finding, of=of, exactly=True)
@@ -251,9 +267,8 @@ def _grey(channels: Sequence[str]) -> str:
     )
 
 
-def _check_intensities(volume: Volume, channel: str | None, finding: Finding) -> None:
-    """``channel`` is None where the table says that it is missing, so that zeros are expected."""
-    if channel is not None and volume.voxels.min() == volume.voxels.max():
+def _check_intensities(volume: Volume, channel: str, finding: Finding) -> None:
+    if volume.voxels.min() == volume.voxels.max():
         finding.warning(
             volume.path,
             f'every voxel is {exact(volume.voxels.flat[0])}; if {channel} was not acquired, say "missing": '
@@ -261,13 +276,18 @@ def _check_intensities(volume: Volume, channel: str | None, finding: Finding) ->
         )
 
 
-def read_volume(path: Path, reader: BaseReaderWriter, finding: Finding, *, is_label: bool = False) -> Volume | None:
+def read_volume(
+    path: Path, reader: BaseReaderWriter, finding: Finding, *, is_label: bool = False, headers_only: bool = False
+) -> Volume | None:
     """Reads an image or a label map to its end; returns None where it cannot, and adds the reason to the findings."""
     try:
-        hidden = verify_whole(path)  # NaN that SimpleITK silently reads as 0, in CT the value of water
-        with quiet():
-            voxels, properties = reader.read_seg(str(path)) if is_label else reader.read_images((str(path),))
-            broken = int(np.count_nonzero(~np.isfinite(voxels))) or hidden
+        if headers_only:
+            (voxels, properties), broken = read_header(path, reader), 0
+        else:
+            hidden = verify_whole(path)  # NaN that SimpleITK silently reads as 0, in CT the value of water
+            with quiet():
+                voxels, properties = reader.read_seg(str(path)) if is_label else reader.read_images((str(path),))
+                broken = int(np.count_nonzero(~np.isfinite(voxels))) or hidden
     except MutualError as error:
         finding.error(path, str(error).removeprefix(f"{path} "))
         return None
@@ -281,7 +301,7 @@ def read_volume(path: Path, reader: BaseReaderWriter, finding: Finding, *, is_la
     if len(properties["spacing"]) != 3:  # SimpleITK's vectors
         finding.error(path, f"holds several values for each voxel (shape {voxels.shape}); save each as its own file")
         return None
-    if is_label and len(voxels) != 1:
+    if is_label and len(voxels) != 1 and not headers_only:
         finding.error(path, _coloured_label_map(voxels))
         return None
     if broken:

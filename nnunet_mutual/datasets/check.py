@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from nnunet_mutual.annotation.table import AnnotationTable, Case, drawn_in_part
-from nnunet_mutual.datasets.case_voxels import inspect_case, missing_files, reader_for
+from nnunet_mutual.datasets.case_voxels import missing_files, reader_for
 from nnunet_mutual.datasets.coverage import Cell, coverage, format_coverage, fully_drawn
+from nnunet_mutual.datasets.look import Seen, look
 from nnunet_mutual.datasets.next_step import Contents, next_command
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
 from nnunet_mutual.datasets.raw import CaseFiles, hidden_files, read_dataset_json, training_cases, unlabelled_cases
@@ -40,6 +38,7 @@ class Examination:
         cells: of the coverage matrix.
         is_2d: whether all images are 2d.
         problems: errors and warnings.
+        read: whether the voxels were read.
     """
 
     table: AnnotationTable
@@ -49,6 +48,7 @@ class Examination:
     cells: list[Cell]
     is_2d: bool
     problems: list[Problem]
+    read: bool
 
     @property
     def errors(self) -> list[Problem]:
@@ -61,12 +61,13 @@ class Examination:
         return "2d" if self.is_2d else "3d_fullres"
 
 
-def check(dataset: str | int, *, as_json: bool = False) -> int:
+def check(dataset: str | int, *, as_json: bool = False, headers_only: bool = False) -> int:
     """Prints who annotated what, and every problem found in the files and in the table.
 
     Args:
         dataset: ID or name of a dataset in nnUNet_raw.
         as_json: print one JSON object instead of text.
+        headers_only: read no voxel.
 
     Returns:
         0, or 2 if there is an error (warnings alone give 0).
@@ -75,7 +76,7 @@ def check(dataset: str | int, *, as_json: bool = False) -> int:
         MutualError: the dataset cannot be examined at all.
     """
     folders = locate(dataset, need_raw=True)
-    result = examine(folders)
+    result = examine(folders, headers_only=headers_only)
     failed = bool(result.errors)
     if as_json:
         print(json.dumps(_as_object(folders, result, failed), indent=2))
@@ -84,12 +85,13 @@ def check(dataset: str | int, *, as_json: bool = False) -> int:
     return 2 if failed else 0
 
 
-def examine(folders: DatasetFolders, *, before_planning: bool = False) -> Examination:
+def examine(folders: DatasetFolders, *, before_planning: bool = False, headers_only: bool = False) -> Examination:
     """Reads every file and lists every problem.
 
     Args:
         folders: of the dataset.
         before_planning: leave out how an earlier plan and its folds differ, which planning brings up to date.
+        headers_only: read no voxel, so that what files hold is not known.
 
     Raises:
         MutualError: the dataset cannot be examined at all.
@@ -107,14 +109,20 @@ def examine(folders: DatasetFolders, *, before_planning: bool = False) -> Examin
     if table.declared:
         problems += listing_problems(_listed(dataset_json[BLOCK]), files, set(unlabelled))
     problems += _missing_channels(table, {**unlabelled, **files}) + _group_problems(table, list(cases.values()))
-    present, is_2d = _read_voxels(files, cases, table, dataset_json, problems)
+    reader = reader_for(dataset_json, [path for case in files.values() for path in case.images.values()])
+    seen = look(files, cases, table, dataset_json["labels"].get("ignore"), reader, headers_only=headers_only)
+    problems += [problem for one in seen.values() for problem in one.problems] + _no_ct(table, seen)
+    present = {key: one.present for key, one in seen.items() if one.present is not None}
     ordered = list(cases.values())
     if whole:  # else labels would seem to be missing that only stand in wrong entries
         problems += _label_problems(table, ordered, present)
     problems += _region_problems(table, ordered)
     if not before_planning:
         problems += _copy_problems(folders, table, cases, complete=len(cases) == len(files))
-    return Examination(table, ordered, len(files), len(unlabelled), coverage(table, ordered, present), is_2d, problems)
+    flat = [one.is_2d for one in seen.values() if one.is_2d is not None]
+    cells = coverage(table, ordered, None if headers_only else present)
+    counts = len(files), len(unlabelled), cells, bool(flat) and all(flat)
+    return Examination(table, ordered, *counts, problems, read=not headers_only)
 
 
 def _listed(block: Any) -> set[str]:
@@ -123,34 +131,10 @@ def _listed(block: Any) -> set[str]:
     return set(cases) if isinstance(cases, Mapping) else set()
 
 
-def _read_voxels(
-    files: Mapping[str, CaseFiles],
-    cases: Mapping[str, Case],
-    table: AnnotationTable,
-    dataset_json: Mapping[str, Any],
-    problems: list[Problem],
-) -> tuple[dict[str, set[str]], bool]:
-    """Reads every case; adds to ``problems`` and returns the labels that have voxels, and whether all images are 2d."""
-    ignore = dataset_json["labels"].get("ignore")
-    reader = reader_for(dataset_json, [path for case in files.values() for path in case.images.values()])
-    present, flat = {}, []
-    lowest: dict[str, float] = {}  # voxel of the channel that nnU-Net takes for a CT
-    ct = next((number for number, name in enumerate(table.channels) if name.casefold() == "ct"), None)
-    for key, case_files in tqdm(files.items(), desc="reading cases", unit="case", file=sys.stderr, leave=False):
-        finding = inspect_case(case_files, cases.get(key), table, ignore, reader)
-        if finding.present is not None:
-            present[key] = finding.present
-        if finding.images:
-            flat.append(finding.is_2d)
-        if ct in finding.images and len(finding.images[ct].voxels) == 1:
-            lowest[key] = float(finding.images[ct].voxels.min())
-        problems += finding.problems
-    problems += _no_ct(table.channels[ct], lowest) if ct is not None else []
-    return present, bool(flat) and all(flat)
-
-
-def _no_ct(channel: str, lowest: Mapping[str, float]) -> list[Problem]:
+def _no_ct(table: AnnotationTable, seen: Mapping[str, Seen]) -> list[Problem]:
     """In HU air is at -1000: an image without negative values is no CT, or shifted, and nnU-Net believes the name."""
+    lowest = {key: one.lowest for key, one in seen.items() if one.lowest is not None}
+    channel = next((name for name in table.channels if name.casefold() == "ct"), "")
     positive = [key for key, value in lowest.items() if value >= 0]
     if not positive:
         return []
@@ -293,7 +277,7 @@ def listing_problems(listed: set[str], files: Mapping[str, CaseFiles], unlabelle
     return problems
 
 
-def _label_problems(table: AnnotationTable, cases: Sequence[Case], present: Mapping[str, set[str]]) -> list[Problem]:
+def _label_problems(table: AnnotationTable, cases: Sequence[Case], present: Mapping[str, Set[str]]) -> list[Problem]:
     problems = []
     for label in table.labels:
         drawn = [case.key for case in cases if label in case.annotated]
@@ -329,7 +313,7 @@ def _label_problems(table: AnnotationTable, cases: Sequence[Case], present: Mapp
     return problems
 
 
-def _in_part_problems(label: str, keys: Sequence[str], present: Mapping[str, set[str]]) -> list[Problem]:
+def _in_part_problems(label: str, keys: Sequence[str], present: Mapping[str, Set[str]]) -> list[Problem]:
     if not keys:
         return []
     text = (
@@ -394,7 +378,7 @@ def _print(folders: DatasetFolders, result: Examination, failed: bool) -> None:
     images = f", {result.unlabelled} unlabelled image(s) in imagesUn" if result.unlabelled else ""
     print(f"{folders.name} ({folders.raw}): {result.n_files} training cases{images}")
     if not result.table.declared:
-        present = {cell.label: cell.present or 0 for cell in result.cells}
+        present = {cell.label: cell.present or 0 for cell in result.cells if result.read}
         print(fully_drawn(folders.name, len(result.cases), present))
     print()
     print(format_coverage(result.table, result.cases, result.cells))
@@ -408,6 +392,8 @@ def _print(folders: DatasetFolders, result: Examination, failed: bool) -> None:
             print(f"{title}: {len(chosen)}")
             print("\n".join(f"  {problem.place}: {problem.text}" for problem in chosen))
             print()
+    if not result.read:
+        print("Only headers were read: whether files are whole, and which labels have voxels, is not known.")
     if failed:
         print(f"Correct the errors, then repeat  nnunet_mutual check {folders.name}")
     else:
@@ -423,13 +409,14 @@ def _print(folders: DatasetFolders, result: Examination, failed: bool) -> None:
 
 
 def _as_object(folders: DatasetFolders, result: Examination, failed: bool) -> dict[str, Any]:
+    members = Counter(case.source for case in result.cases)
     return {
         "dataset": folders.name,
         "raw": str(folders.raw),
         "declared": result.table.declared,
         "training_cases": result.n_files,
         "unlabelled_images": result.unlabelled,
-        "sources": {name: sum(case.source == name for case in result.cases) for name in result.table.sources},
+        "sources": {name: members[name] for name in result.table.sources},
         "coverage": [asdict(cell) for cell in result.cells],
         "problems": [asdict(problem) for problem in result.problems],
         "ok": not failed,

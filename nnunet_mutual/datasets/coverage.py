@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -41,28 +42,31 @@ def coverage(
         cases: the training cases.
         present: labels that have voxels, by case; None if the label maps were not read.
     """
-    cells = []
-    for label in table.labels:
-        for source in table.sources:
-            members = [case for case in cases if case.source == source]
-            drawn = [case for case in members if label in case.annotated]
-            guessed = {case.key for case in members if label in case.pseudo}
-            in_part = {case.key for case in members if label in case.incomplete}
-            more = {"pseudo": len(guessed), "incomplete": len(in_part)}
-            if present is None:
-                cells.append(Cell(label, source, len(drawn), **more))
-                continue
-            seen = {case.key for case in members if label in present.get(case.key, ())}
-            inside = len(seen & {case.key for case in drawn})
-            outside = len(seen - guessed - in_part) - inside
-            cells.append(Cell(label, source, len(drawn), inside, outside, **more))
-    return cells
+    counts: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)  # by what is counted: of (label, source)
+    for case in cases:
+        seen = frozenset[str]() if present is None else frozenset(present.get(case.key, ()))
+        for what, labels in (
+            ("annotated", case.annotated),
+            ("pseudo", case.pseudo),
+            ("incomplete", case.incomplete),
+            ("present", seen & case.annotated),
+            ("outside", seen - case.drawn - case.pseudo),
+        ):
+            counts[what].update((label, case.source) for label in labels)
+    places = [(label, source) for label in table.labels for source in table.sources]
+    if present is None:
+        return [
+            Cell(*p, counts["annotated"][p], pseudo=counts["pseudo"][p], incomplete=counts["incomplete"][p])
+            for p in places
+        ]
+    order = ("annotated", "present", "outside", "pseudo", "incomplete")
+    return [Cell(*p, *(counts[what][p] for what in order)) for p in places]
 
 
 def format_coverage(table: AnnotationTable, cases: Sequence[Case], cells: Sequence[Cell]) -> str:
     """Returns the matrix as text: labels in rows, sources in columns, long source names as numbers with a legend."""
-    sources = [name for name in table.sources if any(case.source == name for case in cases)]
-    size = {name: sum(case.source == name for case in cases) for name in sources}
+    size = Counter(case.source for case in cases)
+    sources = [name for name in table.sources if size[name]]
     by_place = {(cell.label, cell.source): cell for cell in cells}
     rows = []
     for label in table.labels:

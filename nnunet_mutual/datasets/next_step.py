@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
 from nnunet_mutual.annotation.fitting import fitting_trainers
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable
@@ -108,6 +106,8 @@ def _planned(preprocessed: Path, by_group: bool, first: str) -> Iterator[_Plan]:
             continue  # the training that would read it says what is wrong
         if (PLANS_KEY in plans) != by_group:
             continue
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # imports torch, which takes seconds
+
         manager = PlansManager(plans)
         own = [name for name, entry in plans["configurations"].items() if "inherits_from" not in entry]
         for name in sorted(own, key=lambda name: (name != "3d_fullres", name == "2d")):

@@ -132,6 +132,11 @@ def is_flat(spacing: Sequence[float]) -> bool:
     return float(spacing[0]) >= _THICK * max(map(float, spacing[1:]))
 
 
+def flat_spacing(spacing: Sequence[float]) -> list[float]:
+    """Returns the spacing (X, Y, Z) that nnU-Net's reader gives to a 2d image of the spacing (X, Y)."""
+    return [*spacing, 999 * max(spacing)]
+
+
 def voxel_ml(properties: Mapping[str, Any]) -> float | None:
     """Returns the volume of a voxel in millilitres; None where nnU-Net's reader invented the spacing.
 

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_mutual.engine.cuda_graphs import RecordedCall, RecordedPass, record_passes
 from nnunet_mutual.engine.parallel.ranks import Ranks
+from nnunet_mutual.engine.parts import part
 from nnunet_mutual.modules.buffers import buffers_kept
 from nnunet_mutual.modules.ema import MovingAverage, whose_turn
 from nnunet_mutual.modules.tap import FeatureTap
@@ -132,7 +133,8 @@ class Peers:
             network: its number; those that are evaluated come first.
             images: (B, M, *spatial), as it sees them.
         """
-        output = self.asked[network](images)
+        with part("teacher"):
+            output = self.asked[network](images)
         return list(output) if isinstance(output, (list, tuple)) else [output]
 
     def restart_averages(self) -> None:
@@ -194,7 +196,7 @@ class Peers:
         replayed = bool(self.recorded) and all(self.recorded[n].fits(seen[n]) for n in self.own)
         runs: dict[int, _Live | _Repeated] = {}
         for n in reversed(self.own):  # those without a graph run before there is one
-            with self.ranks.randomness(n, self._drawing):
+            with part("forward"), self.ranks.randomness(n, self._drawing):
                 if replayed:
                     runs[n] = _Live(self.recorded[n](seen[n]))
                 elif self.all_live or n == self.own[0]:
@@ -207,7 +209,8 @@ class Peers:
 
     def backward(self, total: Tensor) -> None:
         """Adds the gradients of one network's loss."""
-        (total if self.scaler is None else self.scaler.scale(total)).backward()
+        with part("backward"):
+            (total if self.scaler is None else self.scaler.scale(total)).backward()
 
     def clip(self) -> Tensor:
         """Clips each network's gradients at nnU-Net's norm of 12, after all backward passes.
@@ -316,7 +319,7 @@ class _Repeated:
 
     def take(self) -> Output:
         """Runs again, with a graph."""
-        with torch.random.fork_rng([self._device] if "cuda" in self._random else []):
+        with part("forward"), torch.random.fork_rng([self._device] if "cuda" in self._random else []):
             torch.set_rng_state(self._random["cpu"])
             if "cuda" in self._random:
                 torch.cuda.set_rng_state(self._random["cuda"], self._device)

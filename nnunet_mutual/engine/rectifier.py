@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nnunet_mutual.engine.cuda_graphs import RecordedCall
 from nnunet_mutual.engine.networks import Networks
+from nnunet_mutual.engine.parts import part
 from nnunet_mutual.engine.peers import Peers
 from nnunet_mutual.modules.ema import MovingAverage
 from nnunet_mutual.modules.interaction import DynamicInteraction, RectifiedNetwork, feature_maps
@@ -55,5 +56,6 @@ class Rectifier:
 
     def ask(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """Returns the teacher's logits of every level, and the class scores."""
-        said: tuple[list[Tensor], Tensor] = self._in_parts(images)
+        with part("teacher"):
+            said: tuple[list[Tensor], Tensor] = self._in_parts(images)
         return said

@@ -14,6 +14,7 @@ from torch import Tensor
 from nnunet_mutual.batches.batch import Batch
 from nnunet_mutual.engine.checkpoints import plain
 from nnunet_mutual.engine.log import EpochTerms, FiniteGuard, Forecast
+from nnunet_mutual.engine.parts import part
 from nnunet_mutual.engine.peers import Autocast, Peers
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Objective, Output, Progress, Step, ask_all, collect_terms
@@ -84,12 +85,13 @@ class Stage:
         recorded: list[Output] = []
         steps: list[Step] = []
         peers.zero_grad()
-        with self.autocast():
+        with part("losses"), self.autocast():
             said = ask_all(self.objectives if peers.own else [], batch, progress)
-        seen = [see(n, batch.seen_by(n)) for n in range(number)]
+        with part("views"):
+            seen = [see(n, batch.seen_by(n)) for n in range(number)]
         self.settle(peers, seen)
         for peer, outputs, recorded in peers.passes(seen, self.autocast):
-            with self.autocast():
+            with part("losses"), self.autocast():
                 if peer == peers.own[0]:
                     steps = [objective.prepare(recorded, batch, progress, said) for objective in self.objectives]
                 terms = collect_terms(self.objectives, peer, outputs, steps).values()
@@ -99,7 +101,9 @@ class Stage:
             peers.backward(total)
             rows[peer] = torch.stack([*(term.value.detach().float() for term in terms), total.detach()])
         rows = peers.ranks.total(rows)
-        record = torch.cat([rows[:, :-1].flatten(), peers.clip().float(), rows[:, -1].mean(0, keepdim=True)])
+        with part("optimiser"):
+            norms = peers.clip()
+        record = torch.cat([rows[:, :-1].flatten(), norms.float(), rows[:, -1].mean(0, keepdim=True)])
         record = self._stepped(record, recorded, steps, f"{place} (cases {', '.join(batch.keys)})")
         return {
             "loss": record[-1].numpy(),
@@ -111,13 +115,14 @@ class Stage:
         """Lets optimisers and objectives step, and returns what is logged, on the host: the step's one transfer."""
         before = self.peers.scaler is None  # a scaler skips non-finite steps by itself, so the host need not wait
         if before:
-            record = record.cpu()
+            record = _on_host(record)
             self.guard.check(record.tolist(), place)
-        self.peers.step()
-        with torch.no_grad():
+        with part("optimiser"):
+            self.peers.step()
+        with part("losses"), torch.no_grad():
             for objective, step in zip(self.objectives, steps, strict=False):  # no steps, where no network runs here
                 objective.update(recorded, step)
-        record = record.cpu()
+        record = _on_host(record)
         if not before:
             self.guard.check(record.tolist(), place)
         return record
@@ -165,3 +170,8 @@ class Stage:
         for objective, values in zip(self.objectives, state["objectives"], strict=True):
             objective.load_state_dict(values)
         self.guard.skipped = state["skipped_steps"]
+
+
+def _on_host(record: Tensor) -> Tensor:
+    with part("host waits"):
+        return record.cpu()

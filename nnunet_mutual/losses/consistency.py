@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -56,6 +58,11 @@ def squared_difference(prediction: Tensor, target: Tensor, inside: Tensor) -> Te
     return (each * inside).sum() / inside.sum().clamp_min(1)
 
 
+def mean_of(said: Sequence[Tensor]) -> Tensor:
+    """Returns the mean of several predictions; of one, itself, without a copy of its full resolution."""
+    return said[0] if len(said) == 1 else torch.stack([*said]).mean(0)
+
+
 def agreement(a: Tensor, b: Tensor, *, regions: bool) -> Tensor:
     """Where two predictions decide alike.
 
@@ -69,4 +76,4 @@ def agreement(a: Tensor, b: Tensor, *, regions: bool) -> Tensor:
     """
     if regions:
         return ((a > 0) == (b > 0)).all(1)
-    return torch.eq(a.argmax(1), b.argmax(1))
+    return torch.eq(a.max(1).indices, b.max(1).indices)  # on CPUs much faster than argmax

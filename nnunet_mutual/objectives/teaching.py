@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nnunet_mutual.batches.batch import Batch
-from nnunet_mutual.losses.consistency import probabilities, sharpened
+from nnunet_mutual.losses.consistency import mean_of, probabilities, sharpened
 from nnunet_mutual.losses.soft import soft_label_loss
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import pasted_targets
@@ -74,7 +74,7 @@ class Teaching:
         assert self.ask is not None
         asked = sorted({number for numbers in self.teachers for number in numbers})
         said = {n: probabilities(self.ask(n, batch), regions=self.regions) for n in asked}
-        means = {numbers: torch.stack([said[n] for n in numbers]).mean(0) for numbers in {*self.teachers}}
+        means = {numbers: mean_of([said[n] for n in numbers]) for numbers in {*self.teachers}}
         different = {numbers: self.lesson(mean, batch) for numbers, mean in means.items()}
         return [different[numbers] for numbers in self.teachers]
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
@@ -27,12 +28,10 @@ from nnunet_mutual.engine.parallel.ranks import Ranks
 from nnunet_mutual.engine.peers import unwrap
 from nnunet_mutual.engine.validation import BARRIER_EVERY
 from nnunet_mutual.engine.window import Window
-from nnunet_mutual.evaluation.masks import dice
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
-from nnunet_mutual.pseudo_labels.judge import Judge, Prediction, Volumes
+from nnunet_mutual.pseudo_labels.judge import Prediction, Volumes
+from nnunet_mutual.pseudo_labels.labeller import PseudoLabeller
 from nnunet_mutual.pseudo_labels.opinions import asked_twice
-
-SLAB = 32  # planes
 
 
 @dataclass(frozen=True)
@@ -48,95 +47,6 @@ class Experts:
     networks: Sequence[nn.Module]
     learnt: Sequence[frozenset[str]]
     settings: FilterSettings
-
-
-class PseudoLabeller(Judge):
-    """Makes the pseudo labels of single cases by networks.
-
-    Args:
-        table: who drew what.
-        labels: nnU-Net's.
-        mirror_axes: that the predictors mirror.
-        predictors: one per network, as :class:`~nnunet_mutual.pseudo_labels.opinions.TwoOpinions`.
-        learnt: labels that each network was trained on.
-        settings: of the filter.
-    """
-
-    def __init__(
-        self,
-        table: AnnotationTable,
-        labels: LabelManager,
-        mirror_axes: Sequence[int] | None,
-        predictors: Sequence[nnUNetPredictor],
-        learnt: Sequence[frozenset[str]],
-        settings: FilterSettings,
-    ):
-        super().__init__(table, labels.ignore_label, settings)
-        self.labels = labels
-        self.learnt = list(learnt)
-        self.mirror_axes = mirror_axes or ()
-        self.predictors = list(predictors)
-
-    def open_labels(self, case: Case) -> list[str]:
-        """Labels that the case does not annotate and some network has learnt."""
-        everything = frozenset().union(*self.learnt)
-        return [label for label in self.table.labels if label in everything - case.annotated]
-
-    def label(
-        self,
-        case: Case,
-        image: Tensor,
-        drawn: np.ndarray,
-        voxel_ml: float,
-        said: Callable[[float], str] | None = None,
-    ) -> tuple[np.ndarray, np.ndarray, list[Decision]]:
-        """Makes the pseudo labels of a case from its preprocessed image (M, *spatial); see :meth:`Judge.judge`."""
-        return self.judge(case, self._predict(self.open_labels(case), image), drawn, voxel_ml, said)
-
-    def _predict(self, names: Sequence[str], image: Tensor) -> Prediction:
-        networks = {name: [n for n, own in enumerate(self.learnt) if name in own] for name in names}
-        masks: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        total: Any = 0.0
-        for n in sorted({n for members in networks.values() for n in members}):
-            own = [name for name in names if n in networks[name]]
-            p, above = self._ask(n, image, [self.channel[name] for name in own])
-            weight = np.zeros((len(p), *[1] * (p.ndim - 1)), np.float32)
-            for i, name in enumerate(own):
-                weight[self.channel[name]] = 1 / len(networks[name])
-                alone = len(networks[name]) == 1  # then nnU-Net's mirroring gives the second opinion
-                masks[name] += list(above[1:, i] if alone else above[:1, i])
-            total = total + weight * p
-        agreements = {
-            name: min((dice(a, b, empty=1.0) for a, b in itertools.combinations(found, 2)), default=None)
-            for name, found in masks.items()
-        }
-        # Within one softmax only one label can exceed one half: two of them come from two networks.
-        several = (total[[self.channel[name] for name in names]] > 0.5).sum(0) > 1
-        return Prediction(total, agreements, networks, None if self.table.is_regions else several)
-
-    def _ask(self, network: int, image: Tensor, channels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Asks a network; on its device, and slab by slab, since float32 takes several times the memory of the logits.
-
-        Returns:
-            (C, *spatial) float32 probabilities, and (1 + halves, channels, *spatial) bool, where some of them exceed
-            one half: with mirroring, then by the image alone and by its mirrored copies alone.
-        """
-        p, above = [], []
-        halves = self._halves(network, image)
-        for slabs in zip(*(half.split(SLAB, 1) for half in halves), strict=True):
-            parts = [slab.float() for slab in slabs]
-            said = [self._probabilities(z) for z in (_mean_of(parts, 2 ** len(self.mirror_axes)), *parts)]
-            p.append(said[0].cpu())
-            above.append(torch.stack([opinion[list(channels)] > 0.5 for opinion in said]).cpu())
-        return torch.cat(p, 1).numpy(), torch.cat(above, 2).numpy()
-
-    def _halves(self, network: int, image: Tensor) -> list[Tensor]:
-        """Logits without mirroring, and the mean over all mirrored images where there are axes to mirror."""
-        logits: Tensor = self.predictors[network].predict_sliding_window_return_logits(image)
-        return list(logits.chunk(2)) if self.mirror_axes else [logits]
-
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        return logits.sigmoid() if self.table.is_regions else logits.softmax(0)
 
 
 def make_pseudo_labels(
@@ -165,7 +75,8 @@ def make_pseudo_labels(
     """
     ranks = ranks or Ranks()
     networks, learnt, settings = experts.networks, experts.learnt, experts.settings
-    with asked_twice(window, networks) as predictors:
+    with ExitStack() as stack:
+        predictors = stack.enter_context(asked_twice(window, networks))
         labeller = PseudoLabeller(fold.table, window.labels, window.mirror_axes, predictors, learnt, settings)
         dataset = fold.open(sorted(fold.training))
         wanted = [key for key in sorted(fold.training) if labeller.open_labels(fold.table.case(key))]
@@ -173,22 +84,21 @@ def make_pseudo_labels(
             say(f"{store.folder} held pseudo labels of other networks or settings: made anew")
         ranks.barrier()
         mine = ranks.share(wanted)
-        if not all(store.has(key) for key in mine):
+        new = [key for key in mine if not store.has(key)]
+        if new:
             labeller.true_volumes = true_volumes(fold.table, dataset)
+        done = stack.enter_context(closing(label_cases(labeller, dataset, store, new)))
+        missing = set(new)
         for i, key in enumerate(mine):
-            if not store.has(key):
+            if key in missing:
                 say(f"pseudo labels of {key} ({i + 1} of {len(mine)})")
-                label_case(labeller, dataset, store, key)
+                next(done)
                 between_cases()
             if (i + 1) % BARRIER_EVERY == 0 and i + 1 < len(wanted) // ranks.size:
                 ranks.barrier()
+        next(done, None)
     ranks.barrier()
     return store.summarise(wanted) if ranks.rank == 0 else store.decisions(wanted)
-
-
-def _mean_of(halves: Sequence[Tensor], number: int) -> Tensor:
-    """nnU-Net's mean over an image and its ``number - 1`` mirrored ones."""
-    return halves[0] if len(halves) == 1 else (halves[0] + (number - 1) * halves[1]) / number
 
 
 def identity(
@@ -244,17 +154,58 @@ def in_voxels(properties: dict[str, Any]) -> Callable[[float], str] | None:
     return lambda volume: f"{volume / voxel:.0f} voxels"
 
 
+def label_cases(labeller: PseudoLabeller, dataset: Any, store: PseudoStore, keys: Sequence[str]) -> Generator[str]:
+    """Labels cases, reading the next one and filtering and writing the last one while the networks are asked.
+
+    So there is one image more in memory than is predicted, and the probabilities of one case that is filtered.
+
+    Args:
+        labeller: knows the networks.
+        dataset: nnU-Net's.
+        store: where the pseudo labels go.
+        keys: of the cases.
+
+    Yields:
+        The case of which the networks were asked; whoever asks for the next one, or closes this, waits until the last
+        one is written.
+    """
+    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
+        images = [ahead.submit(_read_image, dataset, key) for key in keys[:1]]
+        written: list[Future[None]] = []
+        for key, following in zip_longest(keys, keys[1:]):
+            image = images.pop().result()
+            if following is not None:
+                images.append(ahead.submit(_read_image, dataset, following))
+            found = labeller.predict(labeller.table.case(key), image)
+            if written:
+                written.pop().result()
+            written.append(behind.submit(_write_case, labeller, dataset, store, key, found))
+            del found, image
+            yield key
+        if written:
+            written.pop().result()
+
+
 def label_case(labeller: PseudoLabeller, dataset: Any, store: PseudoStore, key: str) -> None:
     """Makes the pseudo labels of a case and stores them."""
-    data, seg, _, properties = load_case(dataset, key)
+    for _ in label_cases(labeller, dataset, store, [key]):
+        pass
+
+
+def _read_image(dataset: Any, key: str) -> Tensor:
+    return torch.from_numpy(np.array(load_case(dataset, key)[0][:], copy=True))
+
+
+def _write_case(labeller: PseudoLabeller, dataset: Any, store: PseudoStore, key: str, found: Prediction) -> None:
+    _, seg, _, properties = load_case(dataset, key)
     case = labeller.table.case(key)
     drawn = vouched(np.asarray(seg[0]), labeller.table, case)
-    image = torch.from_numpy(np.array(data[:], copy=True))
     size = voxel_volume(properties, drawn.shape)
-    codes, candidates, decisions = labeller.label(case, image, drawn, size, in_voxels(properties))
+    codes, candidates, decisions = labeller.judge(case, found, drawn, size, in_voxels(properties))
     decided = labeller.codes.decided_values(codes)
-    found = locations(labeller.table, labeller.labels, case, np.where(decided == UNDECIDED, drawn, decided), decisions)
-    store.write(key, codes[None], found, decisions, candidates=candidates[None], like=seg)
+    merged = np.where(decided == UNDECIDED, drawn, decided)
+    places = locations(labeller.table, labeller.labels, case, merged, decisions)
+    store.write(key, codes[None], places, decisions, candidates=candidates[None], like=seg)
 
 
 def locations(

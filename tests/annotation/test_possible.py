@@ -14,7 +14,7 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.merge.readings import BACKGROUND, IGNORE, PlainView, RegionView
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
-from nnunet_mutual.pseudo_labels.generate import PseudoLabeller
+from nnunet_mutual.pseudo_labels.labeller import PseudoLabeller
 from nnunet_mutual.pseudo_labels.review.rules import rules_for
 
 NONE: frozenset[str] = frozenset()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,15 +24,16 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.batches.pseudo import PseudoDataset, PseudoStore
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.pseudo_labels import generate
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.generate import (
     Experts,
-    PseudoLabeller,
     in_voxels,
     make_pseudo_labels,
     true_volumes,
     voxel_volume,
 )
+from nnunet_mutual.pseudo_labels.labeller import PseudoLabeller
 from nnunet_mutual.pseudo_labels.opinions import TwoOpinions
 from nnunet_mutual.trainers import PartialTrainer
 
@@ -264,6 +266,67 @@ def test_stored_cases(nnunet_folders: Path) -> None:
     assert not any(store.has(key) for key in training)
     again = make_pseudo_labels(trainer.window, trainer.fold_cases, store, Experts(networks, learnt, settings))
     assert again == decisions
+
+
+class Waiting(Says):
+    """A predictor that ends only when the next image is read and the last case is written, as far as there are any."""
+
+    def __init__(self, reads: list[threading.Event], writes: list[threading.Event]):
+        super().__init__()
+        self.reads, self.writes = reads, writes
+
+    def predict_sliding_window_return_logits(self, image: Tensor) -> Tensor:
+        for event in [*self.reads[self.calls + 1 : self.calls + 2], *self.writes[max(0, self.calls - 1) : self.calls]]:
+            assert event.wait(60), "nothing happened while the networks were asked"
+        self.calls += 1
+        return torch.stack([torch.full(image.shape[1:], value) for value in (0.0, -5.0, 5.0, -5.0)])
+
+
+def test_files_are_read_and_written_while_networks_are_asked(
+    nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_for(tiny.make_dataset(nnunet_folders, block=partial_block(), settings=SHORT), PartialTrainer)
+    dataset = nnUNetDatasetBlosc2(trainer.preprocessed_dataset_folder)
+    keys = [key for key in dataset.identifiers if "spleen" not in trainer.table.case(key).annotated][:3]
+    assert len(keys) == 3
+    reads, writes = ([threading.Event() for _ in keys] for _ in range(2))
+    store = PseudoStore(nnunet_folders / "store")
+    store.claim({})
+    read, write = generate._read_image, store.write
+
+    def reading(dataset: Any, key: str) -> Tensor:
+        found = read(dataset, key)
+        reads[keys.index(key)].set()
+        return found
+
+    def writing(key: str, *arguments: Any, **options: Any) -> None:
+        write(key, *arguments, **options)
+        writes[keys.index(key)].set()
+
+    monkeypatch.setattr(generate, "_read_image", reading)
+    monkeypatch.setattr(store, "write", writing)
+    made_by = PseudoLabeller(
+        trainer.table, trainer.window.labels, None, [Waiting(reads, writes)], [frozenset(["spleen"])], FilterSettings()
+    )
+    assert list(generate.label_cases(made_by, dataset, store, keys)) == keys
+    assert all(store.has(key) for key in keys)
+
+
+def test_a_case_that_cannot_be_written_ends_it(nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_for(tiny.make_dataset(nnunet_folders, block=partial_block(), settings=SHORT), PartialTrainer)
+    dataset = nnUNetDatasetBlosc2(trainer.preprocessed_dataset_folder)
+    keys = [key for key in dataset.identifiers if "spleen" not in trainer.table.case(key).annotated][:2]
+    store = PseudoStore(nnunet_folders / "store")
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise MutualError("the disk is full")
+
+    monkeypatch.setattr(store, "write", full)
+    made_by = PseudoLabeller(
+        trainer.table, trainer.window.labels, None, [Waiting([], [])], [frozenset(["spleen"])], FilterSettings()
+    )
+    with pytest.raises(MutualError, match="the disk is full"):
+        list(generate.label_cases(made_by, dataset, store, keys))
 
 
 def test_a_case_is_there_when_all_of_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,8 +132,8 @@ def view_of(scan: Scan, table: AnnotationTable, target: Target) -> View:
     return PlainView(
         case.annotated,
         table.contained(Case(case.key, scan.source.new_source(case.source), case.annotated)),
-        {label: table.overlap_partners(label) for label in table.labels},
-        scan.source.meaning(),
+        table.partners,
+        scan.source.meaning,
         target.labels,
     )
 

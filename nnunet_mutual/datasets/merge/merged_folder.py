@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from tqdm import tqdm
 
 from nnunet_mutual.datasets.merge.agreement import Target
 from nnunet_mutual.datasets.merge.identical import Contradiction, combine
@@ -18,6 +17,7 @@ from nnunet_mutual.datasets.merge.readings import View
 from nnunet_mutual.datasets.merge.scan import Scan
 from nnunet_mutual.datasets.merge.sources import MergeSource
 from nnunet_mutual.datasets.new_dataset import free_place, place_images
+from nnunet_mutual.disk.cores import each_case
 from nnunet_mutual.disk.files import write_csv, write_json
 from nnunet_mutual.disk.folders import finish, not_written, temporary_folder
 from nnunet_mutual.disk.images import read_label_map, write_label_map
@@ -58,11 +58,10 @@ def write_dataset(
         try:
             for name in ("imagesTr", "labelsTr", *(["imagesUn"] if not all(case.labelled for case in cases) else [])):
                 (folder / name).mkdir()
-            for case in tqdm(cases, desc="writing cases", unit="case", file=sys.stderr, leave=False):
-                images = folder / ("imagesTr" if case.labelled else "imagesUn")
-                place_images(case.group[0].files, images, case.key, target.ending, copy=copy)
-                if case.labelled:
-                    _write_label(case, folder, views, target, preferred, reader_of)
+            shared: dict[str, Any] = {"cases": cases, "views": views, "target": target, "preferred": preferred}
+            write = partial(_write_case, folder=folder, **shared, reader_of=reader_of, copy=copy)
+            for _ in each_case(write, range(len(cases)), doing="writing cases"):
+                pass
             _write_case_list(folder / CASES, cases)
             if contradictions:
                 write_contradictions(folder / CONTRADICTIONS, contradictions)
@@ -104,23 +103,29 @@ def _write_case_list(path: Path, cases: Sequence[MergedCase]) -> None:
     write_csv(path, rows)
 
 
-def _write_label(
-    case: MergedCase,
+def _write_case(
+    number: int,
+    *,
     folder: Path,
+    cases: Sequence[MergedCase],
     views: Mapping[Scan, View],
     target: Target,
     preferred: Sequence[MergeSource],
     reader_of: Mapping[MergeSource, BaseReaderWriter],
+    copy: bool,
 ) -> None:
-    place = folder / "labelsTr" / (case.key + target.ending)
+    case = cases[number]
     first = case.group[0]
-    reader = reader_of[first.source]
+    images = folder / ("imagesTr" if case.labelled else "imagesUn")
+    place_images(first.files, images, case.key, target.ending, copy=copy)
+    if not case.labelled:
+        return
     if len(case.group) > 1:
         voxels, properties, _ = combine(case.group, views, preferred, reader_of)
     else:
-        old, properties = read_label_map(reader, first.files.label)
+        old, properties = read_label_map(reader_of[first.source], first.files.label)
         new = np.zeros(old.max() + 1, np.int64)
         for value in np.flatnonzero(np.bincount(old.ravel())):
             new[value] = views[first].write(views[first].read(int(value)))
         voxels = new[old]
-    write_label_map(reader, voxels, place, properties)
+    write_label_map(reader_of[first.source], voxels, folder / "labelsTr" / (case.key + target.ending), properties)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ import numpy as np
 import SimpleITK as sitk
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from nnunet_mutual.datasets.case_voxels import Finding, exact, inspect_case, reader_for
 from nnunet_mutual.datasets.merge.agreement import NIFTI
 from nnunet_mutual.datasets.merge.sources import MergeSource
 from nnunet_mutual.datasets.problems import ERROR, Problem
 from nnunet_mutual.datasets.raw import CaseFiles
+from nnunet_mutual.disk.cores import each_case
 
 PERCENTILES = (0.5, 50.0, 99.5)
 _SAMPLES = 200_000  # voxels per channel for the percentiles
@@ -107,11 +107,12 @@ def scan(
     problems = {source.name: list(source.problems) for source in sources}
     pending = [(s, True, files) for s in sources for files in s.training.values()]
     pending += [(s, False, files) for s in sources for files in s.unlabelled.values()]
-    for source, labelled, files in tqdm(pending, desc="reading cases", unit="case", file=sys.stderr, leave=False):
-        finding = _inspect(source, files, labelled, reader_of[source])
-        problems[source.name] += finding.problems
-        if finding.images and not any(problem.severity == ERROR for problem in finding.problems):
-            scans.append(_remember(source, files, labelled, finding))
+    see = partial(_see, pending=pending, reader_of=reader_of)
+    found = each_case(see, range(len(pending)), doing="reading cases")
+    for (source, labelled, files), (own, remembered) in zip(pending, found, strict=True):
+        problems[source.name] += own
+        if remembered is not None:
+            scans.append(Scan(source, files.key, labelled, **remembered))
     return scans, problems
 
 
@@ -128,6 +129,19 @@ def orientation(path: Path) -> str | None:
             turned = np.diag([-1, -1, 1]) @ np.reshape(header.GetDirection(), (3, 3))  # LPS to RAS
             return "".join(code or "?" for code in nibabel.aff2axcodes(np.pad(turned, (0, 1))))
     return None
+
+
+def _see(
+    number: int,
+    *,
+    pending: Sequence[tuple[MergeSource, bool, CaseFiles]],
+    reader_of: Mapping[MergeSource, BaseReaderWriter],
+) -> tuple[list[Problem], dict[str, Any] | None]:
+    """What is wrong with a case and, without errors, what is remembered of it."""
+    source, labelled, files = pending[number]
+    finding = _inspect(source, files, labelled, reader_of[source])
+    wrong = not finding.images or any(problem.severity == ERROR for problem in finding.problems)
+    return finding.problems, None if wrong else _remember(source, files, finding)
 
 
 def _inspect(source: MergeSource, files: CaseFiles, labelled: bool, reader: BaseReaderWriter) -> Finding:
@@ -147,7 +161,8 @@ def _inspect(source: MergeSource, files: CaseFiles, labelled: bool, reader: Base
     return finding
 
 
-def _remember(source: MergeSource, files: CaseFiles, labelled: bool, finding: Finding) -> Scan:
+def _remember(source: MergeSource, files: CaseFiles, finding: Finding) -> dict[str, Any]:
+    """The attributes of a scan that its voxels say."""
     first = next(iter(finding.images.values()))
     volumes = list(finding.images.values())
     missing = source.table.cases[files.key].missing if files.key in source.table.cases else frozenset[str]()
@@ -157,19 +172,16 @@ def _remember(source: MergeSource, files: CaseFiles, labelled: bool, finding: Fi
             if source.table.channels[number + offset] not in missing:
                 flat = channel.reshape(-1)
                 rows[number + offset] = np.percentile(flat[:: max(1, flat.size // _SAMPLES)], PERCENTILES)
-    return Scan(
-        source,
-        files.key,
-        labelled,
-        frozenset(source.renamed[name] for name in finding.present or ()),
-        _hash(volume.voxels for volume in volumes),
-        _hash(volume.voxels - volume.voxels.min() for volume in volumes),
-        float(first.voxels.min()),
-        first.spacing,
-        first.voxel_ml,
-        orientation(first.path),
-        rows,
-    )
+    return {
+        "present": frozenset(source.renamed[name] for name in finding.present or ()),
+        "equal": _hash(volume.voxels for volume in volumes),
+        "equal_but_offset": _hash(volume.voxels - volume.voxels.min() for volume in volumes),
+        "minimum": float(first.voxels.min()),
+        "spacing": first.spacing,
+        "voxel_ml": first.voxel_ml,
+        "orientation": orientation(first.path),
+        "percentiles": rows,
+    }
 
 
 def _hash(arrays: Iterable[NDArray[Any]]) -> str:

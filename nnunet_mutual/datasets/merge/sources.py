@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ class MergeSource:
         only = len(self.table.sources) == 1 and source.casefold() == self.short.casefold()
         return self.short if only or not self.table.declared else f"{self.short}_{source}"
 
+    @cached_property
     def meaning(self) -> dict[int, str]:
         """Integer in its label maps -> new label name, background or ignore (plain labels only)."""
         found = {self.table.values[label][0]: self.renamed[label] for label in self.table.labels}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import numpy as np
 import SimpleITK as sitk
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from nnunet_mutual.annotation.entries import drawn_entry, ordered
 from nnunet_mutual.annotation.table import VERSION, AnnotationTable, Case, outlined_entry
 from nnunet_mutual.datasets.new_dataset import free_place, place_images, place_label_map
 from nnunet_mutual.datasets.raw import CaseFiles
 from nnunet_mutual.datasets.simulate.hiding import Hiding
+from nnunet_mutual.disk.cores import each_case
 from nnunet_mutual.disk.files import write_csv, write_json
 from nnunet_mutual.disk.folders import finish, not_written, temporary_folder
 from nnunet_mutual.disk.images import read_label_map, write_label_map
@@ -122,10 +123,14 @@ def restricted(voxels: NDArray[Any], table: AnnotationTable, kept: frozenset[str
     """
     regions = {name: frozenset(values) for name, values in table.values.items()}
     integers = sorted(frozenset({0}).union(*regions.values()))
+    number = Counter(i for region in regions.values() for i in region)
+    inside = {i: frozenset(name for name in kept if i in regions[name]) for i in integers}
+    written: dict[frozenset[str], int] = {}  # by the kept regions in which an integer is
+    for i in sorted(integers, key=lambda i: (number[i], i)):
+        written.setdefault(inside[i], i)
     new = np.arange(max(int(voxels.max()), integers[-1]) + 1)  # the ignore label stays
-    for value in integers:
-        equal = [i for i in integers if all((i in regions[name]) == (value in regions[name]) for name in kept)]
-        new[value] = min(equal, key=lambda i: (sum(i in region for region in regions.values()), i))
+    for i in integers:
+        new[i] = written[inside[i]]
     return new[voxels]
 
 
@@ -155,8 +160,9 @@ def write_simulated(
         try:
             for name in (*{"imagesTr", "labelsTr"} | {FOLDERS[case.use] for case in cases}, f"{TRUTH}/labels"):
                 (folder / name).mkdir(parents=True)
-            for case in tqdm(cases, desc="writing cases", unit="case", file=sys.stderr, leave=False):
-                _write_case(case, folder, original, hiding, copy=copy)
+            write = partial(_write_case, folder=folder, original=original, hiding=hiding, copy=copy)
+            for _ in each_case(write, cases, doing="writing cases"):
+                pass
             header = ["case", "use", "source", "labels_kept", "channels_missing", "labels_in_part"]
             write_csv(folder / CASES, [header, *map(_row, cases)])
             truth = {key: value for key, value in original.content.items() if key != "dataset"}

@@ -5,19 +5,17 @@ So a group can try a method on its own images, whose truth it knows, before it t
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from tqdm import tqdm
-
 from nnunet_mutual.annotation.table import AnnotationTable, Case
-from nnunet_mutual.datasets.case_voxels import inspect_case, reader_for
+from nnunet_mutual.datasets.case_voxels import reader_for
 from nnunet_mutual.datasets.check import listing_problems
 from nnunet_mutual.datasets.coverage import coverage, format_coverage
+from nnunet_mutual.datasets.look import look
 from nnunet_mutual.datasets.new_dataset import free_place
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import read_dataset_json, training_cases, unlabelled_cases
@@ -166,15 +164,15 @@ def _read(
     reader = reader_for(content, [path for files in training.values() for path in files.images.values()])
     original = Original(name, content, table, training, unlabelled, reader)
     errors = [problem for problem in problems + more if problem.severity == ERROR]
-    ignore = content["labels"].get("ignore")
-    for key, files in tqdm(every.items(), desc="reading cases", unit="case", file=sys.stderr, leave=False):
-        finding = inspect_case(files, original.listed(key), table, ignore, reader)
-        errors += [problem for problem in finding.problems if problem.severity == ERROR]
-        original.present[key] = frozenset(finding.present or ())
-        if one_file_per_channel and len(files.images) < len(table.channels):
-            raise MutualError(
-                f"the channels of case {key} are in one file, so none can be left out; save each as its own file"
-            )
+    together = next((key for key, files in every.items() if len(files.images) < len(table.channels)), None)
+    if one_file_per_channel and together is not None:
+        raise MutualError(
+            f"the channels of case {together} are in one file, so none can be left out; save each as its own file"
+        )
+    listed = {key: case for key in every if (case := original.listed(key)) is not None}
+    for key, seen in look(every, listed, table, content["labels"].get("ignore"), reader).items():
+        errors += [problem for problem in seen.problems if problem.severity == ERROR]
+        original.present[key] = seen.present or frozenset()
     if errors:
         raise MutualError(
             f"{name} has {len(errors)} error(s), the first is {errors[0].place}: {errors[0].text}; correct them all "
@@ -191,7 +189,7 @@ def _draw(
     units = by_patient(table, original.training)
     tested = choose(units, options.test, f"--test {options.test}", random) if options.test else []
     set_aside = {key for unit in tested for key in unit}
-    rest = [unit for unit in units if unit not in tested]
+    rest = [unit for unit in units if set_aside.isdisjoint(unit)]
     if not rest:
         raise MutualError(f"--test {options.test} takes every case; leave some for the training")
     sites = divide(rest, list(keep), random) if keep else {"": rest}

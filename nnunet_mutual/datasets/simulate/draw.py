@@ -29,9 +29,11 @@ def divide(units: Sequence[Unit], sites: Sequence[str], random: Random) -> dict[
     shuffled = random.sample(list(units), len(units))
     shuffled.sort(key=len, reverse=True)
     found: dict[str, list[Unit]] = {site: [] for site in sites}
+    sizes = dict.fromkeys(sites, 0)
     for unit in shuffled:
-        smallest = min(sites, key=lambda site: sum(map(len, found[site])))
+        smallest = min(sites, key=sizes.__getitem__)
         found[smallest].append(unit)
+        sizes[smallest] += len(unit)
     return found
 
 
@@ -50,17 +52,30 @@ def choose(units: Sequence[Unit], number: int, option: str, random: Random) -> l
     total = sum(map(len, units))
     if number > total:
         raise MutualError(f"{option} needs {number} case(s), but only {total} can be chosen from; ask for fewer")
-    reached: dict[int, list[Unit]] = {0: []}
+    last: dict[int, Unit] = {}  # by number of cases that some patients have together: the one that was added last
+    reached = 1  # bit n: some have n together
     for unit in random.sample(list(units), len(units)):
-        for size, chosen in list(reached.items()):
-            reached.setdefault(size + len(unit), [*chosen, unit])
-        if number in reached:
-            return reached[number]
-    below, above = max(n for n in reached if n < number), min(n for n in reached if n > number)
+        new = reached << len(unit) & ~reached
+        reached |= new
+        while new:
+            last[new.bit_length() - 1] = unit
+            new &= ~(1 << new.bit_length() - 1)
+        if reached >> number & 1:
+            return _together(last, number)
+    below, above = max((n for n in last if n < number), default=0), min(n for n in last if n > number)
     raise MutualError(
         f"{option}: {number} case(s) cannot be made of whole patients, whose cases stay together; {below} or "
         f"{above} can"
     )
+
+
+def _together(last: Mapping[int, Unit], number: int) -> list[Unit]:
+    """The patients who have this many cases together, in the order in which they were added."""
+    found: list[Unit] = []
+    while number:
+        found.append(last[number])
+        number -= len(last[number])
+    return found[::-1]
 
 
 def choose_labelled(

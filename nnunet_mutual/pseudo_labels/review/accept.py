@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections import Counter
+import sys
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from tqdm import tqdm
 
@@ -20,12 +21,11 @@ from nnunet_mutual.annotation.table import AnnotationTable, Case, outlined_entry
 from nnunet_mutual.datasets.case_voxels import reader_for
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.datasets.sync import INTERRUPTED, raw_and_preprocessed_differ
+from nnunet_mutual.disk.cores import each_case
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.folders import temporary_folder
-from nnunet_mutual.disk.images import write_label_map
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.swap import BACKUP, Roots, Swap, forget_old, swap_all, undo
-from nnunet_mutual.disk.writing import require_space
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.preprocessing.label_maps import note, preprocessed_map, read_record, record_of
 from nnunet_mutual.pseudo_labels.review.arrivals import (
@@ -36,7 +36,7 @@ from nnunet_mutual.pseudo_labels.review.arrivals import (
     swaps_of_images,
     with_unlabelled,
 )
-from nnunet_mutual.pseudo_labels.review.merge import CorrectedCase, merge_case
+from nnunet_mutual.pseudo_labels.review.merge import CorrectedCase, merged_aside
 from nnunet_mutual.pseudo_labels.review.preprocessed import Data, data_of
 from nnunet_mutual.pseudo_labels.review.verdicts import (
     ABSENT,
@@ -126,12 +126,8 @@ def accept(dataset: str, table_file: str, *, dry_run: bool, keep_drawn: bool, we
         if gone:
             raise MutualError(f"{gone[0].place}: {gone[0].case} has no image in imagesTr any more; remove the line")
         require_sources(opened.content, opened.arrivals(dict.fromkeys(verdict.case for verdict in chosen)))
-        merged = {}
-        for key in tqdm(dict.fromkeys(v.case for v in chosen), desc="reading", unit="case", leave=False):
-            own = [verdict for verdict in chosen if verdict.case == key]
-            parts = opened.files[key], own, opened.table, opened.ignore, opened.reader
-            case = merge_case(*parts, keep_drawn=keep_drawn, weight=weight)
-            merged[key] = case if dry_run else _staged(case, opened, scratch[opened.raw])
+        place = None if dry_run else scratch[opened.raw] / "labelsTr"
+        merged = _merged(chosen, opened, place, keep_drawn=keep_drawn, weight=weight)
         _say(verdicts, merged, opened, dry_run)
         if weight != 1:
             print(f"Accepted masks count {weight:g} in trainings, where a drawn label counts 1")
@@ -162,16 +158,20 @@ def _open(folders: DatasetFolders) -> _Dataset:
     return _Dataset(folders, folders.raw, content, with_unlabelled(table, apart), files, reader, data)
 
 
-def _staged(merged: CorrectedCase, opened: _Dataset, folder: Path) -> CorrectedCase:
-    """Writes a new label map aside, so that not all of them are in memory."""
-    (folder / "labelsTr").mkdir(exist_ok=True)
-    target = folder / "labelsTr" / opened.label(merged.case.key).name
+def _merged(
+    chosen: Sequence[Verdict], opened: _Dataset, place: Path | None, **options: Any
+) -> dict[str, CorrectedCase]:
+    """Merges what a reader says about each case; new label maps go into a folder, so that none stays in memory."""
+    own: dict[str, list[Verdict]] = defaultdict(list)
+    for verdict in chosen:
+        own[verdict.case].append(verdict)
+    known = {"table": opened.table, "ignore": opened.ignore, "reader": opened.reader, **options}
+    jobs = [(opened.files[key], said) for key, said in own.items()]
     try:
-        write_label_map(opened.reader, merged.voxels, target, merged.properties)
-        require_space(target.parent)
+        done = each_case(partial(merged_aside, place=place, **known), jobs, doing="reading")
+        return dict(zip(own, done, strict=True))
     except (OSError, RuntimeError) as error:  # SimpleITK reports a full disk as RuntimeError
         raise _nothing_changed(opened, error) from error
-    return CorrectedCase(merged.case, np.empty(0), {}, merged.said)
 
 
 def _change(opened: _Dataset, merged: Mapping[str, CorrectedCase], scratch: Mapping[Path, Path], table: Path) -> None:
@@ -180,7 +180,7 @@ def _change(opened: _Dataset, merged: Mapping[str, CorrectedCase], scratch: Mapp
     arrived = [opened.files[key] for key in opened.arrivals(merged)]
     try:
         swaps = [_backup(opened, merged, scratch[opened.raw], table)]
-        for key in merged:
+        for key in tqdm(merged, desc="preprocessing", unit="case", file=sys.stderr, leave=False):
             label = opened.label(key)
             new = scratch[opened.raw] / "labelsTr" / label.name
             swaps += _swaps_of_data(opened, key, new, content, scratch)

@@ -14,7 +14,8 @@ from nnunet_mutual.annotation.table import AnnotationTable, Case, Outline
 from nnunet_mutual.datasets.case_voxels import inspect_case
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles
-from nnunet_mutual.disk.images import read_label_map, voxel_ml
+from nnunet_mutual.disk.images import read_label_map, voxel_ml, write_label_map
+from nnunet_mutual.disk.writing import require_space
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.pseudo_labels.review.arrivals import read_drawn
 from nnunet_mutual.pseudo_labels.review.rules import Rule, put_in, rules_for
@@ -87,6 +88,30 @@ def merge_case(
         if verdict.decision == ACCEPT and (verdict.tool or weight != 1):
             case = replace(case, outlined=(*case.outlined, Outline(verdict.label, verdict.tool, weight)))
     return CorrectedCase(case, voxels, properties, said)
+
+
+def merged_aside(
+    job: tuple[CaseFiles, Sequence[Verdict]],
+    *,
+    place: Path | None,
+    table: AnnotationTable,
+    ignore: int | None,
+    reader: BaseReaderWriter,
+    **options: Any,
+) -> CorrectedCase:
+    """Merges one case as :func:`merge_case` and writes its label map into a folder, if there is one, not to keep it.
+
+    Raises:
+        MutualError: see :func:`merge_case`.
+        OSError, RuntimeError: the disk is full or not writable (SimpleITK reports it as RuntimeError).
+    """
+    files, verdicts = job
+    case = merge_case(files, verdicts, table, ignore, reader, **options)
+    if place is not None:
+        place.mkdir(exist_ok=True)
+        write_label_map(reader, case.voxels, place / files.label.name, case.properties)
+        require_space(place)
+    return replace(case, voxels=np.empty(0), properties={})
 
 
 def _read_mask(

@@ -19,12 +19,12 @@ from nnunet_mutual.disk.shapes import Shape, require_shape
 from nnunet_mutual.engine.window import Window
 from nnunet_mutual.pseudo_labels.generate import (
     Experts,
-    PseudoLabeller,
     identity,
     label_case,
     true_volumes,
     voxel_volume,
 )
+from nnunet_mutual.pseudo_labels.labeller import PseudoLabeller
 from nnunet_mutual.pseudo_labels.opinions import asked_twice
 from nnunet_mutual.pseudo_labels.suggest.pool import Pool
 from nnunet_mutual.pseudo_labels.suggest.ranking import Pair
