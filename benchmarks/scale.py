@@ -83,7 +83,8 @@ def commands(first: Dataset, second: Dataset) -> dict[str, list[str]]:
     """What is run, in this order."""
     ours = [sys.executable, "-m", "nnunet_mutual.cli.parser"]
     keep = [f"--keep=site{i}:{','.join(first.labels[i::2])}" for i in range(2)]
-    draw = ["--test", str(len(first.keys) // 10), "--labelled", str(len(first.keys) // 2)]
+    share = len(first.keys) // 20  # patients have two cases
+    draw = ["--test", str(2 * share), "--labelled", str(8 * share)]
     training = ["-tr", TRAINING["trainer"], "--no-images"]
     return {
         "annotate": [*ours, "annotate", first.name, str(first.table)],

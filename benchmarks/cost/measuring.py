@@ -156,10 +156,12 @@ def _wait(trainer: Any) -> None:
         torch.cuda.synchronize()
 
 
-def _alternate(names: Mapping[str, Any], call: Callable[[str, int], Any], pairs: int, clock: Clock) -> dict[str, float]:
+def _alternate(
+    names: Mapping[str, Any], call: Callable[[str, int], Any], pairs: int, clock: Clock, *, warm: int = 3
+) -> dict[str, float]:
     """Returns the median seconds of each trainer's call; who goes first changes with every pair."""
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for i in range(-3, pairs):  # three pairs to warm up
+    for i in range(-warm, pairs):
         for name in seconds if i % 2 else reversed(seconds):
             started = clock()
             call(name, i)
@@ -206,7 +208,7 @@ def _labelling(trainer: Any, stock: Any, clock: Clock) -> float:
     from nnunet_mutual.pseudo_labels.labeller import PseudoLabeller
     from nnunet_mutual.pseudo_labels.opinions import asked_twice
 
-    keys, learnt = trainer.do_split()[0][:4], trainer.network_labels()
+    keys, learnt = trainer.do_split()[0][:2], trainer.network_labels()
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, keys)
     asked = {key: sum(bool(own - trainer.table.case(key).annotated) for own in learnt) for key in keys}
     with (
@@ -224,5 +226,5 @@ def _labelling(trainer: Any, stock: Any, clock: Clock) -> float:
                     reference.predict_sliding_window_return_logits(image)
 
         calls = {"mutual": lambda: [*label_cases(labeller, dataset, store, keys)], "stock": predict}
-        seconds = _alternate(calls, lambda name, _: calls[name](), 2, clock)
+        seconds = _alternate(calls, lambda name, _: calls[name](), 2, clock, warm=1)
     return round(seconds["mutual"] / seconds["stock"], 4)
