@@ -60,8 +60,8 @@ def completed(
 
 
 def withdrawn(earlier: AnnotationTable | None, new: AnnotationTable) -> list[str]:
-    """Returns "case: labels" of what the earlier table called annotated, as accept does, and the new one does not."""
-    return _in_words({now.key: before.annotated - now.annotated for before, now in _both(earlier, new)})
+    """Returns "case: labels" of what the earlier table called drawn, as accept does, and the new one does not."""
+    return _in_words({now.key: before.drawn - now.drawn for before, now in _both(earlier, new)})
 
 
 def completed_since(earlier: AnnotationTable | None, new: AnnotationTable) -> list[str]:

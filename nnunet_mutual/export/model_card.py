@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.annotation.travelling import settings_of
 from nnunet_mutual.batches.decisions import Decision, tools_of
 from nnunet_mutual.engine.acted import Acted
@@ -156,7 +156,7 @@ def _data(origin: Origin, table: AnnotationTable, unlabelled: int) -> str:
     also = f" Beside them, {unlabelled} images without any drawing." if unlabelled else ""
     if not table.declared:
         return f"## Data\n\n{origin.cases} cases in training and validation, each annotated completely.{also}"
-    sets = Counter(tuple(label for label in table.labels if label in case.annotated) for case in table.cases.values())
+    sets = Counter(_drawn(case, table) for case in table.cases.values())
     rows = [f"| {', '.join(labels) or 'nothing'} | {number} |" for labels, number in sets.most_common()]
     sources = f"{len(table.sources)} sources" if len(table.sources) > 1 else "one source"
     return "\n".join(
@@ -171,6 +171,11 @@ def _data(origin: Origin, table: AnnotationTable, unlabelled: int) -> str:
             *rows,
         ]
     )
+
+
+def _drawn(case: Case, table: AnnotationTable) -> tuple[str, ...]:
+    labels = (label for label in table.labels if label in case.drawn)
+    return tuple(f"{label} (in part)" if label in case.incomplete else label for label in labels)
 
 
 def _validation(table: AnnotationTable, folds: Sequence[str], trained: Sequence[TrainedFold]) -> str:

@@ -28,7 +28,7 @@ def coverage_table(training: Training) -> pd.DataFrame:
             "validation": [table.case(k) for k in split.validation],
         }
     elif table.declared:
-        parts = {"dataset": [case for case in table.cases.values() if case.annotated]}
+        parts = {"dataset": [case for case in table.cases.values() if case.drawn]}
     sizes = {part: Counter(case.source for case in cases) for part, cases in parts.items()}
     rows = [
         (cell.label, cell.source, part, cell.annotated, sizes[part][cell.source])
@@ -60,7 +60,7 @@ def data(training: Training, covered: pd.DataFrame, decisions: Sequence[Decision
             f"{training.folders.name}. Which cases were trained on is not known here: splits_final.json of "
             "nnUNet_preprocessed is not at hand. The table counts all cases of the dataset."
         )
-    section.blocks += [Text(text), _coverage(covered)]
+    section.blocks += [Text(text), _coverage(covered), *_in_part(training)]
     section.blocks.append(Text(_unlabelled(training)))
     section.blocks += _outlines(training.table)
     if training.trainer == PSEUDO_TRAINER or decisions:
@@ -102,6 +102,14 @@ def _outlines(table: AnnotationTable) -> list[Block]:
             "labels of which most cases are a tool's: their scores tell how well the tool is imitated.",
         )
     ]
+
+
+def _in_part(training: Training) -> list[Text]:
+    table, split = training.table, training.split
+    cases = [table.case(key) for key in (split.training if split.known else table.cases)]
+    numbers = {label: sum(label in case.incomplete for case in cases) for label in table.labels}
+    said = ", ".join(f"{label} in {number} cases" for label, number in numbers.items() if number)
+    return [Text(f"Drawn in part, so that what is not drawn there is unknown: {said}.")] if said else []
 
 
 def _sum(rows: pd.DataFrame, parts: Sequence[str], column: str) -> str | None:

@@ -362,7 +362,7 @@ def _next(answer: Answer) -> str:
 
 def _trained_on(begun: Trial) -> str:
     found = begun.contents
-    labelled = sum(bool(found.table.case(key).annotated) for key in found.cases)
+    labelled = sum(bool(found.table.case(key).drawn) for key in found.cases)
     parts = [f"{labelled} labelled case(s) of {begun.options.dataset}"]
     parts += ["which draw different labels"] * found.partial
     parts += ["and images without labels"] * found.unlabelled

@@ -68,7 +68,9 @@ def test_tables_with_a_third_state(
 def test_a_later_table_that_says_yes_is_asked_whether_it_is_so(
     raw: RawDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    annotate(NAME, table(tmp_path, TABLES["JSON"]))
+    annotate(NAME, table(tmp_path, "case,labels\ntoy_001,all\ntoy_002,all\ntoy_003,liver\n"))
+    annotate(NAME, table(tmp_path, TABLES["JSON"]), force=True)
+    assert "WARNING" not in capsys.readouterr().out, "that some of it was not drawn is no loss"
     annotate(NAME, table(tmp_path, "case,labels\ntoy_001,all\ntoy_002,all\ntoy_003,liver\n"), force=True)
     shown = capsys.readouterr().out
     assert "WARNING: 1 case(s) draw completely what the block before said was drawn in part: toy_002: spleen" in shown

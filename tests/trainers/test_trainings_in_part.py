@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,10 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from training import KEYS, SHORT, largest_difference, lines_of, started, trainer_for
 
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.cli.parser import main
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.export import model_card
 from nnunet_mutual.trainers import (
     MeanTeacherTrainer,
     MutualPartialTrainer,
@@ -131,3 +135,17 @@ def test_same_weights_as_an_unannotated_label_where_nothing_is_drawn(nnunet_fold
         trainer, _ = started(preprocessed, PartialTrainer, 2)
         found.append(trainer.network.state_dict())
     assert largest_difference(*found) == 0
+
+
+def test_report_and_model_card_say_what_is_drawn_in_part(nnunet_folders: Path) -> None:
+    trainer = trainer_for(made(nnunet_folders))
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    training = ["901", "3d_fullres", "-tr", "PartialTrainer", "-f", "0"]
+    assert main(["report", *training, "--no-images"]) == 0
+    results = nnunet_folders / "nnUNet_results"
+    page = next(results.rglob("*.html")).read_text()
+    assert "Drawn in part, so that what is not drawn there is unknown: spleen in 2 cases." in page
+    table = AnnotationTable.from_dataset_json({"labels": tiny.PLAIN, "channel_names": {"0": "CT"}, "mutual": block()})
+    data = model_card._data(SimpleNamespace(cases=6), table, 0)  # type: ignore[arg-type]
+    assert "| liver, spleen (in part) | 2 |" in data and "| spleen (in part) | 1 |" in data
