@@ -102,7 +102,7 @@ def merge(
 
 def make_predictor(setting: Setting, model: Model) -> nnUNetPredictor:
     """Returns nnU-Net's predictor around the network of the plans; strict loading shows that it is one."""
-    name = setting.dataset_name(setting.planned(model.network.dataset), 0)
+    name = setting.dataset_name(setting.plans_from(model.network.dataset), 0)
     folder = setting.work / "nnUNet_preprocessed" / name
     dataset_json, plan = read_json(folder / "dataset.json"), read_json(folder / "nnUNetPlans.json")
     if model.network.deployed.startswith("group:"):

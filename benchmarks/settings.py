@@ -175,7 +175,7 @@ class Setting:
         """Whether each seed has a dataset of its own, linked from others."""
         return "labelled_from" in self["datasets"][dataset]
 
-    def planned(self, dataset: str) -> str:
+    def plans_from(self, dataset: str) -> str:
         """Returns the dataset whose plans a dataset has: itself, or where it is linked from."""
         return next(iter(self.labelled_cases(dataset, 0))) if self.is_drawn(dataset) else dataset
 

@@ -54,9 +54,9 @@ class Run:
 class Simulation(Setting):
     """A protocol of this benchmark as the other benchmarks know theirs; every run has a dataset of its own."""
 
-    def __init__(self, name: str, data: Path | None, work: Path | None = None) -> None:
+    def __init__(self, name: str, data: Path | None, work: Path | None = None, device: str = "cpu") -> None:
         own = read_json(PROTOCOLS / f"{name}.json")
-        super().__init__(f"{own['base']}_{own['start']}", data, work)
+        super().__init__(f"{own['base']}_{own['start']}", data, work, device=device)
         self.protocol = {**self.protocol, **own}
         self.name, self.file = f"suggesting_{name}", f"suggesting{name}"
         digest = self._digest("network", "plan_on", "datasets", "cases", "draws", "start")
@@ -102,12 +102,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("name", choices=sorted(file.stem for file in PROTOCOLS.glob("*.json")))
     parser.add_argument("--data", default=os.environ.get("NNUNET_MUTUAL_DATA"), help="folder of the public datasets")
     parser.add_argument("--work", help="folder for datasets and networks (default: in the temporary folder)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="the same for all draws (%(default)s)")
     parser.add_argument("--draws", nargs="+", type=int, help="default: all of the protocol")
     parser.add_argument("--updates", type=int, help="other than the protocol's, to try the script; keeps no evidence")
     options = parser.parse_args(argv)
     data, work = (Path(given).resolve() if given else None for given in (options.data, options.work))
     try:
-        simulation = Simulation(options.name, data, work)
+        simulation = Simulation(options.name, data, work, options.device)
         if options.command == "run":
             simulate(simulation, options.draws or range(len(simulation.draws)), options.updates)
         if options.updates is None:
@@ -162,7 +163,7 @@ def score_run(simulation: Simulation, run: Run, pairs: list[Structure], schedule
         "drawn": pairs,
         "schedule": vars(schedule),
         "training_seconds": round(trained["seconds"], 1),
-        "hardware": training.hardware(),
+        "hardware": training.hardware(simulation.device),
         "versions": training.versions(),
         "source": simulation["source"],
         "dice": dice,
@@ -182,6 +183,7 @@ def suggested(simulation: Simulation, draw: int, schedule: Schedule) -> list[Str
 
     from nnunet_mutual.batches.pseudo import PseudoStore
     from nnunet_mutual.disk.locate import locate
+    from nnunet_mutual.engine.peers import unwrap
     from nnunet_mutual.pseudo_labels.filter import FilterSettings
     from nnunet_mutual.pseudo_labels.generate import Experts
     from nnunet_mutual.pseudo_labels.suggest.measuring import measure
@@ -194,7 +196,7 @@ def suggested(simulation: Simulation, draw: int, schedule: Schedule) -> list[Str
         trainer = training.build_trainer(simulation, network, schedule, seed)
         trained = training.train_network(simulation, network, schedule, seed)
         trainer.initialize()
-        trainer.network.load_state_dict(trained["network_weights"])
+        unwrap(trainer.network).load_state_dict(trained["network_weights"])
         networks += trainer.pseudo_labelling
         learnt += trainer.network_labels()
     experts = Experts(networks, learnt, FilterSettings())

@@ -27,11 +27,21 @@ class PseudoLabelSettings(FilterSettings):
     """How pseudo labels are made, beside the filter.
 
     Attributes:
+        given: begin with the pseudo labels that ``nnunet_mutual pseudo_label --from`` has made of masks of other tools,
+            instead of stage 1.
+        weight: how much accepted pseudo labels count next to drawn labels, above 0 and at most 1.
         rectify: let prototypes that learn in stage 1 rectify the logits, as in
             :class:`~nnunet_mutual.trainers.MutualPrototypeTrainer`; needs ``ema`` and one network in stage 1.
     """
 
+    given: bool = False
+    weight: float = 1.0
     rectify: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.weight <= 1:
+            raise MutualError(f'setting "pseudo_labels.weight" must be above 0 and at most 1, found {self.weight}')
 
 
 @dataclass(frozen=True)
@@ -69,12 +79,20 @@ class MutualPartialSettings(PeersSettings):
                 'setting "pseudo_labels.rectify" needs one network in stage 1 and its moving average; set '
                 'stage1_networks="one" and ema, to 0.999 for example'
             )
+        if self.pseudo_labels.given and (self.pseudo_labels.rectify or self.stage1_networks != "one"):
+            raise MutualError(
+                'setting "pseudo_labels.given" leaves stage 1 out, so "pseudo_labels.rectify" and "stage1_networks" '
+                "would do nothing; remove one of them"
+            )
 
 
 def two_stages(settings: MutualPartialSettings, table: AnnotationTable, cases: Sequence[str]) -> TwoStages:
     """Returns how a training with these settings and cases proceeds."""
     grouped = settings.stage1_networks == "groups", settings.stage2_networks == "groups"
-    return TwoStages.of(table, cases, epochs=settings.num_epochs, share=settings.stage1_share, grouped=grouped)
+    given = settings.pseudo_labels.given
+    return TwoStages.of(
+        table, cases, epochs=settings.num_epochs, share=settings.stage1_share, grouped=grouped, given=given
+    )
 
 
 class MutualPartialTrainer(TwoStageTrainer):
@@ -120,6 +138,11 @@ class MutualPartialTrainer(TwoStageTrainer):
     def filter_settings(self) -> PseudoLabelSettings:
         """As the settings say."""
         return self.settings.pseudo_labels
+
+    @property
+    def pseudo_weight(self) -> float:
+        """As the settings say."""
+        return self.settings.pseudo_labels.weight
 
     def build_peers(self, objectives: Sequence[Objective]) -> Peers:
         """Returns a network per group, or one."""

@@ -21,6 +21,7 @@ from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.pseudo_labels.audit import summarise
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.generate import Experts, make_pseudo_labels
+from nnunet_mutual.pseudo_labels.masks.given import Given
 from nnunet_mutual.trainers.base import MutualTrainer
 
 STAGE_1_CHECKPOINT = "checkpoint_stage1.pth"
@@ -30,7 +31,7 @@ class TwoStageTrainer(MutualTrainer):
     """Stage 1 makes pseudo labels of what cases do not annotate; stage 2 learns from true and pseudo labels.
 
     Either stage has a network per group of cases that annotate the same labels, or one for all labels. Stage 2 starts
-    from the best network of stage 1, with fresh optimisers.
+    from the best network of stage 1, with fresh optimisers. Pseudo labels of other tools may take the place of stage 1.
 
     Attributes:
         stages: groups and lengths of both stages.
@@ -48,14 +49,26 @@ class TwoStageTrainer(MutualTrainer):
         """Which pseudo labels are taken."""
         raise NotImplementedError
 
+    @property
+    def pseudo_weight(self) -> float:
+        """How much accepted pseudo labels count next to drawn labels."""
+        return 1.0
+
     def plan_stages(self) -> None:
-        """Finds the groups, from which the lengths of the stages follow."""
+        """Finds the groups, from which the lengths of the stages follow, and takes pseudo labels that are given."""
         training, _ = self.do_split()
         self.stages = self.find_stages(training)
         self.num_epochs = self.stages.epochs
         self.stage_number = 1 if self.stages.first_epochs else 2
         self.store = PseudoStore(Path(self.output_folder) / "pseudo_labels")
+        if self.stages.given:
+            self.print_to_log_file(summarise(self.given.take()))
         self.print_to_log_file(self.stages.describe(self.table, training, self.num_iterations_per_epoch))
+
+    @property
+    def given(self) -> Given:
+        """The pseudo labels of other tools with which the training begins, if the settings ask for them."""
+        return Given(self.plans_manager.dataset_name, self.window, self.fold_cases, self.store, self.ranks)
 
     @property
     def stage_groups(self) -> Sequence[LabelGroup]:
@@ -103,6 +116,8 @@ class TwoStageTrainer(MutualTrainer):
 
     def before_epoch(self, stopping: Stopping) -> None:
         """Makes the pseudo labels when stage 1 is over, and goes on to stage 2."""
+        if self.stages.given and self.current_epoch == 0:
+            self.given.require_same()
         if self.stage_number == 2 or self.current_epoch < self.stages.first_epochs:
             return
         self.save_checkpoint(join(self.output_folder, STAGE_1_CHECKPOINT))
@@ -148,7 +163,7 @@ class TwoStageTrainer(MutualTrainer):
 
     def build_stream(self) -> Stream:
         """A batch holds cases of different groups, where several networks learn; stage 2 has pseudo labels."""
-        if self.stage_number == 1 or not self.stages.first_epochs:
+        if self.stage_number == 1 or not (self.stages.first_epochs or self.stages.given):
             return PooledStream(self.table, self.stage_groups)
         codes = PseudoCodes.from_table(self.table, self.label_manager.ignore_label)
         return PseudoStream(self.table, self.stage_groups, store=self.store, codes=codes, labels=self.label_manager)
@@ -158,12 +173,14 @@ class TwoStageTrainer(MutualTrainer):
         if not isinstance(self.stream, PseudoStream):
             return super().build_knowledge()
         keys, heads = self.data.keys(), self.label_manager.num_segmentation_heads
-        return Knowledge(self.table, keys, heads, self.stream.codes, self.store.accepted(keys))
+        accepted = self.store.accepted(keys)
+        return Knowledge(self.table, keys, heads, self.stream.codes, accepted, weight=self.pseudo_weight)
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """Stage 2 goes on with all pseudo labels or not at all (nnU-Net's hook)."""
         training, validation = super().get_tr_and_val_datasets()
-        if isinstance(self.stream, PseudoStream) and self.current_epoch < self.num_epochs:
+        unfinished = self.current_epoch < self.num_epochs
+        if isinstance(self.stream, PseudoStream) and unfinished and not self.stages.given:
             learnt = self.stages.first or [frozenset(self.table.labels)]  # in stage 1
             self.store.require(self.table, training.identifiers, frozenset().union(*learnt), STAGE_1_CHECKPOINT)
         return training, validation

@@ -7,6 +7,7 @@ schema is strict, because a misspelt key that is silently ignored would train a 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -212,6 +213,12 @@ class AnnotationTable:
                 "the label from dataset.json, correct the annotation table, or use another split"
             )
 
+    @property
+    def outlines(self) -> list[tuple[Outline, int]]:
+        """Outlines that are of a tool, alike ones once, each with its number of cases; in the order of the labels."""
+        number = Counter(one for case in self.cases.values() for one in case.outlined)
+        return sorted(number.items(), key=lambda item: (self.labels.index(item[0].label), item[0].by, -item[0].weight))
+
     def contained(self, case: Case) -> dict[str, frozenset[str]]:
         """Returns, per label, all that its drawn area includes in the source of the case, at any depth."""
         return _closure(self.sources[case.source].contains)
@@ -234,6 +241,13 @@ class AnnotationTable:
     def ever_contains(self, outer: str, inner: str) -> bool:
         """Whether the drawn area of a label includes another one in any source."""
         return any(inner in _closure(source.contains).get(outer, ()) for source in self.sources.values())
+
+    def exclusive(self, a: str, b: str) -> bool:
+        """Whether no voxel can be drawn as one label and, by somebody else, as the other."""
+        if self.is_regions:
+            return not set(self.values[a]) & set(self.values[b])
+        nested = self.ever_contains(a, b) or self.ever_contains(b, a)
+        return not nested and b not in self.overlap_partners(a)
 
     def overlap_partners(self, label: str) -> frozenset[str]:
         """Returns the labels declared in ``may_overlap`` together with this one."""
@@ -393,6 +407,15 @@ def _require_apart(incomplete: frozenset[str], others: Mapping[str, frozenset[st
                 f'{place} of dataset.json lists {name} under "incomplete" and under "{other}"; keep one: "incomplete" '
                 "says that what is drawn of it is right and that there may be more"
             )
+
+
+def outlined_entry(outlines: Iterable[Outline]) -> dict[str, Any]:
+    """Returns the entry of a case that says who outlined its labels; none without outlines."""
+    said = {
+        one.label: {**({"by": one.by} if one.by else {}), **({"weight": one.weight} if one.weight != 1 else {})}
+        for one in outlines
+    }
+    return {"outlined": said} if said else {}
 
 
 def _outlines(entries: Any, annotated: frozenset[str], place: str) -> tuple[Outline, ...]:

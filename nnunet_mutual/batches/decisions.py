@@ -29,7 +29,7 @@ class Decision:
         agreement: Dice between independent predictions; None if there was only one.
         z: distance from the usual volume in standard deviations of log volumes; None if not measured.
         decided_share: share of the voxels open to the label that were decided, 0 to 1; None if none was open.
-        networks: the networks that were averaged, such as "0+2".
+        networks: the networks that were averaged, such as "0+2", or the tools whose masks were, by name.
     """
 
     case: str
@@ -46,6 +46,12 @@ class Decision:
 
 _COLUMNS = tuple(field.name for field in fields(Decision))
 _NUMBERS = ("volume_ml", "agreement", "z", "decided_share")  # each may be missing
+
+
+def tools_of(decisions: Iterable[Decision]) -> list[str]:
+    """Returns the tools whose masks were judged, each once; none where networks were asked."""
+    named = (decision.networks for decision in decisions)
+    return list(dict.fromkeys(name for name in named if name.replace("+", "") and not name.replace("+", "").isdigit()))
 
 
 def write_decisions(file: Path, decisions: Iterable[Decision]) -> None:

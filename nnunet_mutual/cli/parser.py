@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from nnunet_mutual import __version__
 from nnunet_mutual.cli import dataset_commands, result_commands, training_commands, trial_commands, unforeseen
 from nnunet_mutual.cli import types as cli_types
-from nnunet_mutual.cli.arguments import add_training
+from nnunet_mutual.cli.arguments import add_training, names_training
 from nnunet_mutual.disk.names import safe_name
 from nnunet_mutual.errors import MutualError
 
@@ -301,13 +301,35 @@ def _add_pseudo_label(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add(
         "pseudo_label",
         _pseudo_label,
-        "label what the training cases of a fold do not annotate, with a trained network",
+        "label what training cases do not annotate, with a trained network or with masks of other tools",
         "Predicts the training cases with the networks of a checkpoint, keeps what they are sure of, and writes every\n"
         "decision with its reason into a CSV, in a folder beside the checkpoint. It can be interrupted and repeated.\n"
-        "MutualPartialTrainer does this by itself; here one can look first, or try another filter.",
-        "nnunet_mutual pseudo_label 111 3d_fullres 0 -tr PartialTrainer -o labels_to_look_at",
+        "MutualPartialTrainer does this by itself; here one can look first, or try another filter. With --from, masks\n"
+        "of other tools are judged instead, without a training; 'nnunet_mutual review' shows them.",
+        "nnunet_mutual pseudo_label 111 3d_fullres 0 -tr PartialTrainer -o labels_to_look_at\n"
+        "  nnunet_mutual pseudo_label 111 --from totalsegmentator_out --map kidney_left=kidney kidney_right=kidney",
     )
-    add_training(command, fold=True)
+    add_training(command, fold=True, optional=True)
+    command.add_argument(
+        "--from",
+        dest="masks",
+        metavar="FOLDER",
+        action="append",
+        default=[],
+        help="masks of another tool (CASE.nii.gz, CASE.npz, or CASE/organ.nii.gz); a second --from measures agreement",
+    )
+    command.add_argument(
+        "--map",
+        dest="names",
+        metavar="NAME=LABEL",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="of --from: what the tool's names mean; several may make one label, and NAME= is left out",
+    )
+    command.add_argument(
+        "--tool", dest="tools", metavar="NAME", action="append", default=[], help="of --from: who made it, with version"
+    )
     command.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="checkpoint (%(default)s)")
     command.add_argument("-o", dest="output", metavar="FOLDER", help="also write label maps of drawn and pseudo labels")
     command.add_argument("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="where (%(default)s)")
@@ -430,6 +452,16 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _pseudo_label(options: argparse.Namespace) -> int:
+    named = names_training(options, "pseudo_label")
+    if options.masks:
+        return _label_with_masks(options, named)
+    if options.names or options.tools:
+        raise MutualError("--map and --tool speak of masks of other tools; name their folder with --from FOLDER")
+    if not named:
+        raise MutualError(
+            "pseudo_label needs a training (CONFIGURATION FOLD -tr TRAINER), or masks of another tool (--from FOLDER); "
+            "see nnunet_mutual pseudo_label --help"
+        )
     if options.soft:
         return _soft_label(options)
     from nnunet_mutual.pseudo_labels.command import pseudo_label
@@ -445,6 +477,18 @@ def _pseudo_label(options: argparse.Namespace) -> int:
         device=options.device,
         settings=options.settings,
     )
+    return 0
+
+
+def _label_with_masks(options: argparse.Namespace, named: bool) -> int:
+    if named or options.soft or options.output is not None:
+        raise MutualError(
+            "--from needs no training and knows neither --soft nor -o; to measure agreement with a network of yours, "
+            "predict imagesTr with nnUNetv2_predict and give its folder as a second --from"
+        )
+    from nnunet_mutual.pseudo_labels.masks.make import label_with_masks
+
+    label_with_masks(options.dataset, options.masks, said=options.names, tools=options.tools, settings=options.settings)
     return 0
 
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from nnunet_mutual.cli import types as cli_types
-from nnunet_mutual.cli.arguments import add_dataset, add_training
+from nnunet_mutual.cli.arguments import add_dataset, add_training, names_training
 from nnunet_mutual.errors import MutualError
 
 
@@ -71,10 +71,12 @@ def _add_review(add: Callable[..., argparse.ArgumentParser]) -> None:
         "show doubtful pseudo labels to a reader",
         "Writes a folder with one page (no network needed) of every pseudo label that the filter rejected, accepted\n"
         "near one of its limits or could not judge; a table review.csv to fill in; and a mask for each, to correct in\n"
-        "any viewer. 'nnunet_mutual accept' reads the table.",
-        "nnunet_mutual review 111 3d_fullres 0 -tr MutualPartialTrainer -o review_111",
+        "any viewer. 'nnunet_mutual accept' reads the table. Without a training, of the masks of other tools that\n"
+        "'nnunet_mutual pseudo_label --from' has read.",
+        "nnunet_mutual review 111 3d_fullres 0 -tr MutualPartialTrainer -o review_111\n"
+        "  nnunet_mutual review 111 -o review_111",
     )
-    add_training(command, fold=True)
+    add_training(command, fold=True, optional=True)
     command.add_argument(
         "-chk", dest="checkpoint", help="that pseudo_label was asked for (default: those of the training)"
     )
@@ -106,6 +108,12 @@ def _add_accept(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--keep-drawn",
         action="store_true",
         help="where a mask contradicts what was drawn, keep what was drawn (default: refuse)",
+    )
+    command.add_argument(
+        "--weight",
+        type=cli_types.positive,
+        default=1.0,
+        help="how much trainings believe accepted masks, up to 1 as a drawing (%(default)g); corrected ones count 1",
     )
 
 
@@ -208,8 +216,12 @@ def _review(options: argparse.Namespace) -> int:
     from nnunet_mutual.disk.trainings import NamedTraining
     from nnunet_mutual.pseudo_labels.review.make import review
 
+    named = names_training(options, "review")
+    if not named and options.checkpoint is not None:
+        raise MutualError("-chk belongs to a training; name it (CONFIGURATION FOLD -tr TRAINER), or leave -chk out")
+    words = options.dataset, options.configuration, options.fold, options.trainer, options.plans
     review(
-        NamedTraining(options.dataset, options.configuration, options.fold, options.trainer, options.plans),
+        NamedTraining(*words) if named else options.dataset,
         checkpoint=options.checkpoint,
         output=options.output,
         everything=options.everything,
@@ -221,7 +233,9 @@ def _review(options: argparse.Namespace) -> int:
 def _accept(options: argparse.Namespace) -> int:
     from nnunet_mutual.pseudo_labels.review.accept import accept
 
-    accept(options.dataset, options.table, dry_run=options.dry_run, keep_drawn=options.keep_drawn)
+    accept(
+        options.dataset, options.table, dry_run=options.dry_run, keep_drawn=options.keep_drawn, weight=options.weight
+    )
     return 0
 
 

@@ -45,6 +45,8 @@ def completed(
             if value and name not in entry.says:
                 entry = replace(entry, **{name: value})
                 kept[name] += 1
+        if before is not None:
+            entry = replace(entry, outlined=tuple(one for one in before.outlined if one.label in entry.annotated))
         result.append(entry)
     silent = sorted((set(unlabelled) & set(earlier.cases)) - {entry.case for entry in entries}, key=natural)
     for case in map(earlier.cases.__getitem__, silent):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nnunet_mutual.annotation.table import Outline
 from nnunet_mutual.datasets.sheets import TEXTS, WORKBOOKS, Sheet, file_stem, read_sheet
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.errors import MutualError, meant, shown
@@ -63,6 +64,7 @@ class Entry:
         pseudo: labels that a model drew and nobody corrected.
         missing: channels that were not acquired.
         incomplete: labels of which somebody drew a part; never one of ``annotated`` or ``pseudo``.
+        outlined: of an earlier table, what is known of outlines that are of a tool.
         says: which of patient, pseudo and missing the table has a column or a key for.
     """
 
@@ -74,6 +76,7 @@ class Entry:
     missing: frozenset[str] = frozenset()
     incomplete: frozenset[str] = frozenset()
     says: frozenset[str] = frozenset()
+    outlined: tuple[Outline, ...] = ()
 
     @property
     def drawn(self) -> frozenset[str]:

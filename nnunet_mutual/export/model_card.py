@@ -13,7 +13,7 @@ from typing import Any
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.annotation.travelling import settings_of
-from nnunet_mutual.batches.decisions import Decision
+from nnunet_mutual.batches.decisions import Decision, tools_of
 from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.plugin.find import resolve, training_names
 
@@ -108,6 +108,7 @@ def model_card(origin: Origin, table: AnnotationTable, trained: Sequence[Trained
         _intended_use(origin, table),
         _data(origin, table, max((one.acted.unlabelled for one in trained if one.acted), default=0)),
         _validation(table, origin.folds, trained),
+        *([_outlines(table)] if table.outlines else []),
         *([_pseudo_labels(table, origin.folds, trained)] if any(one.decisions for one in trained) else []),
         _LIMITS.strip(),
         f"## Settings\n\n```json\n{settings}\n```",
@@ -205,11 +206,29 @@ def _dice(table: AnnotationTable, label: str, summaries: Sequence[Mapping[str, A
     return [value for value in found if value is not None and value == value]
 
 
+def _outlines(table: AnnotationTable) -> str:
+    rows = [f"| {one.label} | {one.by or 'a network'} | {one.weight:g} | {number} |" for one, number in table.outlines]
+    return "\n".join(
+        [
+            "## Outlines of tools",
+            "",
+            "These labels were outlined by a tool and accepted by a reader, in training and validation. The weight is "
+            "how much the training believed them; a drawn label has 1.",
+            "",
+            "| label | outlined by | weight | cases |",
+            "|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
 def _pseudo_labels(table: AnnotationTable, folds: Sequence[str], trained: Sequence[TrainedFold]) -> str:
+    tools = tools_of(decision for one in trained for decision in one.decisions)
+    made = f"taken from masks of {', '.join(tools)}" if tools else "predicted in training"
     lines = [
         "## Pseudo labels",
         "",
-        "Labels that a case does not annotate were predicted in training, filtered, and learnt from where accepted.",
+        f"Labels that a case does not annotate were {made}, filtered, and learnt from where accepted.",
         "",
         "| label | " + " | ".join(f"fold {fold}: accepted of judged cases" for fold in folds) + " |",
         "|---|" + "---|" * len(folds),

@@ -198,11 +198,8 @@ class Knowledge:
         return found.to(self.device)
 
     def exclusive(self, a: str, b: str) -> bool:
-        """Whether no voxel can be drawn as one label and, by somebody else, as the other."""
-        if self.table.is_regions:
-            return not set(self.table.values[a]) & set(self.table.values[b])
-        nested = self.table.ever_contains(a, b) or self.table.ever_contains(b, a)
-        return not nested and b not in self.table.overlap_partners(a)
+        """See :meth:`AnnotationTable.exclusive`."""
+        return self.table.exclusive(a, b)
 
     def _true_tables(self) -> Tables:
         everything = frozenset(self.table.labels)

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from acvl_utils.cropping_and_padding.bounding_boxes import insert_crop_into_image
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
 from nnunet_mutual.annotation.restriction import vouched
@@ -31,6 +29,7 @@ from nnunet_mutual.plugin.find import resolve, training_names
 from nnunet_mutual.pseudo_labels.audit import summarise
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.generate import Experts, make_pseudo_labels
+from nnunet_mutual.pseudo_labels.geometry import in_image_space
 from nnunet_mutual.settings import parse_settings, read_settings
 
 
@@ -141,22 +140,3 @@ def _write_label_maps(window: Window, fold: Fold, store: PseudoStore, folder: Pa
             reader, merged, folder / f"{key}{ending}", properties
         )  # beside a copied tif its spacing is missing
         require_space(folder)
-
-
-def in_image_space(plans: PlansManager, values: np.ndarray, properties: dict[str, Any]) -> np.ndarray:
-    """Undoes nnU-Net's resampling, cropping and transposition of a label map, with nearest neighbours.
-
-    Args:
-        plans: of the configuration.
-        values: (*spatial) integers, preprocessed.
-        properties: of the case.
-
-    Returns:
-        Integers in the shape of the image as its reader gives it; -1 outside of the crop.
-    """
-    shape = properties["shape_after_cropping_and_before_resampling"]
-    tensor = torch.from_numpy(values.astype(np.float32))[None, None]
-    cropped = torch.nn.functional.interpolate(tensor, size=tuple(map(int, shape)), mode="nearest-exact")[0, 0].numpy()
-    whole = np.full(properties["shape_before_cropping"], UNDECIDED, np.int16)
-    whole = insert_crop_into_image(whole, cropped.astype(np.int16), properties["bbox_used_for_cropping"])
-    return whole.transpose(plans.transpose_backward)

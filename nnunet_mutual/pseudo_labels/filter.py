@@ -16,6 +16,8 @@ from scipy import ndimage
 from nnunet_mutual.annotation.codes import UNDECIDED
 from nnunet_mutual.errors import MutualError, telling
 
+Outputs = Mapping[int, np.ndarray] | np.ndarray  # by output of the network, (*spatial)
+
 _MIN_CASES = 3  # truly labelled cases with a label, fewer say nothing about its usual volume
 _MIN_SPREAD = 0.2  # of log volumes: a few cases of almost equal volume must not make every other one an outlier
 
@@ -73,7 +75,7 @@ class Judgement:
 
 
 def decide_voxels(
-    probability: np.ndarray,
+    probability: Outputs,
     drawn: np.ndarray,
     open_labels: Mapping[int, Sequence[int]],
     conflict: np.ndarray | None,
@@ -125,7 +127,7 @@ def decide_voxels(
 
 
 def decide_regions(
-    probability: np.ndarray,
+    probability: Outputs,
     drawn: np.ndarray,
     hypotheses: Mapping[int, Sequence[int]],
     membership: np.ndarray,
@@ -220,6 +222,7 @@ def judge_label(
     true_volumes_ml: Sequence[float],
     settings: FilterSettings,
     said: Callable[[float], str] | None = None,
+    trusts_one: bool = True,
 ) -> Judgement:
     r"""Level 3: whether a label of a case is used at all; if not, it counts as not annotated in this case.
 
@@ -235,16 +238,19 @@ def judge_label(
         true_volumes_ml: volumes in truly labelled training cases, 0 where the label is absent.
         settings: thresholds; with ``label`` off everything is accepted.
         said: how a volume is written where it is not one in millilitres, since the image says no size.
+        trusts_one: whether a label may be accepted without an agreement; if not, a reader must accept it.
 
     Source: [E], methods after arXiv 2407.12611.
     Fails when: the image shows a part of the organ only, or the truly labelled cases are of another population
         (children, resections): right predictions are then rejected.
     """
-    if not settings.label:
+    if not settings.label and (trusts_one or agreement is not None):
         return Judgement(True, "not judged: pseudo_labels.label is off")
     verdict = _judge_volume(volume_ml, true_volumes_ml, settings.max_z, said or _ml)
     if agreement is None:
-        return verdict
+        if trusts_one or not verdict.accepted:
+            return verdict
+        return Judgement(False, f"no second opinion: only a reader can accept it; {verdict.reason}", verdict.z)
     if not agreement >= settings.min_agreement:
         found = telling(agreement, settings.min_agreement, digits=3)
         reason = f"predictions disagree: their Dice is {found}, at least {settings.min_agreement:g} is needed"
@@ -262,7 +268,8 @@ def _judge_volume(
             True, f"absent: nothing was found, as in {lacking} of {len(true_volumes)} truly labelled cases"
         )
     if volume == 0:
-        return Judgement(False, f"missing: nothing was found, but all {len(present)} truly labelled cases have it")
+        others = f"all {len(present)} truly labelled cases have it" if present else "no truly labelled case tells why"
+        return Judgement(False, f"missing: nothing was found, but {others}")
     if len(present) < _MIN_CASES:
         return Judgement(
             True,

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 
 from nnunet_mutual.annotation.codes import UNDECIDED
 from nnunet_mutual.annotation.restriction import vouched
-from nnunet_mutual.annotation.table import AnnotationTable, table_fingerprint
+from nnunet_mutual.annotation.table import AnnotationTable, Case, table_fingerprint
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.batches.pseudo import PseudoStore
@@ -28,7 +29,8 @@ from nnunet_mutual.engine.peers import unwrap
 from nnunet_mutual.engine.validation import BARRIER_EVERY
 from nnunet_mutual.engine.window import Window
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
-from nnunet_mutual.pseudo_labels.labeller import Prediction, PseudoLabeller, Volumes
+from nnunet_mutual.pseudo_labels.judge import Prediction, Volumes
+from nnunet_mutual.pseudo_labels.labeller import PseudoLabeller
 from nnunet_mutual.pseudo_labels.opinions import asked_twice
 
 
@@ -144,7 +146,7 @@ def voxel_volume(properties: dict[str, Any], shape: Sequence[int]) -> float:
     return float(cubic_millimetres) / 1000
 
 
-def _in_voxels(properties: dict[str, Any]) -> Callable[[float], str] | None:
+def in_voxels(properties: dict[str, Any]) -> Callable[[float], str] | None:
     """Returns what says a volume in voxels of an image whose size nnU-Net's reader has invented."""
     if voxel_ml(properties) is not None:
         return None
@@ -199,14 +201,28 @@ def _write_case(labeller: PseudoLabeller, dataset: Any, store: PseudoStore, key:
     case = labeller.table.case(key)
     drawn = vouched(np.asarray(seg[0]), labeller.table, case)
     size = voxel_volume(properties, drawn.shape)
-    codes, candidates, decisions = labeller.judge(case, found, drawn, size, _in_voxels(properties))
-    accepted = case.drawn | {decision.label for decision in decisions if decision.accepted}
+    codes, candidates, decisions = labeller.judge(case, found, drawn, size, in_voxels(properties))
     decided = labeller.codes.decided_values(codes)
     merged = np.where(decided == UNDECIDED, drawn, decided)
-    table, manager = labeller.table, labeller.labels
+    places = locations(labeller.table, labeller.labels, case, merged, decisions)
+    store.write(key, codes[None], places, decisions, candidates=candidates[None], like=seg)
+
+
+def locations(
+    table: AnnotationTable, manager: LabelManager, case: Case, merged: np.ndarray, decisions: Sequence[Decision]
+) -> dict[Any, Any]:
+    """Returns nnU-Net's ``class_locations`` of drawn and accepted labels, from which patches are drawn.
+
+    Args:
+        table: who drew what.
+        manager: nnU-Net's, of the labels.
+        case: what it annotates.
+        merged: (*spatial) decided values, drawn ones where nothing was decided.
+        decisions: about the case.
+    """
+    accepted = case.drawn | {decision.label for decision in decisions if decision.accepted}
     classes: list[Any] = [tuple(table.values[n]) if table.is_regions else table.values[n][0] for n in table.labels]
     known = [c for c, name in zip(classes, table.labels, strict=True) if name in accepted]
     asked = [*known, (-1, *map(int, manager.all_labels))] if manager.has_ignore_label else known
-    locations = DefaultPreprocessor._sample_foreground_locations(merged[None], asked) if asked else {}
-    locations = {c: locations.get(c, []) for c in [*classes, *asked]}
-    store.write(key, codes[None], locations, decisions, candidates=candidates[None], like=seg)
+    found = DefaultPreprocessor._sample_foreground_locations(merged[None], asked) if asked else {}
+    return {c: found.get(c, []) for c in [*classes, *asked]}

@@ -1,10 +1,9 @@
-"""The pseudo labels of one case: what networks say about it, and what of that is sure enough."""
+"""What networks say about one case, and its pseudo labels."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,42 +12,17 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
-from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
-from nnunet_mutual.annotation.possible import hypotheses, left_open, output_channels
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.evaluation.masks import dice
-from nnunet_mutual.pseudo_labels.filter import (
-    FilterSettings,
-    decide_regions,
-    decide_voxels,
-    judge_label,
-    keep_main_component,
-)
+from nnunet_mutual.pseudo_labels.filter import FilterSettings
+from nnunet_mutual.pseudo_labels.judge import Judge, Prediction
 
-Volumes = dict[str, list[float]]
 SLAB = 32  # planes
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What the networks say about a case.
-
-    Attributes:
-        probability: (C, *spatial), mean over the networks that learnt the output; 0 where none did.
-        agreements: smallest Dice between two opinions on a label; None if there is only one.
-        networks: which networks were asked about a label.
-        conflict: (*spatial) bool, where two networks are sure of different labels; None for regions.
-    """
-
-    probability: np.ndarray
-    agreements: dict[str, float | None]
-    networks: dict[str, list[int]]
-    conflict: np.ndarray | None
-
-
-class PseudoLabeller:
-    """Makes the pseudo labels of single cases.
+class PseudoLabeller(Judge):
+    """Makes the pseudo labels of single cases by networks.
 
     Args:
         table: who drew what.
@@ -68,15 +42,11 @@ class PseudoLabeller:
         learnt: Sequence[frozenset[str]],
         settings: FilterSettings,
     ):
-        self.table = table
+        super().__init__(table, labels.ignore_label, settings)
         self.labels = labels
-        self.settings = settings
         self.learnt = list(learnt)
-        self.codes = PseudoCodes.from_table(self.table, self.labels.ignore_label)
         self.mirror_axes = mirror_axes or ()
         self.predictors = list(predictors)
-        self.channel = output_channels(table)
-        self.true_volumes: Volumes = {}
 
     def open_labels(self, case: Case) -> list[str]:
         """Labels that the case does not annotate and some network has learnt."""
@@ -91,19 +61,7 @@ class PseudoLabeller:
         voxel_ml: float,
         said: Callable[[float], str] | None = None,
     ) -> tuple[np.ndarray, np.ndarray, list[Decision]]:
-        """Makes the pseudo labels of a case.
-
-        Args:
-            case: who it is and what it annotates.
-            image: (M, *spatial), preprocessed.
-            drawn: (*spatial) integers of the preprocessed label map.
-            voxel_ml: volume of a voxel in millilitres.
-            said: how a volume is written where that is none in millilitres, since the image says no size.
-
-        Returns:
-            (*spatial) int16 codes of drawn and decided values; (*spatial) int16 candidates, the likelier value of every
-            open voxel, sure or not and accepted or not, -1 elsewhere; and a decision for each open label.
-        """
+        """Makes the pseudo labels of a case from its preprocessed image (M, *spatial); see :meth:`Judge.judge`."""
         return self.judge(case, self.predict(case, image), drawn, voxel_ml, said)
 
     def predict(self, case: Case, image: Tensor) -> Prediction:
@@ -114,56 +72,6 @@ class PseudoLabeller:
             image: (M, *spatial), preprocessed.
         """
         return self._predict(self.open_labels(case), image)
-
-    def judge(
-        self,
-        case: Case,
-        found: Prediction,
-        drawn: np.ndarray,
-        voxel_ml: float,
-        said: Callable[[float], str] | None = None,
-    ) -> tuple[np.ndarray, np.ndarray, list[Decision]]:
-        """Filters what the networks said; arguments and what is returned are those of :meth:`label`."""
-        names = self.open_labels(case)
-        decided = self._decide_main(case, names, found, drawn, self.settings)
-        candidates = self._decide_main(case, names, found, drawn, replace(self.settings, voxel=False))
-        chosen = decided != UNDECIDED
-        share = float(chosen.sum()) / max(1, int((chosen | self._is_open(case, names, drawn)).sum()))
-        decisions = []
-        rejected, withheld = (np.zeros(drawn.shape, bool) for _ in range(2))
-        for name in names:
-            inside = np.isin(decided, self.table.values[name])
-            volume = float((inside | self._is_certain(case, name, drawn)).sum()) * voxel_ml
-            verdict = judge_label(
-                volume_ml=volume,
-                agreement=found.agreements[name],
-                true_volumes_ml=self.true_volumes.get(name, []),
-                settings=self.settings,
-                said=said,
-            )
-            if not verdict.accepted and not self.table.is_regions:
-                rejected |= inside
-            elif not verdict.accepted and name in case.incomplete:
-                withheld |= inside & ~np.isin(drawn, self.table.values[name])
-            decision = Decision(
-                case=case.key,
-                source=case.source,
-                label=name,
-                accepted=verdict.accepted,
-                reason=verdict.reason,
-                volume_ml=volume if said is None or not volume else None,
-                agreement=found.agreements[name],
-                z=verdict.z,
-                decided_share=share,
-                networks="+".join(map(str, found.networks[name])),
-            )
-            decisions.append(decision)
-        if rejected.any():  # "none of the accepted labels" may still be certain there
-            accepted = [decision.label for decision in decisions if decision.accepted]
-            none = self._decide(case, accepted, found, drawn, self.settings) == drawn
-            decided[rejected] = np.where(none, drawn, UNDECIDED)[rejected]
-        decided[withheld] = UNDECIDED  # the region would be read off the integer, as from a drawn one
-        return self.codes.encode(drawn, decided), candidates, decisions
 
     def _predict(self, names: Sequence[str], image: Tensor) -> Prediction:
         networks = {name: [n for n, own in enumerate(self.learnt) if name in own] for name in names}
@@ -209,62 +117,6 @@ class PseudoLabeller:
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         return logits.sigmoid() if self.table.is_regions else logits.softmax(0)
-
-    def _decide_main(
-        self, case: Case, names: Sequence[str], found: Prediction, drawn: np.ndarray, settings: FilterSettings
-    ) -> np.ndarray:
-        decided = self._decide(case, names, found, drawn, settings)
-        for name in names:
-            if name in self.table.singles:
-                decided = self._keep_main(case, name, decided, drawn)
-        return decided
-
-    def _decide(
-        self, case: Case, names: Sequence[str], found: Prediction, drawn: np.ndarray, settings: FilterSettings
-    ) -> np.ndarray:
-        if self.table.is_regions:
-            hypotheses, membership = self._hypotheses(case)
-            unknown = set(self.table.labels) - case.annotated - set(names)
-            found.probability[[self.channel[name] for name in unknown]] = np.nan
-            return decide_regions(found.probability, drawn, hypotheses, membership, settings)
-        return decide_voxels(found.probability, drawn, self._open_values(case, names), found.conflict, settings)
-
-    def _open_values(self, case: Case, names: Sequence[str]) -> dict[int, tuple[int, ...]]:
-        """Per drawn value, the unannotated values that it leaves open."""
-        values = {name: self.table.values[name][0] for name in names}
-        return {
-            drawn: tuple(value for name, value in values.items() if name in labels)
-            for drawn, labels in left_open(self.table, case).items()
-        }
-
-    def _hypotheses(self, case: Case) -> tuple[dict[int, tuple[int, ...]], np.ndarray]:
-        """Per drawn integer, those that agree with it on every annotated region; and which regions each is in."""
-        same = hypotheses(self.table, case)
-        membership = np.zeros((max(same) + 1, len(self.table.labels)), bool)
-        for label in self.table.labels:
-            membership[list(self.table.values[label]), self.channel[label]] = True
-        return {y: tuple(sorted(integers)) for y, integers in sorted(same.items())}, membership
-
-    def _is_certain(self, case: Case, name: str, drawn: np.ndarray) -> np.ndarray:
-        """Where what was drawn leaves no doubt that a label is there, as a drawn core for the whole around it."""
-        values = set(self.table.values[name])
-        if not self.table.is_regions:
-            own = [y for y, inner in left_open(self.table, case).items() if y in values and not inner]
-            return np.isin(drawn, own)
-        return np.isin(drawn, [y for y, integers in self._hypotheses(case)[0].items() if values.issuperset(integers)])
-
-    def _keep_main(self, case: Case, name: str, decided: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-        values, certain = self.table.values[name], self._is_certain(case, name, drawn)
-        whole = np.where(certain, values[0], decided)  # pieces that a drawn part connects are one
-        return np.where(certain, decided, keep_main_component(whole, [values], self.settings))
-
-    def _is_open(self, case: Case, names: Sequence[str], drawn: np.ndarray) -> np.ndarray:
-        """Where what was drawn leaves a choice."""
-        if self.table.is_regions:
-            choice = [y for y, integers in self._hypotheses(case)[0].items() if len(integers) > 1]
-        else:
-            choice = [y for y, values in self._open_values(case, names).items() if values]
-        return np.isin(drawn, choice)
 
 
 def _mean_of(halves: Sequence[Tensor], number: int) -> Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from nnunet_mutual.annotation.table import Case
-from nnunet_mutual.batches.decisions import Decision, read_decisions
+from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.batches.decisions import Decision, read_decisions, tools_of
 from nnunet_mutual.batches.pseudo import CSV
 from nnunet_mutual.datasets.coverage import coverage
 from nnunet_mutual.report import plots
@@ -62,6 +62,7 @@ def data(training: Training, covered: pd.DataFrame, decisions: Sequence[Decision
         )
     section.blocks += [Text(text), _coverage(covered)]
     section.blocks.append(Text(_unlabelled(training)))
+    section.blocks += _outlines(training.table)
     if training.trainer == PSEUDO_TRAINER or decisions:
         section.blocks += pseudo_labels(training, decisions)
     return section
@@ -86,6 +87,21 @@ def _coverage(covered: pd.DataFrame) -> Table | Missing:
         rows,
         "labels that only one source annotates, on images unlike yours; labels with few cases.",
     )
+
+
+def _outlines(table: AnnotationTable) -> list[Block]:
+    if not table.outlines:
+        return []
+    rows = [[one.label, one.by or "a network", f"{one.weight:g}", str(number)] for one, number in table.outlines]
+    return [
+        Table(
+            "Labels that a tool outlined and a reader accepted, in all cases of the dataset; weight: how much "
+            "trainings believe them, 1 as a drawn label.",
+            ["label", "outlined by", "weight", "cases"],
+            rows,
+            "labels of which most cases are a tool's: their scores tell how well the tool is imitated.",
+        )
+    ]
 
 
 def _sum(rows: pd.DataFrame, parts: Sequence[str], column: str) -> str | None:
@@ -121,15 +137,19 @@ def pseudo_labels(training: Training, decisions: Sequence[Decision]) -> list[Blo
     ]
     return [
         Figure(
-            "Pseudo labels: what the first stage said about labels that a training case does not annotate, and whether "
-            "the second stage learnt from it.",
+            f"Pseudo labels: what {_makers(decisions)} said about labels that a training case does not annotate, and "
+            "whether the second stage learnt from it.",
             "labels of which most were rejected (the second stage gained little there), and labels of which all were "
             "accepted although they are hard: look at some of them.",
             [plots.decisions_plot(counts, training.table.labels)],
         ),
         Table("Reasons, by label and number of cases.", ["label", "pseudo label", "reason", "cases"], rows),
-        Missing("To look at pseudo labels as label maps:", _look(training)),
+        *([] if tools_of(decisions) else [Missing("To look at pseudo labels as label maps:", _look(training))]),
     ]
+
+
+def _makers(decisions: Sequence[Decision]) -> str:
+    return ", ".join(tools_of(decisions)) or "the first stage"
 
 
 def _look(training: Training) -> str:

@@ -127,7 +127,7 @@ def test_a_draw_links_its_own_patients_and_never_a_label_of_another(bench: Simpl
     assert made["numTraining"] == 2 and list(made["mutual"]["cases"]) == labelled
     assert bench.settings.read_json(target / "nnUNetPlans.json") == {"dataset_name": target.name}
 
-    assert setting.planned("few") == "all"
+    assert setting.plans_from("few") == "all"
     setting.protocol["draws"]["patients"]["1"][2] = ["patient003"]  # of the calibration patients
     with pytest.raises(bench.settings.BenchmarkError, match="patient003_frame01, which is not in its pool"):
         bench.draws.link_draw(setting, "few", 2)

@@ -161,7 +161,11 @@ def test_existing_tables_are_kept_with_prefix(pair: Pair) -> None:
         {"north": {"annotated": ["spleen"]}, "south": {"annotated": ["kidney"], "contains": {"kidney": ["spleen"]}}},
         {
             "s_1": {"source": "north", "patient": "p1"},
-            "s_2": {"source": "north", "annotated": ["kidney", "spleen"]},
+            "s_2": {
+                "source": "north",
+                "annotated": ["kidney", "spleen"],
+                "outlined": {"kidney": {"by": "T", "weight": 0.5}},
+            },
             "s_3": {"source": "south", "pseudo": ["spleen"]},
         },
         labels={"spleen": {"single": True}},
@@ -173,6 +177,7 @@ def test_existing_tables_are_kept_with_prefix(pair: Pair) -> None:
     assert block["sources"]["Spleen_south"] == {"annotated": ["kidney"], "contains": {"kidney": ["spleen"]}}
     assert block["cases"]["Spleen_s_1"] == {"source": "Spleen_north", "patient": "p1"}
     assert block["cases"]["Spleen_s_2"]["annotated"] == ["kidney", "spleen"]
+    assert block["cases"]["Spleen_s_2"]["outlined"] == {"kidney": {"by": "T", "weight": 0.5}}
     assert block["cases"]["Spleen_s_3"] == {"source": "Spleen_south", "pseudo": ["spleen"]}
     assert block["labels"] == {"spleen": {"single": True}}
     assert block["may_overlap"] == [["kidney", "spleen"]] and block["modality_groups"] == {"all": ["CT"]}

@@ -205,6 +205,8 @@ def test_a_table_that_is_there_is_restricted(toy: Toy) -> None:
     cases: dict[str, Any] = {key: {"source": "h" if i < 4 else "k"} for i, key in enumerate(FULL)}
     cases["toy_007"] |= {"annotated": ["liver"], "pseudo": ["spleen"]}
     for key in list(FULL)[:4]:
+        cases[key]["outlined"] = {"liver": {"by": "T"}, "spleen": {"weight": 0.5}}
+    for key in list(FULL)[:4]:
         toy.label(key, {1: 10, 2: 20})
     toy.label("toy_007", {1: 10, 2: 20})
     toy.save(mutual={"version": 1, "sources": sources, "cases": cases, "labels": {"spleen": {"single": True}}})
@@ -217,6 +219,7 @@ def test_a_table_that_is_there_is_restricted(toy: Toy) -> None:
         annotated = set(cases[key].get("annotated", sources[old]["annotated"]))
         assert case.annotated == annotated & kept
         assert case.pseudo == set(cases[key].get("pseudo", ())) & kept
+        assert {one.label for one in case.outlined} == cases[key].get("outlined", {}).keys() & kept
         assert old == cases[key]["source"]
         expected = {"liver": {"kidney"}} if old == "h" and "liver" in kept else {}
         assert table.sources[case.source].contains == expected

@@ -185,6 +185,14 @@ def test_accepted_pseudo_labels_count_as_the_setting_says_and_drawn_ones_in_full
     assert loss.item() == pytest.approx((1 + 0.5 + 0.75) * math.log(3) / 3 - (1 + 0.5) / 2, abs=1e-5)
 
 
+def test_what_a_person_drew_in_part_counts_in_full_beside_an_outline_of_a_tool() -> None:
+    sources = {"part": {"annotated": ["liver"], "incomplete": ["spleen"]}, "all": {"annotated": ["liver", "spleen"]}}
+    content = with_outlines(dataset({"liver": 1, "spleen": 2}, sources), {"part": {"liver": 0.5}})
+    known = knowledge_of(content, ["part", "all"])
+    assert known.tables.weights is not None
+    assert known.tables.weights[known.patterns(["part", "all"])].tolist() == [[0.5, 0.5, 1.0], [1.0, 1.0, 1.0]]
+
+
 def test_any_other_weight_than_1_leaves_the_shortcut_and_1_keeps_it() -> None:
     everything = {"all": {"annotated": ["liver", "spleen"]}}
     logits, target = torch.zeros(1, 3, 2, 2), torch.ones(1, 1, 2, 2, dtype=torch.long)

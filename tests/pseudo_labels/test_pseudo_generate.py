@@ -28,7 +28,7 @@ from nnunet_mutual.pseudo_labels import generate
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.generate import (
     Experts,
-    _in_voxels,
+    in_voxels,
     make_pseudo_labels,
     true_volumes,
     voxel_volume,
@@ -374,7 +374,7 @@ def test_images_without_a_size_have_no_millilitres(spacing: Sequence[float], siz
     image = flat([0.0] * 3, [0.9, 0.9, 0.0], [0.0] * 3)
     size = voxel_volume(properties, (1, 1, 3))
     drawn = np.zeros((1, 1, 3), np.int16)
-    spleen, kidney = strict.label(strict.table.case("l"), image, drawn, size, _in_voxels(properties))[2]
+    spleen, kidney = strict.label(strict.table.case("l"), image, drawn, size, in_voxels(properties))[2]
     assert spleen.volume_ml == (pytest.approx(2 * size) if sized else None) and kidney.volume_ml == 0
     usual = f"{np.prod(spacing) / 1000:.3g} ml" if sized else "1 voxels"
     assert f"usual {usual} in 3" in spleen.reason and (sized or spleen.reason.startswith("too large: 4 voxels"))

@@ -17,6 +17,7 @@ from bad_inputs import (
     disks,
     images,
     json_files,
+    masks,
     names,
     settings,
     states,
@@ -27,7 +28,7 @@ from bad_inputs import (
 from bad_inputs.rows import Row
 from bad_inputs.run import ROOTS, outcome
 
-KINDS = (arguments, settings, json_files, tables, images, checkpoints, names, states, suggestions, disks, trials)
+KINDS = (arguments, settings, json_files, tables, images, checkpoints, names, states, suggestions, disks, trials, masks)
 ROWS = [(module.KIND, row) for module in KINDS for row in module.ROWS]
 TABLE = Path(__file__).with_name("bad_inputs.md")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nnunet_mutual.annotation.entries import drawn_entry, ordered
-from nnunet_mutual.annotation.table import VERSION, AnnotationTable, Case
+from nnunet_mutual.annotation.table import VERSION, AnnotationTable, Case, outlined_entry
 from nnunet_mutual.datasets.merge.agreement import Target, canonical_channel
 from nnunet_mutual.datasets.merge.readings import PlainView, RegionView, View
 from nnunet_mutual.datasets.merge.scan import Scan
@@ -199,6 +199,7 @@ def _entry(
         pseudo = frozenset[str]().union(*(c.pseudo for c in own))
         incomplete = frozenset[str]().union(*(c.incomplete for c in own)) - annotated - pseudo
         entry |= drawn_entry(block["sources"][source], annotated, incomplete, pseudo, target.foreground)
+        entry |= outlined_entry(one for c in own for one in c.outlined if one.label in annotated)
     if case.group[0] in patients:
         entry["patient"] = patients[case.group[0]]
     if missing:

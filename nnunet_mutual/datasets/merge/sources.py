@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,8 @@ class MergeSource:
         case = self.table.case(key)
         annotated, incomplete = self._drawn(case, f"case {key}")
         pseudo = self._rename(case.pseudo, f'"pseudo" of case {key}')
-        return Case(key, case.source, annotated, case.patient, pseudo, case.missing, incomplete)
+        outlined = tuple(replace(one, label=self.renamed[one.label]) for one in case.outlined)
+        return Case(key, case.source, annotated, case.patient, pseudo, case.missing, incomplete, outlined)
 
     def drawn(self, source: str) -> tuple[frozenset[str], frozenset[str]]:
         """What one of its sources annotates, and what it draws in part, under the new names."""

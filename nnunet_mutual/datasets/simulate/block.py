@@ -15,7 +15,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 
 from nnunet_mutual.annotation.entries import drawn_entry, ordered
-from nnunet_mutual.annotation.table import VERSION, AnnotationTable, Case
+from nnunet_mutual.annotation.table import VERSION, AnnotationTable, Case, outlined_entry
 from nnunet_mutual.datasets.new_dataset import free_place, place_images, place_label_map
 from nnunet_mutual.datasets.raw import CaseFiles
 from nnunet_mutual.datasets.simulate.hiding import Hiding
@@ -98,6 +98,7 @@ def block_of(original: Original, cases: Sequence[NewCase], keep: Mapping[str, fr
             annotated, incomplete = listed.annotated - case.in_part, listed.incomplete | case.in_part
             annotated, incomplete, pseudo = (case.kept & names for names in (annotated, incomplete, listed.pseudo))
             entry |= drawn_entry(block["sources"][case.source], annotated, incomplete, pseudo, table.labels)
+            entry |= outlined_entry(one for one in listed.outlined if one.label in annotated)
         if listed.patient is not None:
             entry["patient"] = listed.patient
         if case.missing:

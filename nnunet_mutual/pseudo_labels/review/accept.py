@@ -17,7 +17,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from tqdm import tqdm
 
 from nnunet_mutual.annotation.entries import drawn_entry
-from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.annotation.table import AnnotationTable, Case, outlined_entry
 from nnunet_mutual.datasets.case_voxels import reader_for
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.datasets.sync import INTERRUPTED, raw_and_preprocessed_differ
@@ -88,7 +88,7 @@ class _Dataset:
         return _roots(self.folders)
 
 
-def accept(dataset: str, table_file: str, *, dry_run: bool, keep_drawn: bool) -> None:
+def accept(dataset: str, table_file: str, *, dry_run: bool, keep_drawn: bool, weight: float = 1.0) -> None:
     """Writes accepted masks into labelsTr and brings the annotation table and all preprocessed data up to date.
 
     Args:
@@ -96,10 +96,13 @@ def accept(dataset: str, table_file: str, *, dry_run: bool, keep_drawn: bool) ->
         table_file: a filled ``review.csv``.
         dry_run: only say what would change.
         keep_drawn: keep the drawing where a mask contradicts it, instead of refusing the mask.
+        weight: how much trainings believe accepted masks, above 0 and at most 1, where a drawn one counts 1.
 
     Raises:
         MutualError: an entry or a mask cannot be used, or something cannot be written; nothing is changed then.
     """
+    if not 0 < weight <= 1:
+        raise MutualError(f"--weight {weight:g}: it must be above 0 and at most 1, as much as a drawing counts")
     path = Path(table_file)
     manifest = read_manifest(path)
     folders = locate(dataset, need_raw=True)
@@ -123,11 +126,15 @@ def accept(dataset: str, table_file: str, *, dry_run: bool, keep_drawn: bool) ->
         if gone:
             raise MutualError(f"{gone[0].place}: {gone[0].case} has no image in imagesTr any more; remove the line")
         require_sources(opened.content, opened.arrivals(dict.fromkeys(verdict.case for verdict in chosen)))
-        merged = _merged(chosen, opened, None if dry_run else scratch[opened.raw] / "labelsTr", keep_drawn=keep_drawn)
+        place = None if dry_run else scratch[opened.raw] / "labelsTr"
+        merged = _merged(chosen, opened, place, keep_drawn=keep_drawn, weight=weight)
         _say(verdicts, merged, opened, dry_run)
+        if weight != 1:
+            print(f"Accepted masks count {weight:g} in trainings, where a drawn label counts 1")
         if merged and not dry_run:
             _change(opened, merged, scratch, path)
-        _say_next(path, verdicts, manifest, opened, merged, dry_run)
+        again = f"{path}{' --keep-drawn' * keep_drawn}{'' if weight == 1 else f' --weight {weight:g}'}"
+        _say_next(path, verdicts, manifest, opened, merged, again if dry_run else None)
 
 
 def _open(folders: DatasetFolders) -> _Dataset:
@@ -152,13 +159,13 @@ def _open(folders: DatasetFolders) -> _Dataset:
 
 
 def _merged(
-    chosen: Sequence[Verdict], opened: _Dataset, place: Path | None, *, keep_drawn: bool
+    chosen: Sequence[Verdict], opened: _Dataset, place: Path | None, **options: Any
 ) -> dict[str, CorrectedCase]:
     """Merges what a reader says about each case; new label maps go into a folder, so that none stays in memory."""
     own: dict[str, list[Verdict]] = defaultdict(list)
     for verdict in chosen:
         own[verdict.case].append(verdict)
-    known = {"table": opened.table, "ignore": opened.ignore, "reader": opened.reader, "keep_drawn": keep_drawn}
+    known = {"table": opened.table, "ignore": opened.ignore, "reader": opened.reader, **options}
     jobs = [(opened.files[key], said) for key, said in own.items()]
     try:
         done = each_case(partial(merged_aside, place=place, **known), jobs, doing="reading")
@@ -208,10 +215,11 @@ def _new_content(opened: _Dataset, cases: Sequence[Case]) -> dict[str, Any]:
     content = copy.deepcopy(opened.content)
     for case in cases:
         entry = content[BLOCK]["cases"].setdefault(case.key, {"source": case.source})
-        for name in ("annotated", "incomplete", "pseudo"):
+        for name in ("annotated", "incomplete", "pseudo", "outlined"):
             entry.pop(name, None)
         source = content[BLOCK]["sources"][case.source]
         entry |= drawn_entry(source, case.annotated, case.incomplete, case.pseudo, opened.table.labels)
+        entry |= outlined_entry(case.outlined)
     AnnotationTable.from_dataset_json(content)
     content["numTraining"] = sum(not files.unlabelled for files in opened.files.values()) + len(
         opened.arrivals(case.key for case in cases)
@@ -332,7 +340,7 @@ def _say_next(
     manifest: Manifest,
     opened: _Dataset,
     changed: Iterable[str],
-    dry_run: bool,
+    again: str | None,
 ) -> None:
     number = opened.folders.number
     if not changed and any(not verdict.decision for verdict in verdicts):
@@ -340,12 +348,14 @@ def _say_next(
         print(f"Nothing was changed. Next: write {words} into the column 'decision' of {table}, and repeat")
     elif not changed:
         print("Nothing was changed: what is rejected stays unknown")
-    elif dry_run:
+    elif again is not None:
         print("Nothing was changed. Next, to change it:")
-        print(f"  nnunet_mutual accept {number} {table}")
+        print(f"  nnunet_mutual accept {number} {again}")
     else:
-        print("Next, check the dataset, move the old training's folder away and train anew (not with --c):")
+        after = "move the old training's folder away and train anew (not with --c)"
+        print(f"Next, check the dataset, {'which says how to train' if manifest.training is None else after}:")
         if opened.arrivals(changed):
             print(f"  nnunet_mutual preprocess_unlabelled -d {number}")
         print(f"  nnunet_mutual check {number}")
-        print(f"  {manifest.training.command}")
+        if manifest.training is not None:
+            print(f"  {manifest.training.command}")

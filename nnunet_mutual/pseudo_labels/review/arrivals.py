@@ -30,7 +30,9 @@ def with_unlabelled(table: AnnotationTable, keys: Iterable[str]) -> AnnotationTa
     """
     first = next(iter(table.sources))
     listed = {key: table.cases.get(key, Case(key, first, frozenset())) for key in keys}
-    nothing = {key: replace(case, annotated=frozenset(), pseudo=frozenset()) for key, case in listed.items()}
+    nothing = {
+        key: Case(key, case.source, frozenset(), case.patient, missing=case.missing) for key, case in listed.items()
+    }
     return replace(table, cases={**table.cases, **nothing})
 
 

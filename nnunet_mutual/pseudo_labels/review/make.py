@@ -24,7 +24,7 @@ from nnunet_mutual.pseudo_labels.review.arrivals import read_drawn
 from nnunet_mutual.pseudo_labels.review.doubt import Doubt, by_doubt
 from nnunet_mutual.pseudo_labels.review.figures import CANDIDATE, DRAWN, Scene, draw
 from nnunet_mutual.pseudo_labels.review.orientation import frame_of
-from nnunet_mutual.pseudo_labels.review.source import ReviewSource, open_source
+from nnunet_mutual.pseudo_labels.review.source import ReviewSource, open_masks, open_source
 from nnunet_mutual.pseudo_labels.review.verdicts import COLUMNS, MANIFEST, TABLE
 
 PAGE = "review.html"
@@ -60,11 +60,13 @@ class PageRow:
     channel: str
 
 
-def review(training: NamedTraining, *, checkpoint: str | None, output: str, everything: bool, most: int | None) -> None:
+def review(
+    named: NamedTraining | str, *, checkpoint: str | None, output: str, everything: bool, most: int | None
+) -> None:
     """Writes a folder for a reader: ``review.html``, ``review.csv``, and a mask for each doubtful (case, label).
 
     Args:
-        training: whose pseudo labels.
+        named: the training that made the pseudo labels, or a dataset (ID or name) with those of other tools' masks.
         checkpoint: of ``nnunet_mutual pseudo_label``, where there are several sets of pseudo labels.
         output: a folder that does not exist yet, or is empty.
         everything: also what is not doubtful.
@@ -76,7 +78,7 @@ def review(training: NamedTraining, *, checkpoint: str | None, output: str, ever
     place = output_folder(output, new="no decision")
     if most is not None and most < 1:
         raise MutualError(f"--max {most}: the number must be 1 or more")
-    source = open_source(training, checkpoint)
+    source = open_masks(named) if isinstance(named, str) else open_source(named, checkpoint)
     judged = by_doubt(source.decisions, source.settings)
     chosen = [(decision, doubt) for decision, doubt in judged if everything or doubt.doubtful]
     if not chosen:
@@ -189,13 +191,18 @@ def _manifest(source: ReviewSource, entries: Sequence[PageRow]) -> dict:
     """What `accept` needs to know, and where everything came from."""
     return {
         "dataset": source.folders.name,
-        "training": asdict(source.training),
+        **({"masks": source.maker} if source.training is None else {"training": asdict(source.training)}),
         "pseudo_labels": "/".join(source.store.folder.parts[-3:]),  # a review travels to its reader
         "nnunet_mutual": __version__,
         "candidates": [
-            {"case": e.decision.case, "label": e.decision.label, "file": e.file, "sha256": e.sha256} for e in entries
+            {"case": e.decision.case, "label": e.decision.label, "file": e.file, "sha256": e.sha256, **_tool(source, e)}
+            for e in entries
         ],
     }
+
+
+def _tool(source: ReviewSource, entry: PageRow) -> dict[str, str]:
+    return {} if source.training is not None else {"tool": entry.decision.networks}
 
 
 def _page(
@@ -204,7 +211,9 @@ def _page(
     loader = jinja2.DictLoader({file.name: file.read_text(encoding="utf-8") for file in (TEMPLATE, template)})
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, loader=loader)
     return environment.get_template(template.name).render(
-        training=source.training,
+        dataset=source.folders.name,
+        maker=source.maker,
+        of_tools=source.training is None,
         settings=source.settings,
         number=source.folders.number,
         entries=entries,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
-from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.annotation.table import AnnotationTable, Case, Outline
 from nnunet_mutual.datasets.case_voxels import inspect_case
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles
@@ -19,7 +19,7 @@ from nnunet_mutual.disk.writing import require_space
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.pseudo_labels.review.arrivals import read_drawn
 from nnunet_mutual.pseudo_labels.review.rules import Rule, put_in, rules_for
-from nnunet_mutual.pseudo_labels.review.verdicts import ABSENT, Verdict
+from nnunet_mutual.pseudo_labels.review.verdicts import ABSENT, ACCEPT, Verdict
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def merge_case(
     reader: BaseReaderWriter,
     *,
     keep_drawn: bool,
+    weight: float = 1.0,
 ) -> CorrectedCase:
     """Puts all accepted masks of a case into its label map, inner labels first.
 
@@ -57,6 +58,7 @@ def merge_case(
         ignore: integer of nnU-Net's ignore label.
         reader: nnU-Net's.
         keep_drawn: keep the drawing where a mask contradicts it, instead of refusing the mask.
+        weight: of accepted masks in trainings; what a reader has corrected counts as drawn.
 
     Raises:
         MutualError: a mask cannot be used; names it, and what is wrong.
@@ -83,6 +85,8 @@ def merge_case(
         own = {verdict.label}
         annotated, incomplete = case.annotated | own, case.incomplete - own
         case = replace(case, annotated=annotated, incomplete=incomplete, pseudo=case.pseudo - own)
+        if verdict.decision == ACCEPT and (verdict.tool or weight != 1):
+            case = replace(case, outlined=(*case.outlined, Outline(verdict.label, verdict.tool, weight)))
     return CorrectedCase(case, voxels, properties, said)
 
 
@@ -93,7 +97,7 @@ def merged_aside(
     table: AnnotationTable,
     ignore: int | None,
     reader: BaseReaderWriter,
-    keep_drawn: bool,
+    **options: Any,
 ) -> CorrectedCase:
     """Merges one case as :func:`merge_case` and writes its label map into a folder, if there is one, not to keep it.
 
@@ -102,7 +106,7 @@ def merged_aside(
         OSError, RuntimeError: the disk is full or not writable (SimpleITK reports it as RuntimeError).
     """
     files, verdicts = job
-    case = merge_case(files, verdicts, table, ignore, reader, keep_drawn=keep_drawn)
+    case = merge_case(files, verdicts, table, ignore, reader, **options)
     if place is not None:
         place.mkdir(exist_ok=True)
         write_label_map(reader, case.voxels, place / files.label.name, case.properties)

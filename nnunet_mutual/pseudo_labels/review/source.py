@@ -1,4 +1,4 @@
-"""The pseudo labels of a training, opened without its networks, as masks in the geometry of the raw images."""
+"""The pseudo labels of a training or of other tools' masks, as masks in the geometry of the raw images."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.batches.decisions import Decision, read_decisions
 from nnunet_mutual.batches.pseudo import CSV, IDENTITY, PseudoStore
+from nnunet_mutual.datasets.case_voxels import reader_for
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.disk.case_files import load_case
@@ -25,10 +26,12 @@ from nnunet_mutual.disk.shapes import Shape, require_shape
 from nnunet_mutual.disk.trainings import NamedTraining
 from nnunet_mutual.errors import MutualError, shown
 from nnunet_mutual.preprocessing.unlabelled import UNLABELLED, folder_of
-from nnunet_mutual.pseudo_labels.command import in_image_space
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
+from nnunet_mutual.pseudo_labels.geometry import in_image_space
+from nnunet_mutual.pseudo_labels.masks.make import STORE
 from nnunet_mutual.pseudo_labels.review.rules import rules_for
 
+_ANEW = "make the pseudo labels again: nnunet_mutual pseudo_label"
 _MADE_BY: Shape = {
     "labels": dict,
     "settings": {"low?": float, "high?": float, "min_agreement?": float, "max_z?": float, "min_component?": float},
@@ -40,7 +43,7 @@ class ReviewSource:
     """What a review is made of.
 
     Attributes:
-        training: whose pseudo labels they are.
+        training: whose pseudo labels they are; None of masks of other tools.
         folders: of the dataset.
         content: of the raw dataset.json.
         table: its annotation table.
@@ -48,11 +51,12 @@ class ReviewSource:
         store: the pseudo labels.
         decisions: about labels that are still not annotated.
         settings: the filter of the decisions.
-        reader: nnU-Net's, of the plans.
+        reader: nnU-Net's, of the plans or of the dataset.
         plans: of the training.
+        tools: whose masks they are, without a training.
     """
 
-    training: NamedTraining
+    training: NamedTraining | None
     folders: DatasetFolders
     content: Mapping[str, Any]
     table: AnnotationTable
@@ -61,7 +65,16 @@ class ReviewSource:
     decisions: list[Decision]
     settings: FilterSettings
     reader: BaseReaderWriter
-    plans: PlansManager
+    plans: PlansManager | None = None
+    tools: str = ""
+
+    @property
+    def maker(self) -> str:
+        """Who made them, in words."""
+        one = self.training
+        if one is None:
+            return f"masks of {self.tools}"
+        return f"{one.trainer}, {one.configuration}, fold {one.fold}, plans {one.plans}"
 
     @property
     def ignore(self) -> int | None:
@@ -88,8 +101,12 @@ class ReviewSource:
                 f"{self.store.folder} has no candidates of case {case.key}, so an older version wrote it; delete "
                 "that folder and make the pseudo labels again: nnunet_mutual pseudo_label"
             )
-        properties = self._properties(case.key, candidates.shape)
-        values = in_image_space(self.plans, candidates[0], properties)
+        values = self._in_image_space(case.key, candidates)
+        if values.shape != drawn.shape:
+            raise MutualError(
+                f"the label map of case {case.key} has the shape {drawn.shape}, its mask {values.shape}: one was "
+                "changed since; make the pseudo labels again: nnunet_mutual pseudo_label"
+            )
         own = self.table.values[label]
         mask = np.isin(values, own)
         for y, rule in rules_for(self.table, case, label, self.ignore).items():
@@ -99,9 +116,18 @@ class ReviewSource:
                 mask |= drawn == y
         return mask
 
-    def _properties(self, key: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    def _in_image_space(self, key: str, candidates: np.ndarray) -> np.ndarray:
+        """Masks of other tools are stored on the grid of the image."""
+        if self.training is None or self.plans is None:
+            return candidates[0]
+        properties = self._properties(self.training, self.plans, key, candidates.shape)
+        return in_image_space(self.plans, candidates[0], properties)
+
+    def _properties(
+        self, training: NamedTraining, plans: PlansManager, key: str, shape: tuple[int, ...]
+    ) -> dict[str, Any]:
         assert self.folders.preprocessed is not None
-        identifier = self.plans.get_configuration(self.training.configuration).data_identifier
+        identifier = plans.get_configuration(training.configuration).data_identifier
         preprocessed = self.folders.preprocessed
         unlabelled = self.files[key].unlabelled
         folder = str(folder_of(preprocessed, UNLABELLED, identifier) if unlabelled else preprocessed / identifier)
@@ -110,7 +136,7 @@ class ReviewSource:
         except (OSError, RuntimeError, AssertionError):
             raise MutualError(
                 f"case {key} is not in {folder}; run nnUNetv2_preprocess -d {self.folders.number} -plans_name "
-                f"{self.training.plans} -c {self.training.configuration}"
+                f"{training.plans} -c {training.configuration}"
             ) from None
         if tuple(seg.shape) != shape:
             raise MutualError(
@@ -132,18 +158,50 @@ def open_source(training: NamedTraining, checkpoint: str | None) -> ReviewSource
         MutualError: there are none, or they do not fit the dataset any more.
     """
     folders = locate(training.dataset, need_raw=True, need_preprocessed=True)
-    assert folders.raw is not None
     training = replace(training, dataset=folders.name)
     difference = raw_and_preprocessed_differ(folders.name)
     if difference:
         raise MutualError(difference)
+    folder, store = _store(training, checkpoint)
+    plans = PlansManager(read_plans(folder / "plans.json"))
+    return _open(folders, store, training=training, plans=plans)
+
+
+def open_masks(dataset: str) -> ReviewSource:
+    """Opens the pseudo labels that ``nnunet_mutual pseudo_label --from`` has made of masks of other tools.
+
+    Args:
+        dataset: ID or name.
+
+    Raises:
+        MutualError: there are none, or they do not fit the dataset any more.
+    """
+    folders = locate(dataset, need_raw=True)
+    assert folders.raw is not None
+    store = PseudoStore(folders.raw / STORE)
+    if not (store.folder / CSV).is_file():
+        raise MutualError(
+            f"{folders.name} has no pseudo labels of other tools; make them with nnunet_mutual pseudo_label "
+            f"{folders.number} --from FOLDER, or name a training (CONFIGURATION FOLD -tr TRAINER)"
+        )
+    made_by = read_object(store.folder / IDENTITY)
+    require_shape(made_by, {"tools": [str]}, store.folder / IDENTITY, _ANEW)
+    return _open(folders, store, tools=" and ".join(dict.fromkeys(made_by["tools"])))
+
+
+def _open(
+    folders: DatasetFolders,
+    store: PseudoStore,
+    *,
+    training: NamedTraining | None = None,
+    plans: PlansManager | None = None,
+    tools: str = "",
+) -> ReviewSource:
+    assert folders.raw is not None
     content = read_dataset_json(folders.raw)
     table = AnnotationTable.from_dataset_json(content)
-    folder, store = _store(training, checkpoint)
     made_by = read_object(store.folder / IDENTITY)
-    require_shape(
-        made_by, _MADE_BY, store.folder / IDENTITY, "make the pseudo labels again: nnunet_mutual pseudo_label"
-    )
+    require_shape(made_by, _MADE_BY, store.folder / IDENTITY, _ANEW)
     if made_by["labels"] != content["labels"]:
         raise MutualError(
             f'"labels" of {folders.raw / "dataset.json"} are no longer those of {store.folder}; make the pseudo labels '
@@ -157,7 +215,10 @@ def open_source(training: NamedTraining, checkpoint: str | None) -> ReviewSource
         )
     known = FilterSettings.__dataclass_fields__
     files, _ = training_cases(folders.raw, content)
-    plans = PlansManager(read_plans(folder / "plans.json"))
+    if plans is not None:
+        reader = plans.image_reader_writer_class()
+    else:
+        reader = reader_for(content, [path for case in files.values() for path in case.images.values()])
     return ReviewSource(
         training,
         folders,
@@ -167,8 +228,9 @@ def open_source(training: NamedTraining, checkpoint: str | None) -> ReviewSource
         store,
         [d for d in decisions if d.case in files and d.label not in table.case(d.case).annotated],
         FilterSettings(**{name: value for name, value in made_by["settings"].items() if name in known}),
-        plans.image_reader_writer_class(),
+        reader,
         plans,
+        tools,
     )
 
 

@@ -31,6 +31,7 @@ class Verdict:
         label: a label that the case does not annotate.
         decision: one of ``DECISIONS``, or empty.
         file: the mask to use; None if there is none.
+        tool: who outlined it, if that was another tool than a network of ours.
         place: line of the table, for sentences.
     """
 
@@ -39,6 +40,7 @@ class Verdict:
     decision: str
     file: Path | None
     place: str
+    tool: str = ""
 
     @property
     def annotates(self) -> bool:
@@ -48,11 +50,19 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `review` has written: the dataset, and file and hash of the candidate of each (case, label)."""
+    """What `review` has written: the dataset, and file and hash of the candidate of each (case, label).
+
+    Attributes:
+        dataset: full name.
+        training: that made the pseudo labels; None of masks of other tools.
+        candidates: of each (case, label), file and hash of the mask.
+        tools: who outlined it, where that was another tool.
+    """
 
     dataset: str
-    training: NamedTraining
+    training: NamedTraining | None
     candidates: Mapping[tuple[str, str], tuple[str, str]]
+    tools: Mapping[tuple[str, str], str]
 
     @cached_property
     def cases(self) -> frozenset[str]:
@@ -75,10 +85,14 @@ def read_manifest(table: Path) -> Manifest:
     content = read_object(file)
     try:
         candidates = {(e["case"], e["label"]): (str(e["file"]), str(e["sha256"])) for e in content["candidates"]}
-        training = NamedTraining(**content["training"])
-        if training.dataset != content["dataset"] or not all(isinstance(word, str) for word in astuple(training)):
+        tools = {(e["case"], e["label"]): str(e["tool"]) for e in content["candidates"] if "tool" in e}
+        dataset = str(content["dataset"])
+        training = None if "masks" in content else NamedTraining(**content["training"])
+        if training is not None and (
+            training.dataset != dataset or not all(isinstance(word, str) for word in astuple(training))
+        ):
             raise TypeError
-        return Manifest(training.dataset, training, candidates)
+        return Manifest(dataset, training, candidates, tools)
     except (KeyError, TypeError):
         raise MutualError(f"{file} is damaged; run nnunet_mutual review again") from None
 
@@ -142,8 +156,9 @@ def _verdict(
         )
     if decision == ABSENT:
         return Verdict(case, label, decision, None, place)
+    tool = manifest.tools.get((case, label), "")
     if decision == ACCEPT:
-        return Verdict(case, label, decision, _candidate(folder, *manifest.candidates[case, label], place), place)
+        return Verdict(case, label, decision, _candidate(folder, *manifest.candidates[case, label], place), place, tool)
     if not corrected:
         raise MutualError(f"{place} is corrected, but names no corrected_file; give the path of your mask")
     return Verdict(case, label, decision, _corrected(folder, corrected, place), place)

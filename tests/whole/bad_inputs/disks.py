@@ -10,6 +10,7 @@ from bad_inputs.rows import (
     PLAN,
     PREPROCESS,
     PSEUDO,
+    RAW,
     REPORT,
     REVIEW,
     SIMULATE,
@@ -33,6 +34,7 @@ COMMANDS = {
     "pseudo_label": PSEUDO,
     "pseudo_label --soft": SOFT,
     "suggest": SUGGEST,
+    "pseudo_label --from": "pseudo_label 901 --from predictions --map 1=liver 2=tumour 3=spleen",
     "review": REVIEW,
     "accept": ACCEPT,
     "evaluate": EVALUATE,
@@ -40,7 +42,11 @@ COMMANDS = {
     "report": REPORT,
 }
 PLACES = {"pseudo_label --soft": "new", "suggest": "write", "review": "new", "evaluate": "predictions"}
-LEAVES = {"pseudo_label --soft": ("new",), "evaluate": ("predictions/evaluation",)}  # empty folders
+LEAVES = {
+    "pseudo_label --soft": ("new",),
+    "pseudo_label --from": (RAW + "pseudo_labels",),
+    "evaluate": ("predictions/evaluation",),
+}  # empty folders
 ROWS = [
     row(f"{limits}: {name}", nothing, command, PLACES.get(name, "nnUNet"), limits=limits, leaves=LEAVES.get(name, ()))
     for limits in ("full", "read-only")

@@ -157,6 +157,7 @@ def voxels(file: str, array: Any, **geometry: Any) -> Spoil:
         image = sitk.GetImageFromArray(np.asarray(array))
         for name, value in geometry.items():
             getattr(image, f"Set{name}")(value)
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
         (root / file).unlink(missing_ok=True)
         sitk.WriteImage(image, str(root / file))
 
