@@ -434,6 +434,8 @@ def test_the_tables_are_those_of_the_evidence(bench: SimpleNamespace) -> None:
         **tables,
         **{f"screening_{setting.name}": screening.render(setting) for setting in screened},
         "step": cost.render(),
+        "explained": cost.render_explained(),
+        "scale": importlib.import_module("scale").render(),
         "real_channels": real_channels.render(),
         "gate": bench.gate.render(),
         "suggesting_hippocampus": suggesting.render(suggesting.Simulation("hippocampus", None)),
