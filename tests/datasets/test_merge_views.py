@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_mutual.datasets.merge.readings import PlainView, RegionView, resolve
+from nnunet_mutual.datasets.merge.readings import Agreed, PlainView, RegionView, resolve
 from nnunet_mutual.datasets.merge.sources import BACKGROUND, IGNORE
 
 NAMES = ("liver", "tumour", "spleen")
@@ -92,6 +92,9 @@ def test_by_hand() -> None:
     assert resolve([BACKGROUND, "tumour"], [without, tumour], [0, 0]).word == "tumour"
     assert resolve([IGNORE, BACKGROUND], [without, tumour], [0, 0]).word == IGNORE  # a liver there?
     assert resolve([IGNORE, "spleen"], [without, tumour], [0, 0]).word == "spleen"
+    for order in itertools.permutations([("liver", with_tumour), (BACKGROUND, without), ("tumour", tumour)]):
+        words, views = zip(*order, strict=True)  # a tumour at the liver's border fits all three, no two tell
+        assert resolve(words, views, [0, 0, 0]) == Agreed("tumour", False, True)
     preferred = resolve(["liver", BACKGROUND], [without, plain("liver", "spleen")], [1, 0])
     assert (preferred.word, preferred.contradicted, preferred.decided) == (BACKGROUND, True, True)
     assert not resolve(["liver", BACKGROUND], [without, without], [0, 0]).decided

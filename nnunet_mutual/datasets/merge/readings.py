@@ -128,8 +128,9 @@ def resolve(drawn: Sequence[Word], views: Sequence[View], ranks: Sequence[int]) 
     speaking = [i for i in order if drawn[i] != IGNORE]
     if not speaking:
         return Agreed(IGNORE, False, True)
-    believed, decided = speaking[:1], True
-    for i in speaking[1:]:
+    together = _common(speaking, drawn, views) is not None  # two may fit by what a third one says
+    believed, decided = speaking if together else speaking[:1], True
+    for i in () if together else speaking[1:]:
         if _common([*believed, i], drawn, views) is not None:
             believed.append(i)
             continue
