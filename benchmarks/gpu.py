@@ -83,10 +83,10 @@ def steps(arguments: argparse.Namespace, out: Path) -> list[Step]:
 
     graphs = ["--cuda-graphs", "off"] if arguments.rehearse else ["--cuda-graphs", "off", "auto"]
     found = [
-        Step("tests", [python, "-m", "pytest", "-q", "-m", "gpu", *gpu_tests()], 100),
-        Step("planned", measured("planned", *planned, *eager, "--cuda-graphs", "off"), 200),
-        Step("explained", measured("explained", *planned, "--explain", "--pairs", "4"), 90),
-        Step("small", measured("small", *eager, *graphs), 150),
+        Step("tests", [python, "-m", "pytest", "-q", "-m", "gpu", *gpu_tests()], 90),
+        Step("planned", measured("planned", *planned, *eager, "--cuda-graphs", "off"), 170),
+        Step("explained", measured("explained", *planned, "--explain", "--pairs", "4"), 60),
+        Step("small", measured("small", *eager, *graphs), 120),
     ]
     runs = arguments.run or (REHEARSED if arguments.rehearse else RUNS)
     for i, words in enumerate(runs if arguments.data else ()):
@@ -100,7 +100,7 @@ def steps(arguments: argparse.Namespace, out: Path) -> list[Step]:
         ]
         places = ["--work", str(out / "work"), "--results", str(out / "evidence")]
         jobs = ["--jobs", str(arguments.jobs), "--device", device]
-        found.append(Step(f"table{i + 1}", [*command, *places, *jobs, "--budget", "220s"], 240))
+        found.append(Step(f"table{i + 1}", [*command, *places, *jobs, "--budget", "190s"], 210))
     budget = 1800 if arguments.rehearse else None
     return [Step(one.name, one.command, budget or one.seconds) for one in found]
 

@@ -71,7 +71,7 @@ def test_every_step_is_a_command_that_its_program_understands(
             parsed = program.parse(command[2:])
             assert parsed.device == ("cpu" if rehearse else "cuda")
     if not rehearse:
-        assert sum(step.seconds for step in gpu.steps(arguments, tmp_path)) < 2 * 9 * 60
+        assert sum(step.seconds for step in gpu.steps(arguments, tmp_path)) < 15 * 60, "more than a loan"
 
 
 def test_a_benchmark_on_a_gpu_keeps_apart_from_one_on_a_cpu(gpu: Any, tmp_path: Path) -> None:
