@@ -171,7 +171,7 @@ CALLS = [
             "force": True,
         },
     ),
-    ("datasets.check", "check", "check 11 --json", ("11",), {"as_json": True}),
+    ("datasets.check", "check", "check 11 --json", ("11",), {"as_json": True, "headers_only": False}),
     ("datasets.sync", "sync", "sync 11", ("11",), {}),
     ("export.sequences", "check_images", "check_images model images", ("model", "images"), {}),
     (
@@ -262,7 +262,7 @@ def test_what_a_command_passes_on(monkeypatch, module, function, line, args, kwa
 
 def test_status_of_check_is_passed_on(monkeypatch):
     library = importlib.import_module("nnunet_mutual.datasets.check")
-    monkeypatch.setattr(library, "check", lambda dataset, *, as_json: 2)
+    monkeypatch.setattr(library, "check", lambda dataset, *, as_json, headers_only: 2)
     assert cli.main(["check", "11"]) == 2
 
 
