@@ -41,7 +41,22 @@ Not a medical device. 'nnunet_mutual COMMAND --help' explains a command."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with the arguments, as for every other error."""
+    """Says in one line what is wrong with the arguments, as for every other error.
+
+    Arguments that may be left out may stand between and behind options, as those that may not.
+    """
+
+    _reading = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Reads a command whose arguments may be left out in two passes, options first; all others as usual."""
+        if self._reading or not any(action.nargs == "?" for action in self._get_positional_actions()):
+            return super().parse_known_args(args, namespace)
+        self._reading = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._reading = False
 
     def error(self, message: str) -> NoReturn:
         raise MutualError(f"{message}; see {self.prog} --help")

@@ -244,6 +244,15 @@ CALLS = [
 ]
 
 
+@pytest.mark.parametrize(
+    "line", ["11 2d 0 -tr PartialTrainer", "11 2d -tr PartialTrainer 0", "-tr PartialTrainer 11 2d 0"]
+)
+def test_what_may_be_left_out_may_stand_behind_options(line: str) -> None:
+    parser, _ = cli.build_parser()
+    found = parser.parse_args(["pseudo_label", *line.split()])
+    assert (found.dataset, found.configuration, found.fold, found.trainer) == ("11", "2d", "0", "PartialTrainer")
+
+
 @pytest.mark.parametrize(("module", "function", "line", "args", "kwargs"), CALLS, ids=[call[1] for call in CALLS])
 def test_what_a_command_passes_on(monkeypatch, module, function, line, args, kwargs):
     """The handler calls the library function with exactly these arguments, and the function accepts them."""
