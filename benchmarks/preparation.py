@@ -202,9 +202,7 @@ def write_labels(source: Path, target: Path, keep: dict[int, int], *, hide: Hide
         new[old == before] = after
         if hide is not None:
             new[hide(old == before, image.GetSpacing()[::-1], after)] = gap
-    written = sitk.GetImageFromArray(new)
-    written.CopyInformation(image)
-    sitk.WriteImage(written, str(target))
+    _write_like(image, new, target)
 
 
 def plan_and_preprocess(setting: Setting, dataset: str) -> None:

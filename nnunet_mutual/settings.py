@@ -28,14 +28,19 @@ LARGEST = 2**32 - 1  # whole number: the largest seed of NumPy's generators
 PLANNED = "planned"  # in a block: what a planner chose for one trainer, which others leave aside
 
 
+def require_not_negative(name: str, value: float) -> None:
+    """Verifies a setting that may be 0 or any larger number, such as the weight of a term."""
+    if not 0 <= value < math.inf:
+        raise MutualError(f'setting "{name}" must be 0 or more, found {value}')
+
+
 @dataclass(frozen=True)
 class TermWeights:
     """Weights of the terms of a method, next to the supervised loss of weight 1; the ``loss`` setting."""
 
     def __post_init__(self) -> None:
         for name, weight in vars(self).items():
-            if not 0 <= weight < math.inf:
-                raise MutualError(f'setting "loss.{name}" must be 0 or more, found {weight}')
+            require_not_negative(f"loss.{name}", weight)
 
 
 @dataclass(frozen=True)
@@ -79,10 +84,8 @@ class Settings:
                 raise MutualError(f'setting "{name}" must be at least 1, found {getattr(self, name)}')
         if not 0 < self.initial_lr < math.inf:
             raise MutualError(f'setting "initial_lr" must be positive, found {self.initial_lr}')
-        if not 0 <= self.weight_decay < math.inf:
-            raise MutualError(f'setting "weight_decay" must be 0 or more, found {self.weight_decay}')
-        if not 0 <= self.checkpoint_minutes < math.inf:
-            raise MutualError(f'setting "checkpoint_minutes" must be 0 or more, found {self.checkpoint_minutes}')
+        require_not_negative("weight_decay", self.weight_decay)
+        require_not_negative("checkpoint_minutes", self.checkpoint_minutes)
         if self.seed is not None and self.seed < 0:
             raise MutualError(f'setting "seed" must be from 0 to {LARGEST}, or null, found {self.seed}')
 

@@ -11,12 +11,11 @@ from torch import Tensor
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.streams import TwoStreams
 from nnunet_mutual.engine.peers import Peers
-from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Batch, Objective
 from nnunet_mutual.objectives.mean_teacher import MeanTeacherObjective
 from nnunet_mutual.objectives.teaching import Teaching
 from nnunet_mutual.planning.needs import Needs
-from nnunet_mutual.settings import SoftTeacherSettings
+from nnunet_mutual.settings import SoftTeacherSettings, require_not_negative
 from nnunet_mutual.trainers.base import MutualTrainer
 from nnunet_mutual.trainers.unlabelled import NO_CASCADE, ask_average, taught_streams, two_stream_needs
 
@@ -33,8 +32,7 @@ class MeanTeacherSettings(SoftTeacherSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.consistency < float("inf"):
-            raise MutualError(f'setting "consistency" must be 0 or more, found {self.consistency}')
+        require_not_negative("consistency", self.consistency)
 
 
 class MeanTeacherTrainer(MutualTrainer):

@@ -23,7 +23,7 @@ from nnunet_mutual.objectives import Batch, Objective
 from nnunet_mutual.objectives.crossmodal import CrossModalCourse, CrossModalLoss, CrossModalObjective
 from nnunet_mutual.objectives.crossmodal_teaching import ModalTeacherObjective, ModalTeaching
 from nnunet_mutual.planning.needs import Needs
-from nnunet_mutual.settings import TwoStreamSettings, planned_memory
+from nnunet_mutual.settings import TwoStreamSettings, planned_memory, require_not_negative
 from nnunet_mutual.trainers.base import MutualTrainer
 from nnunet_mutual.trainers.unlabelled import (
     NO_CASCADE,
@@ -84,8 +84,7 @@ class MutualCrossModalSettings(TwoStreamSettings):
             raise MutualError(
                 f'settings "passes" and "queue" must be at least 1 and 0, found {self.passes} and {self.queue}'
             )
-        if not 0 <= self.taught < float("inf"):
-            raise MutualError(f'setting "taught" must be 0 or more, found {self.taught}')
+        require_not_negative("taught", self.taught)
 
     def unused(self) -> dict[str, str]:
         """See :meth:`Settings.unused`."""

@@ -16,7 +16,7 @@ from nnunet_mutual.objectives import Objective
 from nnunet_mutual.objectives.relearning import SoftLabelObjective
 from nnunet_mutual.planning.needs import Needs
 from nnunet_mutual.preprocessing.soft_labels import soft_dataset
-from nnunet_mutual.settings import TwoStreamSettings
+from nnunet_mutual.settings import TwoStreamSettings, require_not_negative
 from nnunet_mutual.trainers.base import MutualTrainer
 from nnunet_mutual.trainers.mutual_cross_modal import MutualCrossModalTrainer
 from nnunet_mutual.trainers.unlabelled import (
@@ -43,8 +43,7 @@ class SoftLabelSettings(TwoStreamSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.relearning < float("inf"):
-            raise MutualError(f'setting "relearning" must be 0 or more, found {self.relearning}')
+        require_not_negative("relearning", self.relearning)
         if not 0 <= self.relearning_contrast <= 1:
             raise MutualError(f'setting "relearning_contrast" must be a share, found {self.relearning_contrast}')
 

@@ -16,7 +16,7 @@ from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Objective
 from nnunet_mutual.objectives.not_drawn import NotDrawnObjective
 from nnunet_mutual.planning.needs import Needs
-from nnunet_mutual.settings import TwoStreamSettings, planned_memory
+from nnunet_mutual.settings import TwoStreamSettings, planned_memory, require_not_negative
 from nnunet_mutual.trainers.base import MutualTrainer
 from nnunet_mutual.trainers.unlabelled import ask_average, said, sizes_of, unlabelled_images
 
@@ -51,8 +51,7 @@ class TaughtPartialSettings(TwoStreamSettings):
             raise MutualError('setting "ema" must be above 0: without a moving average there is no teacher')
         if not 1 <= self.networks <= MOST_NETWORKS:
             raise MutualError(f'setting "networks" must be from 1 to {MOST_NETWORKS}, found {self.networks}')
-        if not 0 <= self.weight < float("inf"):
-            raise MutualError(f'setting "weight" must be 0 or more, found {self.weight}')
+        require_not_negative("weight", self.weight)
         if not 0 < self.sure < 1:
             raise MutualError(f'setting "sure" must be between 0 and 1, found {self.sure}')
 

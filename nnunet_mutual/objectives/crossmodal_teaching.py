@@ -14,7 +14,7 @@ from nnunet_mutual.losses.consistency import probabilities
 from nnunet_mutual.objectives.base import Output
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.mean_teacher import MeanTeacherObjective, TaughtStep
-from nnunet_mutual.objectives.organs import drawn_dice
+from nnunet_mutual.objectives.organs import drawn_dice, moved
 from nnunet_mutual.objectives.sampling import summed
 from nnunet_mutual.objectives.teaching import Lesson, Teaching
 
@@ -60,10 +60,9 @@ class ModalTeaching(Teaching):
         if batch.sight is not None:
             found = found.masked_fill(~batch.sight.device[:, :, None], torch.nan)
         known = torch.isfinite(found).to(found)
-        total, count = summed(torch.stack([torch.nan_to_num(found).sum(0), known.sum(0)]))
-        mean = total / count.clamp_min(1)
-        before = torch.where(torch.isnan(self.scores), mean, self.scores)
-        self.scores = torch.where(count > 0, MOMENTUM * before + (1 - MOMENTUM) * mean, self.scores)
+        sums = torch.stack([torch.nan_to_num(found).sum(0), known.sum(0)])
+        total, count = summed(sums)
+        self.scores = moved(self.scores, total, count, MOMENTUM)
 
     @property
     def weights(self) -> Tensor:

@@ -17,7 +17,7 @@ from nnunet_mutual.losses.similarity import (
 )
 from nnunet_mutual.objectives.base import Objective, Output, Progress, Said, Step, Term
 from nnunet_mutual.objectives.knowledge import Knowledge
-from nnunet_mutual.objectives.organs import drawn_dice, organ_masks
+from nnunet_mutual.objectives.organs import drawn_dice, moved, organ_masks
 from nnunet_mutual.objectives.partial_organs import PartialLoss, Ramp
 from nnunet_mutual.objectives.sampling import summed
 from nnunet_mutual.objectives.supervised import SupervisedObjective
@@ -143,9 +143,7 @@ class SimilarityObjective(Objective[SimilarityStep]):
         known = torch.isfinite(found).to(found)
         sums = torch.stack([torch.tensordot(of_group, part, 1) for part in (torch.nan_to_num(found), known)])
         total, count = summed(sums)
-        mean = total / count.clamp_min(1)
-        before = torch.where(torch.isnan(self.scores), mean, self.scores)
-        self.scores = torch.where(count > 0, MOMENTUM * before + (1 - MOMENTUM) * mean, self.scores)
+        self.scores = moved(self.scores, total, count, MOMENTUM)
 
     def diagnose(self) -> tuple[dict[str, float], list[str]]:
         """Reports the running Dice of every network."""

@@ -77,6 +77,20 @@ def drawn_dice(output: Output, batch: Batch, knowledge: Knowledge, ignore_label:
     return soft_dice_per_class(logits, labels, annotated, **options, ignore_label=ignore_label)
 
 
+def moved(running: Tensor, total: Tensor, count: Tensor, momentum: float) -> Tensor:
+    """Moves a running mean towards that of new values, where there are any; the first ones begin it.
+
+    Args:
+        running: NaN where there has been no value.
+        total: sum of the new values.
+        count: their number.
+        momentum: share of the running mean that stays.
+    """
+    mean = total / count.clamp_min(1)
+    before = torch.where(torch.isnan(running), mean, running)
+    return torch.where(count > 0, momentum * before + (1 - momentum) * mean, running)
+
+
 def truth_of(knowledge: Knowledge, target: Tensor, pattern: Tensor, ignore_label: int | None) -> tuple[Tensor, Tensor]:
     """Returns what the labels of a sample say, and where they leave no doubt about any label.
 

@@ -128,15 +128,11 @@ def resolve(drawn: Sequence[Word], views: Sequence[View], ranks: Sequence[int]) 
     speaking = [i for i in order if drawn[i] != IGNORE]
     if not speaking:
         return Agreed(IGNORE, False, True)
-    together = _common(speaking, drawn, views) is not None  # two may fit by what a third one says
-    believed, decided = speaking if together else speaking[:1], True
-    for i in () if together else speaking[1:]:
-        if _common([*believed, i], drawn, views) is not None:
-            believed.append(i)
-            continue
-        better = [j for j in believed if ranks[j] < ranks[i]]
-        decided = decided and bool(better) and _common([*better, i], drawn, views) is None
-    found = _common(believed, drawn, views)
+    believed, decided = speaking, True
+    found = _common(speaking, drawn, views)  # two may fit by what a third one says
+    if found is None:
+        believed, decided = _believed(speaking, drawn, views, ranks)
+        found = _common(believed, drawn, views)
     assert found is not None
     allowed, chosen = found
     # where one drawing says nothing, what only it looked for stays unknown
@@ -145,6 +141,20 @@ def resolve(drawn: Sequence[Word], views: Sequence[View], ranks: Sequence[int]) 
     if silent and views[speaking[0]].open(silent, allowed, chosen):
         chosen = IGNORE
     return Agreed(chosen, len(believed) < len(speaking), decided)
+
+
+def _believed(
+    speaking: Sequence[int], drawn: Sequence[Word], views: Sequence[View], ranks: Sequence[int]
+) -> tuple[list[int], bool]:
+    """Returns label maps that fit together, the preferred ones first, and whether ranks decide against all others."""
+    believed, decided = list(speaking[:1]), True
+    for i in speaking[1:]:
+        if _common([*believed, i], drawn, views) is not None:
+            believed.append(i)
+            continue
+        better = [j for j in believed if ranks[j] < ranks[i]]
+        decided = decided and bool(better) and _common([*better, i], drawn, views) is None
+    return believed, decided
 
 
 def _common(
