@@ -29,7 +29,7 @@ from nnunet_mutual.engine.peers import unwrap
 from nnunet_mutual.engine.validation import BARRIER_EVERY
 from nnunet_mutual.engine.window import Window
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
-from nnunet_mutual.pseudo_labels.judge import Prediction, Volumes
+from nnunet_mutual.pseudo_labels.judge import Prediction, Volumes, volumes_of
 from nnunet_mutual.pseudo_labels.labeller import PseudoLabeller
 from nnunet_mutual.pseudo_labels.opinions import asked_twice
 
@@ -126,11 +126,9 @@ def true_volumes(table: AnnotationTable, dataset: Any) -> Volumes:
     volumes: Volumes = {label: [] for label in table.labels}
     for key in dataset.identifiers:
         _, seg, _, properties = load_case(dataset, key)
-        values, counts = np.unique(seg[0], return_counts=True)
-        found = dict(zip(values.tolist(), counts.tolist(), strict=True))
-        for label in table.case(key).annotated:
-            voxels = sum(found.get(value, 0) for value in table.values[label])
-            volumes[label].append(voxels * voxel_volume(properties, seg.shape[1:]))
+        size = voxel_volume(properties, seg.shape[1:])
+        for label, volume in volumes_of(seg[0], table.case(key).annotated, table, size).items():
+            volumes[label].append(volume)
     return volumes
 
 

@@ -5,7 +5,8 @@ Opinions are of networks or masks of other tools; all are judged alike, under th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
 from nnunet_mutual.annotation.possible import hypotheses, left_open, output_channels
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.batches.decisions import Decision
+from nnunet_mutual.evaluation.masks import dice
 from nnunet_mutual.pseudo_labels.filter import (
     FilterSettings,
     decide_regions,
@@ -40,6 +42,25 @@ class Prediction:
     agreements: Mapping[str, float | None]
     networks: Mapping[str, Sequence[int | str]]
     conflict: np.ndarray | None
+
+
+def agreement(masks: Sequence[np.ndarray]) -> float | None:
+    """Returns the smallest Dice between two opinions (*spatial) bool on a label; None if there is only one."""
+    return min((dice(a, b, empty=1.0) for a, b in itertools.combinations(masks, 2)), default=None)
+
+
+def volumes_of(drawn: np.ndarray, labels: Iterable[str], table: AnnotationTable, voxel_ml: float) -> dict[str, float]:
+    """Returns the volumes of labels in millilitres, zeros included.
+
+    Args:
+        drawn: (*spatial) integers of a label map.
+        labels: of the table.
+        table: their integers.
+        voxel_ml: volume of a voxel in millilitres.
+    """
+    values, counts = np.unique(drawn, return_counts=True)
+    found = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    return {label: sum(found.get(value, 0) for value in table.values[label]) * voxel_ml for label in labels}
 
 
 class Judge:

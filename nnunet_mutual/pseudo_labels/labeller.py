@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,9 +13,8 @@ from torch import Tensor
 
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.batches.decisions import Decision
-from nnunet_mutual.evaluation.masks import dice
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
-from nnunet_mutual.pseudo_labels.judge import Judge, Prediction
+from nnunet_mutual.pseudo_labels.judge import Judge, Prediction, agreement
 
 SLAB = 32  # planes
 
@@ -86,10 +84,7 @@ class PseudoLabeller(Judge):
                 alone = len(networks[name]) == 1  # then nnU-Net's mirroring gives the second opinion
                 masks[name] += list(above[1:, i] if alone else above[:1, i])
             total = total + weight * p
-        agreements = {
-            name: min((dice(a, b, empty=1.0) for a, b in itertools.combinations(found, 2)), default=None)
-            for name, found in masks.items()
-        }
+        agreements = {name: agreement(found) for name, found in masks.items()}
         # Within one softmax only one label can exceed one half: two of them come from two networks.
         several = (total[[self.channel[name] for name in names]] > 0.5).sum(0) > 1
         return Prediction(total, agreements, networks, None if self.table.is_regions else several)

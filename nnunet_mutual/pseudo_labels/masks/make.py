@@ -22,11 +22,10 @@ from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_ca
 from nnunet_mutual.disk.images import read_label_map
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.evaluation.masks import dice
 from nnunet_mutual.pseudo_labels.audit import summarise
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.generate import in_voxels
-from nnunet_mutual.pseudo_labels.judge import Judge, Prediction, Volumes
+from nnunet_mutual.pseudo_labels.judge import Judge, Prediction, Volumes, agreement, volumes_of
 from nnunet_mutual.pseudo_labels.masks.folder import MaskFolder, open_folders
 from nnunet_mutual.pseudo_labels.masks.grid import read_image
 from nnunet_mutual.pseudo_labels.masks.names import read_map
@@ -135,10 +134,7 @@ def _opinions(work: _Work, case: Case, image: Any) -> Prediction:
     own = {label: [p[label] for p in said if label in p] for label in open_labels}
     own = {label: opinions for label, opinions in own.items() if opinions}
     mean = {label: _mean(opinions) for label, opinions in own.items()}
-    agreements = {
-        label: min((dice(a > 0.5, b > 0.5, empty=1.0) for a, b in itertools.combinations(opinions, 2)), default=None)
-        for label, opinions in own.items()
-    }
+    agreements = {label: agreement([p > 0.5 for p in opinions]) for label, opinions in own.items()}
     names = {label: [one.tool for one, p in zip(tools, said, strict=True) if label in p] for label in own}
     conflict = None
     if not table.is_regions:
@@ -163,9 +159,9 @@ def _true_volumes(work: _Work) -> Volumes:
         annotated = table.case(key).annotated & set(_labels(work.folders))
         if annotated and files.label.is_file():
             voxels, properties = read_label_map(work.reader, files.label)
-            for label in annotated:
-                number = int(np.isin(voxels, table.values[label]).sum())
-                volumes[label].append(number * float(np.prod(properties["spacing"])) / 1000)
+            size = float(np.prod(properties["spacing"])) / 1000
+            for label, volume in volumes_of(voxels, annotated, table, size).items():
+                volumes[label].append(volume)
     return volumes
 
 
