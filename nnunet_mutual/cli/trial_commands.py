@@ -9,6 +9,7 @@ from collections.abc import Callable
 from nnunet_mutual.cli import types as cli_types
 from nnunet_mutual.cli.arguments import add_dataset
 
+_HIDING = ("keep", "labelled", "missing")  # options of simulate
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -25,7 +26,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "Trains the trainers that make sense on a dataset, scores them on patients that none has seen, and writes a\n"
         "page with Dice, differences with intervals and the trainer to take. Before training it says how long it\n"
         "takes and what differences it can show. All is kept in a folder of its own; the same command goes on where\n"
-        "it was stopped. Labels of a fully drawn dataset can be hidden with --keep and --labelled.",
+        "it was stopped. What a fully drawn dataset has can be hidden, as simulate hides it.",
         "nnunet_mutual trial 111 3d_fullres --test 112 --budget 12h\n"
         "  nnunet_mutual trial 111 3d_fullres --keep A:liver,liver_tumour --keep B:spleen -o hidden_labels\n"
         "  nnunet_mutual trial 111 3d_fullres --labelled 4 8 16 -o learning_curve\n"
@@ -57,6 +58,9 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         nargs="+",
         help="cases that keep a label map; several numbers make a learning curve",
     )
+    command.add_argument(
+        "--missing", metavar="CHANNEL=SHARE", action="append", help="share of cases without a channel (repeatable)"
+    )
     command.add_argument("-device", choices=("cuda", "cpu", "mps"), help="where (cuda)")
     command.add_argument(
         "--side-by-side",
@@ -86,7 +90,7 @@ def _trial(options: argparse.Namespace) -> int:
         end_with_parent()
     from nnunet_mutual.trial.command import trial
 
-    names = ("dataset", "configuration", "plans", "fold", "test", "arms", "seeds", "keep", "labelled", "equal")
+    names = ("dataset", "configuration", "plans", "fold", "test", "arms", "seeds", *_HIDING, "equal")
     trial(
         {name: getattr(options, name) for name in (*names, "budget", "device")},
         output=options.output,

@@ -29,6 +29,7 @@ _SHAPE: Shape = {
         "seeds": int,
         "keep": [str],
         "labelled": [int],
+        "missing?": [str],
         "equal": str,
         "budget": (float, None),
         "device": str,
@@ -50,6 +51,7 @@ class Options:
         seeds: how often each arm is trained; where something is hidden, every seed has a draw of its own.
         keep: what is hidden, as ``nnunet_mutual simulate`` takes it.
         labelled: likewise, numbers of cases that keep their label map; several make a learning curve.
+        missing: likewise, shares of cases without a channel.
         equal: what all arms have alike, "updates" or "minutes".
         budget: seconds that all runs may take together; None: no limit.
         device: where, "cuda", "cpu" or "mps".
@@ -64,6 +66,7 @@ class Options:
     seeds: int = 3
     keep: tuple[str, ...] = ()
     labelled: tuple[int, ...] = ()
+    missing: tuple[str, ...] = ()
     equal: str = "updates"
     budget: float | None = None
     device: str = "cuda"
@@ -79,8 +82,8 @@ class Options:
 
     @property
     def hides(self) -> bool:
-        """Whether labels of the dataset are hidden from the trainings."""
-        return bool(self.keep or self.labelled)
+        """Whether something of the dataset is hidden from the trainings."""
+        return bool(self.keep or self.labelled or self.missing)
 
     @property
     def numbers(self) -> tuple[int | None, ...]:

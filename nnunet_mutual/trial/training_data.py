@@ -87,7 +87,7 @@ def link_data(folder: TrialFolder, options: Options) -> Division:
     if options.hides and Contents(data.table, list(data.training), False).partial:
         raise MutualError(
             f"{data.name} is not fully drawn, so hiding more of it leaves nothing to score the hidden part by; leave "
-            "--keep and --labelled out, and name fully drawn patients with --test"
+            "--keep, --labelled and --missing out, and name fully drawn patients with --test"
         )
     raw = folder.path / "nnUNet_raw" / options.dataset
     raw.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def draw_raw(folder: TrialFolder, options: Options, draw: Draw) -> RawData:
     with own_roots(folder.path):
         name = draw.name(options)
         if draw.seed is not None and not (folder.path / "nnUNet_raw" / name).is_dir():
-            hidden = SimulateOptions(keep=options.keep, labelled=draw.labelled, seed=draw.seed)
+            hidden = SimulateOptions(keep=options.keep, labelled=draw.labelled, missing=options.missing, seed=draw.seed)
             with folder_log(folder, f"data_{name}"):
                 simulate(options.dataset, name, hidden)
         return RawData.read(locate(name, need_raw=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -186,3 +187,29 @@ def test_hidden_labels_are_scored_by_the_truth(
         f"{key}.pkl" for key in KEYS[:4]
     ]
     assert state(nnunet_folders) == before
+
+
+def test_channels_are_hidden_in_training_cases_only(
+    nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_dataset(nnunet_folders, settings=SETTINGS)
+    raw = nnunet_folders / "nnUNet_raw" / NAME
+    content = json.loads((raw / "dataset.json").read_text())
+    (raw / "dataset.json").write_text(json.dumps({**content, "channel_names": {"0": "CT", "1": "PET"}}))
+    for image in (raw / "imagesTr").glob("*_0000*"):
+        shutil.copyfile(image, image.with_name(image.name.replace("_0000", "_0001")))
+    splits = [{"train": KEYS[:4], "val": KEYS[4:]}]
+    (nnunet_folders / "nnUNet_preprocessed" / NAME / "splits_final.json").write_text(json.dumps(splits))
+    monkeypatch.chdir(nnunet_folders)
+    arms = ["nnUNetTrainer", "PartialTrainer"]
+    monkeypatch.setattr(command, "run_all", Pretended(nnunet_folders / "here", arms, KEYS[4:]))
+    words = [*WORDS, *ARMS, "--missing", "PET=0.5"]
+    assert main(words) == 0 and main(WORDS) == 0
+    assert "another draw for every seed" in capsys.readouterr().out
+    folder, options, _ = TrialFolder.open(nnunet_folders / "here", {})
+    for seed in range(2):
+        drawn = draw_raw(folder, options, Draw(None, seed))
+        assert sum(drawn.table.case(key).missing == {"PET"} for key in KEYS[:4]) == 2
+    assert not held_out(folder).table.case("case_04").missing
+    assert main([*WORDS, "--missing", "CT=0.5"]) == 2
+    assert "(missing: PET=0.5, now CT=0.5)" in capsys.readouterr().err
