@@ -10,12 +10,11 @@ Finished parts are skipped, so any command can be killed and repeated.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
-import subprocess
 import sys
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +25,7 @@ import screening
 import table
 from settings import HERE, BenchmarkError, Schedule, Setting, locked, names, read_json
 
-from nnunet_mutual.trial.jobs import PARENT, end_with_parent
+from nnunet_mutual.trial.jobs import end_with_parent, run_all
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,9 @@ class Job:
     schedule: Schedule
     cases: str
     out: Path
-    networks: int
-    trained: frozenset[Path] = frozenset()  # files of its networks, which other arms may share
 
-    @property
-    def title(self) -> str:
-        updates = f"{self.networks} x {self.schedule.updates} updates"
-        return f"{self.arm} seed {self.seed}, {updates}, learning rate {self.schedule.rate:g}"
+    def name(self, setting: Setting) -> str:
+        return f"{setting.name}_{self.cases}_{self.arm}_seed{self.seed}_{self.schedule}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -135,7 +130,6 @@ def calibrate(setting: Setting, arguments: argparse.Namespace) -> None:
             f"the protocol of {setting.name} has no calibration; give run the schedule with --updates and --rate"
         )
     prepare(setting)
-    scheduler = Scheduler(setting, arguments.jobs, arguments.budget)
     while True:
         state = calibration.collect(setting)
         if state["chosen"] is not None:
@@ -144,10 +138,8 @@ def calibrate(setting: Setting, arguments: argparse.Namespace) -> None:
         wanted = calibration.missing(setting, state)
         if not wanted:
             raise BenchmarkError(f"{state['reason']}; add a longer length to the protocol's calibration")
-        jobs = [
-            job(setting, arm, s, t, "calibration", calibration.run_file(setting, t, s, arm)) for arm, t, s in wanted
-        ]
-        if not scheduler.run(jobs):
+        jobs = [Job(arm, s, t, "calibration", calibration.run_file(setting, t, s, arm)) for arm, t, s in wanted]
+        if not run_jobs(setting, jobs, arguments):
             return
 
 
@@ -165,11 +157,11 @@ def run(setting: Setting, arguments: argparse.Namespace) -> bool:
     prepare(setting)
     on_test = arguments.on == "test"
     jobs = [
-        job(setting, arm, seed, schedule, arguments.on, evidence_file(setting, arm, seed, schedule, on_test))
+        Job(arm, seed, schedule, arguments.on, evidence_file(setting, arm, seed, schedule, on_test))
         for seed in arguments.seeds or setting.seeds
         for arm in arms
     ]
-    complete = Scheduler(setting, arguments.jobs, arguments.budget).run(jobs)
+    complete = run_jobs(setting, jobs, arguments)
     if on_test and arguments.results is None:
         table.write(setting)
     return complete
@@ -195,12 +187,6 @@ def evidence_file(setting: Setting, arm: str, seed: int, schedule: Schedule, on_
     return setting.evidence_file(arm, seed) if on_test else calibration.run_file(setting, schedule, seed, arm)
 
 
-def job(setting: Setting, arm: str, seed: int, schedule: Schedule, cases: str, out: Path) -> Job:
-    networks = setting.networks(arm)
-    trained = frozenset(setting.weights_file(network, schedule, seed) for network in networks)
-    return Job(arm, seed, schedule, cases, out, len(networks), trained)
-
-
 def run_job(setting: Setting, arguments: argparse.Namespace) -> None:
     end_with_parent()
     import training
@@ -210,87 +196,44 @@ def run_job(setting: Setting, arguments: argparse.Namespace) -> None:
     training.run_arm(setting, arguments.arm, arguments.seed, schedule, arguments.cases, arguments.out)
 
 
-class Scheduler:
-    """Keeps ``jobs`` processes busy until all is done or the budget would be exceeded."""
+def run_jobs(setting: Setting, jobs: Iterable[Job], arguments: argparse.Namespace) -> bool:
+    """Does what is not finished in processes of their own; returns whether everything is finished then."""
+    wanted = {job.name(setting): job for job in jobs}
+    left = [name for name, job in wanted.items() if not finished(job)]
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // arguments.jobs))
+    # Nothing but the training process: batches are drawn in it, which makes a run repeatable.
+    place = {"nnUNet_n_proc_DA": "0", "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    run_all(
+        left,
+        lambda name: command(setting, wanted[name]),
+        setting.work / "logs",
+        [place] * arguments.jobs,
+        lambda text: print(text, flush=True),
+        math.inf if arguments.budget is None else arguments.budget,
+    )
+    for name in filter(lambda name: finished(wanted[name]), left):
+        print(f"{name}: mean Dice {table.mean_dice(read_json(wanted[name].out)):.4f}")
+    return all(finished(job) for job in wanted.values())
 
-    def __init__(self, setting: Setting, jobs: int, budget: float | None) -> None:
-        self.setting = setting
-        self.jobs = max(1, jobs)
-        self.end = None if budget is None else time.monotonic() + budget
-        self.seconds_per_update = 0.0  # unknown until a run has ended
 
-    def run(self, jobs: Iterable[Job]) -> bool:
-        """Returns whether everything is finished; says what is not and why."""
-        waiting = [job for job in jobs if not self.finished(job)]
-        running: list[tuple[Job, subprocess.Popen[bytes], float]] = []
-        complete = True
-        try:
-            while waiting or running:
-                while len(running) < self.jobs and (job := self.next(waiting, [entry[0] for entry in running])):
-                    waiting.remove(job)
-                    if self.end is not None and time.monotonic() + self.expected(job) > self.end:
-                        print(f"not run, the budget is spent: {job.title}")
-                        complete = False
-                        continue
-                    running.append((job, self.start(job), time.monotonic()))
-                time.sleep(0.5)
-                for entry in list(running):
-                    if entry[1].poll() is not None:
-                        running.remove(entry)
-                        complete &= self.ended(*entry)
-        finally:
-            for _, process, _ in running:
-                process.terminate()
-        return complete
-
-    @staticmethod
-    def next(waiting: Sequence[Job], running: Sequence[Job]) -> Job | None:
-        """Returns the first job that trains no network which another one is just training."""
-        busy = {file for job in running for file in job.trained}
-        return next((job for job in waiting if not job.trained & busy), None)
-
-    def finished(self, job: Job) -> bool:
-        if not job.out.is_file():
-            return False
-        found = read_json(job.out)
-        schedule = Schedule(found["schedule"]["updates"], found["schedule"]["rate"])
-        if schedule != job.schedule:
-            raise BenchmarkError(
-                f"{job.out} has the schedule {schedule}, wanted is {job.schedule}; delete it to run it again"
-            )
-        return True
-
-    def expected(self, job: Job) -> float:
-        return job.networks * job.schedule.updates * self.seconds_per_update
-
-    def start(self, job: Job) -> subprocess.Popen[bytes]:
-        logs = self.setting.work / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        log = logs / f"{self.setting.name}_{job.cases}_{job.arm}_seed{job.seed}_{job.schedule}.log"
-        print(f"start {job.title}; log: {log}", flush=True)
-        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // self.jobs))
-        # Nothing but the training process: batches are drawn in it, which makes a run repeatable.
-        environment = {**os.environ, "nnUNet_n_proc_DA": "0", "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        environment[PARENT] = str(os.getpid())
-        command = [sys.executable, str(HERE / "run.py"), "job", self.setting.name]
-        command += [job.arm, str(job.seed), str(job.schedule.updates), str(job.schedule.rate), job.cases, str(job.out)]
-        command += ["--work", str(self.setting.work.parent), "--data", str(self.setting.data)]
-        command += ["--device", self.setting.device, *(["--planned"] if self.setting.planned else [])]
-        with log.open("wb") as stream:
-            return subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
-
-    def ended(self, job: Job, process: subprocess.Popen[bytes], started: float) -> bool:
-        duration = time.monotonic() - started
-        if process.returncode != 0 or not job.out.is_file():
-            print(f"FAILED (exit status {process.returncode}): {job.title}", flush=True)
-            return False
-        if duration > 60:  # shorter: its networks were there already
-            self.seconds_per_update = duration / (job.networks * job.schedule.updates)
-        print(
-            f"done {job.title}: {duration / 60:.1f} min, mean Dice {table.mean_dice(read_json(job.out)):.4f}",
-            flush=True,
+def finished(job: Job) -> bool:
+    if not job.out.is_file():
+        return False
+    found = read_json(job.out)
+    schedule = Schedule(found["schedule"]["updates"], found["schedule"]["rate"])
+    if schedule != job.schedule:
+        raise BenchmarkError(
+            f"{job.out} has the schedule {schedule}, wanted is {job.schedule}; delete it to run it again"
         )
-        return True
+    return True
+
+
+def command(setting: Setting, job: Job) -> list[str]:
+    """Returns the words of the command that does one job."""
+    words = [str(HERE / "run.py"), "job", setting.name]
+    words += [job.arm, str(job.seed), str(job.schedule.updates), str(job.schedule.rate), job.cases, str(job.out)]
+    words += ["--work", str(setting.work.parent), "--data", str(setting.data), "--device", setting.device]
+    return [*words, *(["--planned"] if setting.planned else [])]
 
 
 if __name__ == "__main__":

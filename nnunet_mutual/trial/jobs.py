@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import subprocess
@@ -87,6 +88,7 @@ def run_all(
     logs: Path,
     places: Sequence[dict[str, str]],
     say: Callable[[str], None] = print,
+    budget: float = math.inf,
 ) -> dict[str, int]:
     """Runs commands in processes of their own, as many at a time as there are places.
 
@@ -98,16 +100,21 @@ def run_all(
         logs: folder for what they print.
         places: variables of each.
         say: is told what begins and ends.
+        budget: seconds; no run begins that would end later, if it took as long as the longest one before.
 
     Returns:
-        Name -> exit status.
+        Name -> exit status, of those that began.
     """
     logs.mkdir(parents=True, exist_ok=True)
     waiting, ended = list(names), dict[str, int]()
+    until, longest = time.time() + budget, 0.0
     running: dict[int, tuple[str, subprocess.Popen[bytes], float]] = {}
     try:
         with interrupted_by_signals():
             while waiting or running:
+                if waiting and time.time() + longest > until:
+                    say(f"the budget is spent, so {len(waiting)} run(s) are left: {waiting[0]} ...")
+                    waiting.clear()
                 for place in range(len(places)):
                     if place not in running and waiting:
                         name = waiting.pop(0)
@@ -117,7 +124,7 @@ def run_all(
                 for place, (name, process, started) in list(running.items()):
                     if process.poll() is not None:
                         del running[place]
-                        ended[name] = int(process.returncode)
+                        ended[name], longest = int(process.returncode), max(longest, time.time() - started)
                         done = "done" if process.returncode == 0 else f"FAILED (exit status {process.returncode})"
                         say(f"{done} {name} ({len(ended)} of {len(names)}), {(time.time() - started) / 60:.1f} min")
     finally:

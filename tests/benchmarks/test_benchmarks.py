@@ -476,32 +476,27 @@ def test_dice_of_nothing_is_not_a_number_to_average(bench: SimpleNamespace) -> N
 def test_finished_runs_are_skipped_and_another_schedule_is_refused(bench: SimpleNamespace, setting: Any) -> None:
     file = setting.evidence_file("full", 0)
     bench.settings.write_json(file, evidence("full", 0, 0.8))
-    job = bench.run.Job("full", 0, bench.settings.Schedule(500, 0.01), "test", file, 1)
-    scheduler = bench.run.Scheduler(setting, 1, None)
-    assert scheduler.finished(job)
-    assert scheduler.run([job])
-    other = bench.run.Job("full", 0, bench.settings.Schedule(1000, 0.01), "test", file, 1)
+    arguments = SimpleNamespace(jobs=1, budget=None)
+    assert bench.run.run_jobs(
+        setting, [bench.run.Job("full", 0, bench.settings.Schedule(500, 0.01), "test", file)], arguments
+    )
+    other = bench.run.Job("full", 0, bench.settings.Schedule(1000, 0.01), "test", file)
     with pytest.raises(bench.settings.BenchmarkError, match="delete it to run it again"):
-        scheduler.finished(other)
+        bench.run.run_jobs(setting, [other], arguments)
 
 
-def test_arms_that_share_a_network_do_not_train_it_at_the_same_time(bench: SimpleNamespace, tmp_path: Path) -> None:
-    schedule, files = bench.settings.Schedule(500, 0.01), [frozenset({tmp_path / name}) for name in "aab"]
-    jobs = [bench.run.Job(f"arm{i}", 0, schedule, "test", tmp_path, 1, files[i]) for i in range(3)]
-    following = bench.run.Scheduler.next
-    assert following(jobs, []) is jobs[0] and following(jobs[1:], jobs[:1]) is jobs[2]
-    assert following(jobs[1:2], jobs[:1]) is None
-
-
-def test_a_run_that_would_not_end_within_the_budget_is_not_started(
-    bench: SimpleNamespace, setting: Any, capsys: pytest.CaptureFixture[str]
+def test_runs_that_would_not_end_within_the_budget_are_not_started(
+    bench: SimpleNamespace, setting: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scheduler = bench.run.Scheduler(setting, 1, 60.0)
-    scheduler.seconds_per_update = 1.0
-    job = bench.run.Job("full", 0, bench.settings.Schedule(500, 0.01), "test", setting.evidence_file("full", 0), 1)
-    assert not scheduler.run([job])
-    assert "budget is spent" in capsys.readouterr().out
-    assert not setting.evidence_file("full", 0).exists()
+    files = [setting.evidence_file("full", seed) for seed in range(3)]
+    jobs = [bench.run.Job("full", n, bench.settings.Schedule(500, 0.01), "test", files[n]) for n in range(3)]
+    write = "import sys; open(sys.argv[1], 'w').write(sys.argv[2])"
+    files[0].parent.mkdir(parents=True, exist_ok=True)
+    content = json.dumps(evidence("full", 0, 0.8))
+    monkeypatch.setattr(bench.run, "command", lambda setting, job: ["-c", write, str(job.out), content])
+    assert not bench.run.run_jobs(setting, jobs, SimpleNamespace(jobs=1, budget=0.4))
+    assert "2 run(s) are left" in capsys.readouterr().out and [f.is_file() for f in files] == [True, False, False]
+    assert bench.run.run_jobs(setting, jobs, SimpleNamespace(jobs=2, budget=None))
 
 
 def test_durations(bench: SimpleNamespace) -> None:
