@@ -11,12 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from settings import BenchmarkError, Setting, read_json, write_json
+from settings import PLANS, BenchmarkError, Setting, read_json, write_json
 
 from nnunet_mutual.preprocessing.unlabelled import ENDINGS, UNLABELLED, read_record, record_of, write_record
-
-PLANS = "nnUNetPlans"
-DATA = f"{PLANS}_3d_fullres"
 
 
 def link_draw(setting: Setting, dataset: str, seed: int) -> None:
@@ -37,12 +34,14 @@ def link_draw(setting: Setting, dataset: str, seed: int) -> None:
     sources = {preprocessed / setting.dataset_name(origin, seed): cases for origin, cases in drawn.items()}
     source, target = next(iter(sources)), preprocessed / setting.dataset_name(dataset, seed)
     shutil.rmtree(target, ignore_errors=True)
-    (target / DATA).mkdir(parents=True)
+    data = setting.preprocessed
+    (target / data).mkdir(parents=True)
     for origin, cases in sources.items():
-        _link(origin / DATA, cases, target / DATA)
+        _link(origin / data, cases, target / data)
     if "unlabelled_from" in entry:
         others = [case for case in pool if case not in {*labelled}]
-        _link_unlabelled(preprocessed / setting.dataset_name(entry["unlabelled_from"], seed), others, target)
+        source_of_images = preprocessed / setting.dataset_name(entry["unlabelled_from"], seed)
+        _link_unlabelled(source_of_images / UNLABELLED / data, others, target / UNLABELLED / data)
     shutil.copyfile(source / "dataset_fingerprint.json", target / "dataset_fingerprint.json")
     write_json(target / f"{PLANS}.json", {**read_json(source / f"{PLANS}.json"), "dataset_name": target.name})
     parts = [(read_json(origin / "dataset.json"), cases) for origin, cases in sources.items()]
@@ -68,8 +67,7 @@ def _link(source: Path, cases: list[str], target: Path) -> None:
 
 def _link_unlabelled(source: Path, cases: list[str], target: Path) -> None:
     """Links preprocessed images, and copies what their record says of them."""
-    folders = [dataset / UNLABELLED / DATA for dataset in (source, target)]
-    folders[1].mkdir(parents=True)
-    _link(folders[0], cases, folders[1])
-    record = read_record(record_of(folders[0]))
-    write_record(record_of(folders[1]), {case: record[case] for case in cases})
+    target.mkdir(parents=True)
+    _link(source, cases, target)
+    record = read_record(record_of(source))
+    write_record(record_of(target), {case: record[case] for case in cases})

@@ -12,10 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from settings import CONFIGURATION, BenchmarkError, Setting, read_json, write_json
+from settings import CONFIGURATION, PLANS, BenchmarkError, Setting, read_json, write_json
 
 ENDING = ".nii.gz"
-PLANS = "nnUNetPlans"
 Hide = Callable[[Any, Any, int], Any]  # of the mask of an integer, the spacing and the integer: a mask
 
 
@@ -206,17 +205,12 @@ def write_labels(source: Path, target: Path, keep: dict[int, int], *, hide: Hide
 
 
 def plan_and_preprocess(setting: Setting, dataset: str) -> None:
-    """Plans the first dataset with nnU-Net's planner, hands its plans to the others, preprocesses with nnU-Net."""
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
-        extract_fingerprint_dataset,
-        plan_experiment_dataset,
-        preprocess_dataset,
-    )
+    """Plans the first dataset with nnU-Net's planner, hands its plans to the others, and preprocesses."""
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, plan_experiment_dataset
 
     from nnunet_mutual.annotation.modality_groups import PLANS_KEY
     from nnunet_mutual.export.groups import group_plan
-    from nnunet_mutual.preprocessing.by_group import GroupPreprocessor
-    from nnunet_mutual.preprocessing.update import preprocess_unlabelled
+    from nnunet_mutual.planning.plan_and_preprocess import preprocess_as_planned
 
     number = setting["datasets"][dataset]["id"]
     preprocessed = setting.work / "nnUNet_preprocessed"
@@ -225,7 +219,7 @@ def plan_and_preprocess(setting: Setting, dataset: str) -> None:
         extract_fingerprint_dataset(number, num_processes=2, show_progress_bar=False)
         plan_experiment_dataset(number)
         plans = read_json(folder / f"{PLANS}.json")
-        plans["configurations"][CONFIGURATION] = small_configuration(plans, setting["network"])
+        plans["configurations"][CONFIGURATION] = small_configuration(plans, setting["network"], setting.base)
     else:
         planned = preprocessed / setting.dataset_name(setting["plan_on"], 0)
         folder.mkdir(parents=True, exist_ok=True)
@@ -240,13 +234,7 @@ def plan_and_preprocess(setting: Setting, dataset: str) -> None:
         if "modality_groups" in entry:
             plans[PLANS_KEY] = entry["modality_groups"]
     write_json(folder / f"{PLANS}.json", plans)
-    if PLANS_KEY in plans:
-        GroupPreprocessor(verbose=False).run(number, "3d_fullres", PLANS, 2)
-        preprocess_dataset(number, PLANS, [], [])  # copies the label maps
-    else:
-        preprocess_dataset(number, PLANS, ("3d_fullres",), [2], show_progress_bar=False)
-    if setting["datasets"][dataset].get("unlabelled"):
-        preprocess_unlabelled(number, configurations=["3d_fullres"], processes=2)
+    preprocess_as_planned(folder.name, PLANS, configurations=[setting.base], processes=[2], check=False)
 
 
 def small_configuration(
@@ -257,7 +245,7 @@ def small_configuration(
     Args:
         plans: content of the plans file.
         network: ``patch_size``, ``batch_size``, ``features_per_stage`` and, of each stage, ``kernel_sizes`` (3 on every
-            axis if absent) and ``strides`` (2 on every axis, 1 in the first stage); empty for nnU-Net's own.
+            axis if absent) and ``strides`` (2 on every axis, 1 in the first stage); without a patch, nnU-Net's own.
         base: configuration that it inherits from.
         settings: of trainings.
     """
@@ -265,7 +253,7 @@ def small_configuration(
     from nnunet_mutual.planning.configuration import new_configuration
     from nnunet_mutual.planning.shape import Shape
 
-    if not network:
+    if "patch_size" not in network:
         return new_configuration(plans, base, CONFIGURATION, settings=settings)
     features, patch = network["features_per_stage"], network["patch_size"]
     axes, stages = len(patch), len(features)

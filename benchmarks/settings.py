@@ -15,6 +15,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 CONFIGURATION = "3d_small"
+PLANS = "nnUNetPlans"
 
 
 def names() -> dict[str, tuple[str, int | None]]:
@@ -128,6 +129,16 @@ class Setting:
         if self.device != "cpu":
             return "auto"
         return str(self.protocol.get("amp", "off"))
+
+    @property
+    def base(self) -> str:
+        """The configuration of nnU-Net that :data:`CONFIGURATION` inherits from: "3d_fullres" or "2d"."""
+        return str(self["network"].get("base", "3d_fullres"))
+
+    @property
+    def preprocessed(self) -> str:
+        """Name of the folder of preprocessed cases."""
+        return f"{PLANS}_{self.base}"
 
     @property
     def evidence(self) -> Path:

@@ -121,7 +121,9 @@ def use_channels_last(trainer: Any) -> None:
 
     @functools.wraps(original)  # nnU-Net looks at the signature
     def build(*arguments: Any, **options: Any) -> Any:
-        return original(*arguments, **options).to(memory_format=torch.channels_last_3d)
+        net = original(*arguments, **options)
+        flat = all(parameter.ndim < 5 for parameter in net.parameters())
+        return net.to(memory_format=torch.channels_last if flat else torch.channels_last_3d)
 
     trainer.build_network_architecture = build
 
