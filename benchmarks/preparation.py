@@ -206,7 +206,10 @@ def write_labels(source: Path, target: Path, keep: dict[int, int], *, hide: Hide
 
 def plan_and_preprocess(setting: Setting, dataset: str) -> None:
     """Plans the first dataset with nnU-Net's planner, hands its plans to the others, and preprocesses."""
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, plan_experiment_dataset
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+        extract_fingerprint_dataset,
+        plan_experiment_dataset,
+    )
 
     from nnunet_mutual.annotation.modality_groups import PLANS_KEY
     from nnunet_mutual.export.groups import group_plan
