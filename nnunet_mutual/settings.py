@@ -60,6 +60,8 @@ class Settings:
             one takes longer than their arithmetic, as in small networks.
         seed: of weights and batches; null leaves them random. A run is repeatable to the bit with nnUNet_n_proc_DA=0 on
             a CPU.
+        incomplete_margin: voxels around what is drawn of a label of which a part is drawn (incomplete), in the plane
+            of a slice, where the label is taken as absent; 0 for none.
         balance_sources: draw cases with probability proportional to 1/sqrt(cases of their source).
         checkpoint_epochs: checkpoint_latest is written at least every so many epochs ...
         checkpoint_minutes: ... or minutes.
@@ -74,6 +76,7 @@ class Settings:
     amp: Literal["auto", "bfloat16", "off"] = "auto"
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
     seed: int | None = None
+    incomplete_margin: int = 0
     balance_sources: bool = True
     checkpoint_epochs: int = 10
     checkpoint_minutes: float = 20.0
@@ -86,6 +89,7 @@ class Settings:
             raise MutualError(f'setting "initial_lr" must be positive, found {self.initial_lr}')
         require_not_negative("weight_decay", self.weight_decay)
         require_not_negative("checkpoint_minutes", self.checkpoint_minutes)
+        require_not_negative("incomplete_margin", self.incomplete_margin)
         if self.seed is not None and self.seed < 0:
             raise MutualError(f'setting "seed" must be from 0 to {LARGEST}, or null, found {self.seed}')
 

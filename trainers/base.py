@@ -170,6 +170,7 @@ class MutualTrainer(nnUNetTrainer):
             None if levels is None else len(levels),
             ignore_label=self.label_manager.ignore_label,
             batch_dice=self.configuration_manager.batch_dice,
+            margin=self.settings.incomplete_margin,
             distributed=self.is_ddp,
             keep_last=self.is_ddp and not self._do_i_compile(),
         )

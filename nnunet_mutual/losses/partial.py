@@ -51,6 +51,22 @@ def allowed_classes(labels: Tensor, possible: Tensor) -> Tensor:
     return allowed.view(len(labels), -1, *labels.shape[2:])
 
 
+def beside(drawn: Tensor, margin: int) -> Tensor:
+    """Returns the voxels that are next to what is drawn and not drawn themselves: bool, shaped like ``drawn``.
+
+    A part that was drawn ends where it was drawn to end, so a label that is drawn in part is absent there; in the
+    plane of a slice alone, since the next slice may be one that nobody looked at.
+
+    Args:
+        drawn: (B, C, *spatial) bool.
+        margin: voxels, along the last two axes.
+    """
+    size = [1] * (drawn.ndim - 4) + [2 * margin + 1] * 2
+    pool = F.max_pool2d if drawn.ndim == 4 else F.max_pool3d
+    near = pool(drawn.float(), size, stride=1, padding=[length // 2 for length in size])
+    return near.bool() & ~drawn
+
+
 def partial_softmax_loss(
     logits: Tensor,
     target: Tensor,
@@ -58,6 +74,7 @@ def partial_softmax_loss(
     annotated: Tensor,
     *,
     incomplete: Tensor | None = None,
+    margin: int = 0,
     ignore_label: int | None = None,
     drawn: Tensor | None = None,
     leaves_open: bool = False,
@@ -87,6 +104,7 @@ def partial_softmax_loss(
         annotated: (B, C) bool; column 0 is not used.
         incomplete: (B, C) bool, labels that are drawn in part: in the cross-entropy alone, of which every voxel of the
             case is then a part, so that a drawn one weighs as much as where all is drawn. None for none.
+        margin: voxels around what is drawn of such a label where it is taken as absent, see :func:`beside`.
         ignore_label: voxels of this value count for nothing.
         drawn: (V,) class of each value; None where the values are classes (V = C).
         leaves_open: whether a value may leave open if a voxel belongs to an annotated label; with ``drawn`` it always
@@ -111,6 +129,10 @@ def partial_softmax_loss(
     valid = torch.ones_like(labels, dtype=torch.bool) if ignore_label is None else labels != ignore_label
     labels = torch.where(valid, labels, 0)
     allowed = allowed_classes(labels, possible)
+    if incomplete is not None and margin:
+        values = labels if drawn is None else drawn[labels]
+        own = torch.arange(classes, device=labels.device).view(1, -1, *[1] * (labels.ndim - 2)) == values
+        allowed = allowed & ~beside(own & incomplete.view(batch, classes, *[1] * (target.ndim - 2)), margin)
     if mix is not None:
         asked, speaks = (mix(part.expand(-1, -1, *labels.shape[2:])) for part in (asked, speaks))
         if weights is not None:
@@ -199,6 +221,7 @@ def partial_sigmoid_loss(
     annotated: Tensor,
     *,
     incomplete: Tensor | None = None,
+    margin: int = 0,
     has_ignore: bool = False,
     decided: Tensor | None = None,
     weights: Tensor | None = None,
@@ -224,6 +247,7 @@ def partial_sigmoid_loss(
         annotated: (B, R) bool.
         incomplete: (B, R) bool, regions that are drawn in part, of which every voxel is a part of the mean; see
             :func:`partial_softmax_loss`.
+        margin: as in :func:`partial_softmax_loss`.
         has_ignore: whether the last target channel is the ignore mask.
         decided: (B, R, *spatial) bool: where the target of a region that nobody drew is a pseudo label, to be learnt
             like a drawn one; such regions are among ``annotated``. Elsewhere they count where drawn ones decide.
@@ -245,7 +269,11 @@ def partial_sigmoid_loss(
     counted = known
     if incomplete is not None:
         valid = ~target[:, regions:].bool() if has_ignore else torch.ones_like(known[:, :1], dtype=torch.bool)
-        counted = torch.maximum(known, (incomplete.view(*annotated.shape, *[1] * (target.ndim - 2)) & valid).to(known))
+        in_part = incomplete.view(*annotated.shape, *[1] * (target.ndim - 2)) & valid
+        if margin:
+            absent = beside(target[:, :regions].bool() & in_part, margin) & valid & ~known.bool()
+            known, truth = known + absent, truth * ~absent
+        counted = torch.maximum(known, in_part.to(known))
     if mix is not None:
         asked = mix(annotated.view(*annotated.shape, *[1] * (target.ndim - 2)).expand_as(known))
         if weights is not None:

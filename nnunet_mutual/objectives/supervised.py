@@ -28,6 +28,7 @@ class SupervisedObjective(Objective[Step]):
         level_weights: weight of each deep-supervision level.
         ignore_label: nnU-Net's ignore label, if the dataset has one.
         batch_dice: as the plans say.
+        margin: of labels that are drawn in part, see :func:`~nnunet_mutual.losses.partial.beside`.
         gather: sums Dice statistics over processes.
     """
 
@@ -42,12 +43,13 @@ class SupervisedObjective(Objective[Step]):
         *,
         ignore_label: int | None,
         batch_dice: bool,
+        margin: int = 0,
         gather: Callable[[Tensor], Tensor] | None = None,
     ):
         self.knowledge = knowledge
         self.full_loss = full_loss
         self.level_weights = level_weights
-        self.options: dict[str, Any] = {"batch_dice": batch_dice, "gather": gather}
+        self.options: dict[str, Any] = {"batch_dice": batch_dice, "margin": margin, "gather": gather}
         self.ignore_label = ignore_label
         # Processes must take the same path, or those that gather Dice statistics would wait for the others.
         self.may_shortcut = gather is None or all(knowledge.is_full)
@@ -209,6 +211,7 @@ def like_nnunet(
     *,
     ignore_label: int | None,
     batch_dice: bool,
+    margin: int,
     distributed: bool,
     keep_last: bool,
 ) -> SupervisedObjective:
@@ -220,6 +223,7 @@ def like_nnunet(
         levels: outputs of the network; None without deep supervision.
         ignore_label: nnU-Net's, if there is one.
         batch_dice: as the plans say.
+        margin: of labels that are drawn in part, see :class:`SupervisedObjective`.
         distributed: whether processes have samples of their own, whose Dice statistics are gathered.
         keep_last: see :func:`deep_supervision_weights`.
     """
@@ -236,5 +240,6 @@ def like_nnunet(
         deep_supervision_weights(levels or 1, keep_last=keep_last),
         ignore_label=ignore_label,
         batch_dice=batch_dice,
+        margin=margin,
         gather=(lambda sums: AllGatherGrad.apply(sums).sum(0)) if distributed and batch_dice else None,
     )

@@ -15,7 +15,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from partial_oracle import dataset, knowledge_of, softmax_loss
 from torch import Tensor
 
-from nnunet_mutual.losses.partial import partial_softmax_loss, set_log_probability, supervised_dice
+from nnunet_mutual.losses.partial import beside, partial_softmax_loss, set_log_probability, supervised_dice
 
 THREE = {"liver": 1, "tumour": 2, "spleen": 3}
 ORGANS = dataset(
@@ -98,6 +98,21 @@ def test_a_drawn_voxel_weighs_as_much_in_a_case_that_draws_only_a_part() -> None
     of_some = gradient(logits, target, ["some"], content, smooth=1e12)[..., 3]
     torch.testing.assert_close(of_some, gradient(logits, target, ["all"], content, smooth=1e12)[..., 3])
     assert of_some.flatten().tolist() == pytest.approx([1 / 16, 1 / 16, -3 / 16, 1 / 16])
+
+
+def test_beside_what_is_drawn_of_a_part_the_label_is_absent() -> None:
+    content = dataset(THREE, {"some": {"annotated": [], "incomplete": ["tumour", "spleen"]}})
+    logits, target = torch.zeros(1, 4, 1, 6), line(2, 0, 0, 0, 3, 0)
+    without, found = (gradient(logits, target, ["some"], content, smooth=1e12, margin=m)[0, :, 0] for m in (0, 1))
+    torch.testing.assert_close(found[:, [0, 2, 4]], without[:, [0, 2, 4]])  # drawn, or too far from it
+    no_tumour, no_spleen = [-1 / 12, -1 / 12, 0.25, -1 / 12], [-1 / 12, -1 / 12, -1 / 12, 0.25]
+    torch.testing.assert_close(found[:, [1, 3, 5]] * 6, torch.tensor([no_tumour, no_spleen, no_spleen]).T)
+    # Of complete labels nothing changes, and of the next slice nothing is known.
+    assert torch.equal(*(loss_of(logits, line(1, 0, 0, 0, 0, 0), ["liver"], margin=m) for m in (0, 2)))
+    drawn = torch.zeros(1, 1, 3, 5, 5, dtype=torch.bool)
+    drawn[0, 0, 1, 2, 2] = True
+    near = beside(drawn, 1)[0, 0]
+    assert not near[[0, 2]].any() and near[1].sum() == 8 and near[1, 1:4, 1:4].sum() == 8
 
 
 def test_gradient_by_hand() -> None:

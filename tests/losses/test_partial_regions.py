@@ -226,3 +226,14 @@ def test_the_oracle_says_what_the_method_says() -> None:
     assert region_state(content, {"core"}, {"core": True}, "whole") is True
     assert region_state(content, {"core"}, {"core": False}, "enhancing") is False
     assert region_state(content, {"core"}, {"core": True}, "enhancing") is None
+
+
+def test_beside_what_is_drawn_of_a_region_it_is_absent() -> None:
+    content, keys = regions(OVERLAPPING, (), in_part=("front",))
+    target = drawn(OVERLAPPING, ("front",), [1, 0, 0, 4])
+    logits = torch.zeros(1, 4, 1, 4)
+    front = list(OVERLAPPING).index("front")
+    found = [gradient(logits, target, content, keys, margin=m)[0, :, 0] for m in (0, 1)]
+    assert found[0][front].sign().tolist() == [-1, 0, 0, 0] and found[1][front].sign().tolist() == [-1, 1, 0, 0]
+    others = [row for row in range(4) if row != front]
+    assert torch.equal(found[0][others], found[1][others])
