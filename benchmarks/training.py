@@ -175,12 +175,14 @@ def results_folder(setting: Setting, network: Network, schedule: Schedule, seed:
 
 
 def trainer_class(name: str) -> Any:
-    """Returns the class; every trainer but "stock" comes from nnunet_mutual.trainers."""
+    """Returns the class: "stock", of nnunet_mutual.trainers, or of forms that were only tried."""
     if name == "stock":
         return StockSchedule
+    import forms
+
     import nnunet_mutual.trainers
 
-    return getattr(nnunet_mutual.trainers, name)
+    return getattr(nnunet_mutual.trainers, name, None) or getattr(forms, name)
 
 
 def hardware(device: str = "cpu") -> dict[str, Any]:

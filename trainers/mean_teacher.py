@@ -73,12 +73,17 @@ class MeanTeacherTrainer(MutualTrainer):
         teaching = Teaching(
             self.knowledge,
             self.supervised.ignore_label,
-            self._ask_teacher,
+            self.ask_teacher,
             [[0]],
             temperature=chosen.temperature,
             form=chosen.soft_loss,
         )
-        return [MeanTeacherObjective(self.supervised, teaching, weight=chosen.consistency, ramp_end=chosen.ramp)]
+        return [self.build_taught(teaching, weight=chosen.consistency, ramp_end=chosen.ramp)]
 
-    def _ask_teacher(self, teacher: int, batch: Batch) -> Tensor:
+    def build_taught(self, teaching: Teaching, **options: float) -> MeanTeacherObjective:
+        """Returns what is learnt of labelled and unlabelled images; options are of the objective."""
+        return MeanTeacherObjective(self.supervised, teaching, **options)
+
+    def ask_teacher(self, teacher: int, batch: Batch) -> Tensor:
+        """Returns a teacher's logits of a batch's weak views, (unlabelled, C, *spatial)."""
         return ask_average(self, teacher, batch.weak)

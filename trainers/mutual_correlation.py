@@ -113,6 +113,9 @@ def loss_of(settings: MutualCorrelationSettings) -> CorrelationLoss:
 class MutualCorrelationTrainer(MutualTrainer):
     """Network V and an auxiliary network A with attention across images learn from each other; V is deployed.
 
+    Attributes:
+        teaching: how moving averages teach.
+
     Source: Gao et al., MICCAI 2023, arXiv 2307.06312; what differs is marked [E] where it is done.
     """
 
@@ -122,6 +125,7 @@ class MutualCorrelationTrainer(MutualTrainer):
     )
     settings_class = MutualCorrelationSettings
     settings: MutualCorrelationSettings
+    teaching: type[Teaching] = Teaching
     stream: TwoStreams
     no_cascade = NO_CASCADE
 
@@ -176,7 +180,7 @@ class MutualCorrelationTrainer(MutualTrainer):
         chosen = self.settings
         if not chosen.taught:
             return None
-        return Teaching(
+        return self.teaching(
             self.knowledge,
             self.supervised.ignore_label,
             self._ask_teacher,

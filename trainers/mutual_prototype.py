@@ -71,6 +71,9 @@ class MutualPrototypeTrainer(MutualTrainer):
     The moving average is validated and deployed, alone as stock nnU-Net's ``checkpoint_final.pth`` and together with
     the prototypes as ``checkpoint_rectified.pth``.
 
+    Attributes:
+        filtered: what is learnt with ``role="filter"``.
+
     Source: Wang et al., Med. Image Anal. 2025, arXiv 2502.11456; what differs is marked [E] where it is done.
     """
 
@@ -80,6 +83,7 @@ class MutualPrototypeTrainer(MutualTrainer):
     )
     settings_class = MutualPrototypeSettings
     settings: MutualPrototypeSettings
+    filtered: type[FilteredTeacherObjective] = FilteredTeacherObjective
     stream: TwoStreams
     no_cascade = NO_CASCADE
 
@@ -125,7 +129,7 @@ class MutualPrototypeTrainer(MutualTrainer):
         options: dict[str, Any] = {"temperature": chosen.temperature, "form": chosen.soft_loss}
         teaching = Teaching(self.knowledge, self.supervised.ignore_label, None, [[0]], **options)
         weights = {"weight": chosen.loss.pseudo, "ramp_end": chosen.ramp}
-        return FilteredTeacherObjective(self.supervised, teaching, self.rectifier.objective, **weights)
+        return self.filtered(self.supervised, teaching, self.rectifier.objective, **weights)
 
     def build_peers(self, objectives: Sequence[Objective]) -> Peers:
         """Returns the student; its moving average is the teacher."""

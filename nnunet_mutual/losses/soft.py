@@ -49,7 +49,8 @@ def soft_label_loss(
     Args:
         logits: (B, C, *spatial), any floating type; computed at least in float32.
         target: q, likewise, probabilities without gradient.
-        inside: (B, 1, *spatial) bool, voxels that count; of regions also (B, C, *spatial), where each counts.
+        inside: (B, 1, *spatial) bool, voxels that count, or how much; of regions also (B, C, *spatial), where each one
+            counts.
         regions: binary cross-entropy (mean over regions) and a Dice of every channel instead.
         squared: of :func:`soft_dice`: whether the best answer is q itself rather than the certain one next to it.
         present: (B, C) bool, labels with a Dice of their own in each sample, of which the mean is taken; None for one

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from nnunet_mutual.batches.batch import Batch
 from nnunet_mutual.losses.consistency import agreement, probabilities
 from nnunet_mutual.objectives.base import Objective, Output, Progress, Said, Step, Term
@@ -107,6 +109,16 @@ class FilteredTeacherObjective(MeanTeacherObjective):
         if batch.views is None or self.weight == 0:
             return TaughtStep(batch, progress, None)
         logits, scores = (values[: batch.views.unlabelled] for values in said[self.prototypes])
+        return TaughtStep(batch, progress, [self.judged(logits, scores, batch)])
+
+    def judged(self, logits: Tensor, scores: Tensor, batch: Batch) -> Lesson:
+        """Returns what is learnt.
+
+        Args:
+            logits: the teacher's of the weak views, (unlabelled, C, *spatial).
+            scores: of the prototypes, likewise.
+            batch: with views.
+        """
         regions = self.teaching.regions
         agree = agreement(logits, scores, regions=regions)[:, None]
-        return TaughtStep(batch, progress, [self.teaching.lesson(probabilities(logits, regions=regions), batch, agree)])
+        return self.teaching.lesson(probabilities(logits, regions=regions), batch, agree)

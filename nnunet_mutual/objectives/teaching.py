@@ -25,7 +25,7 @@ class Lesson:
 
     Attributes:
         target: (unlabelled, C, *spatial) sharpened probabilities.
-        counted: (unlabelled, 1, *spatial) bool, where they count.
+        counted: (unlabelled, 1, *spatial) bool, where they count, or how much.
         present: (unlabelled, C) bool, labels of which each sample shows enough for a Dice of its own; None where one
             Dice is taken over the batch.
     """
@@ -74,9 +74,12 @@ class Teaching:
         assert self.ask is not None
         asked = sorted({number for numbers in self.teachers for number in numbers})
         said = {n: probabilities(self.ask(n, batch), regions=self.regions) for n in asked}
-        means = {numbers: mean_of([said[n] for n in numbers]) for numbers in {*self.teachers}}
-        different = {numbers: self.lesson(mean, batch) for numbers, mean in means.items()}
+        different = {numbers: self.common([said[n] for n in numbers], batch) for numbers in {*self.teachers}}
         return [different[numbers] for numbers in self.teachers]
+
+    def common(self, said: Sequence[Tensor], batch: Batch) -> Lesson:
+        """Makes one lesson of what the teachers of a student said: their mean."""
+        return self.lesson(mean_of(said), batch)
 
     @torch.no_grad()
     def lesson(self, said: Tensor, batch: Batch, where: Tensor | None = None) -> Lesson:
@@ -85,18 +88,19 @@ class Teaching:
         Args:
             said: (unlabelled, C, *spatial) probabilities of the weak views.
             batch: with views.
-            where: (unlabelled, 1, *spatial) bool, voxels of which it may be learnt; None for all inside of the images.
+            where: (unlabelled, 1, *spatial) bool, voxels of which it may be learnt, or how much each counts; None for
+                all inside of the images.
         """
         assert batch.views is not None
         inside = batch.views.inside[: batch.views.unlabelled]
         sharp = self._sharp(said)
         sure = torch.maximum(sharp, 1 - sharp).amin(1, keepdim=True) > CONFIDENT
         self.confident += torch.stack([(sure & inside).sum(), inside.sum()])
-        learnt = inside if where is None else inside & where
+        learnt = inside if where is None else inside * where
         target, counted = pasted_targets(said, learnt, batch, self.knowledge, self.ignore_label)
         present = None
         if self.form == "sample":
-            present = ((target > 0.5) & counted).flatten(2).sum(2) >= LEAST_VOXELS
+            present = ((target > 0.5) & (counted > 0)).flatten(2).sum(2) >= LEAST_VOXELS
         return Lesson(self._sharp(target), counted, present)
 
     def _sharp(self, p: Tensor) -> Tensor:
