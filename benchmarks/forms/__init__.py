@@ -3,5 +3,7 @@
 from __future__ import annotations
 
 from forms.agreeing import AgreeingCorrelationTrainer
+from forms.two_decoders import TwoDecodersTrainer
+from forms.unimatch import UniMatchTrainer
 
-__all__ = ["AgreeingCorrelationTrainer"]
+__all__ = ["AgreeingCorrelationTrainer", "TwoDecodersTrainer", "UniMatchTrainer"]

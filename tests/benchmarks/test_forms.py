@@ -12,10 +12,14 @@ from typing import Any
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from training import largest_difference, trainer_for
+from prepared import prepare
+from training import largest_difference, started, trainer_for
 from two_streams import two_stream_dataset
 
+from nnunet_mutual.objectives import Output, Progress
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+LATE = Progress(90, 100)
 PROTOCOL = json.loads((BENCHMARKS / "protocol" / "hippocampus_few.json").read_text())
 
 
@@ -26,7 +30,9 @@ def forms(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def settings_of(arm: str) -> dict[str, Any]:
-    return {**PROTOCOL["arms"][arm]["networks"][0]["settings"], "ramp": 0.01}
+    """Of an arm, in the shortest training that there is."""
+    short = {"ramp": 0.01, "num_epochs": 1, "num_iterations_per_epoch": 2}
+    return {**PROTOCOL["arms"][arm]["networks"][0]["settings"], **short}
 
 
 def tried() -> list[str]:
@@ -63,3 +69,68 @@ def test_voxels_count_by_how_much_averages_agree(forms: ModuleType) -> None:
     expected = torch.tensor([[[1.0, 0.5, math.exp(-kl)]]])
     torch.testing.assert_close(agreeing.accord([first, second]), expected)
     torch.testing.assert_close(agreeing.accord([second, first]), expected)
+
+
+def test_unimatch_teaches_three_streams_of_one_student(forms: ModuleType, nnunet_folders: Path) -> None:
+    settings = {**settings_of("unimatch"), "num_iterations_per_epoch": 9}
+    trainer, loader = started(two_stream_dataset(nnunet_folders, settings=settings), forms.UniMatchTrainer, steps=1)
+    (objective,) = trainer.objectives
+    raw = next(loader)
+    weak, labelled = raw["data"][:2].clone(), raw["data"][2:].clone()
+    batch = trainer.training_batch(raw)
+    lessons, second = objective.ask(batch, trainer.progress())
+    views = [batch.data[:2], second.data[:2], second.weak]
+    assert torch.equal(views[2], weak) and torch.equal(second.data[2:], labelled)
+    assert not any(torch.equal(a, b) for a, b in ((views[0], views[1]), (views[0], weak), (views[1], weak)))
+    assert batch.views.pasted != second.views.pasted, "both streams have the same boxes"
+    said = objective.teaching.ask(0, batch).softmax(1)
+    torch.testing.assert_close(lessons[2].target, said.square() / said.square().sum(1, keepdim=True))
+    outputs = [Output(trainer.peers.networks[0](batch.data))]
+    torch.manual_seed(0)
+    found = objective.terms(0, outputs, prepare(objective, outputs, batch, LATE))["consistency"]
+    assert found.weight == 0.5 and torch.isfinite(found.value)
+    step = objective.prepare(outputs, batch, LATE, {objective: (lessons, second)})
+    torch.manual_seed(0)
+    found = objective.terms(0, outputs, step)["consistency"]
+    torch.manual_seed(0)
+    losses = [
+        objective.teaching.loss(logits, lesson)
+        for logits, lesson in zip(
+            (outputs[0].levels[0], trainer.student(views[1]), trainer.student(weak, dropped=True)), lessons, strict=True
+        )
+    ]
+    torch.testing.assert_close(found.value, 0.25 * losses[0] + 0.25 * losses[1] + 0.5 * losses[2])
+    losses[2].backward()
+    assert all(p.grad is not None for p in trainer.peers.networks[0].encoder.parameters())
+    assert all(p.grad is None for p in trainer.peers.averages[0].network.parameters())
+
+
+def test_two_decoders_share_an_encoder_and_teach_each_other(forms: ModuleType, nnunet_folders: Path) -> None:
+    settings = {**settings_of("two_decoders"), "num_iterations_per_epoch": 9}
+    trainer, loader = started(two_stream_dataset(nnunet_folders, settings=settings), forms.TwoDecodersTrainer, steps=2)
+    (objective,) = trainer.objectives
+    network, second = trainer.peers.networks[0], objective.heads
+    batch = trainer.training_batch(next(loader))
+    levels, others = network(batch.data)
+    assert [z.shape for z in levels] == [z.shape for z in others.values()]
+    said = [trainer.ask_teacher(n, batch) for n in (0, 1)]
+    step = prepare(objective, [], batch, LATE)
+    for lesson, teacher in zip(step.lessons, (1, 0), strict=True):
+        own = objective.teaching.lesson(said[teacher].softmax(1), batch)
+        torch.testing.assert_close(lesson.target, own.target)
+    output = Output(levels, others)
+    terms = objective.terms(0, [output], step)
+    expected = objective.teaching.loss(levels[0], step.lessons[0]) + objective.teaching.loss(others[0], step.lessons[1])
+    torch.testing.assert_close(terms["consistency"].value, expected)
+    alone = [torch.autograd.grad(terms["consistency"].value, z, retain_graph=True)[0] for z in (levels[0], others[0])]
+    assert all(gradient[:2].abs().sum() > 0 and gradient[2:].abs().sum() == 0 for gradient in alone)
+    trainer.peers.zero_grad()
+    (terms["supervised"].value + terms["consistency"].value).backward()
+    trained = [*network.network.encoder.named_parameters(), *second.named_parameters()]
+    assert all(p.grad is not None for name, p in trained if not name.startswith("seg_layers.0")), (
+        "the lowest has weight 0"
+    )
+    averages = [*trainer.peers.averages[0].network.parameters(), *objective.average.network.parameters()]
+    assert all(p.grad is None for p in averages)
+    assert set(second.parameters()).isdisjoint(network.parameters()), "it would be trained twice"
+    assert largest_difference(objective.average.network.state_dict(), second.state_dict()) > 0
