@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from forms.agreeing import AgreeingCorrelationTrainer
+from forms.memory import MemoryFilterTrainer, MemoryVoteTrainer
+from forms.prototypes import PrototypeVoteTrainer
 from forms.two_decoders import TwoDecodersTrainer
 from forms.unimatch import UniMatchTrainer
 
-__all__ = ["AgreeingCorrelationTrainer", "TwoDecodersTrainer", "UniMatchTrainer"]
+__all__ = [
+    "AgreeingCorrelationTrainer",
+    "MemoryFilterTrainer",
+    "MemoryVoteTrainer",
+    "PrototypeVoteTrainer",
+    "TwoDecodersTrainer",
+    "UniMatchTrainer",
+]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from prepared import prepare
+from prepared import prepare, prepare_all
 from training import largest_difference, started, trainer_for
 from two_streams import two_stream_dataset
 
@@ -56,7 +56,7 @@ def test_stock_loads_what_a_form_deploys(forms: ModuleType, nnunet_folders: Path
 def test_forms_have_the_means_of_their_control(forms: ModuleType) -> None:
     control = PROTOCOL["arms"]["mean_teacher_boxes"]["networks"][0]["settings"]
     assert len(tried()) == len(forms.__all__)
-    for arm in (*tried(), "consensus_boxes"):
+    for arm in (*tried(), "consensus_boxes", "prototype_filter_boxes"):
         assert control.items() <= PROTOCOL["arms"][arm]["networks"][0]["settings"].items(), arm
 
 
@@ -134,3 +134,80 @@ def test_two_decoders_share_an_encoder_and_teach_each_other(forms: ModuleType, n
     assert all(p.grad is None for p in averages)
     assert set(second.parameters()).isdisjoint(network.parameters()), "it would be trained twice"
     assert largest_difference(objective.average.network.state_dict(), second.state_dict()) > 0
+
+
+def test_neighbours_by_hand(forms: ModuleType) -> None:
+    memory_of = importlib.import_module("forms.memory")
+    queries = torch.tensor([[2.0, 0.0], [0.0, 0.5]])
+    two_of_each = [[1.0, 0.0], [0.0, 3.0], [0.0, 1.0], [-1.0, 0.0], [5.0, 5.0], [5.0, 5.0]]
+    usable = torch.tensor([True, True, True, True, False, False])
+    found = memory_of.neighbours(queries, torch.tensor(two_of_each), usable, 3)
+    high, zero, low = math.exp(10), 1.0, math.exp(-10)
+    first, second = high + 2 * zero + low, 2 * zero + 2 * high
+    expected = [[(high + zero) / first, (zero + low) / first, 0], [(zero + high) / second, (high + zero) / second, 0]]
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_a_memory_votes_filters_and_is_taught_by_labels(forms: ModuleType, nnunet_folders: Path) -> None:
+    settings = {**settings_of("occ_vote"), "num_iterations_per_epoch": 9}
+    preprocessed = two_stream_dataset(nnunet_folders, settings=settings)
+    trainer, loader = started(preprocessed, forms.MemoryVoteTrainer, steps=2)
+    (objective,) = trainer.objectives
+    assert objective.bank.filled[0].any() and largest_difference(
+        objective.average.network.state_dict(), objective.heads.state_dict()
+    )
+    batch = trainer.training_batch(next(loader))
+    output = Output(*trainer.peers.networks[0](batch.data))
+    step = prepare(objective, [], batch, LATE)
+    term = objective.terms(0, [output], step)["neighbours"]
+    assert term.weight == 0.05 and 0 < term.value < 20
+    (gradient,) = torch.autograd.grad(term.value, output.features[1], retain_graph=True)
+    assert gradient[:2].abs().sum() == 0 and all(shown.abs().sum() > 0 for shown in gradient[2:])
+    trainer.peers.zero_grad()
+    term.value.backward()
+    assert all(p.grad.abs().sum() > 0 for name, p in objective.heads.named_parameters() if "weight" in name)
+    averages = [*trainer.peers.averages[0].network.parameters(), *objective.average.network.parameters()]
+    assert all(p.grad is None for p in averages) and not objective.bank.vectors.requires_grad
+
+    said, chances = torch.rand(2, 2, 4, 16, 16, 16, generator=torch.Generator().manual_seed(0)).softmax(2)
+    vote, filtered = (
+        kind.judged(objective, said, chances, batch)
+        for kind in map(importlib.import_module("forms.memory").__dict__.get, ("MemoryVote", "MemoryFilter"))
+    )
+    for lesson, target, where in (
+        (vote, (said + chances) / 2, None),
+        (filtered, said, (said.argmax(1) == chances.argmax(1))[:, None]),
+    ):
+        expected = objective.teaching.lesson(target, batch, where)
+        torch.testing.assert_close(lesson.target, expected.target)
+        assert torch.equal(lesson.counted, expected.counted)
+    assert filtered.counted.sum() < vote.counted.sum()
+
+
+def test_a_memory_keeps_each_class_apart(forms: ModuleType, nnunet_folders: Path) -> None:
+    trainer, loader = started(
+        two_stream_dataset(nnunet_folders, settings=settings_of("occ_vote")), forms.MemoryVoteTrainer
+    )
+    (objective,) = trainer.objectives
+    objective.average.network = lambda features: torch.nn.functional.pad(features, (0, 32 - features.shape[-1]))
+    for _ in range(3):
+        batch = trainer.training_batch(next(loader))
+        shown = batch.target[0].float().clamp_min(0).expand(-1, 8, -1, -1, -1)  # each voxel's feature is its label
+        objective.teacher = lambda images, shown=shown: ([torch.zeros(4, 4, 16, 16, 16)], {1: shown})
+        objective.bank.put(*prepare(objective, [], batch, LATE).found)
+    for k in range(4):
+        assert (objective.bank.vectors[k, ..., 0][objective.bank.filled[k]] == k).all()
+    assert {k for k in range(4) if objective.bank.filled[k].any()} > {0}
+
+
+def test_prototypes_have_one_vote(forms: ModuleType, nnunet_folders: Path) -> None:
+    settings = {**settings_of("prototype_vote"), "num_iterations_per_epoch": 9}
+    preprocessed = two_stream_dataset(nnunet_folders, settings=settings)
+    trainer, loader = started(preprocessed, forms.PrototypeVoteTrainer, steps=2)
+    prototypes, objective = trainer.objectives
+    batch = trainer.training_batch(next(loader))
+    _, step = prepare_all(trainer.objectives, [], batch, LATE)
+    (logits, *_), scores = trainer.rectifier.ask(batch.weak)
+    votes = (logits.softmax(1) + scores.softmax(1)) / 2
+    torch.testing.assert_close(step.lessons[0].target, objective.teaching.lesson(votes, batch).target)
+    assert step.lessons[0].counted[batch.views.inside[:2]].any() and not step.lessons[0].target.requires_grad
