@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from forms.agreeing import AgreeingCorrelationTrainer
+from forms.calibrated import CalibratedPrototypeTrainer
 from forms.memory import MemoryFilterTrainer, MemoryVoteTrainer
 from forms.prototypes import PrototypeVoteTrainer
 from forms.two_decoders import TwoDecodersTrainer
@@ -10,6 +11,7 @@ from forms.unimatch import UniMatchTrainer
 
 __all__ = [
     "AgreeingCorrelationTrainer",
+    "CalibratedPrototypeTrainer",
     "MemoryFilterTrainer",
     "MemoryVoteTrainer",
     "PrototypeVoteTrainer",

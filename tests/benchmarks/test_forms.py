@@ -56,7 +56,7 @@ def test_stock_loads_what_a_form_deploys(forms: ModuleType, nnunet_folders: Path
 def test_forms_have_the_means_of_their_control(forms: ModuleType) -> None:
     control = PROTOCOL["arms"]["mean_teacher_boxes"]["networks"][0]["settings"]
     assert len(tried()) == len(forms.__all__)
-    for arm in (*tried(), "consensus_boxes", "prototype_filter_boxes"):
+    for arm in (*tried(), "consensus_boxes", "consensus_attention", "prototype_filter_boxes"):
         assert control.items() <= PROTOCOL["arms"][arm]["networks"][0]["settings"].items(), arm
 
 
@@ -211,3 +211,49 @@ def test_prototypes_have_one_vote(forms: ModuleType, nnunet_folders: Path) -> No
     votes = (logits.softmax(1) + scores.softmax(1)) / 2
     torch.testing.assert_close(step.lessons[0].target, objective.teaching.lesson(votes, batch).target)
     assert step.lessons[0].counted[batch.views.inside[:2]].any() and not step.lessons[0].target.requires_grad
+
+
+def test_calibration_finds_temperature_and_weight(forms: ModuleType) -> None:
+    """Of logits that are four times too sure and scores that say nothing, it makes the logits they were made from."""
+    calibrated = importlib.import_module("forms.calibrated")
+    generator = torch.Generator().manual_seed(0)
+    honest = 2 * torch.randn(3, 4000, generator=generator)
+    labels = torch.multinomial(honest.softmax(0).T, 1, generator=generator)[:, 0]
+    truth, known = torch.nn.functional.one_hot(labels, 3).T.float(), torch.ones(4000, dtype=torch.bool)
+    module = calibrated.Calibration()
+    optimizer = torch.optim.Adam(module.parameters(), 0.05)
+    said = 4 * honest, torch.randn(3, 4000, generator=generator)
+    for _ in range(250):
+        shown = module.calibrated(*said)
+        together = module.mixed(*(z.detach() for z in shown))
+        loss = sum(calibrated.likelihood_loss(z.log_softmax(0), truth, known) for z in (*shown, together))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert module.log_temperatures.exp()[0].item() == pytest.approx(4, rel=0.1) and module.weight.sigmoid() < 0.1
+    sure = torch.tensor([[3.0], [0.0]])
+    module.log_temperatures.data.zero_()
+    torch.testing.assert_close(module.mixed(*module.calibrated(sure, sure)), sure, msg="agreement was counted twice")
+
+
+def test_calibrated_prototypes_rectify_the_teacher(forms: ModuleType, nnunet_folders: Path) -> None:
+    settings = {**settings_of("prototype_calibrated"), "num_iterations_per_epoch": 9}
+    preprocessed = two_stream_dataset(nnunet_folders, settings=settings)
+    trainer, loader = started(preprocessed, forms.CalibratedPrototypeTrainer, steps=2)
+    objective = trainer.objectives[1]
+    objective.calibration.log_temperatures.data = torch.tensor([0.5, -0.2])
+    objective.calibration.weight.data.fill_(-1)
+    batch = trainer.training_batch(next(loader))
+    _, step = prepare_all(trainer.objectives, [], batch, LATE)
+    (logits, *_), scores = trainer.rectifier.ask(batch.weak)
+    share = torch.tensor(-1.0).sigmoid()
+    rectified = (1 - share) * logits / math.exp(0.5) + share * scores / math.exp(-0.2)
+    expected = objective.teaching.lesson(rectified.softmax(1), batch)
+    torch.testing.assert_close(step.lessons[0].target, expected.target)
+    term = objective.terms(0, [Output([torch.zeros(4, 4, 16, 16, 16)] * 3)], step)["calibration"]
+    trainer.peers.zero_grad()
+    term.value.backward()
+    assert all(p.grad is not None for p in objective.calibration.parameters())
+    others = [*trainer.peers.averages[0].network.parameters(), *trainer.rectifier.average.network.parameters()]
+    assert all(p.grad is None for p in (*others, *trainer.peers.networks[0].parameters()))
+    assert len(objective.diagnose()[0]) == 4
