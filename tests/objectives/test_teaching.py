@@ -77,6 +77,22 @@ def test_boxes_and_what_is_around_them_carry_their_labels(known: Knowledge, arou
     assert lesson.counted.all()
 
 
+def test_voxels_count_as_much_as_they_are_said_to(known: Knowledge) -> None:
+    """What is pasted from labels counts as 1."""
+    said, logits = torch.randn(2, 1, 3, *SIZE, generator=torch.Generator().manual_seed(4)).unbind()
+    labelled, own = (slice(0, 4), slice(0, 4), slice(0, 2)), (slice(0, 4), slice(0, 4), slice(2, 4))
+    batch, where = batch_of(known, [Paste(0, 1, labelled)]), torch.full((1, 1, *SIZE), 0.25)
+    taught = teaching(known, lambda *_: said, [[0]], "batch")
+    lesson = taught.lesson(said.softmax(1), batch, where)
+    assert (lesson.counted[0, 0][labelled] == 1).all() and (lesson.counted[0, 0][own] == 0.25).all()
+    entropy = -(lesson.target * logits.log_softmax(1)).sum(1)[0]
+    mean = (entropy[labelled].sum() + entropy[own].sum() / 4) / (32 + 32 / 4)
+    options = {"squared": False}
+    dice = soft_dice(logits.softmax(1)[:, 1:], lesson.target[:, 1:], lesson.counted, **options).mean()
+    torch.testing.assert_close(taught.loss(torch.cat([logits, logits]), lesson), mean - dice)
+    assert (taught.lesson(said.softmax(1), batch, where > 1).counted[0, 0][own] == 0).all()
+
+
 def test_the_gate_by_hand(known: Knowledge) -> None:
     """A label counts from 8 voxels above 0.5 on, before sharpening makes 0.4 of it the likeliest by far."""
     p = torch.full((1, 3, 64), 0.3)
