@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from forms.known import labelled_truth, likelihood_loss
 from nnunet_mutual.batches.batch import Batch
 from nnunet_mutual.losses.consistency import agreement, mean_of, probabilities
-from nnunet_mutual.losses.numerics import without_autocast
-from nnunet_mutual.losses.omni_correlation import correlation
+from nnunet_mutual.losses.numerics import exact_product, unit, without_autocast
 from nnunet_mutual.modules.bank import FeatureBank
 from nnunet_mutual.modules.ema import MovingAverage
 from nnunet_mutual.modules.tap import feature_stage, levels_and_features
@@ -43,8 +42,8 @@ def neighbours(queries: Tensor, memory: Tensor, usable: Tensor, classes: int) ->
 
     Source: soft nearest neighbours in the memory of arXiv 2307.06312, whose labels are not used there [E].
     """
-    rows = correlation(queries, memory, usable, temperature=TEMPERATURE)
-    return rows.exp().unflatten(1, (classes, -1)).sum(2)
+    likeness = exact_product(unit(queries.float(), 1), unit(memory.float(), 1).T / TEMPERATURE)
+    return likeness.masked_fill(~usable, -torch.inf).softmax(1).unflatten(1, (classes, -1)).sum(2)
 
 
 @dataclass(frozen=True)
