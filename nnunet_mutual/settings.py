@@ -76,7 +76,7 @@ class Settings:
     amp: Literal["auto", "bfloat16", "off"] = "auto"
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
     seed: int | None = None
-    incomplete_margin: int = 0
+    incomplete_margin: int = 2
     balance_sources: bool = True
     checkpoint_epochs: int = 10
     checkpoint_minutes: float = 20.0
