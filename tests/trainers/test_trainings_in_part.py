@@ -111,11 +111,14 @@ def test_what_is_found_where_nobody_drew_costs_nothing(nnunet_folders: Path) -> 
             level[:, 3] = spleen
         return float(trainer.supervised.loss(levels, batch))
 
-    assert loss(50) == pytest.approx(0, abs=1e-5), "found everywhere"
-    weights = trainer.supervised.level_weights
-    shares = [float((level == 3).float().mean()) for level in target]
-    missed = sum(w * share for w, share in zip(weights, shares, strict=True)) * (50 + math.log(3))
+    weights, sizes = trainer.supervised.level_weights, [level.shape[2:] for level in target]
+    missed = sum(w / math.prod(size[:2]) for w, size in zip(weights, sizes, strict=True)) * (50 + math.log(3))
     assert loss(-50) == pytest.approx(missed, rel=1e-4), "found nowhere: the drawn voxels alone cost"
+    rows = [len(range(size[1])[1:3]) / math.prod(size[:2]) for size in sizes]  # the next two of the plane
+    beside = sum(w * row for w, row in zip(weights, rows, strict=True)) * (50 - math.log(3))
+    assert loss(50) == pytest.approx(beside, rel=1e-4), "found everywhere: what is beside the drawn voxels costs"
+    trainer.supervised.options["margin"] = 0
+    assert loss(50) == pytest.approx(0, abs=1e-5)
 
 
 def test_same_weights_as_an_unannotated_label_where_nothing_is_drawn(nnunet_folders: Path) -> None:
