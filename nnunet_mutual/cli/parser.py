@@ -320,9 +320,11 @@ def _add_pseudo_label(add: Callable[..., argparse.ArgumentParser]) -> None:
         "Predicts the training cases with the networks of a checkpoint, keeps what they are sure of, and writes every\n"
         "decision with its reason into a CSV, in a folder beside the checkpoint. It can be interrupted and repeated.\n"
         "MutualPartialTrainer does this by itself; here one can look first, or try another filter. With --from, masks\n"
-        "of other tools are judged instead, without a training; 'nnunet_mutual review' shows them.",
+        "of other tools are judged instead, without a training, or with one whose network is the second opinion;\n"
+        "'nnunet_mutual review' shows them.",
         "nnunet_mutual pseudo_label 111 3d_fullres 0 -tr PartialTrainer -o labels_to_look_at\n"
-        "  nnunet_mutual pseudo_label 111 --from totalsegmentator_out --map kidney_left=kidney kidney_right=kidney",
+        "  nnunet_mutual pseudo_label 111 --from totalsegmentator_out --map kidney_left=kidney kidney_right=kidney\n"
+        "  nnunet_mutual pseudo_label 111 3d_fullres 0 -tr PartialTrainer --from totalsegmentator_out",
     )
     add_training(command, fold=True, optional=True)
     command.add_argument(
@@ -331,7 +333,8 @@ def _add_pseudo_label(add: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="FOLDER",
         action="append",
         default=[],
-        help="masks of another tool (CASE.nii.gz, CASE.npz, or CASE/organ.nii.gz); a second --from measures agreement",
+        help="masks of another tool (CASE.nii.gz, CASE.npz, or CASE/organ.nii.gz); a second --from, or a training, "
+        "measures agreement",
     )
     command.add_argument(
         "--map",
@@ -496,14 +499,28 @@ def _pseudo_label(options: argparse.Namespace) -> int:
 
 
 def _label_with_masks(options: argparse.Namespace, named: bool) -> int:
-    if named or options.soft or options.output is not None:
+    if options.soft or options.output is not None:
         raise MutualError(
-            "--from needs no training and knows neither --soft nor -o; to measure agreement with a network of yours, "
-            "predict imagesTr with nnUNetv2_predict and give its folder as a second --from"
+            "--from knows neither --soft nor -o: masks of other tools become pseudo labels, which review shows; leave "
+            "that option out"
         )
+    from nnunet_mutual.disk.locate import locate
+    from nnunet_mutual.disk.trainings import NamedTraining
     from nnunet_mutual.pseudo_labels.masks.make import label_with_masks
+    from nnunet_mutual.pseudo_labels.masks.own import OwnNetwork
 
-    label_with_masks(options.dataset, options.masks, said=options.names, tools=options.tools, settings=options.settings)
+    network = None
+    if named:
+        words = options.configuration, options.fold, options.trainer, options.plans
+        network = OwnNetwork(NamedTraining(locate(options.dataset).name, *words), options.checkpoint, options.device)
+    label_with_masks(
+        options.dataset,
+        options.masks,
+        said=options.names,
+        tools=options.tools,
+        settings=options.settings,
+        network=network,
+    )
     return 0
 
 

@@ -7,8 +7,7 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_mutual.datasets.raw import CaseFiles
+from nnunet_mutual.disk.case_files import read_arrays
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.names import safe_name
 from nnunet_mutual.disk.writing import sweep, written
@@ -55,12 +55,18 @@ class SoftFolder:
         self._model = folder / "soft_labels.json"
         self._record = folder / "soft_labels.jsonl"
 
-    def claim(self, model: Mapping[str, str]) -> None:
+    def claim(self, model: Mapping[str, str], *, anew: bool = False) -> None:
         """Makes the folder that of a model.
+
+        Args:
+            model: from :func:`model_of`.
+            anew: throw away what is there of another model, instead of refusing.
 
         Raises:
             MutualError: it holds soft labels of another model, or of one that nobody knows.
         """
+        if anew and not (self._model.is_file() and read_object(self._model).get("sha256") == model["sha256"]):
+            shutil.rmtree(self.folder, ignore_errors=True)
         if self._model.is_file():
             before = read_object(self._model)
             if before.get("sha256") != model["sha256"]:
@@ -157,11 +163,9 @@ def read_soft(file: Path, outputs: int) -> NDArray[np.float32]:
         MutualError: the file is damaged, or holds something else than K probabilities of each voxel.
     """
     again = "predict that image again (delete the file and repeat the command that made it)"
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            found = arrays["probabilities"]
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise MutualError(f'{file} holds no readable "probabilities" ({error}); {again}') from None
+    found = read_arrays(file, again).get("probabilities")
+    if found is None:
+        raise MutualError(f'{file} holds no "probabilities"; {again}')
     if found.ndim != 4 or len(found) != outputs or found.dtype.kind not in "uif":
         raise MutualError(
             f"{file} holds {found.dtype} of shape {found.shape}, "

@@ -1,4 +1,7 @@
-"""Soft labels: what a trained model says about unlabelled images, as probabilities, for another model to learn from."""
+"""Soft labels: what a trained model says about raw images, as probabilities.
+
+For another model to learn from, or as a second opinion on the masks of another tool.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.travelling import without_identities
-from nnunet_mutual.datasets.raw import read_dataset_json, unlabelled_cases
+from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, unlabelled_cases
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.folders import output_folder
 from nnunet_mutual.disk.host_files import read_plans
@@ -58,34 +62,68 @@ def write_soft_labels(
     folder = output_folder(output)
     folders = locate(dataset, need_raw=True)
     assert folders.raw is not None
-    weights = _weights(NamedTraining(folders.name, configuration, fold, trainer, plans), checkpoint)
-    model = weights.parents[1]
+    training = NamedTraining(folders.name, configuration, fold, trainer, plans)
+    _weights(training, checkpoint)
     content = read_dataset_json(folders.raw)
     cases = unlabelled_cases(folders.raw, content, ())[0]
     if not cases:
         raise MutualError(f"{folders.name} has no unlabelled image; put them into {folders.raw / 'imagesUn'}")
+    predict_softly(training, checkpoint, device, cases, content, SoftFolder(folder))
+    print(f"{len(cases)} soft label(s) in {folder}")
+    print(f"Next, for the dataset of the other model:  nnunet_mutual preprocess_unlabelled -d DATASET --soft {folder}")
+
+
+def predict_softly(
+    training: NamedTraining,
+    checkpoint: str,
+    device: str,
+    cases: Mapping[str, CaseFiles],
+    content: Mapping[str, Any],
+    soft: SoftFolder,
+    *,
+    anew: bool = False,
+) -> None:
+    """Predicts raw images with a trained model and writes probabilities; those that are there already are kept.
+
+    Args:
+        training: of the model.
+        checkpoint: of the training.
+        device: "cuda", "cpu" or "mps".
+        cases: the images.
+        content: of their dataset.json, which may name more channels than the model needs.
+        soft: where probabilities go.
+        anew: throw away what another model has written there, instead of refusing.
+
+    Raises:
+        MutualError: the model is missing or needs what the images lack, or the folder is of another model.
+    """
+    weights = _weights(training, checkpoint)
+    model = weights.parents[1]
     numbers = _channels(read_object(model / "dataset.json"), content)
     require_device(device)
-    predictor = open_predictor(model, fold, checkpoint, torch.device(device))
-    soft = SoftFolder(folder)
-    soft.claim(model_of(weights))
+    predictor = open_predictor(model, training.fold, checkpoint, torch.device(device))
+    soft.claim(model_of(weights), anew=anew)
     done = soft.keep(cases)
-    write_json(folder / "dataset.json", without_identities(read_object(model / "dataset.json")))
+    write_json(soft.folder / "dataset.json", without_identities(read_object(model / "dataset.json")))
     reader = predictor.plans_manager.image_reader_writer_class()
-    for key, files in tqdm(cases.items(), desc="soft labels", unit="case"):
+    for key, files in tqdm(cases.items(), desc="predicting", unit="case"):
         if key in done:
             continue
         image, properties = read_images(reader, [files.images[number] for number in numbers])
         _, probabilities = predictor.predict_single_npy_array(image, properties, None, None, True)
         soft.write(files, probabilities)
-    print(f"{len(cases)} soft label(s) in {folder}")
-    print(f"Next, for the dataset of the other model:  nnunet_mutual preprocess_unlabelled -d DATASET --soft {folder}")
 
 
 def _weights(training: NamedTraining, checkpoint: str) -> Path:
-    """Returns the checkpoint."""
+    """Returns the checkpoint of a model that predicts from images alone."""
     model = training.find_model()
-    if PLANS_KEY in read_plans(model / "plans.json"):
+    plans = read_plans(model / "plans.json")
+    if PlansManager(plans).get_configuration(training.configuration).previous_stage_name is not None:
+        raise MutualError(
+            f"{training.configuration} is the second stage of a cascade, which needs predictions of the first; name "
+            "3d_fullres or 3d_lowres"
+        )
+    if PLANS_KEY in plans:
         raise MutualError(
             f"{model.name} has a network for each modality group; export it and name one, with -tr nnUNetTrainer and "
             "-p as nnunet_mutual export prints it"

@@ -177,11 +177,11 @@ def broken(kind: str) -> Any:
         ("channels", "names 4 outputs"),
         ("dimensions", "names 4 outputs"),
         ("integers", "steps of 1/255"),
-        ("objects", 'no readable "probabilities"'),
-        ("name", 'no readable "probabilities"'),
-        ("text", 'no readable "probabilities"'),
-        ("cut", 'no readable "probabilities"'),
-        ("array", 'no readable "probabilities"'),
+        ("objects", "is empty, cut short or holds more than numbers"),
+        ("name", 'holds no "probabilities"'),
+        ("text", "is empty, cut short or holds more than numbers"),
+        ("cut", "is empty, cut short or holds more than numbers"),
+        ("array", "is empty, cut short or holds more than numbers"),
     ],
 )
 def test_contents_that_are_no_probabilities(tmp_path: Path, kind: str, says: str) -> None:

@@ -15,8 +15,8 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.case_voxels import Volume
-from nnunet_mutual.disk.case_files import read_arrays
 from nnunet_mutual.errors import MutualError, shorten
+from nnunet_mutual.preprocessing.soft_folder import read_soft
 from nnunet_mutual.pseudo_labels.masks.grid import read_on_grid
 from nnunet_mutual.pseudo_labels.masks.names import Meaning, meaning_of, require_known, tool_of, values_of
 
@@ -121,23 +121,21 @@ class MaskFolder:
         }
 
     def _of_probabilities(self, key: str, wanted: Sequence[str], image: Volume) -> dict[str, np.ndarray]:
-        file, names = self.places[key], list(self.values)
-        said = read_arrays(file, "predict it again with --save_probabilities").get("probabilities")
-        shape = image.voxels.shape[1:]
+        file, names, shape = self.places[key], list(self.values), image.voxels.shape[1:]
         regions = any(len(values) > 1 for values in self.values.values())
-        outputs = len(names) + (not regions)
-        if said is None or said.shape != (outputs, *shape):
-            there = "no 'probabilities'" if said is None else f"probabilities of the shape {said.shape}"
+        try:
+            said = read_soft(file, len(names) + (not regions))
+        except MutualError as error:
+            raise MutualError(f"case {key}: {error}") from None
+        if said.shape[1:] != shape:
             raise MutualError(
-                f"case {key}: {file} holds {there}, expected {(outputs, *shape)}: one of each output of the "
-                "dataset.json beside it, on the grid of the image; predict this image anew, with --save_probabilities"
+                f"case {key}: {file} holds probabilities of the shape {said.shape[1:]}, its image has {shape}; predict "
+                "this image anew, with --save_probabilities"
             )
-        if not np.isfinite(said).all():
-            raise MutualError(f"case {key}: {file} holds NaN or infinite probabilities; predict the image again")
-        channels = {label: [names.index(name) + (not regions) for name in self.meaning[label]] for label in wanted}
+        order = names if regions else ["", *sorted(names, key=lambda name: self.values[name])]
+        channels = {label: [order.index(name) for name in self.meaning[label]] for label in wanted}
         return {
-            label: (said[own].max(0) if regions else said[own].sum(0)).astype(np.float32).clip(0, 1)
-            for label, own in channels.items()
+            label: (said[own].max(0) if regions else said[own].sum(0)).clip(0, 1) for label, own in channels.items()
         }
 
 

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from nnunet_mutual.pseudo_labels.judge import Judge, Prediction, Volumes, agreem
 from nnunet_mutual.pseudo_labels.masks.folder import MaskFolder, open_folders
 from nnunet_mutual.pseudo_labels.masks.grid import read_image
 from nnunet_mutual.pseudo_labels.masks.names import read_map
+from nnunet_mutual.pseudo_labels.masks.own import OwnNetwork
 from nnunet_mutual.settings import parse_settings, read_settings
 
 _FIRST = 1e-3
@@ -52,7 +53,13 @@ class _Work:
 
 
 def label_with_masks(
-    dataset: str, folders: Sequence[str], *, said: Sequence[str], tools: Sequence[str], settings: Sequence[str]
+    dataset: str,
+    folders: Sequence[str],
+    *,
+    said: Sequence[str],
+    tools: Sequence[str],
+    settings: Sequence[str],
+    network: OwnNetwork | None = None,
 ) -> None:
     """Makes pseudo labels of the training cases of a dataset from masks of other tools.
 
@@ -65,9 +72,10 @@ def label_with_masks(
         said: ``name=label``, what the tools' names mean.
         tools: who wrote the folders, in their order; may be fewer.
         settings: ``key=value`` of the filter.
+        network: whose predictions are one more opinion, made on the way.
 
     Raises:
-        MutualError: a folder, a name or a mask cannot be used; names the case.
+        MutualError: a folder, a name, a mask or the network cannot be used; names the case.
     """
     place = locate(dataset, need_raw=True)
     assert place.raw is not None
@@ -87,6 +95,9 @@ def label_with_masks(
             f"every case that the masks are of annotates their labels ({', '.join(_labels(opened))}) already; masks "
             "serve labels that nobody drew, as the annotation table says (nnunet_mutual annotate)"
         )
+    if network is not None:
+        cases, names = {key: files[key] for key in wanted}, [one.tool for one in opened]
+        work = replace(work, folders=[*opened, network.opinion(cases, content, table, names, _labels(opened))])
     store = PseudoStore(place.raw / STORE)
     if store.claim(_identity(work, content, wanted)):
         print(f"{store.folder} held pseudo labels of other masks or settings: made anew")
@@ -195,7 +206,7 @@ def _say_next(number: int, cases: int, decisions: Sequence[Decision], work: _Wor
         print(
             f"{alone} of {len(decisions)} have no second opinion: only their volume and geometry were judged, and none "
             "is accepted before a reader has seen it. Agreement is measured with a second --from FOLDER, of another "
-            "tool or, by nnUNetv2_predict on imagesTr, of a network of yours"
+            "tool, or with a network of yours: name its training, too (CONFIGURATION FOLD -tr TRAINER)"
         )
     print("Next, to show them to a reader, whose word makes them labels to learn from:")
     print(f"  nnunet_mutual review {number} -o review")

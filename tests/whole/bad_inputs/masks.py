@@ -85,7 +85,12 @@ ROWS = [
     organ("more tools than folders", WHOLE, "--tool", "2 times", options=" --tool A --tool B"),
     organ("a filter that the masks do not know", WHOLE, "did you mean 'max_z'", options=" --set max_zz=3"),
     row("names without masks", nothing, f"{PSEUDO} --map a=liver", "--from"),
-    row("masks and a training", nothing, f"{PSEUDO} --from predictions", "needs no training", "nnUNetv2_predict"),
+    row(
+        "masks beside a fold that was not trained",
+        both(NAMES, voxels("tool/case_00.nii.gz", WHOLE)),
+        "pseudo_label 901 3d_fullres 3 -tr PartialTrainer --from tool",
+        "has no fold 3",
+    ),
     row("masks and an output", nothing, "pseudo_label 901 --from predictions -o new", "-o"),
     row("neither masks nor a training", nothing, "pseudo_label 901", "--from FOLDER", "-tr TRAINER"),
     row("half a training", nothing, "pseudo_label 901 3d_fullres -tr PartialTrainer", "FOLD", "in part"),
