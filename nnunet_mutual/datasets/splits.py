@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -142,27 +142,30 @@ def describe_splits(
 ) -> str:
     """Returns a table of annotated cases, 'training/validation', with labels in rows and folds in columns.
 
+    A label that is drawn in part in some cases has a second row.
+
     Args:
         splits: the folds.
         table: the annotation table.
         more: further rows: a name and one entry per fold.
     """
 
-    def count(fold: Split, label: str | None) -> str:
-        numbers = (sum(label is None or label in table.case(key).annotated for key in fold[part]) for part in _PARTS)
-        return "/".join(map(str, numbers))
+    used = {key for fold in splits for part in _PARTS for key in fold[part]}
 
-    rows = [["label", *(f"fold {number}" for number in range(len(splits)))]]
-    rows.append(["cases", *(count(fold, None) for fold in splits)])
+    def counts(name: str, keys: Collection[str]) -> list[str]:
+        numbers = ([sum(key in keys for key in fold[part]) for part in _PARTS] for fold in splits)
+        return [name, *("/".join(map(str, pair)) for pair in numbers)]
+
+    rows = [["label", *(f"fold {number}" for number in range(len(splits)))], counts("cases", used)]
     patients = [[len({table.case(key).patient for key in fold[part]} - {None}) for part in _PARTS] for fold in splits]
     if any(map(any, patients)):
         rows.append(["patients", *("/".join(map(str, numbers)) for numbers in patients)])
     rows += [[name, *map(str, entries)] for name, entries in (more or {}).items()]
-    rows += [[label, *(count(fold, label) for fold in splits)] for label in table.labels]
-    used = {key for fold in splits for part in _PARTS for key in fold[part]}
-    for name, cases in _of_groups(table, used).items():
-        numbers = ([sum(key in cases for key in fold[part]) for part in _PARTS] for fold in splits)
-        rows.append([f"with {name}", *("/".join(map(str, pair)) for pair in numbers)])
+    for label in table.labels:
+        rows.append(counts(label, {key for key in used if label in table.case(key).annotated}))
+        if in_part := {key for key in used if label in table.case(key).incomplete}:
+            rows.append(counts(f"{label} in part", in_part))
+    rows += [counts(f"with {name}", keys) for name, keys in _of_groups(table, used).items()]
     notes = [
         f"  {problem.place}: {problem.text}"
         for number, fold in enumerate(splits)

@@ -19,7 +19,10 @@ PSEUDO_TRAINER = "MutualPartialTrainer"
 
 
 def coverage_table(training: Training) -> pd.DataFrame:
-    """Returns how many cases of each part of the fold annotate each label: label, source, part, annotated, cases."""
+    """Returns how many cases of each part of the fold annotate each label, or draw it in part.
+
+    Columns: label, source, part, annotated, incomplete, cases.
+    """
     table, split = training.table, training.split
     parts: dict[str, list[Case]] = {"training": [], "validation": []}
     if split.known:
@@ -31,11 +34,11 @@ def coverage_table(training: Training) -> pd.DataFrame:
         parts = {"dataset": [case for case in table.cases.values() if case.drawn]}
     sizes = {part: Counter(case.source for case in cases) for part, cases in parts.items()}
     rows = [
-        (cell.label, cell.source, part, cell.annotated, sizes[part][cell.source])
+        (cell.label, cell.source, part, cell.annotated, cell.incomplete, sizes[part][cell.source])
         for part, cases in parts.items()
         for cell in coverage(table, cases)
     ]
-    return pd.DataFrame(rows, columns=["label", "source", "part", "annotated", "cases"])
+    return pd.DataFrame(rows, columns=["label", "source", "part", "annotated", "incomplete", "cases"])
 
 
 def decisions_of(training: Training) -> list[Decision]:
@@ -60,7 +63,7 @@ def data(training: Training, covered: pd.DataFrame, decisions: Sequence[Decision
             f"{training.folders.name}. Which cases were trained on is not known here: splits_final.json of "
             "nnUNet_preprocessed is not at hand. The table counts all cases of the dataset."
         )
-    section.blocks += [Text(text), _coverage(covered), *_in_part(training)]
+    section.blocks += [Text(text), _coverage(covered)]
     section.blocks.append(Text(_unlabelled(training)))
     section.blocks += _outlines(training.table)
     if training.trainer == PSEUDO_TRAINER or decisions:
@@ -78,11 +81,11 @@ def _coverage(covered: pd.DataFrame) -> Table | Missing:
     rows: list[list[str | None]] = [["cases", *sizes, _sum(first, parts, "cases")]]
     for label in dict.fromkeys(covered.label):
         own = covered[covered.label == label]
-        cells = [_sum(own[own.source == source], parts, "annotated") for source in sources]
-        rows.append([str(label), *cells, _sum(own, parts, "annotated")])
+        rows.append([str(label), *(_drawn(own[own.source == source], parts) for source in sources), _drawn(own, parts)])
+    in_part = "; in brackets: cases in which it is drawn in part, so that what is not drawn is unknown"
     return Table(
         f"Cases in which somebody looked for the label ({' + '.join(parts)}), by source; empty: not annotated "
-        "there, so unknown, not absent.",
+        f"there, so unknown, not absent{in_part if covered.incomplete.any() else ''}.",
         ["label", *sources, "all"],
         rows,
         "labels that only one source annotates, on images unlike yours; labels with few cases.",
@@ -104,12 +107,9 @@ def _outlines(table: AnnotationTable) -> list[Block]:
     ]
 
 
-def _in_part(training: Training) -> list[Text]:
-    table, split = training.table, training.split
-    cases = [table.case(key) for key in (split.training if split.known else table.cases)]
-    numbers = {label: sum(label in case.incomplete for case in cases) for label in table.labels}
-    said = ", ".join(f"{label} in {number} cases" for label, number in numbers.items() if number)
-    return [Text(f"Drawn in part, so that what is not drawn there is unknown: {said}.")] if said else []
+def _drawn(rows: pd.DataFrame, parts: Sequence[str]) -> str | None:
+    annotated, in_part = (_sum(rows, parts, column) for column in ("annotated", "incomplete"))
+    return f"{annotated or '–'} ({in_part})" if in_part else annotated
 
 
 def _sum(rows: pd.DataFrame, parts: Sequence[str], column: str) -> str | None:

@@ -271,7 +271,10 @@ def test_cases_drawn_in_part_are_trained_on_in_every_fold(patients: dict[str, st
     stay = in_part | set(patients or {})
     assert all(stay <= {*split["train"]} and not stay & {*split["val"]} for split in splits)
     assert sorted(key for split in splits for key in split["val"]) == sorted(set(found.cases) - stay)
-    assert "draw a label in part" in describe_splits(splits, found)
+    text = describe_splits(splits, found)
+    assert "draw a label in part" in text
+    (row,) = (line.split() for line in text.splitlines() if "spleen in part" in line)
+    assert row[3:] == ["6/0"] * 5 and "liver in part" not in text
 
 
 def test_too_few_complete_cases_for_folds() -> None:
