@@ -373,7 +373,8 @@ def _trained_on(begun: Trial) -> str:
 def _scored_on(begun: Trial) -> str:
     options, cases = begun.options, len(begun.held_out.training)
     whose = f"fold {options.fold} of {options.dataset}" if options.test is None else options.test
-    return f"{cases} case(s) of {len({*begun.patients.values()})} patient(s), {whose}, which no arm has seen"
+    patients, in_part = len({*begun.patients.values()}), begun.held_out.unscored_in_part()
+    return f"{cases} case(s) of {patients} patient(s), {whose}, which no arm has seen{in_part}"
 
 
 def _print(text: str) -> None:

@@ -69,6 +69,13 @@ class RawData:
         named = {key: self.table.cases[key].patient for key in keys if key in self.table.cases}
         return {key: f"patient {named[key]}" if named.get(key) else key for key in keys}
 
+    def unscored_in_part(self) -> str:
+        """Says which labels are drawn in part, and so have no Dice there; else nothing."""
+        cases = [self.table.case(key) for key in self.training]
+        numbers = {label: sum(label in case.incomplete for case in cases) for label in self.table.labels}
+        said = ", ".join(f"{label} in {number} of them" for label, number in numbers.items() if number)
+        return f"; drawn in part, so not scored there: {said}" if said else ""
+
 
 @dataclass(frozen=True)
 class Division:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.trial.arms import fitting_arms
 from nnunet_mutual.trial.held_out import RawData, divide, score_on, write_dataset
+from nnunet_mutual.trial.scoring import measure
 
 DRAWN = {f"toy_{n}": list(LABELS)[1:] for n in range(6)}
 
@@ -53,6 +55,22 @@ def test_the_split_is_honoured_and_patients_stay_together(toy: RawDataset, nnune
     assert list(part.training) == split[0]["train"] and list(part.unlabelled) == ["un_1"]
     assert set(part.table.cases) == {*split[0]["train"], "un_1"}
     assert fitting_arms(Contents(part.table, list(part.training), True))[1] == "MeanTeacherTrainer"
+
+
+def test_what_is_drawn_in_part_is_not_scored_and_said(toy: RawDataset, nnunet_folders: Path) -> None:
+    cases = toy.content["mutual"]["cases"]
+    cases["toy_2"] |= {"annotated": ["liver", "kidney"], "incomplete": ["spleen"]}
+    cases["toy_3"] |= {"annotated": [], "incomplete": ["spleen"]}
+    toy.save()
+    preprocessed = nnunet_folders / "nnUNet_preprocessed" / "Dataset777_Toy"
+    split = [{"train": ["toy_0", "toy_1", "toy_5"], "val": ["toy_2", "toy_3", "toy_4"]}]
+    (preprocessed / "splits_final.json").write_text(json.dumps(split))
+    found = divide(read("777"), preprocessed, "0")
+    assert list(found.scored) == ["toy_2", "toy_4"], "of toy_3 nothing can be scored"
+    held_out = replace(found.source, training=found.scored)
+    scores = measure(toy.folder / "labelsTr", held_out)["dice"]
+    assert scores == {"toy_2": {"liver": 1, "spleen": None, "kidney": 1}, "toy_4": dict.fromkeys(DRAWN["toy_4"], 1)}
+    assert held_out.unscored_in_part() == "; drawn in part, so not scored there: spleen in 1 of them"
 
 
 def other(root: Path, **more: object) -> RawDataset:
