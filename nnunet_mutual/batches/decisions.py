@@ -12,6 +12,7 @@ from typing import Any
 from nnunet_mutual.disk.files import plain_cell, write_csv
 from nnunet_mutual.errors import MutualError
 
+ALONE = "no second opinion"  # the headline of a reason
 _FIX = "correct it there, or delete the file and make the pseudo labels again"
 
 
@@ -42,6 +43,13 @@ class Decision:
     z: float | None
     decided_share: float | None
     networks: str
+
+    @property
+    def verdict(self) -> str:
+        """What became of it, in a word or two: only a second opinion, or a reader, can accept what one tool says."""
+        if self.accepted:
+            return "accepted"
+        return ALONE if self.reason.startswith(ALONE) else "rejected"
 
 
 _COLUMNS = tuple(field.name for field in fields(Decision))

@@ -83,6 +83,31 @@ def annotate(
     earlier = earlier_table(content)
     entries, kept = completed(entries, earlier, apart)
     entries = sorted(entries, key=lambda entry: natural(entry.case))
+    block = _block(entries, plain, apart, source, contains, may_overlap, single)
+    if isinstance(old, Mapping) and "modality_groups" in old:
+        block["modality_groups"] = old["modality_groups"]  # no table can say this
+    content[BLOCK] = block
+    table = AnnotationTable.from_dataset_json(content)
+    table.require(files)
+    backup = keep_backup(path) if old is not None else None
+    write_json(path, content)
+    if kept:
+        print(f"Kept from the block that was there before: {'; '.join(kept)}")
+    _say_withdrawn(earlier, table, table_file)
+    guessed = len(table.sources) > 1 and all(entry.source is None for entry in entries if entry.case not in apart)
+    _report(folders.name, path, table, list(files), backup, _SOURCE_HINT if guessed else "")
+
+
+def _block(
+    entries: Sequence[Entry],
+    plain: AnnotationTable,
+    apart: Set[str],
+    source: str | None,
+    contains: Sequence[str],
+    may_overlap: Sequence[str],
+    single: Sequence[str],
+) -> dict[str, Any]:
+    """Returns what the table and the options of :func:`annotate` say."""
     sources, of_case = _sources(entries, plain.labels, source, apart)
     block: dict[str, Any] = {
         "version": VERSION,
@@ -94,16 +119,11 @@ def annotate(
         block["labels"] = {_label(name.strip(), plain.labels, "--single"): {"single": True} for name in single}
     if may_overlap:
         block["may_overlap"] = [_pair(text, plain.labels) for text in may_overlap]
-    if isinstance(old, Mapping) and "modality_groups" in old:
-        block["modality_groups"] = old["modality_groups"]  # no table can say this
-    content[BLOCK] = block
-    table = AnnotationTable.from_dataset_json(content)
-    table.require(files)
-    backup = keep_backup(path) if old is not None else None
-    write_json(path, content)
-    guessed = len(sources) > 1 and all(entry.source is None for entry in entries if entry.case not in apart)
-    if kept:
-        print(f"Kept from the block that was there before: {'; '.join(kept)}")
+    return block
+
+
+def _say_withdrawn(earlier: AnnotationTable | None, table: AnnotationTable, table_file: str | Path) -> None:
+    """Warns of what the block before said and the new one does not."""
     if lost := withdrawn(earlier, table):
         print(
             f"WARNING: {len(lost)} case(s) no longer annotate what the block before said, for example after accept: "
@@ -116,7 +136,6 @@ def annotate(
         )
     if options := dropped(earlier, table):
         print(f"No longer said; if it still holds, repeat with  --force {' '.join(options)}")
-    _report(folders.name, path, table, list(files), backup, _SOURCE_HINT if guessed else "")
 
 
 def _report(name: str, path: Path, table: AnnotationTable, keys: Sequence[str], backup: Path | None, hint: str) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nnunet_mutual.disk.images import flat_spacing
 
-_PLACED = (".nii", ".nii.gz", ".nrrd", ".mha", ".gipl")  # formats that say where an image lies
+PLACED = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")  # formats of SimpleITK that say where an image lies
 
 
 def read_header(path: Path, reader: BaseReaderWriter) -> tuple[NDArray[Any], dict[str, Any]]:
@@ -34,7 +34,7 @@ def read_header(path: Path, reader: BaseReaderWriter) -> tuple[NDArray[Any], dic
     header.ReadImageInformation()
     size, spacing = list(header.GetSize()), list(header.GetSpacing())
     properties: dict[str, Any] = {}
-    if not path.name.endswith(_PLACED):
+    if not path.name.endswith(PLACED):
         spacing = [1.0] * len(size)
     elif "Reorient" in type(reader).__name__:
         turned = np.abs(np.reshape(header.GetDirection(), (len(size),) * 2)).argmax(0).argsort()

@@ -43,4 +43,4 @@ def declare_groups(dataset: str | int, entries: Sequence[str]) -> None:
     print(f"{folders.name}: modality groups {shown}" + (f"; the table before: {backup.name}" if backup else ""))
     if raw_and_preprocessed_differ(folders.name):
         sync(folders.name)
-    print(f"Next: nnunet_mutual plan_and_preprocess -d {folders.number}")
+    print(f"Next, and how to plan it:  nnunet_mutual check {folders.number}")

@@ -6,7 +6,7 @@ import contextlib
 import io
 import pickle
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +162,8 @@ def require_readable(dataset: Any) -> None:
 
 
 @contextlib.contextmanager
-def damage_named(datasets: Iterable[Any]) -> Iterator[None]:
-    """Reads every voxel where a loader has ended, to say which case is damaged.
+def damage_named(datasets: Sequence[Any]) -> Iterator[None]:
+    """Opens every case where a loader has ended, then reads every voxel, to say which case is damaged.
 
     Args:
         datasets: nnU-Net's, which the loader reads.
@@ -174,6 +174,8 @@ def damage_named(datasets: Iterable[Any]) -> Iterator[None]:
     try:
         yield
     except RuntimeError:  # of blosc2, or of nnU-Net, which misses the processes of the loader
+        for dataset in datasets:
+            require_readable(dataset)
         for dataset in datasets:
             for key in dataset.identifiers:
                 for stored in load_case(dataset, key)[:2]:

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from nnunet_mutual.annotation.codes import UNDECIDED
+from nnunet_mutual.batches.decisions import ALONE
 from nnunet_mutual.errors import MutualError, telling
 
 Outputs = Mapping[int, np.ndarray] | np.ndarray  # by output of the network, (*spatial)
@@ -250,7 +251,7 @@ def judge_label(
     if agreement is None:
         if trusts_one or not verdict.accepted:
             return verdict
-        return Judgement(False, f"no second opinion: only a reader can accept it; {verdict.reason}", verdict.z)
+        return Judgement(False, f"{ALONE}: only a reader can accept it; {verdict.reason}", verdict.z)
     if not agreement >= settings.min_agreement:
         found = telling(agreement, settings.min_agreement, digits=3)
         reason = f"predictions disagree: their Dice is {found}, at least {settings.min_agreement:g} is needed"

@@ -52,7 +52,7 @@ def test_the_command_writes_the_groups(nnunet_folders: Path, capsys: pytest.Capt
     block = content_of(raw)["mutual"]
     assert block["modality_groups"] == GROUPS and list(block["modality_groups"]) == list(GROUPS)
     assert block["cases"]["case_00"] == {"source": NAME} and len(block["cases"]) == 6
-    assert "nnunet_mutual plan_and_preprocess -d 901" in capsys.readouterr().out
+    assert "nnunet_mutual check 901" in capsys.readouterr().out
     assert main(["plan", "-d", "901", "--groups", "T1=T1", "FLAIR=FLAIR"]) == 0  # a table that is there is kept
     assert content_of(raw)["mutual"] == {**block, "modality_groups": {"T1": ["T1"], "FLAIR": ["FLAIR"]}}
     assert len(list(raw.glob("dataset.json.bak-*"))) == 1

@@ -18,7 +18,14 @@ from training import SHORT, partial_block, trainer_for
 from two_streams import two_stream_dataset
 
 from nnunet_mutual.cli.parser import main
-from nnunet_mutual.disk.case_files import damage_named, load_case, read_arrays, read_properties, require_readable
+from nnunet_mutual.disk.case_files import (
+    Stored,
+    damage_named,
+    load_case,
+    read_arrays,
+    read_properties,
+    require_readable,
+)
 from nnunet_mutual.engine import standalone as predict
 from nnunet_mutual.engine.checkpoint_file import read_checkpoint
 from nnunet_mutual.engine.checkpoints import STATE_KEY
@@ -248,7 +255,9 @@ def test_a_truncated_array_is_named(nnunet_folders: Path, kept: int) -> None:
         load_case(nnUNetDatasetBlosc2(str(folder), ["case_00"]), "case_00")[0][:]
 
 
-def test_what_a_loader_reads_is_opened_before_and_a_damaged_voxel_is_found_after(nnunet_folders: Path) -> None:
+def test_what_a_loader_reads_is_opened_before_and_a_damaged_voxel_is_found_after(
+    nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tiny.make_dataset(nnunet_folders, cases=3) / "nnUNetPlans_3d_fullres"
     dataset = nnUNetDatasetBlosc2(str(folder))
     require_readable(dataset)
@@ -268,6 +277,9 @@ def test_what_a_loader_reads_is_opened_before_and_a_damaged_voxel_is_found_after
         with pytest.raises(MutualError, match=f"{name} .*delete it and run nnunet_mutual plan_and_preprocess -d 901"):
             require_readable(dataset)
     assert not (folder / "owned").exists()
+    monkeypatch.setattr(Stored, "__getitem__", lambda *_: pytest.fail("voxels are read last"))
+    with pytest.raises(MutualError, match="case_00.pkl"), damage_named([dataset]):
+        raise RuntimeError("workers are no longer alive")
 
 
 def test_arrays_are_numbers_or_one_sentence(tmp_path: Path) -> None:

@@ -44,7 +44,8 @@ def test_a_reader_accepts_and_every_trainer_learns_with_the_weight(
     assert run("review", 901, "-o", review) == 0
     page = (review / "review.html").read_text()
     assert "masks of tool 1" in page and "The outlines come from another tool" in page
-    assert "rejected, no second opinion: only a reader can accept it" in page
+    assert "<dd>no second opinion: only a reader can accept it" in page
+    assert "<td>no second opinion</td>" in page and "<td>rejected</td>" not in page
     masks = sorted((review / "candidates").glob("case_0[024]__03_spleen.nii.gz"))
     assert len(masks) == 3
     for file in masks:

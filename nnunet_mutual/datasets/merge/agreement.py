@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nnunet_mutual.datasets.case_headers import PLACED
 from nnunet_mutual.datasets.merge.sources import BACKGROUND, IGNORE, MergeSource
 from nnunet_mutual.errors import MutualError, shorten, spelling_key
 
 _ALIKE = 0.85  # of difflib: tumor and tumour are 0.91 alike, left and right parotid 0.73
 NIFTI = (".nii.gz", ".nii")
-_CONVERTIBLE = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")  # what nnU-Net reads with SimpleITK
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,9 @@ def _require_convertible(sources: Sequence[MergeSource], ending: str, *, reorien
         raise MutualError(f"--reorient works with .nii.gz and .nii only, not with {ending}; add --ending .nii.gz")
     for source in sources:
         own = source.dataset_json["file_ending"]
-        if own != ending and not (own in _CONVERTIBLE and ending in _CONVERTIBLE):
+        if own != ending and not ({own, ending} <= {*PLACED}):
             raise MutualError(
                 f"{source.name} has files ending in {own}, the merged dataset would have {ending}; these two cannot be "
-                f"converted without loss, choose another --ending (convertible: {shorten(_CONVERTIBLE, 9)}) or convert "
+                f"converted without loss, choose another --ending (convertible: {shorten(PLACED, 9)}) or convert "
                 f"{source.name} first"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nnunet_mutual.batches.decisions import Decision
+from nnunet_mutual.batches.decisions import ALONE, Decision
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 
 NEAR = 2 / 3  # of the way from what is usual to a threshold
@@ -44,7 +44,8 @@ def doubt_of(decision: Decision, settings: FilterSettings) -> Doubt:
         measures["volume"] = abs(decision.z) / settings.max_z
     score = max(measures.values())
     if not decision.accepted:
-        return Doubt(max(score, 1.0), f"rejected, {decision.reason}", True)
+        said = decision.reason if decision.verdict == ALONE else f"rejected, {decision.reason}"
+        return Doubt(max(score, 1.0), said, True)
     near = []
     if measures["agreement"] >= NEAR:
         near.append(f"agreement {decision.agreement:.3g} is near its limit of {settings.min_agreement:g}")
