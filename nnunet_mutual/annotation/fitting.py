@@ -31,14 +31,16 @@ def fitting_trainers(
             planning: as the table declares.
         accepting: trainers that know the settings given; None: all.
     """
-    entries = [table.case(key) for key in cases]
+    entries, everything = [table.case(key) for key in cases], frozenset(table.labels)
     fitting: tuple[str, ...]
     if by_group if by_group is not None else bool(table.modality_groups):
         fitting, why = BY_GROUP, f"{len(table.modality_groups)} modality groups"
     elif unlabelled or not all(case.drawn for case in entries):
         fitting, why = (*UNLABELLED, *DIFFERENT), "there are unlabelled images"
-    elif any(case.annotated != frozenset(table.labels) for case in entries):
+    elif any(case.drawn != everything for case in entries):
         fitting, why = DIFFERENT, "cases annotate different labels"
+    elif any(case.incomplete for case in entries):
+        fitting, why = DIFFERENT, "labels are drawn in part"
     else:
         fitting, why = LABELLED, "every case annotates every label"
     chosen = [name for name in fitting if accepting is None or name in accepting]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import torch._dynamo  # which looks at functions as they are, before these tests replace them
 from raw_dataset import NAME, RawDataset
 
 from nnunet_mutual.annotation import fitting
@@ -58,6 +59,12 @@ def test_the_trainer_that_fits(
     trainer, why = fitting_trainers(table(drawn), drawn, unlabelled, **given)[0]
     assert trainer == expected
     assert ("but the dataset asks for PartialTrainer" in why) == (drawn is FULL and not unlabelled and bool(given))
+
+
+def test_labels_that_are_drawn_in_part_are_said() -> None:
+    cases = {"c1": {"source": "a"}, "c2": {"source": "a", "incomplete": ["spleen"]}}
+    found = table({}, sources={"a": {"annotated": ["liver", "spleen"]}}, cases=cases)
+    assert fitting_trainers(found, cases, False)[0] == ("PartialTrainer", "labels are drawn in part")
 
 
 def test_declared_groups_count_before_planning_and_plans_afterwards() -> None:
