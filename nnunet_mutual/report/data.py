@@ -75,13 +75,21 @@ def _coverage(covered: pd.DataFrame) -> Table | Missing:
     if covered.empty:
         return Missing("No case of the dataset is known here, so there is no coverage to show.")
     sources = list(dict.fromkeys(covered.source[covered.cases > 0]))
-    parts = list(dict.fromkeys(covered.part))
-    first = covered[covered.label == covered.label.iloc[0]]
-    sizes = (_sum(first[first.source == source], parts, "cases") for source in sources)
-    rows: list[list[str | None]] = [["cases", *sizes, _sum(first, parts, "cases")]]
-    for label in dict.fromkeys(covered.label):
-        own = covered[covered.label == label]
-        rows.append([str(label), *(_drawn(own[own.source == source], parts) for source in sources), _drawn(own, parts)])
+    labels, parts = (list(dict.fromkeys(column)) for column in (covered.label, covered.part))
+    numbers: Counter[tuple[str, str | None, str | None, str]] = Counter()  # of all labels (cases) and sources: None
+    for row in covered.itertuples():
+        for source in (row.source, None):
+            numbers["annotated", row.label, source, row.part] += row.annotated
+            numbers["in part", row.label, source, row.part] += row.incomplete
+            numbers["annotated", None, source, row.part] += row.cases * (row.label == labels[0])
+
+    def cell(label: str | None, source: str | None) -> str | None:
+        annotated, in_part = (
+            _joined([numbers[kind, label, source, part] for part in parts]) for kind in ("annotated", "in part")
+        )
+        return f"{annotated or '–'} ({in_part})" if in_part else annotated
+
+    rows = [[label or "cases", *(cell(label, source) for source in (*sources, None))] for label in (None, *labels)]
     in_part = "; in brackets: cases in which it is drawn in part, so that what is not drawn is unknown"
     return Table(
         f"Cases in which somebody looked for the label ({' + '.join(parts)}), by source; empty: not annotated "
@@ -107,13 +115,7 @@ def _outlines(table: AnnotationTable) -> list[Block]:
     ]
 
 
-def _drawn(rows: pd.DataFrame, parts: Sequence[str]) -> str | None:
-    annotated, in_part = (_sum(rows, parts, column) for column in ("annotated", "incomplete"))
-    return f"{annotated or '–'} ({in_part})" if in_part else annotated
-
-
-def _sum(rows: pd.DataFrame, parts: Sequence[str], column: str) -> str | None:
-    numbers = [int(rows[column][rows.part == part].sum()) for part in parts]
+def _joined(numbers: Sequence[int]) -> str | None:
     return " + ".join(map(str, numbers)) if any(numbers) else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
+from tqdm import tqdm
 
 from nnunet_mutual.report.scores import ModelDifference
 from nnunet_mutual.report.svg import (
@@ -204,7 +206,9 @@ def families(series: Sequence[Series], labels: Sequence[str]) -> dict[str, list[
 
 def score_plots(title: str, scores: pd.DataFrame, labels: Sequence[str], sources: Sequence[str]) -> list[str]:
     """Draws the Dice of every case: a row per label in its colour, a marker per source."""
-    return [_scores(title, scores, labels, first, sources) for first in range(0, len(labels), LABELS_PER_PLOT)]
+    firsts = range(0, len(labels), LABELS_PER_PLOT)
+    shown = tqdm(firsts, desc="drawing", unit="plot", file=sys.stderr, leave=False, disable=len(firsts) < 2)
+    return [_scores(title, scores, labels, first, sources) for first in shown]
 
 
 def _scores(title: str, scores: pd.DataFrame, known: Sequence[str], first: int, sources: Sequence[str]) -> str:
@@ -217,7 +221,7 @@ def _scores(title: str, scores: pd.DataFrame, known: Sequence[str], first: int, 
         for row, label in enumerate(labels):
             of_label = scores[(scores.label == label) & scores.dice.notna()]
             for n, source in enumerate(shown):
-                values = np.sort(of_label.dice[of_label.source == source].to_numpy(float))
+                values = _apart(of_label.dice[of_label.source == source].to_numpy(float), len(of_label))
                 level = row + (n - (len(shown) - 1) / 2) * min(0.22, 0.7 / max(1, len(shown)))
                 look: dict[str, Any] = {"marker": MARKERS[n % len(MARKERS)], "linewidths": 0}
                 colour = colour_of(first + row)
@@ -241,6 +245,11 @@ def _scores(title: str, scores: pd.DataFrame, known: Sequence[str], first: int, 
         if len(shown) > 1:
             figure.legend(loc="outside lower left", ncols=2, borderpad=0)
         return to_svg(figure, f"{title}, Dice of each case. " + " ".join(words))
+
+
+def _apart(values: np.ndarray, number: int) -> np.ndarray:
+    """Sorts the points (n,) of a row; of more than 250 in the row, those that would cover each other are one."""
+    return np.sort(values) if number <= MOST_POINTS else np.unique(np.round(values * MOST_POINTS) / MOST_POINTS)
 
 
 def paired_plot(n: int, first: np.ndarray, second: np.ndarray, difference: ModelDifference) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.disk.files import plain_cell, read_object
@@ -100,7 +102,8 @@ def read_other(path: Path, fold: str, table: AnnotationTable) -> tuple[str, pd.D
 def _rows(network: str, folder: Path, table: AnnotationTable, own: AnnotationTable) -> list[tuple[Any, ...]]:
     """Rows of one summary.json; ``own`` says by which integers its labels go, ``table`` what is annotated."""
     rows = []
-    for entry in read_summary(folder / "summary.json")["metric_per_case"]:
+    entries = read_summary(folder / "summary.json")["metric_per_case"]
+    for entry in tqdm(entries, desc="reading scores", unit="case", file=sys.stderr, leave=False):
         key = _key(entry["prediction_file"])
         if table.declared and key not in table.cases:
             continue

@@ -131,6 +131,18 @@ def test_a_label_has_one_colour_in_all_figures() -> None:
     assert "var(--c3)" in points
 
 
+def test_points_that_would_cover_each_other_are_one() -> None:
+    dice = np.linspace(0, 1, 5000)
+    drawn = [
+        score_plots(
+            "Dice", pd.DataFrame({"label": "organ", "source": "a", "dice": dice[:: 5000 // n]}), ["organ"], ["a"]
+        )
+        for n in (100, 5000)
+    ]
+    few, many = (plot.count("<use") for (plot,) in drawn)
+    assert 100 <= few < 150 and many < 300
+
+
 @pytest.mark.parametrize("directions", ["LPS", "RAI", "PIR", "SAR"])
 def test_slices_are_counted_as_they_lie_in_the_file(tmp_path: Path, directions: str) -> None:
     """A mark in one voxel is found in the slice whose number, counted in the file, is the mark's."""
