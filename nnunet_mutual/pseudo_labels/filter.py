@@ -115,7 +115,7 @@ def decide_voxels(
         best = np.full(int(inside.sum()), -np.inf, np.float32)
         choice = np.full(best.shape, UNDECIDED, np.int16)
         for u in candidates:
-            p = probability[u][inside]
+            p = probability[u][inside].astype(np.float32)  # a processor compares float16 slowly
             choice[p > best] = u
             np.maximum(best, p, out=best)  # keeps a NaN, which then is neither present nor absent
         present, absent = _sure(best, settings)
@@ -169,7 +169,7 @@ def decide_regions(
         if len(patterns) < 2 or not inside.any():
             continue
         differing = [r for r, column in enumerate(zip(*patterns, strict=True)) if len(set(column)) > 1]
-        sure = {r: _sure(probability[r][inside], settings) for r in differing}
+        sure = {r: _sure(probability[r][inside].astype(np.float32), settings) for r in differing}
         choice = np.full(int(inside.sum()), UNDECIDED, np.int16)
         for pattern, z in patterns.items():
             choice[np.logical_and.reduce([sure[r][0 if pattern[r] else 1] for r in differing])] = z

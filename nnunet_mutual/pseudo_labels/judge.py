@@ -32,7 +32,7 @@ class Prediction:
     """What networks, or other tools, say about a case.
 
     Attributes:
-        probability: by output of the network, (*spatial), mean over those who know the label; of others nothing, or 0.
+        probability: by output of the network, (*spatial) float, mean over those who know the label; of others nothing.
         agreements: of each label asked about, the smallest Dice between two opinions; None if there is only one.
         networks: who was asked about a label: networks by number, tools by name.
         conflict: (*spatial) bool, where two labels are likely that exclude each other; None for regions.

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
-from nnunet_mutual.pseudo_labels.judge import Judge, Prediction, agreement
-
-SLAB = 32  # planes
+from nnunet_mutual.pseudo_labels.judge import Judge, Prediction
+from nnunet_mutual.pseudo_labels.opinions import TwoOpinions
 
 
 class PseudoLabeller(Judge):
@@ -26,7 +25,7 @@ class PseudoLabeller(Judge):
         table: who drew what.
         labels: nnU-Net's.
         mirror_axes: that the predictors mirror.
-        predictors: one per network, as :class:`~nnunet_mutual.pseudo_labels.opinions.TwoOpinions`.
+        predictors: one per network.
         learnt: labels that each network was trained on.
         settings: of the filter.
     """
@@ -36,7 +35,7 @@ class PseudoLabeller(Judge):
         table: AnnotationTable,
         labels: LabelManager,
         mirror_axes: Sequence[int] | None,
-        predictors: Sequence[nnUNetPredictor],
+        predictors: Sequence[TwoOpinions],
         learnt: Sequence[frozenset[str]],
         settings: FilterSettings,
     ):
@@ -71,49 +70,51 @@ class PseudoLabeller(Judge):
         """
         return self._predict(self.open_labels(case), image)
 
+    @torch.inference_mode()
     def _predict(self, names: Sequence[str], image: Tensor) -> Prediction:
+        """Asks all networks about the same planes at a time; nothing of an opinion is kept but what is counted."""
         networks = {name: [n for n, own in enumerate(self.learnt) if name in own] for name in names}
-        masks: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        total: Any = 0.0
-        for n in sorted({n for members in networks.values() for n in members}):
-            own = [name for name in names if n in networks[name]]
-            p, above = self._ask(n, image, [self.channel[name] for name in own])
-            weight = np.zeros((len(p), *[1] * (p.ndim - 1)), np.float32)
-            for i, name in enumerate(own):
-                weight[self.channel[name]] = 1 / len(networks[name])
-                alone = len(networks[name]) == 1  # then nnU-Net's mirroring gives the second opinion
-                masks[name] += list(above[1:, i] if alone else above[:1, i])
-            total = total + weight * p
-        agreements = {name: agreement(found) for name, found in masks.items()}
-        # Within one softmax only one label can exceed one half: two of them come from two networks.
-        several = (total[[self.channel[name] for name in names]] > 0.5).sum(0) > 1
-        return Prediction(total, agreements, networks, None if self.table.is_regions else several)
+        asked = sorted({n for members in networks.values() for n in members})
+        probability = torch.zeros((len(names), *image.shape[1:]), dtype=torch.half)
+        conflict = torch.zeros(image.shape[1:], dtype=torch.bool)
+        shared: dict[str, Any] = dict.fromkeys(names, 0)
+        for said in zip(*(self.predictors[n].planes(image) for n in asked), strict=True):
+            planes, opinions = said[0][0], {n: self._opinions(own) for n, (_, own) in zip(asked, said, strict=True)}
+            means = []
+            for name, members in networks.items():
+                own = [opinions[n][:, self.channel[name]] for n in members]
+                means.append(torch.stack([p[0] for p in own]).mean(0))
+                # Of one network the image alone and its mirrored copies alone; of several, each with mirroring.
+                masks = [p > 0.5 for p in (own[0][1:] if len(own) == 1 else [p[0] for p in own])]
+                shared[name] = shared[name] + _shared(masks)
+            likely = torch.stack(means)
+            probability[:, planes] = likely.half().cpu()
+            # Within one softmax only one label can exceed one half: two of them come from two networks.
+            conflict[planes] = ((likely > 0.5).sum(0) > 1).cpu()
+        return Prediction(
+            {self.channel[name]: own for name, own in zip(names, probability.numpy(), strict=True)},
+            {name: _smallest_dice(found.tolist()) for name, found in shared.items()},
+            networks,
+            None if self.table.is_regions else conflict.numpy(),
+        )
 
-    def _ask(self, network: int, image: Tensor, channels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Asks a network; on its device, and slab by slab, since float32 takes several times the memory of the logits.
-
-        Returns:
-            (C, *spatial) float32 probabilities, and (1 + halves, channels, *spatial) bool, where some of them exceed
-            one half: with mirroring, then by the image alone and by its mirrored copies alone.
-        """
-        p, above = [], []
-        halves = self._halves(network, image)
-        for slabs in zip(*(half.split(SLAB, 1) for half in halves), strict=True):
-            parts = [slab.float() for slab in slabs]
-            said = [self._probabilities(z) for z in (_mean_of(parts, 2 ** len(self.mirror_axes)), *parts)]
-            p.append(said[0].cpu())
-            above.append(torch.stack([opinion[list(channels)] > 0.5 for opinion in said]).cpu())
-        return torch.cat(p, 1).numpy(), torch.cat(above, 2).numpy()
-
-    def _halves(self, network: int, image: Tensor) -> list[Tensor]:
-        """Logits without mirroring, and the mean over all mirrored images where there are axes to mirror."""
-        logits: Tensor = self.predictors[network].predict_sliding_window_return_logits(image)
-        return list(logits.chunk(2)) if self.mirror_axes else [logits]
-
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        return logits.sigmoid() if self.table.is_regions else logits.softmax(0)
+    def _opinions(self, logits: Sequence[Tensor]) -> Tensor:
+        """Probabilities (1 + opinions, C, *planes): with mirroring, then as ``logits``, each (C, *planes)."""
+        parts = [own.float() for own in logits]
+        every = torch.stack([_mean_of(parts, 2 ** len(self.mirror_axes)), *parts])
+        return every.sigmoid() if self.table.is_regions else every.softmax(1)
 
 
 def _mean_of(halves: Sequence[Tensor], number: int) -> Tensor:
     """nnU-Net's mean over an image and its ``number - 1`` mirrored ones."""
     return halves[0] if len(halves) == 1 else (halves[0] + (number - 1) * halves[1]) / number
+
+
+def _shared(masks: Sequence[Tensor]) -> Tensor:
+    """Returns (pairs, 2): of each pair of masks, the voxels that both have, and those that each has, added."""
+    pairs = [torch.stack([(a & b).sum(), a.sum() + b.sum()]) for a, b in itertools.combinations(masks, 2)]
+    return torch.stack(pairs) if pairs else torch.zeros((0, 2), dtype=torch.long)
+
+
+def _smallest_dice(shared: Sequence[tuple[int, int]]) -> float | None:
+    return min((2 * both / each if each else 1.0 for both, each in shared), default=None)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.batches.pseudo import PseudoDataset, PseudoStore
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.pseudo_labels import generate
+from nnunet_mutual.pseudo_labels import generate, opinions
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.generate import (
     Experts,
@@ -54,14 +55,17 @@ class Says:
         self.second = second
         self.calls = 0
 
-    def predict_sliding_window_return_logits(self, image: Tensor) -> Tensor:
+    def planes(self, image: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
         self.calls += 1
-        p = image.clone()
+        said = [image]
         if self.second:
-            p[2] += self.second
-            p[0] -= self.second
-            p = torch.cat([image, p])
-        return torch.logit(p, eps=1e-6) if self.regions else torch.log(p.clamp_min(1e-6))
+            change = torch.zeros_like(image)
+            change[2], change[0] = self.second, -self.second
+            said.append(image + change)
+        for i in range(image.shape[1]):  # one by one
+            shown = [p[:, i : i + 1] for p in said]
+            logits = [torch.logit(p, eps=1e-6) if self.regions else torch.log(p.clamp_min(1e-6)) for p in shown]
+            yield slice(i, i + 1), logits
 
 
 def labeller(content: dict[str, Any], predictors: list[Any], learnt: list[set[str]], **options: Any) -> PseudoLabeller:
@@ -105,8 +109,8 @@ def test_the_mean_over_the_networks_that_learnt_a_label() -> None:
 
 def test_two_networks_that_are_sure_of_different_labels_decide_nothing() -> None:
     class Other(Says):
-        def predict_sliding_window_return_logits(self, image: Tensor) -> Tensor:
-            return super().predict_sliding_window_return_logits(image[[0, 1, 3, 2]])
+        def planes(self, image: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
+            return super().planes(image[[0, 1, 3, 2]])
 
     image = flat([0.0, 0.0], [0.9, 0.1], [0.0, 0.8])
     decided, _ = made(labeller(CONTENT, [Says(), Other()], [{"spleen"}, {"kidney"}]), "l", image, [0, 0])
@@ -191,6 +195,13 @@ def test_nobody_has_learnt_a_region() -> None:
     assert decided == [UNDECIDED, UNDECIDED], "without a word on the enhancing part no integer is certain"
 
 
+def both_of(predictor: Any, image: Tensor) -> list[Tensor]:
+    """The logits of each opinion, as float32, of planes that come once each and in order."""
+    planes, logits = zip(*predictor.planes(image), strict=True)
+    assert [i for own in planes for i in range(own.start, own.stop)] == list(range(image.shape[1]))
+    return [torch.cat(own, 1).float() for own in zip(*logits, strict=True)]
+
+
 @pytest.mark.parametrize(("configuration", "patch"), [("3d_fullres", (16, 16, 16)), ("2d", (16, 16))])
 def test_the_halves_are_nnunets_mirroring(nnunet_folders: Path, configuration: str, patch: tuple[int, ...]) -> None:
     preprocessed = tiny.make_dataset(
@@ -199,22 +210,25 @@ def test_the_halves_are_nnunets_mirroring(nnunet_folders: Path, configuration: s
     trainer = trainer_for(preprocessed, PartialTrainer, configuration)
     trainer.initialize()
     trainer.inference_allowed_mirroring_axes = tuple(range(len(patch)))
-    image = torch.randn(1, *(16,) * 3, generator=torch.Generator().manual_seed(0))
+    images = [
+        torch.randn(1, *size, generator=torch.Generator().manual_seed(0)) for size in ((45, 20, 16), (10, 13, 35))
+    ]
     with (
         trainer.window.around(trainer.network, mirroring=True, kind=TwoOpinions) as both,
         trainer.window.around(trainer.network, mirroring=False) as alone,
         trainer.window.around(trainer.network, mirroring=True) as stock,
     ):
-        own = labeller_of(trainer, both)
-        halves = [half.float() for half in own._halves(0, image)]
-        number = 2 ** len(patch)
-        mean = (halves[0] + (number - 1) * halves[1]) / number
-        expected = stock.predict_sliding_window_return_logits(image).float()
-        # nnU-Net weights and sums in float16, in which the corners of its Gaussian are all but 0.
-        inner = (slice(None), *[slice(4, 12)] * 3)
-        torch.testing.assert_close(mean[inner], expected[inner], atol=5e-3, rtol=5e-3)
-        torch.testing.assert_close(halves[0], alone.predict_sliding_window_return_logits(image).float())
-    assert isinstance(stock, nnUNetPredictor) and not torch.allclose(halves[0], halves[1])
+        for image in images:  # several windows in each direction, and smaller than a window
+            halves = both_of(both, image)
+            number = 2 ** len(patch)
+            mean = (halves[0] + (number - 1) * halves[1]) / number
+            expected = stock.predict_sliding_window_return_logits(image).float()
+            # nnU-Net weights and sums in float16, in which the corners of its Gaussian are all but 0.
+            inner = (slice(None), *[slice(4, -4)] * 3)
+            torch.testing.assert_close(mean[inner], expected[inner], atol=5e-3, rtol=5e-3)
+            assert torch.equal(halves[0], alone.predict_sliding_window_return_logits(image).float())
+            assert not torch.allclose(halves[0], halves[1])
+    assert isinstance(stock, nnUNetPredictor)
     assert trainer.network.decoder.deep_supervision, "as before"
 
 
@@ -227,8 +241,45 @@ def test_without_axes_to_mirror_there_is_one_opinion(nnunet_folders: Path) -> No
         trainer.window.around(trainer.network, mirroring=True, kind=TwoOpinions) as own,
         trainer.window.around(trainer.network, mirroring=True) as stock,
     ):
-        (found,) = labeller_of(trainer, own)._halves(0, image)
-        torch.testing.assert_close(found.float(), stock.predict_sliding_window_return_logits(image).float())
+        (found,) = both_of(own, image)
+        assert torch.equal(found, stock.predict_sliding_window_return_logits(image).float())
+        trainer.network.decoder.seg_layers[-1].bias.data.fill_(1e6)
+        with pytest.raises(MutualError, match="beyond those of float16"):
+            both_of(own, image)
+
+
+def most_bytes(call: Callable[[], Any]) -> int:
+    """The most memory that tensors take at a time, what the call returns included."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        found = call()
+    del found
+    results: Any = profile.profiler
+    changes = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    return max(itertools.accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())))
+
+
+def test_two_opinions_take_no_more_memory_than_one_prediction_and_a_label_map(
+    nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opinions, "SLAB", 2)  # of a patch of 16, as 16 of 128
+    trainer = trainer_for(tiny.make_dataset(nnunet_folders, block=partial_block(), settings=SHORT), PartialTrainer)
+    trainer.initialize()
+    trainer.inference_allowed_mirroring_axes = (0,)
+    image = torch.randn(1, 96, 16, 16, generator=torch.Generator().manual_seed(0))
+    label_map = 2 * image[0].numel()  # int16
+    with (
+        trainer.window.around(trainer.network, mirroring=True, kind=TwoOpinions) as both,
+        trainer.window.around(trainer.network, mirroring=True) as stock,
+    ):
+        own, names = labeller_of(trainer, both), list(trainer.table.labels)  # of an image of which nothing is drawn
+        own.learnt = [frozenset(names)]
+
+        def predict() -> Tensor:
+            logits = stock.predict_sliding_window_return_logits(image)
+            return trainer.label_manager.convert_logits_to_segmentation(logits)
+
+        asked, predicted = most_bytes(lambda: own._predict(names, image)), most_bytes(predict)
+    assert asked <= predicted + label_map
 
 
 def test_stored_cases(nnunet_folders: Path) -> None:
@@ -275,11 +326,12 @@ class Waiting(Says):
         super().__init__()
         self.reads, self.writes = reads, writes
 
-    def predict_sliding_window_return_logits(self, image: Tensor) -> Tensor:
+    def planes(self, image: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
         for event in [*self.reads[self.calls + 1 : self.calls + 2], *self.writes[max(0, self.calls - 1) : self.calls]]:
             assert event.wait(60), "nothing happened while the networks were asked"
         self.calls += 1
-        return torch.stack([torch.full(image.shape[1:], value) for value in (0.0, -5.0, 5.0, -5.0)])
+        said = torch.stack([torch.full(image.shape[1:], value) for value in (0.0, -5.0, 5.0, -5.0)])
+        yield slice(None), [said]
 
 
 def test_files_are_read_and_written_while_networks_are_asked(
