@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_mutual.losses.numerics import without_autocast
+from nnunet_mutual.modules.depthwise import depthwise
 from nnunet_mutual.modules.tap import feature_stage, levels_and_features
 
 SIZE = 32  # D, of a prototype
@@ -168,7 +169,7 @@ class _Level(nn.Module):
                 found = scores.softmax(2) @ self.update["to_value"](tokens)
                 queries = queries + self.update["out"](found)
                 queries = queries + self.update["mix"](queries)
-        cues: Tensor = self.cue(scores.reshape(*scores.shape[:2], *features.shape[2:]))
+        cues: Tensor = self.cue[1:](depthwise(self.cue[0], scores.reshape(*scores.shape[:2], *features.shape[2:])))
         return cues, queries
 
 
