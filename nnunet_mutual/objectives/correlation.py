@@ -193,7 +193,7 @@ class CorrelationObjective(Objective[CorrelationStep]):
         voxels = inside.shape[1]
         places = spread(number * voxels, inside.device)
         sample, voxel = torch.div(places, voxels, rounding_mode="floor"), places % voxels
-        chances = [self._chances(at_voxels(z, sample, voxel)) for z in logits]
+        chances = [self._chances(at_voxels(z, sample, voxel).T.contiguous()) for z in logits]  # along rows: slow
         agree = chances[0][1] & chances[1][1] & inside[sample, voxel]
         score = torch.minimum(chances[0][0], chances[1][0])
         wanted = int(min(MOST_QUERIES, number * voxels * QUERY_SHARE)) // self.classes
@@ -203,11 +203,11 @@ class CorrelationObjective(Objective[CorrelationStep]):
         return (sample[chosen].flatten(), voxel[chosen].flatten()), counted.flatten()
 
     def _chances(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Confidence in each class and whether it is decided, (K, N) each, from (N, C); class 0 is "no region"."""
+        """Confidence in each class and whether it is decided, (K, N) each, from (C, N); class 0 is "no region"."""
         if not self.regions:
-            p = logits.float().softmax(1).T
+            p = logits.float().softmax(0)
             return p, p == p.amax(0)
-        p = logits.float().sigmoid().T
+        p = logits.float().sigmoid()
         p = torch.cat([(1 - p).amin(0, keepdim=True), p])
         return p, p > 0.5
 
@@ -296,7 +296,7 @@ class CorrelationObjective(Objective[CorrelationStep]):
             truth = torch.cat([1 - truth.amax(0, keepdim=True), truth])
         right = (truth > 0.5) & known
         for output in outputs:
-            right = right & self._chances(output.levels[0][sample].flatten(1)[:, places].T)[1]
+            right = right & self._chances(output.levels[0][sample].flatten(1)[:, places])[1]
         number = min(SLOTS, len(places))
         chosen, usable = most_and_any(torch.zeros_like(truth), right, number)
         where = places[chosen]
