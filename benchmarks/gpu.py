@@ -22,6 +22,7 @@ from pathlib import Path
 
 from settings import HERE, read_json, write_json
 
+CARRIED = 64 << 20  # bytes of wheels, data and results that travel with a loan
 LEAST = 15  # seconds in which no step does anything
 # Arguments of `run.py run`, the tables whose outcome is in doubt first.
 RUNS = (
@@ -51,6 +52,8 @@ class Step:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
+    if arguments.wheels:
+        require_small([Path(folder) for folder in (arguments.wheels, arguments.data, arguments.out) if folder])
     end = time.monotonic() + 60 * arguments.minutes
     out = Path(arguments.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -68,6 +71,19 @@ def main(argv: list[str] | None = None) -> int:
         write_json(record, ended)
         print(f"{step.name}: {ended[step.name]}", flush=True)
     return int(not all(ended.get(step.name, "").startswith("done") for step in steps(arguments, out)))
+
+
+def require_small(folders: Sequence[Path]) -> None:
+    """Ends with a sentence if folders that travel to a lent machine and back hold more than it takes."""
+    files = {file: file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file()}
+    total = sum(files.values())
+    if total > CARRIED:
+        largest = sorted(files, key=lambda file: -files[file])[:3]
+        named = ", ".join(f"{file} ({files[file] / 2**20:.0f} MiB)" for file in largest)
+        raise SystemExit(
+            f"gpu.py: {', '.join(map(str, folders))} hold {total / 2**20:.1f} MiB, more than the {CARRIED >> 20} MiB that "
+            f"travel with a loan; leave out or compress the largest: {named}"
+        )
 
 
 def steps(arguments: argparse.Namespace, out: Path) -> list[Step]:
@@ -148,6 +164,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="folder for logs, JSON files and evidence")
+    parser.add_argument("--wheels", help="folder that gpu.sh installed from; with it, what travels must fit a loan")
     parser.add_argument("--data", help="folder of the public datasets; without it no table is made")
     parser.add_argument("--minutes", type=float, default=9, help="of this call (%(default)s)")
     parser.add_argument("--jobs", type=int, default=14, help="trainings side by side (%(default)s)")

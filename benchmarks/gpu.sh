@@ -26,4 +26,4 @@ if ! python3 -c "import nnunet_mutual, nnunetv2, torch"; then
   echo "gpu.sh: $(command -v python3) lacks what is named above; install it, or give --wheels FOLDER" >&2
   exit 2
 fi
-exec python3 benchmarks/gpu.py "$@"
+exec python3 benchmarks/gpu.py ${wheels:+--wheels "$wheels"} "$@"

@@ -58,6 +58,25 @@ def test_no_step_begins_after_the_end(gpu: Any, monkeypatch: pytest.MonkeyPatch,
     assert not (tmp_path / "steps.json").exists()
 
 
+def test_what_does_not_fit_a_loan_is_said_before_anything_is_run(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gpu, "steps", lambda arguments, out: [])
+    wheels, data = tmp_path / "wheels", tmp_path / "data"
+    for folder, size in ((wheels, 40 << 20), (data, 24 << 20)):
+        folder.mkdir()
+        with (folder / "file").open("wb") as stream:
+            stream.truncate(size)
+    call = ["--out", str(tmp_path / "out"), "--data", str(data)]
+    assert gpu.main([*call, "--wheels", str(wheels)]) == 0
+    (wheels / "more").write_bytes(b"x")
+    assert gpu.main(call) == 0, "of data on a machine of one's own nothing travels"
+    with pytest.raises(
+        SystemExit, match=r"hold 64.0 MiB, more than the 64 MiB that travel with a loan; .*wheels/file \(40 MiB\)"
+    ):
+        gpu.main([*call, "--wheels", str(wheels)])
+
+
 @pytest.mark.parametrize("rehearse", [True, False])
 def test_every_step_is_a_command_that_its_program_understands(
     gpu: Any, rehearse: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
