@@ -81,8 +81,8 @@ def require_small(folders: Sequence[Path]) -> None:
         largest = sorted(files, key=lambda file: -files[file])[:3]
         named = ", ".join(f"{file} ({files[file] / 2**20:.0f} MiB)" for file in largest)
         raise SystemExit(
-            f"gpu.py: {', '.join(map(str, folders))} hold {total / 2**20:.1f} MiB, more than the {CARRIED >> 20} MiB that "
-            f"travel with a loan; leave out or compress the largest: {named}"
+            f"gpu.py: {', '.join(map(str, folders))} hold {total / 2**20:.1f} MiB, more than the {CARRIED >> 20} MiB "
+            f"that travel with a loan; leave out or compress the largest: {named}"
         )
 
 
