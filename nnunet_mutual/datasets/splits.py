@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from random import Random
 
 from nnunetv2.utilities.crossval_split import generate_crossval_split
+from tqdm import tqdm
 
 from nnunet_mutual.annotation.table import AnnotationTable, drawn_in_part
 from nnunet_mutual.datasets.coverage import columns
@@ -22,6 +25,7 @@ _Trait = tuple[str, str]  # a label that a case annotates, or a modality group w
 _PARTS = ("train", "val")
 _LABEL, _GROUP = "label", "modality group"
 _TRIES = 30
+_MANY = 500  # patients, with which it takes seconds
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,11 @@ class _Unit:
     traits: frozenset[_Trait]
     sets: tuple[frozenset[_Trait], ...]
     in_part: bool
+
+    @cached_property
+    def order(self) -> tuple[int, list[list[_Trait]]]:
+        """The larger ones come first, and those alike together."""
+        return -len(self.cases), sorted(map(sorted, self.sets))
 
 
 def stratified_splits(
@@ -86,7 +95,8 @@ def stratified_splits(
             f"are the only ones with a label; {n_folds} folds need {n_folds}, train with fold all or write your own "
             "splits_final.json"
         )
-    attempts = [_spread(movable, n_folds, seed + attempt) for attempt in range(_TRIES)]
+    tries = tqdm(range(_TRIES), desc="folds", unit="try", file=sys.stderr, leave=False, disable=len(movable) < _MANY)
+    attempts = [_spread(movable, n_folds, seed + attempt) for attempt in tries]
     return _as_splits(min(attempts, key=lambda folds: _cost(folds, movable)), units, table)
 
 
@@ -229,8 +239,9 @@ def fold_problems(
 def _in_part_problems(table: AnnotationTable, fold: Split, place: str) -> list[Problem]:
     """Names the labels of which a validation case draws a part, which nnU-Net would score as if it were all."""
     problems = []
+    in_part = [key for key in fold["val"] if table.case(key).incomplete]
     for label in table.labels:
-        keys = [key for key in fold["val"] if label in table.case(key).incomplete]
+        keys = [key for key in in_part if label in table.case(key).incomplete]
         if keys:
             text = (
                 f"{len(keys)} validation case(s) draw {label} in part ({shorten(keys)}): of these only the share of "
@@ -344,17 +355,18 @@ def _spread(units: Sequence[_Unit], n_folds: int, seed: int) -> list[list[_Unit]
     random = Random(seed)
     pending = sorted(units, key=lambda unit: unit.cases)
     random.shuffle(pending)
-    pending.sort(key=lambda unit: (-len(unit.cases), sorted(map(sorted, unit.sets))))
+    pending.sort(key=lambda unit: unit.order)
     folds: list[list[_Unit]] = [[] for _ in range(n_folds)]
     sizes = [0] * n_folds
     has: list[Counter[object]] = [Counter() for _ in range(n_folds)]  # traits and sets of them in each fold
     frequency = Counter(trait for unit in units for trait in unit.traits)
+    lacking = [set(frequency) for _ in range(n_folds)]
     for trait in sorted(frequency, key=lambda name: (frequency[name], name)):
         for unit in [unit for unit in pending if trait in unit.traits]:
             needs = [
                 (
                     has[fold][trait],
-                    -sum(not has[fold][other] for other in unit.traits),
+                    -len(lacking[fold] & unit.traits),
                     sum(has[fold][drawn] for drawn in unit.sets),
                     sizes[fold],
                     random.random(),
@@ -365,6 +377,7 @@ def _spread(units: Sequence[_Unit], n_folds: int, seed: int) -> list[list[_Unit]
             folds[chosen].append(unit)
             sizes[chosen] += len(unit.cases)
             has[chosen].update([*unit.traits, *unit.sets])
+            lacking[chosen] -= unit.traits
         pending = [unit for unit in pending if trait not in unit.traits]
     return folds
 
