@@ -96,6 +96,7 @@ def measure(work: Path, workers: int, batches: int) -> dict[str, dict[str, float
     for trainer in trainers.values():
         stop_loaders((trainer.dataloader_train, trainer.dataloader_val))
     drawn = turn * max(1, batches // turn)
+    print(f"{workers} worker(s): done", flush=True)
     return {name: {k: round(s / drawn / samples[name], 5) for k, s in times.items()} for name, times in spent.items()}
 
 
