@@ -143,14 +143,9 @@ def _plot(scores: pd.DataFrame, labels: list[str], sources: list[str], of: str) 
 
 def _by_source(scores: pd.DataFrame, labels: Sequence[str], known: Sequence[str], of: str) -> Table:
     sources = [source for source in known if (scores.source == source).any()]
-    scored = scores[scores.dice.notna()]
-    rows: list[list[str | None]] = []
-    for label in labels:
-        cells: list[str | None] = [label]
-        for source in sources:
-            own = scored.dice[(scored.label == label) & (scored.source == source)]
-            cells.append(f"{own.mean():.3f} (n = {len(own)})" if len(own) else None)
-        rows.append(cells)
+    found = scores[scores.dice.notna()].groupby(["label", "source"]).dice.agg(["mean", "size"])
+    cells = {row.Index: f"{row.mean:.3f} (n = {row.size})" for row in found.itertuples()}
+    rows: list[list[str | None]] = [[label, *(cells.get((label, source)) for source in sources)] for label in labels]
     return Table(
         f"Mean Dice by source{of}; empty: no validation case of this source annotates the label.",
         ["label", *sources],
