@@ -8,6 +8,7 @@ tables (:mod:`nnunet_mutual.objectives.knowledge`), so nothing of the size of an
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,18 +40,6 @@ def set_log_probability(logits: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor
     return log_p.masked_fill(~allowed, -torch.inf).logsumexp(1), log_p
 
 
-def allowed_classes(labels: Tensor, possible: Tensor) -> Tensor:
-    """Returns S(v), the classes that voxels may have: (B, C, *spatial) bool.
-
-    Args:
-        labels: (B, 1, *spatial) integers below V, the ignore label replaced.
-        possible: (B, V, C) bool, see :func:`partial_softmax_loss`.
-    """
-    flat = labels.flatten(2).long()
-    allowed = possible.transpose(1, 2).gather(2, flat.expand(-1, possible.shape[2], -1))
-    return allowed.view(len(labels), -1, *labels.shape[2:])
-
-
 def beside(drawn: Tensor, margin: int) -> Tensor:
     """Returns the voxels that are next to what is drawn and not drawn themselves: bool, shaped like ``drawn``.
 
@@ -65,6 +54,35 @@ def beside(drawn: Tensor, margin: int) -> Tensor:
     pool = F.max_pool2d if drawn.ndim == 4 else F.max_pool3d
     near = pool(drawn.float(), size, stride=1, padding=[length // 2 for length in size])
     return near.bool() & ~drawn
+
+
+def allowed_classes(
+    labels: Tensor,
+    possible: Tensor,
+    *,
+    incomplete: Tensor | None = None,
+    margin: int = 0,
+    drawn: Tensor | None = None,
+) -> Tensor:
+    """Returns S(v), the classes that voxels may have: (B, C, *spatial) bool.
+
+    Args:
+        labels: (B, 1, *spatial) integers below V, the ignore label replaced.
+        possible: (B, V, C) bool, see :func:`partial_softmax_loss`; and for the others.
+        incomplete: labels that are drawn in part.
+        margin: around what is drawn of them.
+        drawn: class of each value.
+    """
+    flat = labels.flatten(2).long()
+    allowed = possible.transpose(1, 2).gather(2, flat.expand(-1, possible.shape[2], -1))
+    allowed = allowed.view(len(labels), -1, *labels.shape[2:])
+    if incomplete is None or not margin:
+        return allowed
+    shape = (-1, *[1] * (labels.ndim - 2))
+    own = torch.arange(possible.shape[2], device=labels.device).view(shape) == (
+        labels if drawn is None else drawn[labels]
+    )
+    return allowed & ~beside(own & incomplete.view(len(labels), *shape), margin)
 
 
 def partial_softmax_loss(
@@ -128,11 +146,7 @@ def partial_softmax_loss(
     speaks = asked if incomplete is None else asked | incomplete.view_as(asked)
     valid = torch.ones_like(labels, dtype=torch.bool) if ignore_label is None else labels != ignore_label
     labels = torch.where(valid, labels, 0)
-    allowed = allowed_classes(labels, possible)
-    if incomplete is not None and margin:
-        values = labels if drawn is None else drawn[labels]
-        own = torch.arange(classes, device=labels.device).view(1, -1, *[1] * (labels.ndim - 2)) == values
-        allowed = allowed & ~beside(own & incomplete.view(batch, classes, *[1] * (target.ndim - 2)), margin)
+    allowed = allowed_classes(labels, possible, incomplete=incomplete, margin=margin, drawn=drawn)
     if mix is not None:
         asked, speaks = (mix(part.expand(-1, -1, *labels.shape[2:])) for part in (asked, speaks))
         if weights is not None:
@@ -188,6 +202,8 @@ def known_regions(
     known_by: RegionRelations,
     annotated: Tensor,
     *,
+    incomplete: Tensor | None = None,
+    margin: int = 0,
     has_ignore: bool = False,
     decided: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -197,6 +213,8 @@ def known_regions(
         target: see :func:`partial_sigmoid_loss`, and for the others.
         known_by: relations.
         annotated: regions.
+        incomplete: regions that are drawn in part.
+        margin: around what is drawn of them.
         has_ignore: whether there is an ignore mask.
         decided: where a pseudo label is known.
     """
@@ -211,7 +229,12 @@ def known_regions(
     known = (drawn | (absent ^ present)) * valid
     truth = torch.where(drawn, y, present.to(y))
     shape = (len(target), regions, *target.shape[2:])
-    return known.view(shape), truth.view(shape)
+    known, truth = known.view(shape), truth.view(shape)
+    if incomplete is None or not margin:
+        return known, truth
+    in_part = target[:, :regions].bool() & incomplete.view(*annotated.shape, *[1] * (target.ndim - 2))
+    near = beside(in_part, margin) & ~known.bool() & valid.view(len(target), -1, *target.shape[2:]).bool()
+    return known + near, truth * ~near
 
 
 def partial_sigmoid_loss(
@@ -265,14 +288,12 @@ def partial_sigmoid_loss(
     Fails when: annotated regions contradict each other at a voxel; such a voxel counts as unknown for the others.
     """
     regions = logits.shape[1]
-    known, truth = known_regions(target, known_by, annotated, has_ignore=has_ignore, decided=decided)
+    options: dict[str, Any] = {"has_ignore": has_ignore, "decided": decided}
+    known, truth = known_regions(target, known_by, annotated, incomplete=incomplete, margin=margin, **options)
     counted = known
     if incomplete is not None:
         valid = ~target[:, regions:].bool() if has_ignore else torch.ones_like(known[:, :1], dtype=torch.bool)
         in_part = incomplete.view(*annotated.shape, *[1] * (target.ndim - 2)) & valid
-        if margin:
-            absent = beside(target[:, :regions].bool() & in_part, margin) & valid & ~known.bool()
-            known, truth = known + absent, truth * ~absent
         counted = torch.maximum(known, in_part.to(known))
     if mix is not None:
         asked = mix(annotated.view(*annotated.shape, *[1] * (target.ndim - 2)).expand_as(known))

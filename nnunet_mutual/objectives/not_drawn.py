@@ -108,11 +108,18 @@ class NotDrawnObjective(Objective[NotDrawnStep]):
         for kind, where in enumerate((drawn, ~drawn)):
             self.volumes[kind] += torch.stack([(share * where).sum(0), where.sum(0)])
 
+    def _in_part(self, batch: Batch) -> dict[str, Any]:
+        """What decides where a label of which a part is drawn is absent, as for the supervised loss."""
+        incomplete = self.knowledge.tables.incomplete
+        found = None if incomplete is None else incomplete[batch.pattern_index]
+        return {"incomplete": found, "margin": self.supervised.options["margin"]}
+
     def _lesson_of_labels(self, said: Sequence[Tensor], batch: Batch) -> Lesson:
         drawn, tables, ignore = batch.target[0].long(), self.knowledge.tables, self.supervised.ignore_label
         valid = drawn != (-1 if ignore is None else ignore)
         assert tables.possible is not None
-        allowed = allowed_classes(torch.where(valid, drawn, 0), tables.possible[batch.pattern_index])
+        in_part = self._in_part(batch)
+        allowed = allowed_classes(torch.where(valid, drawn, 0), tables.possible[batch.pattern_index], **in_part)
         mean = mean_of(said)
         mass = (mean * allowed).sum(1, keepdim=True)
         within = mean * allowed / mass.clamp_min(torch.finfo(mean.dtype).tiny)
@@ -127,7 +134,8 @@ class NotDrawnObjective(Objective[NotDrawnStep]):
         assert tables.relations is not None
         has_ignore = self.supervised.ignore_label is not None
         relations, annotated = tables.relations[pattern], tables.annotated[pattern]
-        known, _ = known_regions(batch.target[0], relations, annotated, has_ignore=has_ignore)
+        options = {"has_ignore": has_ignore, **self._in_part(batch)}
+        known, _ = known_regions(batch.target[0], relations, annotated, **options)
         unclear = known == 0
         if has_ignore:
             unclear = unclear & ~batch.target[0][:, -1:].bool()
