@@ -168,6 +168,19 @@ def test_what_is_taught_by_hand() -> None:
     assert numbers == {"share of undecided voxels that are taught": pytest.approx((3 + 4) / (6 + 6))}, "too few samples"
 
 
+def test_beside_a_drawn_part_the_averages_teach_nothing_of_its_label() -> None:
+    """Sure of the tumour everywhere, where a case draws some of it: one voxel of seven, with two voxels beside."""
+    said = torch.full((1, 4, 1, 7), -9.0)
+    said[:, 2] = 9
+    known, taught = objective(lambda number, images: said, ["only"])
+    taught.supervised.options["margin"] = 2
+    target, patterns = torch.zeros(1, 1, 1, 7).long(), known.patterns(["only"])
+    target[..., 0] = 2
+    batch = Batch(said[:, :1], [target], ["only"], patterns, torch.tensor(patterns), exchange=Exchange(said[:, :1]))
+    (lesson, _) = taught.ask(batch, Progress(0, 10))
+    assert lesson.counted.flatten().tolist() == [False, False, False, True, True, True, True]
+
+
 def test_a_label_that_is_unlearnt_where_it_is_not_drawn_raises_an_alarm() -> None:
     keys = ["spleen", "liver"]
     said = torch.zeros(2, 4, 1, 10)
