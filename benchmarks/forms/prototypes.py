@@ -1,4 +1,4 @@
-"""Prototypes that vote, and that rectify calibrated probabilities."""
+"""Prototypes that vote."""
 
 from __future__ import annotations
 
