@@ -29,7 +29,7 @@ from nnunet_mutual.trial.jobs import TIMING, Run, command, command_line, run_all
 from nnunet_mutual.trial.page import PAGE, Answer, printed, write_page
 from nnunet_mutual.trial.power import smallest_difference
 from nnunet_mutual.trial.protocol import RECORD, Options, TrialFolder
-from nnunet_mutual.trial.results import Choice, choose, collect, compare_arms
+from nnunet_mutual.trial.results import Choice, choose, collect, compare_arms, too_vague
 from nnunet_mutual.trial.scoring import measure, predict
 from nnunet_mutual.trial.training import FOLD, Schedule, train
 from nnunet_mutual.trial.training_data import Draw, contents, draw_raw, held_out, link_data, locate_planned, prepare
@@ -330,7 +330,11 @@ def _answer(begun: Trial, with_names: bool, say: Say) -> Path:
             )
     if len({*begun.patients.values()}) < 2:
         why_open.append("one patient alone is scored; choose another fold, or name more with --test")
-    choice = Choice(None, ()) if why_open else choose(outcomes[-1], options.arms, comparisons[-1])
+    if not why_open:
+        choice = choose(outcomes[-1], options.arms, comparisons[-1])
+        why_open += too_vague(choice, comparisons[-1])
+    if why_open:
+        choice = Choice(None, ())
     answer = Answer(
         options,
         begun.arms_in_words(),

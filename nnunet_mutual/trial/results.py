@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.evaluation.differences import BETTER, LEVEL, WORSE, Difference, Interval, Scores, compare_draws
 from nnunet_mutual.evaluation.statistics import CONFIDENCE
@@ -16,6 +18,7 @@ from nnunet_mutual.trial.jobs import Run
 from nnunet_mutual.trial.protocol import Options, TrialFolder
 
 LEAST = 0.05  # of Dice; a label below it has not been learnt
+VAGUE = 0.05  # of Dice; a trial that could not show that much has hardly asked
 CHEAPER = 0.9  # of the minutes; less of a difference is noise of the machine
 
 
@@ -89,6 +92,12 @@ class ArmComparison:
     def verdict(self) -> str:
         """Better, worse or level: whether both intervals say so."""
         return verdict(self.difference)
+
+    @property
+    def least_shown(self) -> float:
+        """The smallest difference that these runs could have shown, as much as they vary; NaN of one seed."""
+        ends = self.difference.over_draws, self.difference.over_patients
+        return float(np.max([(one.high - one.low) / 2 for one in ends]))
 
     @property
     def swapped_verdict(self) -> str:
@@ -208,16 +217,25 @@ def choose(outcome: Outcome, arms: Sequence[str], comparisons: Sequence[ArmCompa
         if arm != taken:
             one = of_pair.get((taken, arm)) or of_pair[(arm, taken)]
             mine = one.verdict if one.first == taken else one.swapped_verdict
-            because.append(_reason(outcome, taken, arm, mine, _turned(one, taken)))
+            because.append(_reason(outcome, taken, one, mine))
     return Choice(taken, because)
 
 
-def _turned(one: ArmComparison, taken: str) -> float:
-    mean = one.difference.over_draws.mean
-    return mean if one.first == taken else -mean
+def too_vague(choice: Choice, comparisons: Sequence[ArmComparison]) -> list[str]:
+    """Returns why nothing can be concluded where runs vary so much that level says nothing; of the worst pair."""
+    level = [one for one in comparisons if choice.arm in (one.first, one.second) and one.verdict == LEVEL]
+    worst = max(level, key=lambda one: one.least_shown, default=None)
+    if worst is None or worst.least_shown <= VAGUE:
+        return []
+    return [
+        f"runs of {worst.first} and {worst.second} vary so much with the seed that a difference below "
+        f"{worst.least_shown:.2f} could not be shown; train longer, or with more --seeds, in another folder (-o)"
+    ]
 
 
-def _reason(outcome: Outcome, taken: str, other: str, found: str, mean: float) -> str:
+def _reason(outcome: Outcome, taken: str, one: ArmComparison, found: str) -> str:
+    other, sign = (one.second, 1) if one.first == taken else (one.first, -1)
+    mean = sign * one.difference.over_draws.mean
     times = outcome.minutes[taken] / outcome.minutes[other] if outcome.minutes[other] else 1.0
     if CHEAPER <= times <= 1 / CHEAPER:
         cost = "at about the same minutes"
@@ -226,7 +244,8 @@ def _reason(outcome: Outcome, taken: str, other: str, found: str, mean: float) -
     else:
         cost = f"which takes {1 / times:.1f} times the minutes"
     if found == LEVEL:
-        return f"it is level with {other} ({mean:+.3f}, no difference shown), {cost}"
+        least = one.least_shown
+        return f"it is level with {other} ({mean:+.3f}, less than {least:.3f} could not be shown), {cost}"
     return f"it is {found} than {other} ({mean:+.3f}), {cost}"
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,12 @@ import pytest
 
 from nnunet_mutual.cli.trial_commands import _seconds
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.evaluation.differences import Interval
 from nnunet_mutual.trial.forecast import Timing, duration, schedules, total_seconds
 from nnunet_mutual.trial.jobs import Run, run_all, runs_of
 from nnunet_mutual.trial.page import Answer, printed, write_page
 from nnunet_mutual.trial.protocol import Options, TrialFolder
-from nnunet_mutual.trial.results import Choice, choose, collect, compare_arms
+from nnunet_mutual.trial.results import ArmComparison, Choice, choose, collect, compare_arms, too_vague
 
 ARMS = ("nnUNetTrainer", "PartialTrainer", "MutualPartialTrainer")
 PATIENTS = {f"case_{n:02d}": f"case_{n:02d}" for n in range(12)}
@@ -115,7 +117,7 @@ MINUTES = {"nnUNetTrainer": 10.0, "PartialTrainer": 10.0, "MutualPartialTrainer"
     [
         ((0.80, 0.85, 0.90), {}, "MutualPartialTrainer", "it is better than PartialTrainer (+0.0"),
         ((0.80, 0.85, 0.85), {}, "PartialTrainer", "it is level with MutualPartialTrainer"),
-        ((0.80, 0.80, 0.80), {}, "nnUNetTrainer", "it is level with PartialTrainer"),
+        ((0.80, 0.80, 0.80), {}, "nnUNetTrainer", "could not be shown), at about the same"),
         ((0.80, 0.80, 0.80), {"PartialTrainer": 5.0}, "PartialTrainer", "it is level with nnUNetTrainer"),
         ((0.80, 0.85, 0.70), {}, "PartialTrainer", "it is better than MutualPartialTrainer (+0.15"),
         ((0.85, 0.80, 0.70), {}, "nnUNetTrainer", "it is better than PartialTrainer (+0.0"),
@@ -130,6 +132,20 @@ def test_what_to_take(
     primary, *others = found.comparisons[0]
     assert (primary.first, primary.second, primary.confidence) == (ARMS[2], ARMS[1], 0.95)
     assert [one.confidence for one in others] == [pytest.approx(0.975)] * 2
+
+
+def test_level_says_nothing_where_runs_vary_too_much() -> None:
+    def compared(half: float) -> ArmComparison:
+        difference: Any = SimpleNamespace(
+            over_draws=Interval(0.1, 0.1 - half, 0.1 + half), over_patients=Interval(0.1, 0.05, 0.15)
+        )
+        return ArmComparison(ARMS[1], ARMS[0], True, 0.95, difference, {})
+
+    taken = Choice(ARMS[0], ())
+    assert not too_vague(taken, [compared(0.04)]) and not too_vague(taken, [compared(0.05)]), "better, not level"
+    (why,) = too_vague(taken, [compared(0.2), compared(0.42)])
+    assert "a difference below 0.42 could not be shown" in why
+    assert not too_vague(Choice(ARMS[2], ()), [compared(0.42)]), "of others"
 
 
 def test_learning_curve_and_page(tmp_path: Path) -> None:
