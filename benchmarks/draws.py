@@ -34,7 +34,7 @@ def link_draw(setting: Setting, dataset: str, seed: int) -> None:
     sources = {preprocessed / setting.dataset_name(origin, seed): cases for origin, cases in drawn.items()}
     source, target = next(iter(sources)), preprocessed / setting.dataset_name(dataset, seed)
     shutil.rmtree(target, ignore_errors=True)
-    data = setting.preprocessed
+    data = setting.data_identifier
     (target / data).mkdir(parents=True)
     for origin, cases in sources.items():
         _link(origin / data, cases, target / data)

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from settings import HERE, read_json, write_json
+from settings import HERE, point_nnunet_to, read_json, write_json
 
 EVIDENCE = HERE / "evidence" / "loaders.json"
 LEAST = 0.95  # samples per second of stock's
@@ -37,9 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="nnunet_mutual_loaders_") as folder:
         work = Path(arguments.work or folder)
-        for kind in ("raw", "preprocessed", "results"):
-            (work / f"nnUNet_{kind}").mkdir(parents=True, exist_ok=True)
-            os.environ[f"nnUNet_{kind}"] = str(work / f"nnUNet_{kind}")
+        point_nnunet_to(work)
         found = run(work, arguments)
     if arguments.out:
         write_json(Path(arguments.out), found)

@@ -27,7 +27,7 @@ from typing import Any
 from cost.counting import Kept, gradient_bytes, peak_bytes, states, total_bytes
 from cost.dataset import BY_GROUP, in_parts, make_dataset
 from cost.trainers import Recipe, start
-from settings import CONFIGURATION, read_json, write_json
+from settings import CONFIGURATION, point_nnunet_to, read_json, write_json
 
 BAR = 0.15  # of the measured bytes
 PARTIAL = {"stage1_networks": "groups", "stage2_networks": "groups"}
@@ -257,9 +257,7 @@ def accelerator() -> str:
 def folders() -> Iterator[Path]:
     """Makes nnU-Net's folders, for as long as they are needed."""
     with tempfile.TemporaryDirectory(prefix="nnunet_mutual_memory_") as folder:
-        for kind in ("raw", "preprocessed", "results"):
-            (Path(folder) / f"nnUNet_{kind}").mkdir()
-            os.environ[f"nnUNet_{kind}"] = f"{folder}/nnUNet_{kind}"
+        point_nnunet_to(Path(folder))
         os.environ["nnUNet_n_proc_DA"] = "2"  # nnU-Net's planner needs at least one
         yield Path(folder)
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
-from settings import CONFIGURATION, read_json, write_json
+from settings import CONFIGURATION, point_nnunet_to, read_json, write_json
 
 ROUNDS, BATCHES = 12, 4
 TRAINERS = {
@@ -74,9 +74,7 @@ def prepare(work: Path) -> None:
     """Makes the datasets of step.py."""
     from cost.dataset import BY_GROUP, in_parts, make_dataset
 
-    for kind in ("raw", "preprocessed", "results"):
-        (work / f"nnUNet_{kind}").mkdir()
-        os.environ[f"nnUNet_{kind}"] = str(work / f"nnUNet_{kind}")
+    point_nnunet_to(work)
     for dataset in (in_parts(2), BY_GROUP):
         make_dataset(work, dataset, plans="small", size=(48, 64, 48), labels=4, parts=2)
     os.environ["nnUNet_n_proc_DA"] = "0"

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from settings import CONFIGURATION, HERE, read_json, write_json
+from settings import CONFIGURATION, HERE, point_nnunet_to, read_json, write_json
 
 EVIDENCE = HERE / "evidence" / "real_channels.json"
 PLANS, TRAINER = "nnUNetPlansGroups", "MutualCrossModalTrainer"
@@ -102,9 +102,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(data: Path, work: Path, shrink: int, device: str) -> dict[str, Any]:
     """Runs all commands on all datasets."""
-    for kind in ("raw", "preprocessed", "results"):
-        (work / f"nnUNet_{kind}").mkdir(parents=True, exist_ok=True)
-        os.environ[f"nnUNet_{kind}"] = str(work / f"nnUNet_{kind}")
+    point_nnunet_to(work)
     os.environ["nnUNet_extTrainer"] = command("nnunet_mutual", "trainers").strip()
     found = {}
     for folder, patients in DATASETS.items():

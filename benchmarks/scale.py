@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from typing import Any
 
 from many.datasets import TRAINING, Dataset
 from many.watching import watch
-from settings import HERE, read_json, write_json
+from settings import HERE, point_nnunet_to, read_json, write_json
 
 EVIDENCE = HERE / "evidence" / "scale.json"
 RATIO, MEMORY = 11, 2 << 30  # of ten times the cases; bytes
@@ -56,9 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(root: Path, cases: int, arguments: argparse.Namespace, *, interrupted: bool) -> dict[str, dict[str, Any]]:
     """Runs all commands on a dataset of so many cases, and on a second one of a tenth as many for ``merge``."""
-    for kind in ("raw", "preprocessed", "results"):
-        (root / f"nnUNet_{kind}").mkdir()
-        os.environ[f"nnUNet_{kind}"] = str(root / f"nnUNet_{kind}")
+    point_nnunet_to(root)
     first = Dataset(root, 701, cases, arguments.labels, arguments.size)
     second = Dataset(root, 702, max(2, cases // 10), arguments.labels, arguments.size)
     for dataset in (first, second):

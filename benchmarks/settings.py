@@ -136,8 +136,8 @@ class Setting:
         return str(self["network"].get("base", "3d_fullres"))
 
     @property
-    def preprocessed(self) -> str:
-        """Name of the folder of preprocessed cases."""
+    def data_identifier(self) -> str:
+        """nnU-Net's name for the folder of preprocessed cases."""
         return f"{PLANS}_{self.base}"
 
     @property
@@ -243,10 +243,15 @@ class Setting:
 
     def export_paths(self, environment: MutableMapping[str, str]) -> None:
         """Points nnU-Net to the work folder; has to come before nnunetv2 is imported."""
-        for kind in ("raw", "preprocessed", "results"):
-            folder = self.work / f"nnUNet_{kind}"
-            folder.mkdir(parents=True, exist_ok=True)
-            environment[f"nnUNet_{kind}"] = str(folder)
+        point_nnunet_to(self.work, environment)
+
+
+def point_nnunet_to(work: Path, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Makes nnU-Net's three folders in a work folder and sets its variables; before nnunetv2 is imported."""
+    for kind in ("raw", "preprocessed", "results"):
+        folder = work / f"nnUNet_{kind}"
+        folder.mkdir(parents=True, exist_ok=True)
+        environment[f"nnUNet_{kind}"] = str(folder)
 
 
 @contextmanager

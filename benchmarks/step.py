@@ -26,7 +26,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from settings import write_json
+from settings import point_nnunet_to, write_json
 
 PRECISIONS = ("float32", "mixed")
 
@@ -42,9 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="nnunet_mutual_step_") as folder:
         work = Path(arguments.work or folder)
-        for kind in ("raw", "preprocessed", "results"):
-            (work / f"nnUNet_{kind}").mkdir(parents=True, exist_ok=True)
-            os.environ[f"nnUNet_{kind}"] = str(work / f"nnUNet_{kind}")
+        point_nnunet_to(work)
         result = run(work, arguments)
     print(json.dumps(result, indent=1))
     if arguments.out:

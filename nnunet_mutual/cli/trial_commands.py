@@ -9,7 +9,6 @@ from collections.abc import Callable
 from nnunet_mutual.cli import types as cli_types
 from nnunet_mutual.cli.arguments import add_dataset
 
-_HIDING = ("keep", "labelled", "missing")  # options of simulate
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -90,9 +89,10 @@ def _trial(options: argparse.Namespace) -> int:
         end_with_parent()
     from nnunet_mutual.trial.command import trial
 
-    names = ("dataset", "configuration", "plans", "fold", "test", "arms", "seeds", *_HIDING, "equal")
+    names = ("dataset", "configuration", "plans", "fold", "test", "arms", "seeds", "equal", "budget", "device")
+    hiding = ("keep", "labelled", "missing")
     trial(
-        {name: getattr(options, name) for name in (*names, "budget", "device")},
+        {name: getattr(options, name) for name in (*names, *hiding)},
         output=options.output,
         job=options.job,
         list_jobs=options.list_jobs,

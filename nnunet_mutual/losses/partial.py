@@ -56,6 +56,11 @@ def beside(drawn: Tensor, margin: int) -> Tensor:
     return near.bool() & ~drawn
 
 
+def at_every_voxel(values: Tensor, like: Tensor) -> Tensor:
+    """Returns values of each sample and class, (B, C), so that they broadcast over ``like``, (B, any, *spatial)."""
+    return values.view(*values.shape, *[1] * (like.ndim - 2))
+
+
 def allowed_classes(
     labels: Tensor,
     possible: Tensor,
@@ -78,11 +83,9 @@ def allowed_classes(
     allowed = allowed.view(len(labels), -1, *labels.shape[2:])
     if incomplete is None or not margin:
         return allowed
-    shape = (-1, *[1] * (labels.ndim - 2))
-    own = torch.arange(possible.shape[2], device=labels.device).view(shape) == (
-        labels if drawn is None else drawn[labels]
-    )
-    return allowed & ~beside(own & incomplete.view(len(labels), *shape), margin)
+    classes = torch.arange(possible.shape[2], device=labels.device)[None]
+    own = at_every_voxel(classes, labels) == (labels if drawn is None else drawn[labels])
+    return allowed & ~beside(own & at_every_voxel(incomplete, labels), margin)
 
 
 def partial_softmax_loss(
@@ -140,17 +143,16 @@ def partial_softmax_loss(
     Source: tri-state supervision [E] after arXiv 2407.12611; Dice as in nnU-Net.
     Fails when: sources disagree about where an organ ends; the loss believes each of them.
     """
-    batch, classes = logits.shape[:2]
     labels = target.long()
-    asked = annotated.view(batch, classes, *[1] * (target.ndim - 2))
-    speaks = asked if incomplete is None else asked | incomplete.view_as(asked)
+    asked = at_every_voxel(annotated, target)
+    speaks = asked if incomplete is None else asked | at_every_voxel(incomplete, target)
     valid = torch.ones_like(labels, dtype=torch.bool) if ignore_label is None else labels != ignore_label
     labels = torch.where(valid, labels, 0)
     allowed = allowed_classes(labels, possible, incomplete=incomplete, margin=margin, drawn=drawn)
     if mix is not None:
         asked, speaks = (mix(part.expand(-1, -1, *labels.shape[2:])) for part in (asked, speaks))
         if weights is not None:
-            weights = mix(weights.view(batch, classes, *[1] * (labels.ndim - 2)).expand_as(asked))
+            weights = mix(at_every_voxel(weights, target).expand_as(asked))
         labels, valid, allowed = mix(labels), mix(valid), mix(allowed)
         annotated = asked.flatten(2).any(2)
     labels, valid, allowed, asked, speaks = (part.flatten(2) for part in (labels, valid, allowed, asked, speaks))
@@ -232,7 +234,7 @@ def known_regions(
     known, truth = known.view(shape), truth.view(shape)
     if incomplete is None or not margin:
         return known, truth
-    in_part = target[:, :regions].bool() & incomplete.view(*annotated.shape, *[1] * (target.ndim - 2))
+    in_part = target[:, :regions].bool() & at_every_voxel(incomplete, target)
     near = beside(in_part, margin) & ~known.bool() & valid.view(len(target), -1, *target.shape[2:]).bool()
     return known + near, truth * ~near
 
@@ -293,12 +295,12 @@ def partial_sigmoid_loss(
     counted = known
     if incomplete is not None:
         valid = ~target[:, regions:].bool() if has_ignore else torch.ones_like(known[:, :1], dtype=torch.bool)
-        in_part = incomplete.view(*annotated.shape, *[1] * (target.ndim - 2)) & valid
+        in_part = at_every_voxel(incomplete, target) & valid
         counted = torch.maximum(known, in_part.to(known))
     if mix is not None:
-        asked = mix(annotated.view(*annotated.shape, *[1] * (target.ndim - 2)).expand_as(known))
+        asked = mix(at_every_voxel(annotated, target).expand_as(known))
         if weights is not None:
-            weights = mix(weights.view(*weights.shape, *[1] * (target.ndim - 2)).expand_as(known))
+            weights = mix(at_every_voxel(weights, target).expand_as(known))
         known, truth, counted = mix(known), mix(truth), mix(counted)
         annotated = asked.flatten(2).any(2)
     logits, known, truth = logits.flatten(2).float(), known.flatten(2), truth.flatten(2)

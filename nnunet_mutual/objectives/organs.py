@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_mutual.batches.batch import Batch
+from nnunet_mutual.losses.partial import at_every_voxel
 from nnunet_mutual.losses.similarity import soft_dice_per_class, soft_dice_per_region
 from nnunet_mutual.objectives.base import Output, Progress
 from nnunet_mutual.objectives.knowledge import Knowledge
@@ -46,12 +47,12 @@ def organ_masks(batch: Batch, knowledge: Knowledge, size: torch.Size) -> Tensor:
     drawn = tables.annotated[pattern]
     if tables.incomplete is not None:
         drawn = drawn | tables.incomplete[pattern]
-    drawn = drawn.view(*drawn.shape, *[1] * (target.ndim - 2))
+    drawn = at_every_voxel(drawn, target)
     if knowledge.table.is_regions:
         return target[:, : drawn.shape[1]].bool() & drawn
     labels = target.long() if tables.drawn is None else tables.drawn[target.long()]
-    channels = torch.arange(drawn.shape[1], device=target.device)
-    return (labels == channels.view(1, -1, *[1] * (target.ndim - 2))) & drawn
+    channels = torch.arange(drawn.shape[1], device=target.device)[None]
+    return (labels == at_every_voxel(channels, target)) & drawn
 
 
 def drawn_dice(output: Output, batch: Batch, knowledge: Knowledge, ignore_label: int | None) -> Tensor:

@@ -11,7 +11,7 @@ from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from torch import Tensor
 
 from nnunet_mutual.batches.batch import Batch, mixed
-from nnunet_mutual.losses.partial import Mix, partial_sigmoid_loss, partial_softmax_loss
+from nnunet_mutual.losses.partial import Mix, at_every_voxel, partial_sigmoid_loss, partial_softmax_loss
 from nnunet_mutual.objectives.base import Objective, Output, Step, Term
 from nnunet_mutual.objectives.knowledge import Knowledge, Tables
 
@@ -158,9 +158,7 @@ class SupervisedObjective(Objective[Step]):
             if tables.decided is None or decided is None:
                 known = None
             else:  # of a region that somebody drew, every voxel is known
-                known = decided | (annotated & ~tables.decided[pattern]).view(
-                    *annotated.shape, *[1] * (target.ndim - 2)
-                )
+                known = decided | at_every_voxel(annotated & ~tables.decided[pattern], target)
             if included is not None:
                 annotated = annotated & included
                 relations = relations.where(included)

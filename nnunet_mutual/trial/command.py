@@ -29,7 +29,7 @@ from nnunet_mutual.trial.jobs import TIMING, Run, command, command_line, run_all
 from nnunet_mutual.trial.page import PAGE, Answer, printed, write_page
 from nnunet_mutual.trial.power import smallest_difference
 from nnunet_mutual.trial.protocol import RECORD, Options, TrialFolder
-from nnunet_mutual.trial.results import Choice, choose, collect, compare_arms, too_vague
+from nnunet_mutual.trial.results import Choice, Outcome, choose, collect, compare_arms, too_vague
 from nnunet_mutual.trial.scoring import measure, predict
 from nnunet_mutual.trial.training import FOLD, Schedule, train
 from nnunet_mutual.trial.training_data import Draw, contents, draw_raw, held_out, link_data, locate_planned, prepare
@@ -318,18 +318,7 @@ def _answer(begun: Trial, with_names: bool, say: Say) -> Path:
     outcomes = collect(begun.folder, options, runs, begun.patients)
     comparisons = [compare_arms(outcome, options.arms) for outcome in outcomes]
     finished = sum(begun.folder.run_file(run.name).is_file() for run in runs)
-    why_open = begun.why_open
-    if finished < len(runs):
-        why_open.append(f"{finished} of {len(runs)} runs are finished; repeat the command to go on")
-    missed = outcomes[-1].not_learnt()
-    for seed in range(options.seeds):
-        labels = [label for label, of in missed.items() if {(arm, seed) for arm in options.arms} <= {*of}]
-        if labels:
-            why_open.append(
-                f"with seed {seed} no arm has learnt {', '.join(labels)}, so the trainings are too short to compare"
-            )
-    if len({*begun.patients.values()}) < 2:
-        why_open.append("one patient alone is scored; choose another fold, or name more with --test")
+    why_open = _why_open(begun, outcomes[-1], finished)
     if not why_open:
         choice = choose(outcomes[-1], options.arms, comparisons[-1])
         why_open += too_vague(choice, comparisons[-1])
@@ -353,6 +342,24 @@ def _answer(begun: Trial, with_names: bool, say: Say) -> Path:
     say("\n" + "\n".join(map(str, files)))
     say(f"Next: {_next(answer)}")
     return page
+
+
+def _why_open(begun: Trial, outcome: Outcome, finished: int) -> list[str]:
+    """Returns why no arm can be chosen, before the differences are looked at."""
+    options, runs = begun.options, begun.runs
+    why = begun.why_open
+    if finished < len(runs):
+        why.append(f"{finished} of {len(runs)} runs are finished; repeat the command to go on")
+    missed = outcome.not_learnt()
+    for seed in range(options.seeds):
+        labels = [label for label, of in missed.items() if {(arm, seed) for arm in options.arms} <= {*of}]
+        if labels:
+            why.append(
+                f"with seed {seed} no arm has learnt {', '.join(labels)}, so the trainings are too short to compare"
+            )
+    if len({*begun.patients.values()}) < 2:
+        why.append("one patient alone is scored; choose another fold, or name more with --test")
+    return why
 
 
 def _next(answer: Answer) -> str:

@@ -105,7 +105,7 @@ def test_a_draw_links_its_own_patients_and_never_a_label_of_another(bench: Simpl
     pool, labelled = setting["cases"]["training"], setting.cases_of(setting.draws[2])
     data = setting.work / "nnUNet_preprocessed"
     for dataset, place in (("all", "."), ("unlabelled", unlabelled.UNLABELLED)):
-        folder = data / setting.dataset_name(dataset, 0) / place / setting.preprocessed
+        folder = data / setting.dataset_name(dataset, 0) / place / setting.data_identifier
         folder.mkdir(parents=True)
         for name in (f"{case}{ending}" for case in pool for ending in unlabelled.ENDINGS):
             (folder / name).write_text(f"{dataset} {name}")
@@ -116,12 +116,14 @@ def test_a_draw_links_its_own_patients_and_never_a_label_of_another(bench: Simpl
 
     bench.draws.link_draw(setting, "few", 2)
     target = data / setting.dataset_name("few", 2)
-    seen = {path.name: path.read_text() for path in (target / setting.preprocessed).iterdir()}
+    seen = {path.name: path.read_text() for path in (target / setting.data_identifier).iterdir()}
     assert seen == {f"{c}{e}": f"all {c}{e}" for c in labelled for e in unlabelled.ENDINGS}
-    hidden = {path.name: path.read_text() for path in (target / unlabelled.UNLABELLED / setting.preprocessed).iterdir()}
+    hidden = {
+        path.name: path.read_text() for path in (target / unlabelled.UNLABELLED / setting.data_identifier).iterdir()
+    }
     others = {*pool} - {*labelled}
     assert hidden == {f"{c}{e}": f"unlabelled {c}{e}" for c in others for e in unlabelled.ENDINGS}
-    record = unlabelled.read_record(unlabelled.record_of(target / unlabelled.UNLABELLED / setting.preprocessed))
+    record = unlabelled.read_record(unlabelled.record_of(target / unlabelled.UNLABELLED / setting.data_identifier))
     assert set(record) == others
     made = bench.settings.read_json(target / "dataset.json")
     assert made["numTraining"] == 2 and list(made["mutual"]["cases"]) == labelled
@@ -139,9 +141,9 @@ def test_a_draw_of_sources_links_each_from_where_its_label_is(bench: SimpleNames
     endings = importlib.import_module("nnunet_mutual.preprocessing.unlabelled").ENDINGS
     for dataset in ("all", "anterior", "posterior"):
         folder = data / setting.dataset_name(dataset, 0)
-        (folder / setting.preprocessed).mkdir(parents=True)
+        (folder / setting.data_identifier).mkdir(parents=True)
         for name in (f"{case}{ending}" for case in setting["cases"]["training"] for ending in endings):
-            (folder / setting.preprocessed / name).write_text(dataset)
+            (folder / setting.data_identifier / name).write_text(dataset)
         cases = {case: {"source": dataset} for case in setting["cases"]["training"]}
         content = {"labels": {"background": 0}, "mutual": {"sources": {dataset: {}}, "cases": cases}}
         for name, text in (("dataset.json", content), ("nnUNetPlans.json", {}), ("dataset_fingerprint.json", {})):
@@ -150,7 +152,9 @@ def test_a_draw_of_sources_links_each_from_where_its_label_is(bench: SimpleNames
     def made(dataset: str) -> tuple[dict[str, str], dict]:
         bench.draws.link_draw(setting, dataset, 1)
         target = data / setting.dataset_name(dataset, 1)
-        linked = {path.name.split(".")[0]: path.read_text() for path in (target / setting.preprocessed).glob("*.pkl")}
+        linked = {
+            path.name.split(".")[0]: path.read_text() for path in (target / setting.data_identifier).glob("*.pkl")
+        }
         return linked, bench.settings.read_json(target / "dataset.json")
 
     (anterior,), (posterior,) = draw["A"], draw["B"]
