@@ -40,6 +40,10 @@ def prepare(setting: Setting) -> None:
         else:
             write_raw(setting, dataset)
             plan_and_preprocess(setting, dataset)
+            if "masks" in setting["datasets"][dataset]:
+                from masks import outline
+
+                outline(setting, dataset)
         write_json(done, {"protocol": setting["datasets"][dataset]})
 
 
