@@ -83,9 +83,9 @@ def training_names() -> tuple[str, ...]:
     return tuple(name for name in public_names("trainers") if name.endswith("Trainer"))
 
 
-def is_ours(trainer: object) -> bool:
-    """Tell whether a trainer, somebody's own one included, is built on those of this package."""
-    return any(cls.__module__.startswith("nnunet_mutual.trainers.") for cls in type(trainer).__mro__)
+def is_built_on_ours(trainer: type) -> bool:
+    """Tell whether a class of trainers is one of this package, or somebody's own one that is built on them."""
+    return any(cls.__module__.startswith("nnunet_mutual.trainers.") for cls in trainer.__mro__)
 
 
 def trainers_variable(current: str | None) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from nnunet_mutual.annotation.fitting import BY_GROUP, fitting_trainers
 from nnunet_mutual.datasets.next_step import Contents
 from nnunet_mutual.errors import MutualError, meant
-from nnunet_mutual.plugin.find import resolve, training_names
+from nnunet_mutual.plugin.find import VARIABLE, is_built_on_ours, public_names, resolve, training_names
+from nnunet_mutual.plugin.trainer_names import TrainerNames
 from nnunet_mutual.settings import block_for, common_settings, read_settings
 
 STOCK = "nnUNetTrainer"
@@ -41,14 +44,41 @@ def require_arms(names: Sequence[str]) -> None:
     """
     known = [STOCK, *(name for name in training_names() if name not in BY_GROUP + _NEEDS_MORE)]
     for name in names:
-        if name not in known:
+        if name not in known and not _is_own(name):
             raise MutualError(
-                f"--arms names {name!r}, which a trial cannot train{meant(name, known)}; it knows: {', '.join(known)}"
+                f"--arms names {name!r}, which a trial cannot train{meant(name, known)}; it knows: {', '.join(known)}, "
+                f"and trainers of your own that are built on these, in a folder that {VARIABLE} names"
             )
         if names.count(name) > 1:
             raise MutualError(f"--arms names {name} twice; keep one")
     if len(names) == 1:
         raise MutualError(f"--arms names {names[0]} alone; give two or more, from simple to elaborate")
+
+
+def trainer_of(arm: str) -> Any:
+    """Returns the class of an arm other than stock: of this package, or as nnU-Net finds it.
+
+    Args:
+        arm: name of the trainer.
+
+    Raises:
+        RuntimeError: nnU-Net does not find it.
+    """
+    if arm in public_names("trainers"):
+        return resolve("trainers", arm)
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    return recursive_find_trainer_class_by_name(arm)
+
+
+def _is_own(name: str) -> bool:
+    """Whether somebody's own trainer has this name, is built on those of this package and sees all channels."""
+    if name in public_names("trainers") or not TrainerNames.of(os.environ.get(VARIABLE)).may_hold(name):
+        return False
+    with contextlib.suppress(RuntimeError):
+        found = trainer_of(name)
+        return is_built_on_ours(found) and not found.by_group
+    return False
 
 
 def networks_of(arm: str, contents: Contents, block: dict[str, Any]) -> int:
@@ -64,20 +94,24 @@ def networks_of(arm: str, contents: Contents, block: dict[str, Any]) -> int:
     """
     if arm == STOCK:
         return 1
-    trainer = resolve("trainers", arm)
+    trainer = trainer_of(arm)
     settings = read_settings(trainer.settings_class, block_for(trainer, block), origin=f"in the plans, for {arm}")
     needs = trainer.needs(settings, contents.table, contents.cases)
-    return 1 if arm in _IN_STAGES else int(needs.trained)
+    return 1 if _in_stages(arm) else int(needs.trained)
 
 
 def labelled_between(arm: str, contents: Contents) -> int:
     """Returns how many cases an arm labels in the middle of its training."""
-    return len(contents.cases) if arm in _IN_STAGES and contents.partial else 0
+    return len(contents.cases) if arm != STOCK and _in_stages(arm) and contents.partial else 0
+
+
+def _in_stages(arm: str) -> bool:
+    return any(cls.__name__ in _IN_STAGES for cls in trainer_of(arm).__mro__)
 
 
 def own_block(arm: str, block: dict[str, Any], schedule: dict[str, Any]) -> dict[str, Any]:
     """Returns the ``"mutual"`` block of an arm's configuration: settings of the plans, and the trial's schedule."""
-    known = common_settings(block) if arm == STOCK else block_for(resolve("trainers", arm), block)
+    known = common_settings(block) if arm == STOCK else block_for(trainer_of(arm), block)
     return {**known, **schedule}
 
 
@@ -88,5 +122,5 @@ def words(arm: str, contents: Contents) -> str:
         parts += ["what a case does not draw is background to it"] * contents.partial
         parts += ["it sees labelled images only"] * contents.unlabelled
         return "; ".join(parts)
-    doc = (resolve("trainers", arm).__doc__ or arm).strip().splitlines()[0]
+    doc = (trainer_of(arm).__doc__ or arm).strip().splitlines()[0]
     return doc.rstrip(".").split(" [S]")[0]

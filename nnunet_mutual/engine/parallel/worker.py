@@ -21,7 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 from nnunet_mutual.engine import networks as building
 from nnunet_mutual.engine.parallel.peer_ranks import TIMEOUT, Exchange, PeerRanks
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.plugin.find import is_ours
+from nnunet_mutual.plugin.find import is_built_on_ours
 
 
 def work(
@@ -56,7 +56,7 @@ def work(
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the first process speaks for all, errors go to stderr
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // _here(size)) if device == "cpu" else 1)
     made = get_trainer_from_args(dataset, configuration, fold, trainer, plans, resume, torch.device(device))
-    if not is_ours(made):
+    if not is_built_on_ours(type(made)):
         raise MutualError(f"{trainer} is no trainer of nnunet_mutual; train it with nnUNetv2_train")
     share_networks(made, store, rank, size, exchange=exchange)
     maybe_load_checkpoint(made, resume, False)
