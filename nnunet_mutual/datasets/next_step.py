@@ -38,6 +38,12 @@ class Contents:
         everything = frozenset(self.table.labels)
         return any(case.drawn and case.annotated != everything for case in map(self.table.case, self.cases))
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether there are cases that draw some of the labels and nothing of another one."""
+        everything = frozenset(self.table.labels)
+        return any(case.drawn and case.drawn != everything for case in map(self.table.case, self.cases))
+
     @classmethod
     def of_planned(cls, folders: DatasetFolders) -> Contents:
         """Looks at a planned dataset, whose raw folder may be on another machine."""

@@ -5,28 +5,32 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from nnunet_mutual.batches.decisions import Decision
+from nnunet_mutual.batches.decisions import ALONE, Decision
 
 _SHOWN = 3  # reasons per label in the log
 
 
 def summarise(decisions: Sequence[Decision]) -> str:
-    """Returns a table for the log: per label the accepted and rejected cases and the commonest reasons.
+    """Returns a table for the log: per label the cases of each verdict and the commonest reasons.
 
-    Reasons are counted by their headline, the rejections first; labels keep the order in which they come.
+    Reasons are counted by their headline, those of accepted ones last; labels keep the order in which they come. What
+    only a reader can accept has a column where there is any.
     """
     if not decisions:
         return "no pseudo label was judged"
-    rows = [("label", "accepted", "rejected", "commonest reasons")]
+    alone = any(decision.verdict == ALONE for decision in decisions)
+    verdicts = ["accepted", "rejected", *[ALONE] * alone]
+    rows = [["label", *verdicts, "commonest reasons"]]
     for label in dict.fromkeys(decision.label for decision in decisions):
         own = [decision for decision in decisions if decision.label == label]
-        accepted = sum(decision.accepted for decision in own)
+        counts = Counter(decision.verdict for decision in own)
         reasons = Counter((decision.accepted, decision.reason.partition(":")[0]) for decision in own)
         ranked = sorted(reasons.items(), key=lambda item: (item[0][0], -item[1], item[0][1]))
         shown = ", ".join(f"{headline} ({count})" for (_, headline), count in ranked[:_SHOWN])
-        rows.append((label, str(accepted), str(len(own) - accepted), shown))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        rows.append([label, *(str(counts[verdict]) for verdict in verdicts), shown])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][1:-1]
+    wide = max(len(row[0]) for row in rows)
     return "\n".join(
-        f"{label:<{widths[0]}}  {accepted:>{widths[1]}}  {rejected:>{widths[2]}}  {shown}"
-        for label, accepted, rejected, shown in rows
+        "  ".join([row[0].ljust(wide), *(cell.rjust(w) for cell, w in zip(row[1:-1], widths, strict=True)), row[-1]])
+        for row in rows
     )

@@ -73,7 +73,7 @@ class Trial:
     @property
     def why_open(self) -> list[str]:
         """Why no method may win, whatever the numbers say."""
-        if self.contents.partial and not self.options.hides and self.options.test is None:
+        if self.contents.leaves_out and not self.options.hides and self.options.test is None:
             return [
                 "the cases draw different labels, and a label is scored only where it is drawn, so that its errors in "
                 "images of the other sources are not seen; for a conclusion, name fully drawn patients with --test "
@@ -375,7 +375,8 @@ def _trained_on(begun: Trial) -> str:
     found = begun.contents
     labelled = sum(bool(found.table.case(key).drawn) for key in found.cases)
     parts = [f"{labelled} labelled case(s) of {begun.options.dataset}"]
-    parts += ["which draw different labels"] * found.partial
+    if found.partial:
+        parts.append("which draw different labels" if found.leaves_out else "some with labels that are drawn in part")
     parts += ["and images without labels"] * found.unlabelled
     draws = ", another draw for every seed" if begun.options.hides else ""
     return ", ".join(parts) + draws

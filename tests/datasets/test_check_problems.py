@@ -54,7 +54,7 @@ ERRORS: dict[str, tuple[Callable[[RawDataset], object], str]] = {
     "case not in the table": (unlisted, "table: 1 training case(s) are not in the table: toy_002; say what"),
     "case without image": (
         misspelt,
-        "case toy-2: is in the table but has no image in imagesTr (did you mean 'toy_002'?)",
+        "case toy-2: is in the table but has no image in imagesTr or imagesUn (did you mean 'toy_002'?)",
     ),
     "unknown label in a case": (entry("toy_001", annotated=["livr"]), "case toy_001: unknown label 'livr'"),
     "unknown source": (entry("toy_001", source="b"), "case toy_001: "),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_mutual.batches.decisions import Decision, read_decisions, write_decisions
+from nnunet_mutual.batches.decisions import ALONE, Decision, read_decisions, write_decisions
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.pseudo_labels.audit import summarise
 
@@ -136,5 +136,9 @@ def test_summary_for_the_log() -> None:
         "label         accepted  rejected  commonest reasons",
         "spleen              11         3  too small (2), predictions disagree (1), plausible (10)",
         "liver_tumour         1         0  absent (1)",
+    ]
+    assert summarise([decision("spleen", False, f"{ALONE}: plausible"), decisions[-1]]).splitlines() == [
+        "label   accepted  rejected  no second opinion  commonest reasons",
+        "spleen         1         0                  1  no second opinion (1), not judged (1)",
     ]
     assert summarise([]) == "no pseudo label was judged"

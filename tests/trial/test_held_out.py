@@ -71,6 +71,13 @@ def test_what_is_drawn_in_part_is_not_scored_and_said(toy: RawDataset, nnunet_fo
     scores = measure(toy.folder / "labelsTr", held_out)["dice"]
     assert scores == {"toy_2": {"liver": 1, "spleen": None, "kidney": 1}, "toy_4": dict.fromkeys(DRAWN["toy_4"], 1)}
     assert held_out.unscored_in_part() == "; drawn in part, so not scored there: spleen in 1 of them"
+    table = found.source.table
+    whole, in_part, left_out = (Contents(table, [key], False) for key in ("toy_0", "toy_2", "toy_3"))
+    assert [(one.partial, one.leaves_out) for one in (whole, in_part, left_out)] == [
+        (False, False),
+        (True, False),
+        (True, True),
+    ]
 
 
 def other(root: Path, **more: object) -> RawDataset:
