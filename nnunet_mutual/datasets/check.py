@@ -263,8 +263,8 @@ def listing_problems(listed: set[str], files: Mapping[str, CaseFiles], unlabelle
         Problem(
             ERROR,
             f"case {key}",
-            f"is in the table but has no image in imagesTr or imagesUn{spellings.meant(key)}; correct its name or remove "
-            "it from the table",
+            f"is in the table but has no image in imagesTr or imagesUn{spellings.meant(key)}; correct its name or "
+            "remove it from the table",
         )
         for key in surplus
     ]
