@@ -22,10 +22,22 @@ def names() -> dict[str, tuple[str, int | None]]:
     """Returns benchmark -> protocol file and number of labelled patients; one that draws them is one per number."""
     found: dict[str, tuple[str, int | None]] = {}
     for file in sorted((HERE / "protocol").glob("*.json")):
-        draws = read_json(file).get("draws")
+        draws = protocol_of(file.stem).get("draws")
         numbers = draws["patients"] if draws else {}
         found |= {f"{file.stem}_{n}": (file.stem, int(n)) for n in numbers} or {file.stem: (file.stem, None)}
     return found
+
+
+def protocol_of(name: str, labelled: int | None = None) -> dict[str, Any]:
+    """Returns a protocol; what it does not say is as in the one that it is ``like``.
+
+    Args:
+        name: file of ``protocol/``, without ``.json``.
+        labelled: number of labelled patients, for ``{labelled}`` in its words.
+    """
+    text = (HERE / "protocol" / f"{name}.json").read_text().replace("{labelled}", str(labelled))
+    own: dict[str, Any] = json.loads(text)
+    return {**protocol_of(own.pop("like"), labelled), **own} if "like" in own else own
 
 
 class BenchmarkError(Exception):
@@ -102,8 +114,7 @@ class Setting:
     ) -> None:
         self.name, self.device, self.planned = name, device, planned
         self.file, self.labelled = names()[name]
-        text = (HERE / "protocol" / f"{self.file}.json").read_text()
-        self.protocol: dict[str, Any] = json.loads(text.replace("{labelled}", str(self.labelled)))
+        self.protocol = protocol_of(self.file, self.labelled)
         if planned:
             self.protocol["network"] = {}
         self.data = data

@@ -59,11 +59,27 @@ def evidence(arm: str, seed: int, dice: float, updates: int = 500, networks: int
     }
 
 
-def test_no_case_serves_two_purposes() -> None:
+def test_no_case_serves_two_purposes(bench: SimpleNamespace) -> None:
     for file in (BENCHMARKS / "protocol").glob("*.json"):
-        lists = json.loads(file.read_text())["cases"]
+        lists = bench.settings.protocol_of(file.stem)["cases"]
         everything = [case for cases in lists.values() for case in cases]
         assert len(everything) == len(set(everything)), file
+
+
+def test_a_protocol_is_like_another_one(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.settings, "HERE", tmp_path)
+    (tmp_path / "protocol").mkdir()
+    for name, text in {
+        "first": '{"cases": {"test": ["a"]}, "title": "{labelled} of many", "network": {"batch_size": 2}}',
+        "second": '{"like": "first", "network": {"patch_size": [8, 8]}}',
+        "third": '{"title": "third", "like": "second"}',
+    }.items():
+        (tmp_path / "protocol" / f"{name}.json").write_text(text)
+    whole = {"cases": {"test": ["a"]}, "title": "3 of many", "network": {"patch_size": [8, 8]}}
+    assert bench.settings.protocol_of("second", 3) == whole
+    assert bench.settings.protocol_of("third") == {**whole, "title": "third"}
 
 
 def test_a_patient_is_in_one_pool_and_labelled_patients_are_drawn_from_theirs(bench: SimpleNamespace) -> None:
