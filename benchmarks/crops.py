@@ -5,17 +5,14 @@ The reference labels say where the centre is, of every case alike, so that a cro
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from images import ENDING, write_image
 from numpy.typing import NDArray
 from settings import Setting, read_json, write_json
-
-ENDING = ".nii.gz"
 
 
 def write_crops(setting: Setting) -> None:
@@ -30,10 +27,11 @@ def write_crops(setting: Setting) -> None:
             continue
         labels = sitk.ReadImage(str(source / "labelsTr" / done.name))
         box = box_around(sitk.GetArrayFromImage(labels), setting["crop"]["size"])
+        voxels = tuple(reversed(box))  # of SimpleITK: X, Y, Z
         for channel in content["channel_names"]:
             name = f"{case}_{int(channel):04d}{ENDING}"
-            _write(sitk.ReadImage(str(source / "imagesTr" / name)), box, target / "imagesTr" / name)
-        _write(labels, box, done)
+            write_image(sitk.ReadImage(str(source / "imagesTr" / name))[voxels], target / "imagesTr" / name)
+        write_image(labels[voxels], done)
     write_json(target / "dataset.json", content)
 
 
@@ -52,10 +50,3 @@ def box_around(labels: NDArray[Any], size: Sequence[int | None]) -> tuple[slice,
         start = min(max(start, 0), length - kept)
         box.append(slice(start, start + kept))
     return tuple(box)
-
-
-def _write(image: Any, box: tuple[slice, ...], path: Path) -> None:
-    """Writes the box of an image, its place in space kept."""
-    temporary = path.with_name(f".{path.name}")
-    sitk.WriteImage(image[tuple(reversed(box))], str(temporary))
-    os.replace(temporary, path)

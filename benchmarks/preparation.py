@@ -12,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import SimpleITK as sitk
+from images import ENDING, like, write_image
 from settings import CONFIGURATION, PLANS, BenchmarkError, Setting, read_json, write_json
 
-ENDING = ".nii.gz"
 Hide = Callable[[Any, Any, int], Any]  # of the mask of an integer, the spacing and the integer: a mask
 
 
@@ -26,7 +28,9 @@ def prepare(setting: Setting) -> None:
 
         write_crops(setting)
     if "second_modality" in setting.protocol:
-        simulate(setting)
+        from second_modality import write_modalities
+
+        write_modalities(setting)
     drawn = [dataset for dataset in setting["datasets"] if setting.is_drawn(dataset)]
     whole = [setting["plan_on"], *(d for d in setting["datasets"] if d not in (setting["plan_on"], *drawn))]
     for dataset, seed in [(dataset, 0) for dataset in whole] + [(d, seed) for d in drawn for seed in setting.seeds]:
@@ -57,46 +61,6 @@ def verify_patients(setting: Setting) -> None:
                 f"{case} is of patient {known[case]['patient']} in {file}, of {patient} in the protocol of "
                 f"{setting.name}; correct the protocol, a patient's cases must stay together"
             )
-
-
-def simulate(setting: Setting) -> None:
-    """Makes the simulated modality of every image that is not there yet, beside a link to the real one.
-
-    Where the protocol hides a structure in the first modality, too, that one is simulated as well.
-    """
-    import SimpleITK as sitk
-    from second_modality import second_modality, two_modalities
-
-    folder, rule = setting["folder"], setting["second_modality"]
-    source, target = setting.data_folder(folder), setting.images(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    integers = read_json(source / "dataset.json")["labels"]
-    for case in (case for cases in setting["cases"].values() for case in cases):
-        first, second = (target / f"{case}_{n:04d}{ENDING}" for n in range(2))
-        if second.is_file():
-            continue
-        image = sitk.ReadImage(str(source / "imagesTr" / first.name))
-        labels = sitk.GetArrayFromImage(sitk.ReadImage(str(source / "labelsTr" / f"{case}{ENDING}")))
-        voxels, hidden = sitk.GetArrayFromImage(image), integers[rule["hidden"]]
-        if "hidden_in_first" in rule:
-            made = two_modalities(voxels, labels, (integers[rule["hidden_in_first"]], hidden), rule["soft"], case)
-            _write_like(image, made[0], first)
-        else:
-            made = (voxels, second_modality(voxels, labels, hidden, case))
-            first.unlink(missing_ok=True)
-            os.symlink(source / "imagesTr" / first.name, first)
-        _write_like(image, made[1], second)  # last: it says that both are there
-
-
-def _write_like(image: Any, voxels: Any, target: Path) -> None:
-    """Writes voxels with the geometry of an image, whole or not at all."""
-    import SimpleITK as sitk
-
-    written = sitk.GetImageFromArray(voxels)
-    written.CopyInformation(image)
-    temporary = target.with_name(f".{target.name}")
-    sitk.WriteImage(written, str(temporary))
-    os.replace(temporary, target)
 
 
 def write_raw(setting: Setting, dataset: str) -> None:
@@ -195,9 +159,6 @@ def write_labels(source: Path, target: Path, keep: dict[int, int], *, hide: Hide
         hide: says where a new integer is hidden, from its mask and the spacing.
         gap: what is written there.
     """
-    import numpy as np
-    import SimpleITK as sitk
-
     image = sitk.ReadImage(str(source))
     old = sitk.GetArrayFromImage(image)
     new = np.zeros(old.shape, dtype=np.uint8)
@@ -205,7 +166,7 @@ def write_labels(source: Path, target: Path, keep: dict[int, int], *, hide: Hide
         new[old == before] = after
         if hide is not None:
             new[hide(old == before, image.GetSpacing()[::-1], after)] = gap
-    _write_like(image, new, target)
+    write_image(like(image, new), target)
 
 
 def plan_and_preprocess(setting: Setting, dataset: str) -> None:

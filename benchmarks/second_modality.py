@@ -5,11 +5,15 @@ Fixed before any method was run on them. Everything that is made with it says "s
 
 from __future__ import annotations
 
+import os
 import zlib
 
 import numpy as np
+import SimpleITK as sitk
+from images import ENDING, like, write_image
 from numpy.typing import NDArray
 from scipy import ndimage
+from settings import Setting, read_json
 
 AROUND = 3.0  # voxels, of the surroundings that fill a hidden structure
 SOFT = 0.7  # voxels, of its blurred border
@@ -20,6 +24,32 @@ NOISE = 0.05  # standard deviation, of a grey scale from 0 to 1
 FINE_NOISE = 0.03  # of the first modality
 
 Image = NDArray[np.float32]
+
+
+def write_modalities(setting: Setting) -> None:
+    """Makes the simulated modality of every image of a benchmark that is not there yet, beside a link to the real one.
+
+    Where the protocol hides a structure in the first modality, too, that one is simulated as well.
+    """
+    folder, rule = setting["folder"], setting["second_modality"]
+    source, target = setting.data_folder(folder), setting.images(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    integers = read_json(source / "dataset.json")["labels"]
+    for case in (case for cases in setting["cases"].values() for case in cases):
+        first, second = (target / f"{case}_{n:04d}{ENDING}" for n in range(2))
+        if second.is_file():
+            continue
+        image = sitk.ReadImage(str(source / "imagesTr" / first.name))
+        labels = sitk.GetArrayFromImage(sitk.ReadImage(str(source / "labelsTr" / f"{case}{ENDING}")))
+        voxels, hidden = sitk.GetArrayFromImage(image), integers[rule["hidden"]]
+        if "hidden_in_first" in rule:
+            made = two_modalities(voxels, labels, (integers[rule["hidden_in_first"]], hidden), rule["soft"], case)
+            write_image(like(image, made[0]), first)
+        else:
+            made = (voxels, second_modality(voxels, labels, hidden, case))
+            first.unlink(missing_ok=True)
+            os.symlink(source / "imagesTr" / first.name, first)
+        write_image(like(image, made[1]), second)  # last: it says that both are there
 
 
 def second_modality(image: NDArray[np.floating], labels: NDArray[np.integer], hidden: int, key: str) -> Image:
