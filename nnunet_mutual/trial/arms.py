@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -55,6 +56,7 @@ def require_arms(names: Sequence[str]) -> None:
         raise MutualError(f"--arms names {names[0]} alone; give two or more, from simple to elaborate")
 
 
+@functools.cache
 def trainer_of(arm: str) -> Any:
     """Returns the class of an arm other than stock: of this package, or as nnU-Net finds it.
 
@@ -62,22 +64,23 @@ def trainer_of(arm: str) -> Any:
         arm: name of the trainer.
 
     Raises:
-        RuntimeError: nnU-Net does not find it.
+        MutualError: nnU-Net does not find it.
     """
     if arm in public_names("trainers"):
         return resolve("trainers", arm)
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+    if TrainerNames.of(os.environ.get(VARIABLE)).may_hold(arm):
+        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-    return recursive_find_trainer_class_by_name(arm)
+        with contextlib.suppress(RuntimeError):
+            return recursive_find_trainer_class_by_name(arm)
+    raise MutualError(f"nnU-Net finds no trainer {arm}; name its folder in {VARIABLE}")
 
 
 def _is_own(name: str) -> bool:
     """Whether somebody's own trainer has this name, is built on those of this package and sees all channels."""
-    if name in public_names("trainers") or not TrainerNames.of(os.environ.get(VARIABLE)).may_hold(name):
-        return False
-    with contextlib.suppress(RuntimeError):
+    with contextlib.suppress(MutualError):
         found = trainer_of(name)
-        return is_built_on_ours(found) and not found.by_group
+        return name not in public_names("trainers") and is_built_on_ours(found) and not found.by_group
     return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,14 +30,22 @@ class ForeignTrainer(nnUNetTrainer):
 
 
 @pytest.fixture(autouse=True)
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "half_trainer.py").write_text(OWN)
     monkeypatch.setenv(VARIABLE, str(tmp_path))
+    yield
+    trainer_of.cache_clear()
 
 
 def test_an_own_trainer_is_an_arm() -> None:
     require_arms(["PartialTrainer", "HalfTrainer"])
     assert trainer_of("HalfTrainer").__name__ == "HalfTrainer"
+
+
+def test_a_trial_that_goes_on_without_its_trainer_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE)
+    with pytest.raises(MutualError, match=f"finds no trainer HalfTrainer; name its folder in {VARIABLE}"):
+        trainer_of("HalfTrainer")
 
 
 @pytest.mark.parametrize("name", ["ForeignTrainer", "MutualCrossModalTrainer", "nnUNetTrainerDA5", "NoTrainer"])
