@@ -61,7 +61,7 @@ def test_a_form_goes_on_and_stock_loads_what_it_deploys(forms: ModuleType, nnune
 def test_forms_have_the_means_of_their_control(forms: ModuleType) -> None:
     control = PROTOCOL["arms"]["mean_teacher_boxes"]["networks"][0]["settings"]
     assert len(tried()) == len(forms.__all__)
-    for arm in (*tried(), "consensus_boxes", "consensus_attention", "prototype_filter_boxes"):
+    for arm in (*tried(), "consensus_boxes", "crossed_boxes", "consensus_attention", "prototype_filter_boxes"):
         assert control.items() <= PROTOCOL["arms"][arm]["networks"][0]["settings"].items(), arm
 
 
