@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from images import ENDING
 from settings import BenchmarkError, Network, Schedule, Setting
 
 TOOL = "a network of other cases"
@@ -46,7 +47,7 @@ def predict(setting: Setting, rule: dict[str, Any], images: Path, target: Path) 
     predictor, reader = scoring.make_predictor(setting, model), SimpleITKIO()
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    for file in sorted(images.glob("*_0000.nii.gz")):
+    for file in sorted(images.glob(f"*_0000{ENDING}")):
         voxels, properties = reader.read_images([str(file)])
         outlined = predictor.predict_single_npy_array(voxels, properties, None, None, False)
         reader.write_seg(outlined, str(target / file.name.replace("_0000", "")), properties)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pkgutil
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from nnunet_mutual.plugin.find import SHIM, nnunet_folder
 
@@ -48,6 +50,16 @@ class TrainerNames:
     def may_hold(self, name: str) -> bool:
         """Whether nnU-Net's search may find a class of this name."""
         return name in self.words or not self.certain
+
+    def find(self, name: str) -> Any:
+        """Returns the class that nnU-Net's search finds under this name, which takes seconds; None if there is none."""
+        if not self.may_hold(name):
+            return None
+        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+        with contextlib.suppress(RuntimeError):
+            return recursive_find_trainer_class_by_name(name)
+        return None
 
     def _add(self, module: Path) -> None:
         if module.name == SHIM.name:  # it answers the names of this package alone

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from nnunet_mutual.batches.decisions import ALONE, Decision
+from nnunet_mutual.datasets.coverage import columns
 
 _SHOWN = 3  # reasons per label in the log
 
@@ -20,17 +21,13 @@ def summarise(decisions: Sequence[Decision]) -> str:
         return "no pseudo label was judged"
     alone = any(decision.verdict == ALONE for decision in decisions)
     verdicts = ["accepted", "rejected", *[ALONE] * alone]
-    rows = [["label", *verdicts, "commonest reasons"]]
+    rows, shown = [["label", *verdicts]], ["commonest reasons"]
     for label in dict.fromkeys(decision.label for decision in decisions):
         own = [decision for decision in decisions if decision.label == label]
         counts = Counter(decision.verdict for decision in own)
         reasons = Counter((decision.accepted, decision.reason.partition(":")[0]) for decision in own)
         ranked = sorted(reasons.items(), key=lambda item: (item[0][0], -item[1], item[0][1]))
-        shown = ", ".join(f"{headline} ({count})" for (_, headline), count in ranked[:_SHOWN])
-        rows.append([label, *(str(counts[verdict]) for verdict in verdicts), shown])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][1:-1]
-    wide = max(len(row[0]) for row in rows)
-    return "\n".join(
-        "  ".join([row[0].ljust(wide), *(cell.rjust(w) for cell, w in zip(row[1:-1], widths, strict=True)), row[-1]])
-        for row in rows
-    )
+        rows.append([label, *(str(counts[verdict]) for verdict in verdicts)])
+        shown.append(", ".join(f"{headline} ({count})" for (_, headline), count in ranked[:_SHOWN]))
+    aligned = columns(rows, indent="", gap="  ").split("\n")
+    return "\n".join(f"{row}  {why}" for row, why in zip(aligned, shown, strict=True))

@@ -68,12 +68,10 @@ def trainer_of(arm: str) -> Any:
     """
     if arm in public_names("trainers"):
         return resolve("trainers", arm)
-    if TrainerNames.of(os.environ.get(VARIABLE)).may_hold(arm):
-        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-        with contextlib.suppress(RuntimeError):
-            return recursive_find_trainer_class_by_name(arm)
-    raise MutualError(f"nnU-Net finds no trainer {arm}; name its folder in {VARIABLE}")
+    found = TrainerNames.of(os.environ.get(VARIABLE)).find(arm)
+    if found is None:
+        raise MutualError(f"nnU-Net finds no trainer {arm}; name its folder in {VARIABLE}")
+    return found
 
 
 def _is_own(name: str) -> bool:
