@@ -5,6 +5,7 @@ from __future__ import annotations
 from forms.agreeing import AgreeingCorrelationTrainer
 from forms.calibrated import CalibratedPrototypeTrainer
 from forms.memory import MemoryFilterTrainer, MemoryVoteTrainer
+from forms.posed import PosedTrainer
 from forms.prototypes import PrototypeVoteTrainer
 from forms.two_decoders import TwoDecodersTrainer
 from forms.unimatch import UniMatchTrainer
@@ -14,6 +15,7 @@ __all__ = [
     "CalibratedPrototypeTrainer",
     "MemoryFilterTrainer",
     "MemoryVoteTrainer",
+    "PosedTrainer",
     "PrototypeVoteTrainer",
     "TwoDecodersTrainer",
     "UniMatchTrainer",

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -18,6 +19,7 @@ from two_streams import two_stream_dataset
 
 from nnunet_mutual.engine.peers import unwrap
 from nnunet_mutual.objectives import Output, Progress
+from nnunet_mutual.objectives.teaching import Lesson
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 LATE = Progress(90, 100)
@@ -74,6 +76,37 @@ def test_voxels_count_by_how_much_averages_agree(forms: ModuleType) -> None:
     expected = torch.tensor([[[1.0, 0.5, math.exp(-kl)]]])
     torch.testing.assert_close(agreeing.accord([first, second]), expected)
     torch.testing.assert_close(agreeing.accord([second, first]), expected)
+
+
+def test_a_posed_lesson_lies_where_the_student_sees_it(forms: ModuleType, nnunet_folders: Path) -> None:
+    posed = importlib.import_module("forms.posed")
+    settings = {**settings_of("posed"), "strong_intensity": False, "paste_from": "off"}
+    preprocessed = two_stream_dataset(nnunet_folders, settings=settings)
+    trainer, loader = started(preprocessed, forms.PosedTrainer, steps=0)
+    np.random.seed(0)
+    batch = trainer.training_batch(next(loader))
+    lesson = Lesson(batch.weak, torch.ones_like(batch.weak, dtype=torch.bool), None)
+    turned = posed.posed(lesson, batch.views.grid)
+    seen, inside = batch.data[: len(batch.weak)], turned.counted > 0.9999
+    assert 0.2 < inside.float().mean() < 1
+    torch.testing.assert_close(turned.target[inside], seen[inside], atol=1e-3, rtol=0)
+    assert largest_difference({"data": batch.weak}, {"data": seen}) > 0.1
+
+
+def test_a_pose_keeps_angles_in_patches_of_unequal_sides(forms: ModuleType) -> None:
+    size = (12, 24, 48)
+    grid = importlib.import_module("forms.posed").draw_grid(3, size)
+    voxels = grid * torch.tensor([48.0, 24.0, 12.0]) / 2
+    steps = [
+        voxels[:, 1, 0, 0] - voxels[:, 0, 0, 0],
+        voxels[:, 0, 1, 0] - voxels[:, 0, 0, 0],
+        voxels[:, 0, 0, 1] - voxels[:, 0, 0, 0],
+    ]
+    lengths = torch.stack([step.norm(dim=1) for step in steps])
+    torch.testing.assert_close(lengths, lengths[:1].expand_as(lengths))
+    assert ((lengths[0] > 0.69) & (lengths[0] < 1.41)).all()
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        torch.testing.assert_close((steps[first] * steps[second]).sum(1), torch.zeros(3), atol=1e-4, rtol=0)
 
 
 def test_unimatch_teaches_three_streams_of_one_student(forms: ModuleType, nnunet_folders: Path) -> None:
