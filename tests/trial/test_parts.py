@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from nnunet_mutual.cli.trial_commands import _seconds
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.evaluation.differences import Interval
 from nnunet_mutual.trial.forecast import Timing, duration, schedules, total_seconds
-from nnunet_mutual.trial.jobs import Run, run_all, runs_of
+from nnunet_mutual.trial.jobs import Run, run_all, runs_of, slots
 from nnunet_mutual.trial.page import Answer, printed, write_page
 from nnunet_mutual.trial.protocol import Options, TrialFolder
 from nnunet_mutual.trial.results import ArmComparison, Choice, choose, collect, compare_arms, too_vague
@@ -199,6 +200,21 @@ def test_runs_side_by_side_fail_alone(tmp_path: Path) -> None:
     assert found == {"good": 0, "bad": 2, "gpu": 0}
     assert (tmp_path / "gpu.log").read_text().strip() in ("0", "1")
     assert any("FAILED (exit status 2) bad" in line for line in said)
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, "012"), ("4,6", "46")])
+def test_each_of_several_gpus_has_a_run_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, expected: str
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    places = slots(replace(options(), device="cuda"), None)
+    told = "import os, sys, time; open(sys.argv[1] + os.environ['CUDA_VISIBLE_DEVICES'], 'x')"
+    names = [str(n) for n in range(len(places))]
+    assert set(run_all(names, lambda _: ["-c", told, f"{tmp_path}/gpu"], tmp_path, places).values()) == {0}
+    assert {file.name for file in tmp_path.glob("gpu*")} == {f"gpu{n}" for n in expected}
 
 
 def test_a_killed_trial_takes_its_runs_with_it(tmp_path: Path) -> None:
