@@ -40,6 +40,9 @@ class MeanTeacherTrainer(MutualTrainer):
 
     The moving average is what is validated and deployed.
 
+    Attributes:
+        teaching: how moving averages teach.
+
     Source: Tarvainen & Valpola, NeurIPS 2017.
     """
 
@@ -50,6 +53,7 @@ class MeanTeacherTrainer(MutualTrainer):
     settings_class = MeanTeacherSettings
     settings: MeanTeacherSettings
     stream: TwoStreams
+    teaching: type[Teaching] = Teaching
     no_cascade = NO_CASCADE
 
     @classmethod
@@ -70,7 +74,7 @@ class MeanTeacherTrainer(MutualTrainer):
         if not self.stream.unlabelled:
             return [self.supervised]
         chosen = self.settings
-        teaching = Teaching(
+        teaching = self.teaching(
             self.knowledge,
             self.supervised.ignore_label,
             self.ask_teacher,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from forms.agreeing import AgreeingCorrelationTrainer
 from forms.calibrated import CalibratedPrototypeTrainer
 from forms.memory import MemoryFilterTrainer, MemoryVoteTrainer
+from forms.one_piece import OnePieceCorrelationTrainer, OnePieceTrainer
 from forms.posed import PosedTrainer
 from forms.prototypes import PrototypeVoteTrainer
 from forms.two_decoders import TwoDecodersTrainer
@@ -15,6 +16,8 @@ __all__ = [
     "CalibratedPrototypeTrainer",
     "MemoryFilterTrainer",
     "MemoryVoteTrainer",
+    "OnePieceCorrelationTrainer",
+    "OnePieceTrainer",
     "PosedTrainer",
     "PrototypeVoteTrainer",
     "TwoDecodersTrainer",
