@@ -6,7 +6,7 @@ from forms.agreeing import AgreeingCorrelationTrainer
 from forms.calibrated import CalibratedPrototypeTrainer
 from forms.memory import MemoryFilterTrainer, MemoryVoteTrainer
 from forms.one_piece import OnePieceCorrelationTrainer, OnePieceTrainer
-from forms.posed import PosedTrainer
+from forms.posed import PosedCorrelationTrainer, PosedPieceTrainer, PosedTrainer
 from forms.prototypes import PrototypeVoteTrainer
 from forms.two_decoders import TwoDecodersTrainer
 from forms.unimatch import UniMatchTrainer
@@ -18,6 +18,8 @@ __all__ = [
     "MemoryVoteTrainer",
     "OnePieceCorrelationTrainer",
     "OnePieceTrainer",
+    "PosedCorrelationTrainer",
+    "PosedPieceTrainer",
     "PosedTrainer",
     "PrototypeVoteTrainer",
     "TwoDecodersTrainer",

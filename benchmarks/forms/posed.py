@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -11,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from forms.one_piece import OnePieceTeaching
 from nnunet_mutual.batches.batch import Batch, Views
-from nnunet_mutual.objectives import Progress
-from nnunet_mutual.objectives.mean_teacher import MeanTeacherObjective
 from nnunet_mutual.objectives.teaching import LEAST_VOXELS, Lesson, Teaching
-from nnunet_mutual.trainers import MeanTeacherTrainer
+from nnunet_mutual.trainers import MeanTeacherTrainer, MutualCorrelationTrainer
 
 ANGLE = math.radians(30)  # at most, around each axis; nnU-Net's own for patches of about equal sides
 SCALE = (0.7, 1.4)  # nnU-Net's own
@@ -23,29 +23,26 @@ SCALE = (0.7, 1.4)  # nnU-Net's own
 
 @dataclass(frozen=True)
 class PosedViews(Views):
-    """Views of which the student's is posed anew.
+    """Views of which each student's is in a pose of its own.
 
     Attributes:
-        grid: (unlabelled, *spatial, axes) where each voxel of the student's view is in the teacher's, as in
+        grids: of each student, (unlabelled, *spatial, axes) where each voxel of its view is in the teacher's, as in
             :func:`torch.nn.functional.grid_sample`.
     """
 
-    grid: Tensor | None = None
+    grids: Sequence[Tensor] = ()
 
 
-class PosedObjective(MeanTeacherObjective):
-    """Lessons are posed as the student's view is; what comes from outside of a patch teaches nothing.
+class PosedTeaching(Teaching):
+    """Lessons are posed as the views of their students are; what comes from outside of a patch teaches nothing.
 
-    Source: [E], after Li et al., TNNLS 2021 (arXiv 1903.00348), with continuous poses and a moving average.
+    Source: [E], after Li et al., TNNLS 2021 (arXiv 1903.00348), with continuous poses and moving averages.
     """
 
-    def ask(self, batch: Batch, progress: Progress) -> list[Lesson] | None:
-        """See :meth:`MeanTeacherObjective.ask`."""
-        lessons = super().ask(batch, progress)
-        if lessons is None:
-            return None
-        assert isinstance(batch.views, PosedViews) and batch.views.grid is not None
-        return [posed(lesson, batch.views.grid) for lesson in lessons]
+    def lessons(self, batch: Batch) -> list[Lesson]:
+        """See :meth:`Teaching.lessons`."""
+        assert isinstance(batch.views, PosedViews)
+        return [posed(lesson, grid) for lesson, grid in zip(super().lessons(batch), batch.views.grids, strict=True)]
 
 
 def posed(lesson: Lesson, grid: Tensor) -> Lesson:
@@ -90,20 +87,45 @@ def draw_grid(samples: int, size: tuple[int, ...]) -> Tensor:
     return F.affine_grid(torch.tensor(np.stack(poses), dtype=torch.float32), [samples, 1, *size], align_corners=False)
 
 
+def pose(batch: Batch) -> Batch:
+    """Poses what students see of the unlabelled images of a batch, of which they have views."""
+    assert batch.views is not None
+    number = batch.views.unlabelled
+    seen = [batch.data, *batch.views.further]
+    grids = [draw_grid(number, tuple(batch.data.shape[2:])).to(batch.data.device, non_blocking=True) for _ in seen]
+    turned = []
+    for data, grid in zip(seen, grids, strict=True):
+        images = F.grid_sample(data[:number], grid, padding_mode="border", align_corners=False)
+        turned.append(torch.cat([images, data[number:]]))
+    known = {field.name: getattr(batch.views, field.name) for field in fields(Views)} | {"further": turned[1:]}
+    return replace(batch, data=turned[0], views=PosedViews(**known, grids=grids))
+
+
 class PosedTrainer(MeanTeacherTrainer):
     """The mean teacher's student, turned and scaled."""
 
-    def build_taught(self, teaching: Teaching, **options: float) -> PosedObjective:
-        """See :meth:`MeanTeacherTrainer.build_taught`."""
-        return PosedObjective(self.supervised, teaching, **options)
+    teaching = PosedTeaching
 
     def training_batch(self, raw: dict[str, Any]) -> Batch:
-        """Poses what the student sees of the unlabelled images; see :meth:`MutualTrainer.training_batch`."""
-        batch = super().training_batch(raw)
-        if batch.views is None:
-            return batch
-        number = batch.views.unlabelled
-        grid = draw_grid(number, tuple(batch.data.shape[2:])).to(batch.data.device, non_blocking=True)
-        images = F.grid_sample(batch.data[:number], grid, padding_mode="border", align_corners=False)
-        known = {field.name: getattr(batch.views, field.name) for field in fields(Views)}
-        return replace(batch, data=torch.cat([images, batch.data[number:]]), views=PosedViews(**known, grid=grid))
+        """See :meth:`MutualTrainer.training_batch`."""
+        return pose(super().training_batch(raw))
+
+
+class PosedCorrelationTrainer(MutualCorrelationTrainer):
+    """Two networks, each turned and scaled differently, and their averages."""
+
+    teaching = PosedTeaching
+
+    def training_batch(self, raw: dict[str, Any]) -> Batch:
+        """See :meth:`MutualTrainer.training_batch`."""
+        return pose(super().training_batch(raw))
+
+
+class PosedPieceTeaching(PosedTeaching, OnePieceTeaching):
+    """Posed lessons of labels in one piece each."""
+
+
+class PosedPieceTrainer(PosedTrainer):
+    """The mean teacher's student, turned and scaled, of labels in one piece each."""
+
+    teaching = PosedPieceTeaching
