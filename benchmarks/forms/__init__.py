@@ -8,6 +8,7 @@ from forms.memory import MemoryFilterTrainer, MemoryVoteTrainer
 from forms.one_piece import OnePieceCorrelationTrainer, OnePieceTrainer
 from forms.posed import PosedCorrelationTrainer, PosedPieceTrainer, PosedTrainer
 from forms.prototypes import PrototypeVoteTrainer
+from forms.turned import TurnedPosedTrainer, TurnedTrainer
 from forms.two_decoders import TwoDecodersTrainer
 from forms.unimatch import UniMatchTrainer
 
@@ -22,6 +23,8 @@ __all__ = [
     "PosedPieceTrainer",
     "PosedTrainer",
     "PrototypeVoteTrainer",
+    "TurnedPosedTrainer",
+    "TurnedTrainer",
     "TwoDecodersTrainer",
     "UniMatchTrainer",
 ]

@@ -133,6 +133,13 @@ def test_what_lies_apart_is_taught_as_background(forms: ModuleType) -> None:
     torch.testing.assert_close(kept[0, :, 2, 7], torch.tensor([0.8, 0.2, 0.0]))
 
 
+def test_every_patch_is_turned(forms: ModuleType, nnunet_folders: Path) -> None:
+    preprocessed = two_stream_dataset(nnunet_folders, settings=settings_of("turned"))
+    trainer = trainer_for(preprocessed, forms.TurnedTrainer)
+    spatial = trainer.get_training_transforms([8, 8, 8], (-1, 1), None, None, False, [False]).transforms[0]
+    assert (spatial.p_rotation, spatial.p_scaling) == (1, 1)
+
+
 def test_unimatch_teaches_three_streams_of_one_student(forms: ModuleType, nnunet_folders: Path) -> None:
     trainer, loader = started(
         two_stream_dataset(nnunet_folders, settings=settings_of("unimatch")), forms.UniMatchTrainer, steps=1
