@@ -6,14 +6,15 @@ from typing import Any
 
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 
-from forms.posed import PosedTrainer
+from forms.posed import ANGLE, PosedTrainer
 from nnunet_mutual.trainers import MeanTeacherTrainer
 
 
 def always_turned(transforms: Any) -> Any:
-    """Has nnU-Net's training transforms turn and scale every patch."""
+    """Has nnU-Net's training transforms turn (as far as poses do) and scale every patch."""
     spatial = next(each for each in transforms.transforms if isinstance(each, SpatialTransform))
     spatial.p_rotation = spatial.p_scaling = 1
+    spatial.rotation = (-ANGLE, ANGLE)  # of slices nnU-Net's own is from -180 to 180 degrees
     return transforms
 
 
