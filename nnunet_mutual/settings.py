@@ -163,6 +163,7 @@ class TeacherSettings(TwoStreamSettings):
         ema: decay of the teacher's moving average, above 0.
         ema_age: the same as the mean age of the averaged weights, as a share of all updates; null: ``ema`` says it.
         strong_intensity: whether the student sees unlabelled images with other intensities than the teacher.
+        strong_pose: whether it sees them turned and scaled, and learns what the teacher says likewise.
         paste_from: samples of which boxes are pasted into the student's unlabelled images, half of them: "any",
             "unlabelled", "labelled" or "off"; "every": into each of them, for one half from unlabelled samples, for the
             other one from labelled samples or, as what is around a box, into these.
@@ -171,6 +172,7 @@ class TeacherSettings(TwoStreamSettings):
     ema: float = 0.99
     ema_age: float | None = None
     strong_intensity: bool = True
+    strong_pose: bool = False
     paste_from: Partners = "any"
 
     def __post_init__(self) -> None:

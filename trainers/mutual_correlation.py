@@ -84,7 +84,8 @@ class MutualCorrelationSettings(SoftTeacherSettings):
         if self.networks == 1:
             found |= dict.fromkeys(("second", "own_views"), f'with form="{self.form}", which has one network')
         if not self.taught:
-            names = ["own_views", "strong_intensity", "paste_from", "soft_loss", *(["ema_age"] if self.ema_age else [])]
+            names = ["own_views", "strong_intensity", "strong_pose", "paste_from", "soft_loss"]
+            names += ["ema_age"] if self.ema_age else []
             found |= dict.fromkeys(names, f'with form="{self.form}", in which no moving average teaches')
         return found
 

@@ -61,7 +61,7 @@ class MutualPrototypeSettings(SoftTeacherSettings):
 
     def unused(self) -> dict[str, str]:
         """See :meth:`Settings.unused`."""
-        names = ("confidence",) if self.role == "filter" else ("temperature", "soft_loss")
+        names = ("confidence",) if self.role == "filter" else ("temperature", "soft_loss", "strong_pose")
         return super().unused() | dict.fromkeys(names, f'with role="{self.role}"')
 
 

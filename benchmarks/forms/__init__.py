@@ -6,9 +6,9 @@ from forms.agreeing import AgreeingCorrelationTrainer
 from forms.calibrated import CalibratedPrototypeTrainer
 from forms.memory import MemoryFilterTrainer, MemoryVoteTrainer
 from forms.one_piece import OnePieceCorrelationTrainer, OnePieceTrainer
-from forms.posed import PosedCorrelationTrainer, PosedPieceTrainer, PosedTrainer
+from forms.posed import PosedCorrelationTrainer
 from forms.prototypes import PrototypeVoteTrainer
-from forms.turned import TurnedPosedTrainer, TurnedTrainer
+from forms.turned import TurnedTrainer
 from forms.two_decoders import TwoDecodersTrainer
 from forms.unimatch import UniMatchTrainer
 
@@ -20,10 +20,7 @@ __all__ = [
     "OnePieceCorrelationTrainer",
     "OnePieceTrainer",
     "PosedCorrelationTrainer",
-    "PosedPieceTrainer",
-    "PosedTrainer",
     "PrototypeVoteTrainer",
-    "TurnedPosedTrainer",
     "TurnedTrainer",
     "TwoDecodersTrainer",
     "UniMatchTrainer",

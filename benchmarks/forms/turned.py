@@ -6,7 +6,7 @@ from typing import Any
 
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 
-from forms.posed import ANGLE, PosedTrainer
+from nnunet_mutual.batches.poses import ANGLE
 from nnunet_mutual.trainers import MeanTeacherTrainer
 
 
@@ -24,7 +24,3 @@ class TurnedTrainer(MeanTeacherTrainer):
     def get_training_transforms(self, *arguments: Any, **options: Any) -> Any:
         """See nnU-Net."""
         return always_turned(super().get_training_transforms(*arguments, **options))
-
-
-class TurnedPosedTrainer(TurnedTrainer, PosedTrainer):
-    """The same, the student's view of unlabelled images turned and scaled once more."""

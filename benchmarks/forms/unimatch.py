@@ -67,7 +67,7 @@ class UniMatchObjective(MeanTeacherObjective):
         if batch.views is None or self.weight == 0:
             return None
         data = torch.cat([batch.weak, batch.data[batch.views.unlabelled :]])
-        weak = replace(batch, data=data, views=replace(batch.views, weak=None, pasted=()))
+        weak = replace(batch, data=data, views=replace(batch.views, weak=None, pasted=(), pose=None))
         second = self.view(weak)
         said = probabilities(self.teaching.ask(0, batch), regions=self.teaching.regions)  # type: ignore[misc]
         return [self.teaching.lesson(said, seen) for seen in (batch, second, weak)], second

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from nnunet_mutual.batches.poses import posed_counts
+
 Patterns: TypeAlias = Callable[[Sequence[str]], list[int]]  # of cases: which annotation pattern each has
 
 
@@ -104,6 +106,8 @@ class Views:
         weak: (unlabelled, M, *spatial) images as the loader gave them, where ``data`` holds a stronger view of them.
         further: ``data`` as the networks after the first one see it, where each has a stronger view of its own.
         pasted: which boxes were pasted into all of these, the same for what is said about these voxels.
+        pose: (unlabelled, *spatial, axes) where each voxel of these is in ``weak``, boxes pasted, as in
+            :func:`torch.nn.functional.grid_sample`; None where it is in the same place.
         soft: (unlabelled, C, *spatial) soft labels that came with the images, 0 where there are none.
     """
 
@@ -112,7 +116,14 @@ class Views:
     weak: Tensor | None = None
     further: Sequence[Tensor] = ()
     pasted: Sequence[Paste] = ()
+    pose: Tensor | None = None
     soft: Tensor | None = None
+
+    @property
+    def inside_as_seen(self) -> Tensor:
+        """(unlabelled, 1, *spatial) bool, where the image is in what networks see of unlabelled samples."""
+        own = self.inside[: self.unlabelled]
+        return own if self.pose is None else posed_counts(own, self.pose) > 0.5
 
 
 @dataclass(frozen=True)

@@ -305,22 +305,23 @@ class TaughtStreams(TwoStreams):
         arguments: of :class:`TwoStreams`.
         intensity: whether with other intensities.
         partners: samples of which boxes are pasted into it.
+        pose: whether it is turned and scaled.
         views: how many students see one of their own.
         named: of :class:`TwoStreams`.
     """
 
-    def __init__(self, *arguments: Any, intensity: bool, partners: Partners, views: int = 1, **named: Any):
+    def __init__(
+        self, *arguments: Any, intensity: bool, partners: Partners, pose: bool = False, views: int = 1, **named: Any
+    ):
         super().__init__(*arguments, **named)
-        self.intensity = intensity
-        self.partners: Partners = partners
-        self.views = views
+        self.strong: dict[str, Any] = {"intensity": intensity, "partners": partners, "pose": pose, "views": views}
 
     def batch(self, raw: dict, patterns: Patterns, device: torch.device) -> Batch:
         """See :meth:`Stream.batch`."""
         moved = super().batch(raw, patterns, device)
         if not self.unlabelled:
             return moved
-        return strengthen(moved, intensity=self.intensity, partners=self.partners, views=self.views)
+        return strengthen(moved, **self.strong)
 
 
 class ExchangedStreams(TwoStreams):

@@ -16,14 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_mutual.batches.batch import Batch, Exchange, Paste, mixed
+from nnunet_mutual.batches.poses import draw_poses, posed
 from nnunet_mutual.settings import Partners
 
 PROBABILITY = 0.5  # of each transform
 BOX_SHARE = (0.05, 0.4)  # of the voxels of a patch
 
 
-def strengthen(batch: Batch, *, intensity: bool, partners: Partners, views: int = 1) -> Batch:
-    """Replaces the unlabelled images of a batch by stronger views: other intensities, then boxes of other samples.
+def strengthen(batch: Batch, *, intensity: bool, partners: Partners, pose: bool = False, views: int = 1) -> Batch:
+    """Replaces the unlabelled images of a batch by stronger views: other intensities, boxes of other samples, a pose.
 
     Args:
         batch: of two streams.
@@ -31,10 +32,11 @@ def strengthen(batch: Batch, *, intensity: bool, partners: Partners, views: int 
         partners: the samples from which boxes may come. From unlabelled ones this is CutMix (Yun et al., ICCV 2019) in
             3D; from labelled ones the copy-paste of Bai et al., CVPR 2023, in the direction of unlabelled images, or
             ("every") in both.
-        views: how many networks see intensities of their own, and the same boxes.
+        pose: whether to turn and scale what then is seen.
+        views: how many networks see intensities of their own, and the same boxes and poses.
 
     Returns:
-        The batch with ``views.weak``, ``views.pasted`` and, of several views, ``views.further``.
+        The batch with ``views.weak``, ``views.pasted``, ``views.pose`` and, of several views, ``views.further``.
     """
     assert batch.views is not None
     number = batch.views.unlabelled
@@ -42,7 +44,12 @@ def strengthen(batch: Batch, *, intensity: bool, partners: Partners, views: int 
     strong = [torch.stack([change_intensity(x) for x in weak]) if intensity else weak for _ in range(views)]
     pasted = draw_boxes(number, len(batch.data), batch.data.shape[2:], partners)
     seen = [_pasted(torch.cat([images, labelled]), pasted) for images in strong]
-    return replace(batch, data=seen[0], views=replace(batch.views, weak=weak, further=seen[1:], pasted=pasted))
+    drawn = None
+    if pose:
+        drawn = draw_poses(number, batch.data.shape[2:]).to(weak.device, non_blocking=True)
+        seen = [torch.cat([posed(images[:number], drawn), labelled]) for images in seen]
+    known = replace(batch.views, weak=weak, further=seen[1:], pasted=pasted, pose=drawn)
+    return replace(batch, data=seen[0], views=known)
 
 
 def _pasted(data: Tensor, pasted: Sequence[Paste]) -> Tensor:

@@ -189,7 +189,7 @@ class CorrelationObjective(Objective[CorrelationStep]):
         """Unlabelled voxels on which both networks agree, as many of each class: (sample, voxel), and which count."""
         assert batch.views is not None
         number = batch.views.unlabelled
-        inside = batch.views.inside[:number].flatten(1)
+        inside = batch.views.inside_as_seen.flatten(1)
         voxels = inside.shape[1]
         places = spread(number * voxels, inside.device)
         sample, voxel = torch.div(places, voxels, rounding_mode="floor"), places % voxels

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nnunet_mutual.batches.batch import Batch
+from nnunet_mutual.batches.poses import posed, posed_counts
 from nnunet_mutual.losses.consistency import mean_of, probabilities, sharpened
 from nnunet_mutual.losses.soft import soft_label_loss
 from nnunet_mutual.objectives.knowledge import Knowledge
@@ -21,7 +22,7 @@ LEAST_VOXELS = 8  # of a label in a sample, before its Dice says more than noise
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a student's unlabelled samples show, after boxes of other samples were pasted into them.
+    """What a student's unlabelled samples show, after boxes of other samples were pasted into them, in its pose.
 
     Attributes:
         target: (unlabelled, C, *spatial) sharpened probabilities.
@@ -98,6 +99,8 @@ class Teaching:
         self.confident += torch.stack([(sure & inside).sum(), inside.sum()])
         learnt = inside if where is None else inside * where
         target, counted = pasted_targets(said, learnt, batch, self.knowledge, self.ignore_label)
+        if batch.views.pose is not None:
+            target, counted = posed(target, batch.views.pose).clamp(0, 1), posed_counts(counted, batch.views.pose)
         present = None
         if self.form == "sample":
             present = ((target > 0.5) & (counted > 0)).flatten(2).sum(2) >= LEAST_VOXELS

@@ -18,9 +18,10 @@ from scipy import ndimage
 from training import largest_difference, started, trainer_for
 from two_streams import two_stream_dataset
 
+from nnunet_mutual.batches.poses import posed
 from nnunet_mutual.engine.peers import unwrap
 from nnunet_mutual.objectives import Output, Progress
-from nnunet_mutual.objectives.teaching import Lesson
+from nnunet_mutual.objectives.teaching import Teaching
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 LATE = Progress(90, 100)
@@ -79,35 +80,19 @@ def test_voxels_count_by_how_much_averages_agree(forms: ModuleType) -> None:
     torch.testing.assert_close(agreeing.accord([second, first]), expected)
 
 
-def test_a_posed_lesson_lies_where_the_student_sees_it(forms: ModuleType, nnunet_folders: Path) -> None:
-    posed = importlib.import_module("forms.posed")
-    settings = {**settings_of("posed"), "strong_intensity": False, "paste_from": "off"}
+def test_each_network_has_a_pose_of_its_own(forms: ModuleType, nnunet_folders: Path) -> None:
+    settings = {**settings_of("consensus_posed"), "strong_intensity": False, "paste_from": "off"}
     preprocessed = two_stream_dataset(nnunet_folders, settings=settings)
-    trainer, loader = started(preprocessed, forms.PosedTrainer, steps=0)
-    np.random.seed(0)
+    trainer, loader = started(preprocessed, forms.PosedCorrelationTrainer, steps=0)
     batch = trainer.training_batch(next(loader))
-    lesson = Lesson(batch.weak, torch.ones_like(batch.weak, dtype=torch.bool), None)
-    turned = posed.posed(lesson, batch.views.grids[0])
-    seen, inside = batch.data[: len(batch.weak)], turned.counted > 0.9999
-    assert 0.2 < inside.float().mean() < 1
-    torch.testing.assert_close(turned.target[inside], seen[inside], atol=1e-3, rtol=0)
-    assert largest_difference({"data": batch.weak}, {"data": seen}) > 0.1
-
-
-def test_a_pose_keeps_angles_in_patches_of_unequal_sides(forms: ModuleType) -> None:
-    size = (12, 24, 48)
-    grid = importlib.import_module("forms.posed").draw_grid(3, size)
-    voxels = grid * torch.tensor([48.0, 24.0, 12.0]) / 2
-    steps = [
-        voxels[:, 1, 0, 0] - voxels[:, 0, 0, 0],
-        voxels[:, 0, 1, 0] - voxels[:, 0, 0, 0],
-        voxels[:, 0, 0, 1] - voxels[:, 0, 0, 0],
-    ]
-    lengths = torch.stack([step.norm(dim=1) for step in steps])
-    torch.testing.assert_close(lengths, lengths[:1].expand_as(lengths))
-    assert ((lengths[0] > 0.69) & (lengths[0] < 1.41)).all()
-    for first, second in ((0, 1), (0, 2), (1, 2)):
-        torch.testing.assert_close((steps[first] * steps[second]).sum(1), torch.zeros(3), atol=1e-4, rtol=0)
+    teaching = trainer.stage.objectives[0].teaching
+    said = torch.randn(len(batch.weak), trainer.knowledge.num_outputs, *batch.weak.shape[2:])
+    teaching.ask = lambda number, seen: said
+    upright, lessons = Teaching.lessons(teaching, batch), teaching.lessons(batch)
+    for n, pose in enumerate(batch.views.poses):
+        assert torch.equal(batch.seen_by(n)[: len(said)], posed(batch.weak, pose))
+        assert torch.equal(lessons[n].target, posed(upright[n].target, pose))
+    assert not torch.equal(*batch.views.poses)
 
 
 @pytest.mark.parametrize("size", [(9, 30), (4, 9, 12)])

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from partial_oracle import dataset
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.batch import Sight
@@ -75,6 +75,22 @@ def test_boxes_and_what_is_around_them_carry_their_labels(known: Knowledge, arou
     taught = probabilities(said, regions=False, temperature=0.5)
     torch.testing.assert_close(lesson.target[:, :, own], taught[:, :, own])
     assert lesson.counted.all()
+
+
+@pytest.mark.parametrize("form", ["batch", "sample"])
+def test_a_lesson_lies_where_the_student_sees_it(known: Knowledge, form: SoftLoss) -> None:
+    quarter = torch.tensor([[[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]]])  # a quarter turn of the last two axes
+    half = torch.tensor([[[2.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]])  # half as wide: the rest comes from outside
+    said = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(2))
+    batch = batch_of(known, [Paste(0, 1, (slice(0, 2), slice(0, 4), slice(0, 4)))])
+    ((upright,), (turned,), (narrow,)) = (
+        teaching(known, lambda *_: said, [[0]], form).lessons(replace(batch, views=replace(batch.views, pose=pose)))
+        for pose in (None, *(nn.functional.affine_grid(t, [1, 1, *SIZE], align_corners=False) for t in (quarter, half)))
+    )
+    torch.testing.assert_close(turned.target, torch.rot90(upright.target, 1, (3, 4)))
+    assert (turned.counted == 1).all()
+    assert (narrow.counted[..., [0, 3]] == 0).all() and (narrow.counted[..., 1:3] > 0).all()
+    torch.testing.assert_close(narrow.target.sum(1), torch.ones(1, *SIZE))
 
 
 def test_voxels_count_as_much_as_they_are_said_to(known: Knowledge) -> None:
