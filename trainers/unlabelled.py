@@ -66,9 +66,9 @@ def taught_streams(trainer: MutualTrainer, *, students: int = 1) -> TwoStreams:
     chosen: Any = trainer.settings
     if not students:
         return said(trainer, TwoStreams(*parts, predicted=predicted))
-    pose = chosen.strong_pose and "strong_pose" not in chosen.unused()
-    views: dict[str, Any] = {"intensity": chosen.strong_intensity, "partners": chosen.paste_from, "pose": pose}
-    return said(trainer, TaughtStreams(*parts, **views, views=students, predicted=predicted))
+    views: dict[str, Any] = {"partners": chosen.paste_from, "views": students}
+    views |= {"intensity": chosen.strong_intensity, "pose": chosen.strong_pose}
+    return said(trainer, TaughtStreams(*parts, **views, predicted=predicted))
 
 
 def ask_average(trainer: MutualTrainer, number: int, images: Tensor) -> Tensor:

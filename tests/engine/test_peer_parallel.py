@@ -40,7 +40,7 @@ def correlation_dataset(root: Path) -> Path:
 
 
 def consensus_dataset(root: Path) -> Path:
-    taught = {"form": "consensus", "paste_from": "every", "soft_loss": "sample"}
+    taught = {"form": "consensus", "paste_from": "every", "soft_loss": "sample", "strong_pose": True}
     return two_stream_dataset(root, settings={**STEPS, "ramp": 0.1, **taught})
 
 

@@ -53,7 +53,7 @@ def test_indices_that_would_be_copied_to_the_device_are_seen() -> None:
     assert waits.found == ["aten.index_put_.default"]
 
 
-BETTER = {"paste_from": "every", "soft_loss": "sample"}
+BETTER = {"paste_from": "every", "soft_loss": "sample", "strong_pose": True}
 FORMS: list[tuple[str, dict[str, Any]]] = [
     ("MeanTeacherTrainer", BETTER),
     ("MutualPrototypeTrainer", {**BETTER, "role": "filter"}),

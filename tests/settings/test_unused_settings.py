@@ -21,6 +21,8 @@ UNUSED: list[tuple[type[Settings], dict[str, Any], str]] = [
     (MutualCorrelationSettings, {"form": "alternating", "second": "equal"}, '"second" has no effect with form="altern'),
     (MutualPrototypeSettings, {"role": "filter", "confidence": 0.7}, '"confidence" has no effect with role="filter"'),
     (MutualPrototypeSettings, {"soft_loss": "sample"}, '"soft_loss" has no effect with role="rectify"'),
+    (MutualPrototypeSettings, {"strong_pose": True}, '"strong_pose" has no effect with role="rectify"'),
+    (MutualCorrelationSettings, {"strong_pose": True}, '"strong_pose" has no effect with form="partner"'),
     (TaughtPartialSettings, {"teachers": "crossed"}, '"teachers" has no effect with one network'),
     (TaughtPartialSettings, {"weight": 0.0, "sure": 0.5}, '"sure" has no effect with weight=0'),
 ]

@@ -282,7 +282,14 @@ def test_a_filter_teaches_where_prototypes_agree_with_the_teacher(nnunet_folders
 
 
 def test_a_filtered_training_goes_on(nnunet_folders: Path) -> None:
-    settings = {"role": "filter", "paste_from": "every", "soft_loss": "sample", "loss": {"pseudo": 0.5}, "ramp": 0.1}
+    settings = {
+        "role": "filter",
+        "paste_from": "every",
+        "soft_loss": "sample",
+        "strong_pose": True,
+        "loss": {"pseudo": 0.5},
+        "ramp": 0.1,
+    }
     trainer = trainer_for(two_stream_dataset(nnunet_folders, settings=settings), MutualPrototypeTrainer)
     trainer.run_training()
     assert (Path(trainer.output_folder) / "checkpoint_rectified.pth").is_file()

@@ -18,7 +18,7 @@ from nnunet_mutual.settings import read_settings
 from nnunet_mutual.trainers import MutualCorrelationTrainer
 from nnunet_mutual.trainers.mutual_correlation import MutualCorrelationSettings
 
-BETTER: dict[str, Any] = {"paste_from": "every", "soft_loss": "sample", "ramp": 0.01}
+BETTER: dict[str, Any] = {"paste_from": "every", "soft_loss": "sample", "strong_pose": True, "ramp": 0.01}
 FORMS: dict[str, dict[str, Any]] = {
     "consensus": {"form": "consensus", "second": "equal", "loss": {"correlation": 0}},
     "crossed with attention": {"form": "crossed", "dropout": 0.3},
