@@ -68,20 +68,20 @@ def render() -> str:
     """Returns the table of all benchmarks that have to pass, from their calibration files."""
     head = ["benchmark", "updates", "learning rate", "control", "twice the updates add", "on a plateau"]
     head += ["all labels averaged - control", "room", "draws"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines, absent = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)], []
     for setting in (Setting(name, None) for name in names()):
         if "room" not in setting.protocol.get("calibration", {}):
             continue
         state = read_json(setting.calibration_file) if setting.calibration_file.is_file() else {"lengths": []}
         known = [entry for entry in state["lengths"] if entry["mean"] is not None]
         if not known:
-            lines.append(f"| `{setting.name}` |" + " not run |" * (len(head) - 1))
+            absent.append(f"`{setting.name}`")
         found = {entry["updates"]: entry for entry in state.get("gate", [])}
         for entry in known:
             parts = [_cells(found[entry["updates"]][part]) for part in ("doubling", "room")]
             cells = [f"`{setting.name}`", str(entry["updates"]), f"{entry['rate']:g}", f"{entry['mean']:.3f}"]
             lines.append(f"| {' | '.join([*cells, *parts[0], *parts[1], str(len(entry['mean_dice_by_seed']))])} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", f"Not run: {', '.join(absent)}."] if absent else lines)
 
 
 def _cells(part: dict[str, Any] | None) -> list[str]:

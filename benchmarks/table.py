@@ -38,45 +38,33 @@ def rows(setting: Setting) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def render(setting: Setting) -> str:
-    """Returns the table and, where the protocol compares two arms, one sentence with the outcome."""
-    if setting.labelled and not any(rows(setting).values()):
+    """Returns the table of the arms that were run, the others' names, and the protocol's comparisons."""
+    found = {arm: evidence for arm, evidence in rows(setting).items() if evidence}
+    if not found:
         return f"### {setting['title']}\n\nNot run: nothing has been scored on test patients."
-    labels = setting["labels"]
+    labels, precise = setting["labels"], bool(setting.protocol.get("precision"))
     seeds = ["draws", "SD over draws"] if setting.labelled else [f"seed {s}" for s in setting.seeds]
-    head = [
-        "arm",
-        *labels,
-        "mean",
-        *(["precision"] if setting.protocol.get("precision") else []),
-        *seeds,
-        "updates of each network",
-        "total updates",
-        "networks deployed",
-        "training min",
-    ]
+    head = ["arm", *labels, "mean", *(["precision"] if precise else []), *seeds]
+    head += ["updates of each network", "total updates", "networks deployed", "training min"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     means = {}
-    for arm, evidence in rows(setting).items():
+    for arm, evidence in found.items():
         cells = [f"`{arm}`: {setting['arms'][arm]['words']}"]
-        if evidence:
-            by_label = [label_means(e) for e in evidence.values()]
-            cells += [f"{statistics.fmean(m[label] for m in by_label):.3f}" for label in labels]
-            means[arm] = {s: mean_dice(e) for s, e in evidence.items()}
-            cells.append(f"{statistics.fmean(means[arm].values()):.3f}")
-        else:
-            cells += ["not run"] * (len(labels) + 1)
-        if setting.protocol.get("precision"):
-            precise = [precision_means(e) for e in evidence.values()]
-            cells.append(f"{statistics.fmean(precise):.3f}" if precise else "not run")
-        cells += of_seeds(setting, means.get(arm, {}))
-        first = next(iter(evidence.values()), None)
-        keys = ("updates_of_each_network", "total_updates", "networks_deployed")
-        cells += [str(first[k]) if first else "not run" for k in keys]
-        minutes = [sum(e["training_seconds"]) / 60 for e in evidence.values()]
-        cells.append(f"{statistics.fmean(minutes):.1f}" if minutes else "not run")
+        by_label = [label_means(e) for e in evidence.values()]
+        cells += [f"{statistics.fmean(m[label] for m in by_label):.3f}" for label in labels]
+        means[arm] = {s: mean_dice(e) for s, e in evidence.items()}
+        cells.append(f"{statistics.fmean(means[arm].values()):.3f}")
+        if precise:
+            cells.append(f"{statistics.fmean(precision_means(e) for e in evidence.values()):.3f}")
+        cells += of_seeds(setting, means[arm])
+        first = next(iter(evidence.values()))
+        cells += [str(first[k]) for k in ("updates_of_each_network", "total_updates", "networks_deployed")]
+        cells.append(f"{statistics.fmean(sum(e['training_seconds']) / 60 for e in evidence.values()):.1f}")
         lines.append("| " + " | ".join(cells) + " |")
-    text = "\n".join([f"### {setting['title']}", "", *lines, "", f"Data: {setting['source']}."])
-    return text + comparison(setting, means) + paired(setting)
+    absent = [f"`{arm}`" for arm in setting["arms"] if arm not in found]
+    left = [f"Not run: {', '.join(absent)}.", ""] if absent else []
+    text = "\n".join([f"### {setting['title']}", "", *lines, "", *left, f"Data: {setting['source']}."])
+    return text + comparison(setting, means) + paired(setting, found)
 
 
 def of_seeds(setting: Setting, means: dict[int, float]) -> list[str]:
@@ -87,20 +75,23 @@ def of_seeds(setting: Setting, means: dict[int, float]) -> list[str]:
     return [str(len(means)), spread]
 
 
-def paired(setting: Setting) -> str:
-    """Returns the protocol's pairs of arms: differences with both intervals and, of enough draws, the verdict."""
-    if "pairs" not in setting.protocol:
-        return ""
-    found = rows(setting)
+def paired(setting: Setting, found: dict[str, dict[int, dict[str, Any]]]) -> str:
+    """Returns the protocol's pairs of arms: differences with both intervals and, of enough draws, the verdict.
+
+    Args:
+        setting: the benchmark.
+        found: evidence of the arms that were run, by seed.
+    """
     unit = "draws" if setting.labelled else "seeds"
     head = ["first - second", "difference", f"95 % over {unit} (t)", "95 % over patients (bootstrap)"]
     head += ["patients better / worse", unit, *(["verdict"] if setting.labelled else [])]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for first, second in setting["pairs"]:
-        both = sorted({*found[first]} & {*found[second]})
-        cells = pair(setting, *({s: found[arm][s]["dice"] for s in both} for arm in (first, second))) if both else []
-        lines.append(f"| `{first}` - `{second}` | " + " | ".join(cells or ["not run"] * (len(head) - 1)) + " |")
-    return "\n\n" + "\n".join(lines)
+    for first, second in setting.protocol.get("pairs", []):
+        both = sorted({*found.get(first, ())} & {*found.get(second, ())})
+        if both:
+            cells = pair(setting, *({s: found[arm][s]["dice"] for s in both} for arm in (first, second)))
+            lines.append(f"| `{first}` - `{second}` | " + " | ".join(cells) + " |")
+    return "\n\n" + "\n".join(lines) if len(lines) > 2 else ""
 
 
 def pair(setting: Setting, first: dict[int, Scores], second: dict[int, Scores]) -> list[str]:
