@@ -45,6 +45,6 @@ def fitting_trainers(
         fitting, why = LABELLED, "every case annotates every label"
     chosen = [name for name in fitting if accepting is None or name in accepting]
     if accepting is not None and not chosen:
-        chosen = [*accepting]
+        chosen = [name for name in (*UNLABELLED, *DIFFERENT, *BY_GROUP) if name in accepting] or [*accepting]
         why = f"it knows these settings, but the dataset asks for {fitting[0]}: {why}"
     return [(name, why) for name in chosen]

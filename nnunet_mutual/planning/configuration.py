@@ -141,7 +141,7 @@ def choose_trainer(folders: DatasetFolders, plans: dict[str, Any], configuration
 
 def _trainers_that_accept(block: dict[str, Any]) -> list[str]:
     """Names the trainers for which the settings are valid."""
-    # From few settings to many: the first one suits if several do, the last one knows most if none does.
+    # From few settings to many: the last one knows most if none does.
     classes = {name: resolve("trainers", name) for name in training_names()}
     accepting, reasons = [], {}
     for name in sorted(classes, key=lambda name: (len(fields(classes[name].settings_class)), name)):
