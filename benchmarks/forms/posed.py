@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnunet_mutual.batches.batch import Batch, Views
 from nnunet_mutual.batches.poses import draw_poses, posed, posed_counts
-from nnunet_mutual.objectives.teaching import LEAST_VOXELS, Lesson, Teaching
+from nnunet_mutual.objectives.teaching import Lesson, Teaching, shown
 from nnunet_mutual.trainers import MutualCorrelationTrainer
 
 
@@ -37,8 +37,7 @@ class PosedTeaching(Teaching):
 
 def _posed(lesson: Lesson, pose: Tensor) -> Lesson:
     target, counted = posed(lesson.target, pose), posed_counts(lesson.counted, pose)
-    present = ((target > 0.5) & (counted > 0)).flatten(2).sum(2) >= LEAST_VOXELS
-    return Lesson(target, counted, None if lesson.present is None else present)
+    return Lesson(target, counted, None if lesson.present is None else shown(target, counted))
 
 
 class PosedCorrelationTrainer(MutualCorrelationTrainer):

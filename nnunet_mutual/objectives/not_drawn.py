@@ -17,7 +17,7 @@ from nnunet_mutual.objectives.base import Objective, Output, Progress, Said, Ste
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import ramp
 from nnunet_mutual.objectives.supervised import SupervisedObjective
-from nnunet_mutual.objectives.teaching import LEAST_VOXELS, Lesson
+from nnunet_mutual.objectives.teaching import Lesson, shown
 
 LEAST_SAMPLES = 20  # of an epoch, before a ratio of volumes says anything
 LEAST_RATIO = 0.5
@@ -151,7 +151,7 @@ class NotDrawnObjective(Objective[NotDrawnStep]):
             counted, unclear = counted & batch.views.inside, unclear & batch.views.inside
         self.taught += torch.stack([counted.sum(), unclear.sum()])
         target, counted = batch.exchange.mixed(target), batch.exchange.mixed(counted)
-        return Lesson(target, counted, ((target > HALF) & counted).flatten(2).sum(2) >= LEAST_VOXELS)
+        return Lesson(target, counted, shown(target, counted))
 
     def prepare(self, outputs: Sequence[Output], batch: Batch, progress: Progress, said: Said) -> NotDrawnStep:
         """See :meth:`Objective.prepare`."""

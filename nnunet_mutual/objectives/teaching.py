@@ -36,6 +36,16 @@ class Lesson:
     present: Tensor | None
 
 
+def shown(target: Tensor, counted: Tensor) -> Tensor:
+    """Returns the labels of which samples show enough for a Dice of their own, (B, C) bool.
+
+    Args:
+        target: (B, C, *spatial) probabilities.
+        counted: (B, 1, *spatial) where they count, or how much.
+    """
+    return ((target > 0.5) & (counted > 0)).flatten(2).sum(2) >= LEAST_VOXELS
+
+
 class Teaching:
     """Lets moving averages teach: they see the images as the loader gives them, the students stronger views.
 
@@ -101,9 +111,7 @@ class Teaching:
         target, counted = pasted_targets(said, learnt, batch, self.knowledge, self.ignore_label)
         if batch.views.pose is not None:
             target, counted = posed(target, batch.views.pose).clamp(0, 1), posed_counts(counted, batch.views.pose)
-        present = None
-        if self.form == "sample":
-            present = ((target > 0.5) & (counted > 0)).flatten(2).sum(2) >= LEAST_VOXELS
+        present = shown(target, counted) if self.form == "sample" else None
         return Lesson(self._sharp(target), counted, present)
 
     def _sharp(self, p: Tensor) -> Tensor:
