@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nnunet_mutual.losses.numerics import exact_product, unit
+from nnunet_mutual.losses.numerics import unit, without_autocast
+
+NEVER = -1e30  # logarithm of no chance: finite, so that 0 * NEVER is 0
 
 
 def correlation(queries: Tensor, memory: Tensor, usable: Tensor, *, temperature: float, cosine: bool = True) -> Tensor:
@@ -19,14 +21,16 @@ def correlation(queries: Tensor, memory: Tensor, usable: Tensor, *, temperature:
         cosine: lengths of the vectors do not count. Without it (as published) dot products saturate the softmax.
 
     Returns:
-        (N, M) float32, -inf in columns that are not usable.
+        (N, M) float32, below ``NEVER`` / 2 in columns that are not usable.
 
     Source: arXiv 2307.06312; the normalisation is [E].
     """
     q, r = queries.float(), memory.float()
     if cosine:
         q, r = unit(q, 1), unit(r, 1)
-    return (exact_product(q, r.T) / temperature).masked_fill(~usable, -torch.inf).log_softmax(1)
+    offset = torch.zeros_like(r[:, 0]).masked_fill(~usable, NEVER)
+    with without_autocast(q.device):
+        return torch.addmm(offset, q / temperature, r.T).log_softmax(1)
 
 
 def scale_of(reference: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,8 +67,8 @@ def correlation_cross_entropy(log_prediction: Tensor, log_target: Tensor, counte
     Returns:
         A scalar, at least the entropy of the target; 0 (with zero gradient) where no query counts.
     """
-    finite = torch.isfinite(log_target)
-    each = -(log_target.exp() * log_prediction.masked_fill(~finite, 0)).sum(1)
+    chances = log_target.softmax(1)  # its exp, which takes a CPU ten times as long where that underflows
+    each = -torch.linalg.vecdot(chances, log_prediction)
     return (each * counted).sum() / counted.sum().clamp_min(1)
 
 
@@ -78,10 +82,9 @@ def row_entropy(log_distribution: Tensor, counted: Tensor) -> Tensor:
     Returns:
         A scalar from 0 (each voxel resembles one memory entry only: saturated) to 1 (all alike: dead).
     """
-    finite = torch.isfinite(log_distribution)
-    entropy = -(log_distribution.exp() * log_distribution.masked_fill(~finite, 0)).sum(1)
-    highest = finite.sum(1).clamp_min(2).log()
-    return (entropy / highest * counted).sum() / counted.sum().clamp_min(1)
+    usable = log_distribution[0] > NEVER / 2  # the same columns in all rows
+    highest = usable.sum().clamp_min(2).log()
+    return correlation_cross_entropy(log_distribution, log_distribution, counted) / highest
 
 
 def most_and_any(score: Tensor, eligible: Tensor, number: int) -> tuple[Tensor, Tensor]:
