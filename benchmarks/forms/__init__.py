@@ -1,11 +1,11 @@
-"""Forms of learning from unlabelled images that were only tried: trainers of arms, not part of the package."""
+"""Forms of learning from what was not drawn that were only tried: trainers of arms, not part of the package."""
 
 from __future__ import annotations
 
 from forms.agreeing import AgreeingCorrelationTrainer
 from forms.calibrated import CalibratedPrototypeTrainer
 from forms.memory import MemoryFilterTrainer, MemoryVoteTrainer
-from forms.one_piece import OnePieceCorrelationTrainer, OnePieceTrainer
+from forms.one_piece import OnePieceCorrelationTrainer, OnePieceTaughtTrainer, OnePieceTrainer
 from forms.posed import PosedCorrelationTrainer
 from forms.prototypes import PrototypeVoteTrainer
 from forms.turned import TurnedTrainer
@@ -18,6 +18,7 @@ __all__ = [
     "MemoryFilterTrainer",
     "MemoryVoteTrainer",
     "OnePieceCorrelationTrainer",
+    "OnePieceTaughtTrainer",
     "OnePieceTrainer",
     "PosedCorrelationTrainer",
     "PrototypeVoteTrainer",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nnunet_mutual.batches.batch import Batch
 from nnunet_mutual.objectives.teaching import Lesson, Teaching
-from nnunet_mutual.trainers import MeanTeacherTrainer, MutualCorrelationTrainer
+from nnunet_mutual.trainers import MeanTeacherTrainer, MutualCorrelationTrainer, TaughtPartialTrainer
 
 GROWN = 1.5  # times the longest side of a patch: steps from voxel to voxel after which pieces are known
 
@@ -74,3 +74,11 @@ class OnePieceCorrelationTrainer(MutualCorrelationTrainer):
     """Two networks and their averages, of labels in one piece each."""
 
     teaching = OnePieceTeaching
+
+
+class OnePieceTaughtTrainer(TaughtPartialTrainer):
+    """Learns what cases do not draw from averages, of labels in one piece each; not of regions."""
+
+    def _ask(self, teacher: int, images: Tensor) -> Tensor:
+        said = in_one_piece(super()._ask(teacher, images).softmax(1))
+        return said.clamp_min(torch.finfo(said.dtype).tiny).log()
