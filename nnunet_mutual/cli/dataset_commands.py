@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from nnunet_mutual.cli import types as cli_types
 from nnunet_mutual.cli.arguments import add_dataset
-from nnunet_mutual.errors import MutualError
 
 
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -78,9 +77,6 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     command.add_argument("model", metavar="MODEL", help="folder that nnunet_mutual export wrote")
     command.add_argument("images", metavar="IMAGES", help="folder of images, as for nnUNetv2_predict")
-
-    _add_plan_and_preprocess(add)
-    _add_preprocess_unlabelled(add)
 
     command = add(
         "sync",
@@ -178,104 +174,6 @@ def _add_simulate(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--copy", action="store_true", help="copy images instead of linking them")
 
 
-def _add_plan_and_preprocess(add: Callable[..., argparse.ArgumentParser]) -> None:
-    command = add(
-        "plan_and_preprocess",
-        _plan_and_preprocess,
-        "nnU-Net's planning and preprocessing, then unlabelled images and folds",
-        "Runs nnunet_mutual check, then nnU-Net's fingerprint, planning and preprocessing with its own defaults,\n"
-        "preprocesses the images in imagesUn into a folder of their own, and prints the folds (an existing\n"
-        "splits_final.json is kept).\n"
-        "With --for, patch and batch are such that this trainer, with its networks and teachers, fits the GPU.",
-        "nnunet_mutual plan_and_preprocess -d 111 -c 3d_fullres --for MutualCorrelationTrainer -gpu_memory_target 12",
-    )
-    command.add_argument("-d", dest="dataset", metavar="DATASET", required=True, help="dataset name or number")
-    command.add_argument("-c", dest="configurations", metavar="CONFIGURATION", nargs="+", help="default: as in nnU-Net")
-    command.add_argument(
-        "-np",
-        dest="processes",
-        metavar="NUMBER",
-        type=cli_types.at_least(1),
-        nargs="+",
-        help="processes, one number or one for each -c",
-    )
-    command.add_argument(
-        "-pl", dest="planner", help="planner (ExperimentPlanner; MutualPlanner if --for or --set is given)"
-    )
-    command.add_argument(
-        "-gpu_memory_target",
-        dest="gigabytes",
-        metavar="GB",
-        type=cli_types.positive,
-        help="memory of the GPU (default: planner's)",
-    )
-    command.add_argument(
-        "--for", dest="trainer", metavar="TRAINER", help="trainer that MutualPlanner and its ResEnc forms plan for"
-    )
-    command.add_argument(
-        "--set", dest="settings", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="its settings"
-    )
-    command.add_argument(
-        "--as-planned",
-        metavar="PLANS",
-        nargs="?",
-        const="nnUNetPlans",
-        help="preprocess with plans that are there, without planning (nnUNetPlans)",
-    )
-    _add_stock_options(command)
-
-
-def _add_stock_options(command: argparse.ArgumentParser) -> None:
-    """Adds options of nnU-Net's own command, and whether the check runs first."""
-    command.add_argument(
-        "-overwrite_target_spacing",
-        dest="spacing",
-        metavar="MM",
-        type=cli_types.positive,
-        nargs="+",
-        help="spacing of 3d_fullres, as in nnU-Net: slices, rows, columns",
-    )
-    command.add_argument("-overwrite_plans_name", dest="plans_name", metavar="NAME", help="of the plans to write")
-    command.add_argument("-preprocessor_name", dest="preprocessor", metavar="NAME", help="class of nnU-Net")
-    command.add_argument(
-        "-npfp",
-        dest="fingerprint_processes",
-        metavar="NUMBER",
-        type=cli_types.at_least(1),
-        help="processes for the fingerprint",
-    )
-    command.add_argument("--no_pp", action="store_true", help="plan only")
-    command.add_argument("--clean", action="store_true", help="compute the dataset's fingerprint anew")
-    command.add_argument("--no-check", action="store_true", help="do not run nnunet_mutual check first")
-    command.add_argument(
-        "--verify_dataset_integrity",
-        action="store_true",
-        help="as in nnU-Net; the check that runs first covers it, so it matters with --no-check only",
-    )
-
-
-def _add_preprocess_unlabelled(add: Callable[..., argparse.ArgumentParser]) -> None:
-    command = add(
-        "preprocess_unlabelled",
-        _preprocess_unlabelled,
-        "preprocess the images in imagesUn, only what is new or has changed",
-        "Brings the preprocessed unlabelled images up to date with imagesUn and the plans; labelled cases are not\n"
-        "touched. An interrupted run goes on where it stopped.",
-        "nnunet_mutual preprocess_unlabelled -d 111 -c 3d_fullres",
-    )
-    command.add_argument("-d", dest="dataset", metavar="DATASET", required=True, help="dataset name or number")
-    command.add_argument(
-        "-c", dest="configurations", metavar="CONFIGURATION", nargs="+", help="default: all that are preprocessed"
-    )
-    command.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier (%(default)s)")
-    command.add_argument(
-        "-np", dest="processes", metavar="NUMBER", type=cli_types.at_least(1), help="processes at most"
-    )
-    command.add_argument(
-        "--soft", metavar="FOLDER", help="soft labels of these images, as of pseudo_label --soft, for SoftLabelTrainer"
-    )
-
-
 def _annotate(options: argparse.Namespace) -> int:
     from nnunet_mutual.datasets.annotate import annotate
 
@@ -328,71 +226,4 @@ def _sync(options: argparse.Namespace) -> int:
     from nnunet_mutual.datasets.sync import sync
 
     sync(options.dataset)
-    return 0
-
-
-def _plan_and_preprocess(options: argparse.Namespace) -> int:
-    from nnunet_mutual.planning.plan_and_preprocess import (
-        DEFAULT_CONFIGURATIONS,
-        plan_and_preprocess,
-        preprocess_as_planned,
-    )
-    from nnunet_mutual.planning.stock_options import PREPROCESSOR, StockOptions
-
-    configurations, check = options.configurations or DEFAULT_CONFIGURATIONS, not options.no_check
-    if options.as_planned is not None:
-        _refuse_planning_options(options)
-        preprocess_as_planned(
-            options.dataset,
-            options.as_planned,
-            configurations=configurations,
-            processes=options.processes,
-            check=check,
-        )
-        return 0
-    plan_and_preprocess(
-        options.dataset,
-        configurations=configurations,
-        processes=options.processes,
-        planner=options.planner,
-        gigabytes=options.gigabytes,
-        trainer=options.trainer,
-        settings=options.settings,
-        stock=StockOptions(
-            options.spacing,
-            options.plans_name,
-            options.preprocessor or PREPROCESSOR,
-            options.fingerprint_processes,
-            preprocess=not options.no_pp,
-        ),
-        clean=options.clean,
-        check=check,
-        verify=options.verify_dataset_integrity,
-    )
-    return 0
-
-
-def _refuse_planning_options(options: argparse.Namespace) -> None:
-    planning = {"-pl": "planner", "-gpu_memory_target": "gigabytes", "--for": "trainer", "--set": "settings"}
-    planning |= {"-overwrite_target_spacing": "spacing", "-overwrite_plans_name": "plans_name"}
-    planning |= {"-preprocessor_name": "preprocessor", "-npfp": "fingerprint_processes", "--no_pp": "no_pp"}
-    given = [option for option, name in {**planning, "--clean": "clean"}.items() if getattr(options, name)]
-    if given:
-        raise MutualError(f"--as-planned plans nothing, so leave {given[0]} out; or leave --as-planned out")
-
-
-def _preprocess_unlabelled(options: argparse.Namespace) -> int:
-    from nnunet_mutual.preprocessing.update import preprocess_unlabelled
-
-    preprocess_unlabelled(
-        options.dataset, configurations=options.configurations, plans=options.plans, processes=options.processes
-    )
-    if options.soft is not None:
-        from nnunet_mutual.preprocessing.soft_labels import preprocess_soft
-
-        preprocess_soft(options.dataset, options.soft, plans=options.plans)
-        return 0
-    from nnunet_mutual.datasets.next_step import say_next
-
-    say_next(options.dataset, plans=options.plans)
     return 0
