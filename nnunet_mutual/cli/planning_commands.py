@@ -165,12 +165,8 @@ def _add_plan(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _plan_and_preprocess(options: argparse.Namespace) -> int:
-    from nnunet_mutual.planning.plan_and_preprocess import (
-        DEFAULT_CONFIGURATIONS,
-        plan_and_preprocess,
-        preprocess_as_planned,
-    )
-    from nnunet_mutual.planning.stock_options import PREPROCESSOR, StockOptions
+    from nnunet_mutual.planning.plan_and_preprocess import plan_and_preprocess, preprocess_as_planned
+    from nnunet_mutual.planning.stock_options import DEFAULT_CONFIGURATIONS, PREPROCESSOR, StockOptions
 
     configurations, check = options.configurations or DEFAULT_CONFIGURATIONS, not options.no_check
     if options.as_planned is not None:

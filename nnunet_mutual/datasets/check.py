@@ -17,7 +17,7 @@ from nnunet_mutual.datasets.look import Seen, look
 from nnunet_mutual.datasets.next_step import Contents, next_command
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
 from nnunet_mutual.datasets.raw import CaseFiles, hidden_files, read_dataset_json, training_cases, unlabelled_cases
-from nnunet_mutual.datasets.splits import splits_problems
+from nnunet_mutual.datasets.split_problems import splits_problems
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.datasets.tolerant import readable_table
 from nnunet_mutual.disk.files import natural, read_json

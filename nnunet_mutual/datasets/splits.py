@@ -13,16 +13,14 @@ from random import Random
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 from tqdm import tqdm
 
-from nnunet_mutual.annotation.table import AnnotationTable, drawn_in_part
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.coverage import columns
-from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
+from nnunet_mutual.datasets.split_problems import PARTS, Split, cases_of_groups, fold_problems
 from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.host_files import read_splits
 from nnunet_mutual.errors import MutualError, shorten
 
-Split = dict[str, list[str]]
 _Trait = tuple[str, str]  # a label that a case annotates, or a modality group whose channels it has as well
-_PARTS = ("train", "val")
 _LABEL, _GROUP = "label", "modality group"
 _TRIES = 30
 _MANY = 500  # patients, with which it takes seconds
@@ -85,7 +83,7 @@ def stratified_splits(
     alike = len({unit.sets for unit in units}) == 1
     if alike and all(len(unit.cases) == 1 and not unit.in_part for unit in units):
         return [
-            {part: [str(key) for key in split[part]] for part in _PARTS}
+            {part: [str(key) for key in split[part]] for part in PARTS}
             for split in generate_crossval_split(keys, seed, n_folds)
         ]
     movable = _movable(units, n_folds)
@@ -139,10 +137,10 @@ def require_fold(splits: Sequence[Split], fold: int, file: Path) -> None:
 def _require_usable(split: Split, case_keys: Iterable[str], place: str) -> None:
     """Verifies what nnU-Net's loaders rely on."""
     fix = "correct it, or delete that file to get new folds"
-    for part, what in zip(_PARTS, ("training", "validation"), strict=True):
+    for part, what in zip(PARTS, ("training", "validation"), strict=True):
         if not split[part]:
             raise MutualError(f'{place} has no {what} case ("{part}" is empty); {fix}')
-    unknown = sorted({key for part in _PARTS for key in split[part]} - set(case_keys))
+    unknown = sorted({key for part in PARTS for key in split[part]} - set(case_keys))
     if unknown:
         raise MutualError(f"{place} names {len(unknown)} case(s) that are not preprocessed ({shorten(unknown)}); {fix}")
 
@@ -160,14 +158,14 @@ def describe_splits(
         more: further rows: a name and one entry per fold.
     """
 
-    used = {key for fold in splits for part in _PARTS for key in fold[part]}
+    used = {key for fold in splits for part in PARTS for key in fold[part]}
 
     def counts(name: str, keys: Collection[str]) -> list[str]:
-        numbers = ([sum(key in keys for key in fold[part]) for part in _PARTS] for fold in splits)
+        numbers = ([sum(key in keys for key in fold[part]) for part in PARTS] for fold in splits)
         return [name, *("/".join(map(str, pair)) for pair in numbers)]
 
     rows = [["label", *(f"fold {number}" for number in range(len(splits)))], counts("cases", used)]
-    patients = [[len({table.case(key).patient for key in fold[part]} - {None}) for part in _PARTS] for fold in splits]
+    patients = [[len({table.case(key).patient for key in fold[part]} - {None}) for part in PARTS] for fold in splits]
     if any(map(any, patients)):
         rows.append(["patients", *("/".join(map(str, numbers)) for numbers in patients)])
     rows += [[name, *map(str, entries)] for name, entries in (more or {}).items()]
@@ -175,7 +173,7 @@ def describe_splits(
         rows.append(counts(label, {key for key in used if label in table.case(key).annotated}))
         if in_part := {key for key in used if label in table.case(key).incomplete}:
             rows.append(counts(f"{label} in part", in_part))
-    rows += [counts(f"with {name}", keys) for name, keys in _of_groups(table, used).items()]
+    rows += [counts(f"with {name}", keys) for name, keys in cases_of_groups(table, used).items()]
     notes = [
         f"  {problem.place}: {problem.text}"
         for number, fold in enumerate(splits)
@@ -184,106 +182,11 @@ def describe_splits(
     validated = {key for fold in splits for key in fold["val"]}
     never = sorted({key for fold in splits for key in fold["train"]} - validated)
     if never:
-        only = "a label or a modality group" if _of_groups(table, used) else "a label"
+        only = "a label or a modality group" if cases_of_groups(table, used) else "a label"
         part = " draw a label in part," if any(table.case(key).incomplete for key in never) else ""
         why = f"they annotate nothing,{part} or are the only ones with {only}"
         notes.append(f"  never validated ({why}): {shorten(never)}")
     return "\n".join(["annotated cases, training/validation", columns(rows), *notes])
-
-
-def fold_problems(
-    table: AnnotationTable, fold: Split, number: int | str, labels: Iterable[str] | None = None
-) -> list[Problem]:
-    """Finds what is wrong with one fold, whoever made it.
-
-    Args:
-        table: the annotation table.
-        fold: ``{"train": [...], "val": [...]}`` with cases of the table.
-        number: number of the fold, for the sentences.
-        labels: which labels must be in the fold; all by default.
-    """
-    place = f"fold {number}"
-    problems = []
-    both = sorted(set(fold["train"]) & set(fold["val"]))
-    if both:
-        problems.append(
-            Problem(
-                ERROR,
-                place,
-                f"{len(both)} case(s) are used for training and for validation: {shorten(both)}; remove them from one",
-            )
-        )
-    patients = {part: {table.case(key).patient: key for key in fold[part] if key not in both} for part in _PARTS}
-    for patient in sorted(p for p in set(patients["train"]) & set(patients["val"]) if p is not None):
-        pair = f"{patients['train'][patient]} in training, {patients['val'][patient]} in validation"
-        problems.append(
-            Problem(
-                ERROR, place, f"patient {patient} is on both sides ({pair}), so the scores would be too good; move one"
-            )
-        )
-    drawn = {part: Counter(label for key in fold[part] for label in table.case(key).annotated) for part in _PARTS}
-    for label in table.labels if labels is None else labels:
-        if not drawn["train"][label]:
-            why = drawn_in_part(map(table.case, fold["train"]), [label])
-            text = f"no training case annotates {label}{why}, so this fold cannot learn it; move a case that does"
-            problems.append(Problem(ERROR, place, text))
-        elif not drawn["val"][label]:
-            problems.append(
-                Problem(
-                    WARNING, place, f"no validation case annotates {label}, so this fold gives no score for it (n = 0)"
-                )
-            )
-    return problems + _in_part_problems(table, fold, place) + _group_problems(table, fold, place)
-
-
-def _in_part_problems(table: AnnotationTable, fold: Split, place: str) -> list[Problem]:
-    """Names the labels of which a validation case draws a part, which nnU-Net would score as if it were all."""
-    problems = []
-    in_part = [key for key in fold["val"] if table.case(key).incomplete]
-    for label in table.labels:
-        keys = [key for key in in_part if label in table.case(key).incomplete]
-        if keys:
-            text = (
-                f"{len(keys)} validation case(s) draw {label} in part ({shorten(keys)}): of these only the share of "
-                "the drawn voxels that is found (sensitivity) can be said; nnU-Net's own scores of them "
-                f"(find_best_configuration, postprocessing) take {label} that was not drawn for false, so move the "
-                "cases to training, or leave such scores out"
-            )
-            problems.append(Problem(WARNING, place, text))
-    return problems
-
-
-def _group_problems(table: AnnotationTable, fold: Split, place: str) -> list[Problem]:
-    """Names the modality groups whose channels no case of a part of a fold has."""
-    problems = []
-    for name, cases in _of_groups(table, [*fold["train"], *fold["val"]]).items():
-        if table.modality_groups and not cases & set(fold["train"]):
-            text = (
-                f"no annotated training case has the channels of the modality group {name}, so its network learns from "
-                "the others alone; move a case that has them"
-            )
-            problems.append(Problem(WARNING, place, text))
-        elif table.modality_groups and not cases & set(fold["val"]):
-            text = (
-                f"no validation case has the channels of the modality group {name}, so this fold gives no score for it "
-                "(n = 0)"
-            )
-            problems.append(Problem(WARNING, place, text))
-    return problems
-
-
-def _of_groups(table: AnnotationTable, keys: Iterable[str]) -> dict[str, frozenset[str]]:
-    """Returns the annotated cases that have the channels of each modality group which some of them lack.
-
-    Without groups each channel counts as one.
-    """
-    cases = [case for case in map(table.case, keys) if case.drawn]
-    groups = table.modality_groups or {channel: (channel,) for channel in table.channels}
-    found = {
-        name: frozenset(case.key for case in cases if not case.missing & set(channels))
-        for name, channels in groups.items()
-    }
-    return {name: members for name, members in found.items() if len(members) < len(cases)}
 
 
 def first_fold(preprocessed: Path, table: AnnotationTable, keys: Sequence[str]) -> str:
@@ -312,7 +215,7 @@ def by_patient(table: AnnotationTable, keys: Iterable[str]) -> list[tuple[str, .
 
 
 def _units(table: AnnotationTable, keys: Sequence[str]) -> list[_Unit]:
-    groups = _of_groups(table, keys)
+    groups = cases_of_groups(table, keys)
 
     def traits(key: str) -> frozenset[_Trait]:
         labels = {(_LABEL, label) for label in table.case(key).annotated}
@@ -405,52 +308,3 @@ def _as_splits(folds: Sequence[Sequence[_Unit]], units: Sequence[_Unit], table: 
         train = [key for unit in units for key in unit.cases if key not in held_out]
         splits.append({"train": sorted(train), "val": sorted(key for key in held_out if table.case(key).annotated)})
     return splits
-
-
-def splits_problems(table: AnnotationTable, splits: object, keys: Sequence[str], place: str) -> list[Problem]:
-    """Finds what is wrong with an existing splits_final.json.
-
-    Args:
-        table: the annotation table.
-        splits: content of the file.
-        keys: the training cases of the dataset.
-        place: name of the file.
-    """
-    if not isinstance(splits, list) or not all(_is_split(fold) for fold in splits):
-        return [
-            Problem(
-                ERROR,
-                place,
-                'expected a list of {"train": [...], "val": [...]}; correct the file, or delete it to get new folds',
-            )
-        ]
-    problems = []
-    present = set(keys)
-    # What nobody annotates is a problem of the dataset, said once, and not of each fold.
-    taught = [label for label in table.labels if any(label in table.case(key).annotated for key in keys)]
-    for number, fold in enumerate(splits):
-        unknown = sorted({*fold["train"], *fold["val"]} - present)
-        if unknown:
-            problems.append(
-                Problem(
-                    ERROR,
-                    f"{place}, fold {number}",
-                    f"{len(unknown)} case(s) are not in the dataset: {shorten(unknown)}; remove them",
-                )
-            )
-        known = {part: [key for key in fold[part] if key in present] for part in _PARTS}
-        found = fold_problems(table, known, number, taught)
-        problems += [Problem(problem.severity, f"{place}, {problem.place}", problem.text) for problem in found]
-    used = {key for fold in splits for part in _PARTS for key in fold[part]}
-    if forgotten := sorted(present - used):
-        problems.append(
-            Problem(WARNING, place, f"{len(forgotten)} case(s) are in no fold and are never used: {shorten(forgotten)}")
-        )
-    return problems
-
-
-def _is_split(fold: object) -> bool:
-    if not isinstance(fold, Mapping):
-        return False
-    parts = [fold.get("train"), fold.get("val")]
-    return all(isinstance(part, list) and all(isinstance(key, str) for key in part) for part in parts)

@@ -11,7 +11,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.fold import Fold
-from nnunet_mutual.datasets.splits import fold_problems, provide_splits
+from nnunet_mutual.datasets.split_problems import fold_problems
+from nnunet_mutual.datasets.splits import provide_splits
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.engine.log import RunLog

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,39 +16,42 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
     plan_experiment_dataset,
     preprocess_dataset,
 )
-from nnunetv2.utilities import utils as stock_utilities
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_mutual.annotation.fitting import fitting_trainers
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY, ModalityGroups, require_preprocessed_by_group
-from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.case_voxels import reader_for
-from nnunet_mutual.datasets.check import Examination, examine
+from nnunet_mutual.datasets.check import examine
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, training_cases
-from nnunet_mutual.datasets.splits import describe_splits, first_fold, splits_problems, stratified_splits
-from nnunet_mutual.disk.files import read_json, read_object, write_json
-from nnunet_mutual.disk.host_files import read_fingerprint, read_plans, read_splits
-from nnunet_mutual.disk.locate import DatasetFolders, plans_file, require_root
+from nnunet_mutual.datasets.splits import describe_splits, first_fold, stratified_splits
+from nnunet_mutual.disk.files import read_object, write_json
+from nnunet_mutual.disk.host_files import read_plans, read_splits
+from nnunet_mutual.disk.locate import plans_file, require_root
 from nnunet_mutual.disk.trainings import train_command
-from nnunet_mutual.disk.writing import require_space
 from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.planning.method import Method, method_for
-from nnunet_mutual.planning.stock_options import StockOptions
+from nnunet_mutual.planning.refusals import (
+    SPLITS,
+    refuse_errors,
+    refuse_old_fingerprint,
+    refuse_other_data,
+    refuse_unknown,
+    refuse_wrong_splits,
+)
+from nnunet_mutual.planning.stock_options import DEFAULT_CONFIGURATIONS, StockOptions
+from nnunet_mutual.planning.stock_steps import empty_folder_removed, stock_step
 from nnunet_mutual.plugin.compat import processes_of_planners
 from nnunet_mutual.plugin.find import public_names, resolve
 from nnunet_mutual.preprocessing.by_group import GroupPreprocessor, present_channels
-from nnunet_mutual.preprocessing.fingerprint import FILE, FingerprintExtractor, counts_ignored
+from nnunet_mutual.preprocessing.fingerprint import FingerprintExtractor
 from nnunet_mutual.preprocessing.label_maps import record
 from nnunet_mutual.preprocessing.unlabelled import unlabelled_keys
 from nnunet_mutual.preprocessing.update import UnlabelledImages, list_unlabelled, preprocess_unlabelled
 from nnunet_mutual.settings import merged_block, parse_settings, planned_trainer
 
-DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
-_STOCK = (*DEFAULT_CONFIGURATIONS, "3d_cascade_fullres")  # nnU-Net leaves out those that a dataset does not need
 _PROCESSES = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8}  # nnUNetv2_plan_and_preprocess's own defaults
-_SPLITS = "splits_final.json"
 OURS = "MutualPlanner"
 
 
@@ -105,16 +106,16 @@ def plan_and_preprocess(
     stock.verify(by_group=groups is not None)
     make_planner = planner_class if method is None else partial(planner_class, trainer=trainer, settings=given)
     complete = list(training) if groups is None else _complete(images, training)
-    _refuse_unknown(configurations, preprocessed)
-    _refuse_old_fingerprint(preprocessed, len(complete), images.dataset_json, clean)
-    _refuse_wrong_splits(folders, preprocessed, images.table, training)
+    refuse_unknown(configurations, preprocessed)
+    refuse_old_fingerprint(preprocessed, len(complete), images.dataset_json, clean)
+    refuse_wrong_splits(folders, preprocessed, images.table, training)
     path = preprocessed / f"{name}.json"
-    _refuse_other_data(path, folders, stock, make_planner, clean)
+    refuse_other_data(path, folders, stock, make_planner, clean)
     if check:
-        _refuse_errors(examine(folders, before_planning=True), folders, configurations, verify)
+        refuse_errors(examine(folders, before_planning=True), folders, configurations, verify)
     number = stock.fingerprint_processes or (counts[0] if processes else min(8, default_num_processes))
     _extract_fingerprint(images, training, complete, number, verify and not check, clean)
-    with _stock_step("planning", folders), processes_of_planners():
+    with stock_step("planning", folders), processes_of_planners():
         plan_experiment_dataset(
             folders.number,
             make_planner,
@@ -164,13 +165,13 @@ def preprocess_as_planned(
         require_preprocessed_by_group(content, groups, images.folders.number)
     elif PLANS_KEY in content:
         raise MutualError(f"the plans {plans} are of modality groups, which dataset.json no longer declares; plan anew")
-    _refuse_unknown(configurations, preprocessed)
+    refuse_unknown(configurations, preprocessed)
     counts = _counts(processes, configurations)
     blocks = [merged_block(content, name) for name in configurations if name in content["configurations"]]
     planned_for = next(filter(None, map(planned_trainer, blocks)), None)
-    _refuse_wrong_splits(images.folders, preprocessed, images.table, training)
+    refuse_wrong_splits(images.folders, preprocessed, images.table, training)
     if check:
-        _refuse_errors(examine(images.folders, before_planning=True), images.folders, configurations, False)
+        refuse_errors(examine(images.folders, before_planning=True), images.folders, configurations, False)
     _preprocess(images, training, groups, plans, configurations, counts, planned_for, limited=processes is not None)
 
 
@@ -184,8 +185,8 @@ def _extract_fingerprint(
 ) -> None:
     folders = images.folders
     with (
-        _stock_step("fingerprint extraction", folders),
-        _empty_folder_removed(require_root("nnUNet_preprocessed") / folders.name),
+        stock_step("fingerprint extraction", folders),
+        empty_folder_removed(require_root("nnUNet_preprocessed") / folders.name),
     ):
         try:
             extractor = partial(FingerprintExtractor, cases=complete)
@@ -221,7 +222,7 @@ def _preprocess(
             f"the plans of {folders.name} have none of the configurations {', '.join(configurations)}; they have: "
             f"{', '.join(available)}"
         )
-    with _stock_step("preprocessing", folders):
+    with stock_step("preprocessing", folders):
         if groups is None:
             preprocess_dataset(folders.number, plans, configurations, list(counts))
         else:
@@ -334,69 +335,6 @@ def _planner(name: str) -> Any:
     return found
 
 
-def _refuse_unknown(configurations: Sequence[str], preprocessed: Path) -> None:
-    """A misspelt configuration would be left out in silence after hours of work."""
-    known = list(_STOCK)
-    for path in preprocessed.glob("*.json"):
-        if path.name == FILE:
-            continue
-        try:
-            content = read_json(path)
-        except MutualError as error:
-            said = str(error).rpartition("; ")[0] or str(error)
-            raise MutualError(f"{said}; correct it, or delete it, then what planning writes is written anew") from None
-        planned = content.get("configurations") if isinstance(content, dict) else None
-        known += planned if isinstance(planned, Mapping) else []
-    for name in configurations:
-        if name not in known:
-            raise MutualError(
-                f"no configuration is called {name!r}{meant(name, known)}; known are: {', '.join(dict.fromkeys(known))}"
-            )
-
-
-def _refuse_old_fingerprint(preprocessed: Path, number: int, dataset_json: Mapping[str, Any], clean: bool) -> None:
-    path = preprocessed / FILE
-    if clean or not path.is_file():
-        return
-    found = read_fingerprint(path, "add --clean to make it anew")
-    if counts_ignored(found, dataset_json):
-        raise MutualError(
-            f"{path} was made by nnU-Net, which counts ignored voxels as foreground; add --clean to make it anew"
-        )
-    old = len(found.get("spacings", ()))
-    if old != number:
-        raise MutualError(
-            f"{path} was made from {old} training case(s), now there are {number}; add --clean to make it anew"
-        )
-
-
-def _refuse_other_data(
-    path: Path, folders: DatasetFolders, stock: StockOptions, planner: Callable[[int], Any], clean: bool
-) -> None:
-    """Stops before plans are replaced by others for data of the same name."""
-    spacing = stock.spacing
-    if spacing is None and path.is_file() and not clean and path.with_name(FILE).is_file():
-        with _stock_step("planning", folders):
-            spacing = planner(folders.number).determine_fullres_target_spacing()
-    stock.verify_replaced(path, spacing)
-
-
-def _refuse_wrong_splits(
-    folders: DatasetFolders, preprocessed: Path, table: AnnotationTable, training: Mapping[str, CaseFiles]
-) -> None:
-    assert folders.raw is not None
-    paths = [path for path in (folders.raw / _SPLITS, preprocessed / _SPLITS) if path.is_file()]
-    contents = [read_json(path) for path in paths]
-    if len(paths) == 2 and contents[0] != contents[1]:
-        raise MutualError(f"{paths[0]} and {paths[1]} differ; delete the one that you do not want to train with")
-    if paths:
-        errors = [one for one in splits_problems(table, contents[0], list(training), _SPLITS) if one.severity == ERROR]
-        if errors:
-            raise MutualError(
-                f"{paths[0]}: {errors[0].place}: {errors[0].text}; or delete the file, then new folds are made"
-            )
-
-
 def _all_empty(images: UnlabelledImages, training: Mapping[str, CaseFiles]) -> bool:
     """Whether no label map holds anything but the ignore label: nnU-Net's fingerprint of that ends in an IndexError."""
     reader = reader_for(images.dataset_json, [path for one in training.values() for path in one.images.values()])
@@ -406,68 +344,6 @@ def _all_empty(images: UnlabelledImages, training: Mapping[str, CaseFiles]) -> b
         return not any(((values > 0) & (values != ignore)).any() for values in maps)
     except Exception:  # unreadable files: nnU-Net's own error is the better one
         return False
-
-
-def _refuse_errors(found: Examination, folders: DatasetFolders, configurations: Sequence[str], verify: bool) -> None:
-    """Stops where nnU-Net would stop much later, or train on something wrong."""
-    if verify:
-        print("--verify_dataset_integrity: the check that runs first covers it (with --no-check nnU-Net's own runs)")
-    if found.errors:
-        raise MutualError(
-            f"{folders.name} has {len(found.errors)} error(s), the first is {found.errors[0].place}: "
-            f"{found.errors[0].text}; correct them (nnunet_mutual check {folders.name} lists them all) and repeat; "
-            "--no-check plans all the same"
-        )
-    warnings = len(found.problems)
-    if warnings:
-        print(f"{warnings} thing(s) to look at, which may be right: nnunet_mutual check {folders.name}")
-    if found.is_2d and not set(configurations) - set(DEFAULT_CONFIGURATIONS[1:]):
-        raise MutualError(
-            f"all images of {folders.name} are 2d, so there is no {' or '.join(configurations)}; repeat with -c 2d"
-        )
-
-
-@contextlib.contextmanager
-def _stock_step(step: str, folders: DatasetFolders) -> Iterator[None]:
-    """Turns whatever ends a step of nnU-Net into one sentence."""
-    try:
-        with _without_hidden_files():
-            yield
-    except MutualError:
-        raise
-    except Exception as error:
-        require_space(require_root("nnUNet_preprocessed"))
-        lines = str(error).strip().splitlines() or [""]
-        raise MutualError(
-            f"nnU-Net's {step} of {folders.name} stopped with {type(error).__name__}: {lines[0]}; nnunet_mutual check "
-            f"{folders.name} examines every file, NNUNET_MUTUAL_TRACEBACK=1 in front of the command shows where it "
-            "stopped (if memory ran out: -np 1)"
-        ) from error
-
-
-@contextlib.contextmanager
-def _empty_folder_removed(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-        raise
-
-
-@contextlib.contextmanager
-def _without_hidden_files() -> Iterator[None]:
-    """Lets nnU-Net list no ``._case_0000.nii.gz``, which macOS makes and which it would take for cases."""
-    stock = stock_utilities.subfiles
-
-    def visible(*arguments: Any, **options: Any) -> list[str]:
-        return [name for name in stock(*arguments, **options) if not os.path.basename(name).startswith(".")]
-
-    stock_utilities.subfiles = visible
-    try:
-        yield
-    finally:
-        stock_utilities.subfiles = stock
 
 
 def _record_label_maps(
@@ -482,7 +358,7 @@ def _record_label_maps(
 
 def _provide_splits(preprocessed: Path, images: UnlabelledImages, training: Mapping[str, CaseFiles]) -> None:
     """Keeps existing folds, else makes them, and prints them."""
-    path = preprocessed / _SPLITS
+    path = preprocessed / SPLITS
     if path.is_file():
         splits = read_splits(path)
         print(f"\nFolds: as {path} says (delete it to get new ones)")

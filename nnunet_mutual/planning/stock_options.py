@@ -16,6 +16,7 @@ from nnunet_mutual.disk.host_files import entry_of, read_plans
 from nnunet_mutual.errors import MutualError
 
 PREPROCESSOR = "DefaultPreprocessor"
+DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 
 
 @dataclass(frozen=True)

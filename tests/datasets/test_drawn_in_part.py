@@ -19,7 +19,8 @@ from nnunet_mutual.cli.parser import main
 from nnunet_mutual.datasets.annotate import annotate
 from nnunet_mutual.datasets.check import check
 from nnunet_mutual.datasets.simulate.hiding import Hiding
-from nnunet_mutual.datasets.splits import describe_splits, fold_problems, stratified_splits
+from nnunet_mutual.datasets.split_problems import fold_problems
+from nnunet_mutual.datasets.splits import describe_splits, stratified_splits
 from nnunet_mutual.errors import MutualError
 
 DRAWN = {"toy_001": ["liver", "spleen"], "toy_002": ["liver", "spleen"], "toy_003": ["liver"]}

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.datasets.splits import describe_splits, fold_problems, provide_splits, stratified_splits
+from nnunet_mutual.datasets.split_problems import fold_problems
+from nnunet_mutual.datasets.splits import describe_splits, provide_splits, stratified_splits
 from nnunet_mutual.errors import MutualError
 
 LABELS = ("liver", "spleen", "kidney", "aorta")
