@@ -25,6 +25,7 @@ from nnunet_mutual.trainers.base import MutualTrainer
 from nnunet_mutual.trainers.unlabelled import (
     NO_CASCADE,
     ask_average,
+    lessons_of,
     taught_streams,
     two_stream_needs,
 )
@@ -84,7 +85,7 @@ class MutualCorrelationSettings(SoftTeacherSettings):
         if self.networks == 1:
             found |= dict.fromkeys(("second", "own_views"), f'with form="{self.form}", which has one network')
         if not self.taught:
-            names = ["own_views", "strong_intensity", "strong_pose", "paste_from", "soft_loss"]
+            names = ["own_views", "strong_intensity", "strong_pose", "paste_from", "soft_loss", "one_piece"]
             names += ["ema_age"] if self.ema_age else []
             found |= dict.fromkeys(names, f'with form="{self.form}", in which no moving average teaches')
         return found
@@ -186,8 +187,7 @@ class MutualCorrelationTrainer(MutualTrainer):
             self.supervised.ignore_label,
             self._ask_teacher,
             TEACHERS[chosen.form],
-            temperature=chosen.temperature,
-            form=chosen.soft_loss,
+            **lessons_of(self),
         )
 
     def _ask_teacher(self, teacher: int, batch: Batch) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from forms.agreeing import AgreeingCorrelationTrainer
 from forms.calibrated import CalibratedPrototypeTrainer
 from forms.memory import MemoryFilterTrainer, MemoryVoteTrainer
-from forms.one_piece import OnePieceCorrelationTrainer, OnePieceTaughtTrainer, OnePieceTrainer
+from forms.one_piece import InnerPieceTrainer, OnePieceCorrelationTrainer, OnePieceTaughtTrainer, OnePieceTrainer
 from forms.posed import PosedCorrelationTrainer
 from forms.prototypes import PrototypeVoteTrainer
 from forms.turned import TurnedTrainer
@@ -15,6 +15,7 @@ from forms.unimatch import UniMatchTrainer
 __all__ = [
     "AgreeingCorrelationTrainer",
     "CalibratedPrototypeTrainer",
+    "InnerPieceTrainer",
     "MemoryFilterTrainer",
     "MemoryVoteTrainer",
     "OnePieceCorrelationTrainer",

@@ -1,73 +1,52 @@
-"""The teacher's labels keep their largest piece in each patch; what it found elsewhere is taught as background."""
+"""Labels of the teacher keep their largest piece in each patch, whatever the dataset declares (``one_piece``)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_mutual.batches.batch import Batch
+from nnunet_mutual.losses.consistency import mean_of
+from nnunet_mutual.losses.pieces import in_one_piece
+from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.teaching import Lesson, Teaching
 from nnunet_mutual.trainers import MeanTeacherTrainer, MutualCorrelationTrainer, TaughtPartialTrainer
 
-GROWN = 1.5  # times the longest side of a patch: steps from voxel to voxel after which pieces are known
 
-
-def largest_pieces(mask: Tensor) -> Tensor:
-    """Returns the largest piece of each mask, without waiting for the device.
-
-    Each voxel takes the highest number of its neighbours in the mask, again and again, until a piece has one number.
-
-    Args:
-        mask: (B, K, *spatial) bool.
-
-    Returns:
-        (B, K, *spatial) bool; voxels that touch, also at a corner, are one piece.
-    """
-    pool = F.max_pool2d if mask.ndim == 4 else F.max_pool3d
-    size, voxels = mask.shape[2:], mask[0, 0].numel()
-    inside = mask.float()
-    numbers = torch.arange(1, voxels + 1, device=mask.device, dtype=torch.float32).view(size) * inside
-    for _ in range(int(GROWN * max(size))):
-        numbers = pool(numbers, 3, stride=1, padding=1) * inside
-    flat = numbers.flatten(2).long()
-    counts = torch.zeros(*flat.shape[:2], voxels + 1, device=mask.device)
-    counts.scatter_add_(2, flat, torch.ones_like(flat, dtype=torch.float32))
-    counts[..., 0] = 0
-    return mask & (flat == counts.argmax(2, keepdim=True)).view(mask.shape)
-
-
-def in_one_piece(said: Tensor) -> Tensor:
-    """Moves the probability of labels away from their largest pieces to the background, where they are the likeliest.
-
-    Args:
-        said: (B, C, *spatial) probabilities, background first.
-    """
-    pool = F.max_pool2d if said.ndim == 4 else F.max_pool3d
-    decided = F.one_hot(said.argmax(1), said.shape[1]).movedim(-1, 1)[:, 1:].bool()
-    pieces = largest_pieces(pool(decided.float(), 2, ceil_mode=True) > 0)  # half of the resolution, less time
-    kept = F.interpolate(pieces.float(), size=said.shape[2:], mode="nearest") > 0
-    moved = said[:, 1:] * (decided & ~kept)
-    return torch.cat([said[:, :1] + moved.sum(1, keepdim=True), said[:, 1:] - moved], 1)
+def largest_alone(said: Tensor) -> Tensor:
+    """Takes away all other pieces of every label, those at the border of a patch, too."""
+    labels = torch.arange(1, said.shape[1], device=said.device)
+    return in_one_piece(said, labels, regions=False, border=False)
 
 
 class OnePieceTeaching(Teaching):
-    """Lessons of labels in one piece each.
-
-    Source: [E], on the device, of the largest components of Bai et al., CVPR 2023 (arXiv 2305.00673).
-    """
+    """Lessons of labels in one piece each."""
 
     def common(self, said: Sequence[Tensor], batch: Batch) -> Lesson:
         """See :meth:`Teaching.common`."""
-        return super().common([in_one_piece(torch.stack([*said]).mean(0))], batch)
+        return self.lesson(largest_alone(mean_of(said)), batch)
+
+
+class InnerPieceTeaching(Teaching):
+    """Lessons without pieces that lie apart from the largest one and from the border."""
+
+    def __init__(self, knowledge: Knowledge, *arguments: Any, **named: Any):
+        super().__init__(knowledge, *arguments, **{**named, "one_piece": knowledge.table.labels})
 
 
 class OnePieceTrainer(MeanTeacherTrainer):
     """The mean teacher, of labels in one piece each."""
 
     teaching = OnePieceTeaching
+
+
+class InnerPieceTrainer(MeanTeacherTrainer):
+    """The mean teacher with ``one_piece`` of every label."""
+
+    teaching = InnerPieceTeaching
 
 
 class OnePieceCorrelationTrainer(MutualCorrelationTrainer):
@@ -80,5 +59,5 @@ class OnePieceTaughtTrainer(TaughtPartialTrainer):
     """Learns what cases do not draw from averages, of labels in one piece each; not of regions."""
 
     def _ask(self, teacher: int, images: Tensor) -> Tensor:
-        said = in_one_piece(super()._ask(teacher, images).softmax(1))
+        said = largest_alone(super()._ask(teacher, images).softmax(1))
         return said.clamp_min(torch.finfo(said.dtype).tiny).log()

@@ -9,12 +9,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from prepared import prepare, prepare_all
-from scipy import ndimage
 from training import largest_difference, started, trainer_for
 from two_streams import two_stream_dataset
 
@@ -98,29 +96,6 @@ def test_each_network_has_a_pose_of_its_own(forms: ModuleType, nnunet_folders: P
         assert torch.equal(batch.seen_by(n)[: len(said)], posed(batch.weak, pose))
         assert torch.equal(lessons[n].target, posed(upright[n].target, pose))
     assert not torch.equal(*batch.views.poses)
-
-
-@pytest.mark.parametrize("size", [(9, 30), (4, 9, 12)])
-def test_the_largest_piece_is_what_scipy_finds(forms: ModuleType, size: tuple[int, ...]) -> None:
-    one_piece = importlib.import_module("forms.one_piece")
-    masks = torch.rand(3, 2, *size, generator=torch.manual_seed(0)) < (0.35 if len(size) == 2 else 0.15)
-    masks[0, 0], masks[1, 1] = False, True
-    found = one_piece.largest_pieces(masks)
-    for mask, kept in zip(masks.flatten(0, 1).numpy(), found.flatten(0, 1).numpy(), strict=True):
-        pieces, number = ndimage.label(mask, np.ones([3] * len(size)))
-        counts = np.bincount(pieces.ravel(), minlength=2)[1:]
-        assert kept.sum() == (counts.max() if number else 0)
-        assert not (kept & ~mask).any() and len(np.unique(pieces[kept])) <= 1
-
-
-def test_what_lies_apart_is_taught_as_background(forms: ModuleType) -> None:
-    said = torch.zeros(1, 3, 6, 8)
-    said[:, 0] = 1
-    for place in (np.s_[1:5, 1:4], np.s_[2:4, 6:8]):
-        said[0, :, place[0], place[1]] = torch.tensor([0.1, 0.2, 0.7])[:, None, None]
-    kept = importlib.import_module("forms.one_piece").in_one_piece(said)
-    torch.testing.assert_close(kept[0, :, 2, 2], torch.tensor([0.1, 0.2, 0.7]))
-    torch.testing.assert_close(kept[0, :, 2, 7], torch.tensor([0.8, 0.2, 0.0]))
 
 
 def test_every_patch_is_turned(forms: ModuleType, nnunet_folders: Path) -> None:
