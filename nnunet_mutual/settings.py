@@ -202,13 +202,10 @@ class SoftTeacherSettings(TeacherSettings):
         temperature: sharpens what the teacher says if below 1.
         soft_loss: Dice on unlabelled images: "batch" is nnU-Net's, over the batch; "sample" is of squares, of each
             sample and of the labels alone that its target shows.
-        one_piece: whether labels that the annotation table declares ``single`` are taught in their largest piece in a
-            patch alone, and what the teacher found apart from it as background.
     """
 
     temperature: float = 0.5
     soft_loss: SoftLoss = "batch"
-    one_piece: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

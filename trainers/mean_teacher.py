@@ -17,7 +17,7 @@ from nnunet_mutual.objectives.teaching import Teaching
 from nnunet_mutual.planning.needs import Needs
 from nnunet_mutual.settings import SoftTeacherSettings, require_not_negative
 from nnunet_mutual.trainers.base import MutualTrainer
-from nnunet_mutual.trainers.unlabelled import NO_CASCADE, ask_average, lessons_of, taught_streams, two_stream_needs
+from nnunet_mutual.trainers.unlabelled import NO_CASCADE, ask_average, taught_streams, two_stream_needs
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class MeanTeacherTrainer(MutualTrainer):
             self.supervised.ignore_label,
             self.ask_teacher,
             [[0]],
-            **lessons_of(self),
+            temperature=chosen.temperature,
+            form=chosen.soft_loss,
         )
         return [self.build_taught(teaching, weight=chosen.consistency, ramp_end=chosen.ramp)]
 

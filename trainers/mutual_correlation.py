@@ -25,7 +25,6 @@ from nnunet_mutual.trainers.base import MutualTrainer
 from nnunet_mutual.trainers.unlabelled import (
     NO_CASCADE,
     ask_average,
-    lessons_of,
     taught_streams,
     two_stream_needs,
 )
@@ -85,7 +84,7 @@ class MutualCorrelationSettings(SoftTeacherSettings):
         if self.networks == 1:
             found |= dict.fromkeys(("second", "own_views"), f'with form="{self.form}", which has one network')
         if not self.taught:
-            names = ["own_views", "strong_intensity", "strong_pose", "paste_from", "soft_loss", "one_piece"]
+            names = ["own_views", "strong_intensity", "strong_pose", "paste_from", "soft_loss"]
             names += ["ema_age"] if self.ema_age else []
             found |= dict.fromkeys(names, f'with form="{self.form}", in which no moving average teaches')
         return found
@@ -187,7 +186,8 @@ class MutualCorrelationTrainer(MutualTrainer):
             self.supervised.ignore_label,
             self._ask_teacher,
             TEACHERS[chosen.form],
-            **lessons_of(self),
+            temperature=chosen.temperature,
+            form=chosen.soft_loss,
         )
 
     def _ask_teacher(self, teacher: int, batch: Batch) -> Tensor:

@@ -27,7 +27,7 @@ from nnunet_mutual.planning.needs import Needs
 from nnunet_mutual.settings import SoftTeacherSettings
 from nnunet_mutual.trainers.base import MutualTrainer
 from nnunet_mutual.trainers.rectified import RectifiedPredictor
-from nnunet_mutual.trainers.unlabelled import NO_CASCADE, lessons_of, taught_streams, two_stream_needs
+from nnunet_mutual.trainers.unlabelled import NO_CASCADE, taught_streams, two_stream_needs
 
 RECTIFIED_CHECKPOINT = "checkpoint_rectified.pth"
 
@@ -61,7 +61,7 @@ class MutualPrototypeSettings(SoftTeacherSettings):
 
     def unused(self) -> dict[str, str]:
         """See :meth:`Settings.unused`."""
-        names = ("confidence",) if self.role == "filter" else ("temperature", "soft_loss", "strong_pose", "one_piece")
+        names = ("confidence",) if self.role == "filter" else ("temperature", "soft_loss", "strong_pose")
         return super().unused() | dict.fromkeys(names, f'with role="{self.role}"')
 
 
@@ -126,7 +126,8 @@ class MutualPrototypeTrainer(MutualTrainer):
 
     def _filtered(self) -> FilteredTeacherObjective:
         chosen = self.settings
-        teaching = Teaching(self.knowledge, self.supervised.ignore_label, None, [[0]], **lessons_of(self))
+        options: dict[str, Any] = {"temperature": chosen.temperature, "form": chosen.soft_loss}
+        teaching = Teaching(self.knowledge, self.supervised.ignore_label, None, [[0]], **options)
         weights = {"weight": chosen.loss.pseudo, "ramp_end": chosen.ramp}
         return self.filtered(self.supervised, teaching, self.rectifier.objective, **weights)
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.streams import StreamSizes, TaughtStreams, TwoStreams
-from nnunet_mutual.errors import MutualError
 from nnunet_mutual.planning.needs import Needs, one_network
 from nnunet_mutual.preprocessing.unlabelled import unlabelled_dataset
 from nnunet_mutual.settings import TwoStreamSettings
@@ -70,25 +69,6 @@ def taught_streams(trainer: MutualTrainer, *, students: int = 1) -> TwoStreams:
     views: dict[str, Any] = {"partners": chosen.paste_from, "views": students}
     views |= {"intensity": chosen.strong_intensity, "pose": chosen.strong_pose}
     return said(trainer, TaughtStreams(*parts, **views, predicted=predicted))
-
-
-def lessons_of(trainer: MutualTrainer) -> dict[str, Any]:
-    """Returns options of :class:`~nnunet_mutual.objectives.teaching.Teaching`, as the settings say.
-
-    Args:
-        trainer: with the settings of a teacher of probabilities.
-
-    Raises:
-        MutualError: labels shall be in one piece, and none is declared to be.
-    """
-    chosen: Any = trainer.settings
-    singles = trainer.table.singles if chosen.one_piece else frozenset()
-    if chosen.one_piece and not singles:
-        raise MutualError(
-            'setting "one_piece" is about labels of which a body has one piece, and dataset.json declares none; '
-            "declare them (nnunet_mutual annotate, --single LABEL), or leave the setting out"
-        )
-    return {"temperature": chosen.temperature, "form": chosen.soft_loss, "one_piece": singles}
 
 
 def ask_average(trainer: MutualTrainer, number: int, images: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 from nnunet_mutual.batches.batch import Batch
 from nnunet_mutual.batches.poses import posed, posed_counts
 from nnunet_mutual.losses.consistency import mean_of, probabilities, sharpened
-from nnunet_mutual.losses.pieces import in_one_piece
 from nnunet_mutual.losses.soft import soft_label_loss
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.organs import pasted_targets
@@ -59,7 +58,6 @@ class Teaching:
         temperature: sharpens that if below 1.
         form: "batch": nnU-Net's Dice over the batch; "sample": squared Dice of each sample, of the labels of which its
             target has at least 8 voxels above 0.5 before it is sharpened.
-        one_piece: labels of which only the largest piece in a patch is taught.
     """
 
     def __init__(
@@ -71,7 +69,6 @@ class Teaching:
         *,
         temperature: float,
         form: SoftLoss,
-        one_piece: Iterable[str] = (),
     ):
         self.knowledge = knowledge
         self.ignore_label = ignore_label
@@ -80,8 +77,6 @@ class Teaching:
         self.temperature = temperature
         self.form = form
         self.regions = knowledge.table.is_regions
-        channels = sorted(knowledge.channel[label] for label in one_piece)
-        self.one_piece = torch.tensor(channels, device=knowledge.device) if channels else None
         self.confident = torch.zeros(2, device=knowledge.device)
 
     @torch.no_grad()
@@ -108,8 +103,6 @@ class Teaching:
                 all inside of the images.
         """
         assert batch.views is not None
-        if self.one_piece is not None:
-            said = in_one_piece(said, self.one_piece, regions=self.regions)
         inside = batch.views.inside[: batch.views.unlabelled]
         sharp = self._sharp(said)
         sure = torch.maximum(sharp, 1 - sharp).amin(1, keepdim=True) > CONFIDENT

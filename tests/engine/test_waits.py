@@ -53,8 +53,7 @@ def test_indices_that_would_be_copied_to_the_device_are_seen() -> None:
     assert waits.found == ["aten.index_put_.default"]
 
 
-BETTER = {"paste_from": "every", "soft_loss": "sample", "strong_pose": True, "one_piece": True}
-SINGLE = {"labels": {"liver": {"single": True}}}
+BETTER = {"paste_from": "every", "soft_loss": "sample", "strong_pose": True}
 FORMS: list[tuple[str, dict[str, Any]]] = [
     ("MeanTeacherTrainer", BETTER),
     ("MutualPrototypeTrainer", {**BETTER, "role": "filter"}),
@@ -71,7 +70,7 @@ def test_a_step_waits_for_nothing(name: str, form: dict[str, Any], nnunet_folder
         preprocessed = make_preprocessed(nnunet_folders, settings=settings)
     else:
         settings = {**settings, **GROUPS} if name == "MutualPartialTrainer" else settings
-        preprocessed = two_stream_dataset(nnunet_folders, block={**partial_block(), **SINGLE}, settings=settings)
+        preprocessed = two_stream_dataset(nnunet_folders, block=partial_block(), settings=settings)
     trainer = trainer_for(preprocessed, getattr(trainers, name))
     trainer.on_train_start()
     trainer.on_train_epoch_start()

@@ -23,8 +23,6 @@ UNUSED: list[tuple[type[Settings], dict[str, Any], str]] = [
     (MutualPrototypeSettings, {"soft_loss": "sample"}, '"soft_loss" has no effect with role="rectify"'),
     (MutualPrototypeSettings, {"strong_pose": True}, '"strong_pose" has no effect with role="rectify"'),
     (MutualCorrelationSettings, {"strong_pose": True}, '"strong_pose" has no effect with form="partner"'),
-    (MutualCorrelationSettings, {"one_piece": True}, '"one_piece" has no effect with form="partner"'),
-    (MutualPrototypeSettings, {"one_piece": True}, '"one_piece" has no effect with role="rectify"'),
     (TaughtPartialSettings, {"teachers": "crossed"}, '"teachers" has no effect with one network'),
     (TaughtPartialSettings, {"weight": 0.0, "sure": 0.5}, '"sure" has no effect with weight=0'),
 ]

@@ -14,7 +14,6 @@ from two_streams import KINDS, terms_on_one_batch, two_stream_dataset
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.disk.files import read_object
-from nnunet_mutual.errors import MutualError
 from nnunet_mutual.losses.consistency import probabilities
 from nnunet_mutual.objectives import Batch, Output, Paste, Progress, Views
 from nnunet_mutual.objectives.knowledge import Knowledge
@@ -24,7 +23,6 @@ from nnunet_mutual.trainers import MeanTeacherTrainer
 from nnunet_mutual.trainers.unlabelled import ask_average
 
 LATE = Progress(90, 100)
-SINGLE = {"labels": {"liver": {"single": True}}}
 
 
 def test_the_teacher_is_the_average_that_is_deployed(nnunet_folders: Path) -> None:
@@ -158,28 +156,3 @@ def test_every_kind_of_dataset_trains(nnunet_folders: Path, options: dict[str, A
     assert 0 <= last["diagnostics"]["share of unlabelled voxels of which the teacher is sure"] <= 1
     first, after = terms_on_one_batch(trainer)
     assert first["supervised"] > after["supervised"]
-
-
-def test_labels_of_one_piece_are_taught_in_one_piece(nnunet_folders: Path) -> None:
-    settings = {"one_piece": True, "paste_from": "off", "temperature": 1.0}
-    block = {**partial_block(), **SINGLE}
-    trainer = trainer_for(two_stream_dataset(nnunet_folders, block=block, settings=settings), MeanTeacherTrainer)
-    trainer.initialize()
-    loader, _ = trainer.get_dataloaders()
-    batch = trainer.training_batch(next(loader))
-    said = torch.zeros(1, 4, *batch.data.shape[2:])
-    said[:, 0] = 1
-    assert trainer.knowledge.channel["liver"] == 1
-    for label, places in ((1, ((0, 6), (10, 12))), (3, ((6, 8), (13, 15)))):
-        for start, stop in places:
-            said[0, :, 2:9, 2:9, start:stop] = 0
-            said[0, label, 2:9, 2:9, start:stop] = 1
-    (objective,) = trainer.objectives
-    found = objective.teaching.lesson(said, batch).target.argmax(1)[0, 3, 3]
-    assert found.tolist()[:16] == [1] * 6 + [3] * 2 + [0] * 5 + [3] * 2 + [0], "the second liver is background"
-
-
-def test_one_piece_needs_a_label_that_is_declared_to_be_one(nnunet_folders: Path) -> None:
-    preprocessed = two_stream_dataset(nnunet_folders, block=partial_block(), settings={"one_piece": True})
-    with pytest.raises(MutualError, match="dataset.json declares none; declare them .*--single LABEL"):
-        trainer_for(preprocessed, MeanTeacherTrainer).initialize()

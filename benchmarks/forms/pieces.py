@@ -44,27 +44,23 @@ def largest_pieces(mask: Tensor, *, border: bool = False) -> Tensor:
     return mask & kept.view(mask.shape)
 
 
-def in_one_piece(p: Tensor, labels: Tensor, *, regions: bool, border: bool = True) -> Tensor:
-    """Takes labels away where they are found apart from their largest piece in a patch.
+def in_one_piece(p: Tensor, *, border: bool) -> Tensor:
+    """Takes labels away where they are the likeliest, but apart from their largest piece in a patch.
 
-    A piece that reaches the border of the patch may go on, and be joined to the other, beyond it, so it stays. Pieces
-    nearer to each other than a cell count as one: a patch has at most 32 cells along each axis.
+    Pieces nearer to each other than a cell count as one: a patch has at most 32 cells along each axis.
 
     Args:
-        p: (B, C, *spatial) probabilities; of plain labels, background first, which gets what is taken away.
-        labels: (K) long, channels of the labels that have one piece.
-        regions: whether channels are regions, found above 0.5, or labels, found where they are the likeliest.
-        border: whether pieces at the border stay.
+        p: (B, C, *spatial) probabilities, background first, which gets what is taken away.
+        border: whether a piece stays that reaches the border of the patch, beyond which it may be joined to the other.
 
     Source: largest components of pseudo labels, Bai et al., CVPR 2023 (arXiv 2305.00673); here on the device [E].
     """
-    own, size = p.index_select(1, labels), p.shape[2:]
-    found = own > 0.5 if regions else own == p.amax(1, keepdim=True)
+    size = p.shape[2:]
+    found = (p == p.amax(1, keepdim=True))[:, 1:]
     widths = [-(-n // CELLS) for n in size]
     pool = F.max_pool2d if p.ndim == 4 else F.max_pool3d
     kept = largest_pieces(pool(found.float(), widths, ceil_mode=True) > 0, border=border)
     for axis, (width, length) in enumerate(zip(widths, size, strict=True), 2):
         kept = kept.repeat_interleave(width, axis).narrow(axis, 0, length)
-    taken = own * (found & ~kept)
-    left = p.index_add(1, labels, -taken)
-    return left if regions else torch.cat([left[:, :1] + taken.sum(1, keepdim=True), left[:, 1:]], 1)
+    taken = p[:, 1:] * (found & ~kept)
+    return torch.cat([p[:, :1] + taken.sum(1, keepdim=True), p[:, 1:] - taken], 1)
