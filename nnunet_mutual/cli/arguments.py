@@ -14,6 +14,18 @@ def add_dataset(command: argparse.ArgumentParser) -> None:
     command.add_argument("dataset", metavar="DATASET", help="dataset name or number, as in nnU-Net's commands")
 
 
+def add_dataset_option(command: argparse.ArgumentParser) -> None:
+    """Adds the option ``-d``, as nnU-Net's planning commands have it."""
+    command.add_argument("-d", dest="dataset", metavar="DATASET", required=True, help="dataset name or number")
+
+
+def add_settings(command: argparse.ArgumentParser, said: str) -> None:
+    """Adds the option ``--set`` with its words of help."""
+    command.add_argument(
+        "--set", dest="settings", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help=said
+    )
+
+
 def add_training(
     command: argparse.ArgumentParser, *, fold: bool = False, fitting: bool = False, optional: bool = False
 ) -> None:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from nnunet_mutual.cli import types as cli_types
-from nnunet_mutual.cli.arguments import add_training, names_training
+from nnunet_mutual.cli.arguments import add_settings, add_training, names_training
 from nnunet_mutual.errors import MutualError
 
 
@@ -105,15 +105,7 @@ def _add_pseudo_label(add: Callable[..., argparse.ArgumentParser]) -> None:
         action="store_true",
         help="instead, predict the images in imagesUn and write probabilities (-o), for another model to learn from",
     )
-    command.add_argument(
-        "--set",
-        dest="settings",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="settings of the filter (high=0.8 label=false)",
-    )
+    add_settings(command, "settings of the filter (high=0.8 label=false)")
 
 
 def _export(options: argparse.Namespace) -> int:

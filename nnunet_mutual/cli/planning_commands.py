@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nnunet_mutual.cli import types as cli_types
+from nnunet_mutual.cli.arguments import add_dataset_option, add_settings
 from nnunet_mutual.errors import MutualError
 
 
@@ -32,7 +33,7 @@ def _add_plan_and_preprocess(add: Callable[..., argparse.ArgumentParser]) -> Non
         "With --for, patch and batch are such that this trainer, with its networks and teachers, fits the GPU.",
         "nnunet_mutual plan_and_preprocess -d 111 -c 3d_fullres --for MutualCorrelationTrainer -gpu_memory_target 12",
     )
-    command.add_argument("-d", dest="dataset", metavar="DATASET", required=True, help="dataset name or number")
+    add_dataset_option(command)
     command.add_argument("-c", dest="configurations", metavar="CONFIGURATION", nargs="+", help="default: as in nnU-Net")
     command.add_argument(
         "-np",
@@ -55,9 +56,7 @@ def _add_plan_and_preprocess(add: Callable[..., argparse.ArgumentParser]) -> Non
     command.add_argument(
         "--for", dest="trainer", metavar="TRAINER", help="trainer that MutualPlanner and its ResEnc forms plan for"
     )
-    command.add_argument(
-        "--set", dest="settings", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="its settings"
-    )
+    add_settings(command, "its settings")
     command.add_argument(
         "--as-planned",
         metavar="PLANS",
@@ -106,7 +105,7 @@ def _add_preprocess_unlabelled(add: Callable[..., argparse.ArgumentParser]) -> N
         "touched. An interrupted run goes on where it stopped.",
         "nnunet_mutual preprocess_unlabelled -d 111 -c 3d_fullres",
     )
-    command.add_argument("-d", dest="dataset", metavar="DATASET", required=True, help="dataset name or number")
+    add_dataset_option(command)
     command.add_argument(
         "-c", dest="configurations", metavar="CONFIGURATION", nargs="+", help="default: all that are preprocessed"
     )
@@ -132,7 +131,7 @@ def _add_plan(add: Callable[..., argparse.ArgumentParser]) -> None:
         "  nnunet_mutual plan -d 111 -c 3d_fullres --name small --patch 64 64 64 --features 16 --set num_epochs=100\n"
         "  nnunet_mutual plan -d 111 -c 3d_fullres --name coarse --spacing 2 2 2",
     )
-    command.add_argument("-d", dest="dataset", metavar="DATASET", required=True, help="dataset name or number")
+    add_dataset_option(command)
     command.add_argument("-c", dest="configuration", default="3d_fullres", help="base configuration (%(default)s)")
     command.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier (%(default)s)")
     command.add_argument("--name", help="what the new configuration's name ends in")
@@ -153,15 +152,7 @@ def _add_plan(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument(
         "--groups", metavar="NAME=CHANNEL[,CHANNEL]", nargs="+", help="modality groups, such as T1=T1 both=T1,FLAIR"
     )
-    command.add_argument(
-        "--set",
-        dest="settings",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="settings, inner ones with a dot (loss.pd=0.5)",
-    )
+    add_settings(command, "settings, inner ones with a dot (loss.pd=0.5)")
 
 
 def _plan_and_preprocess(options: argparse.Namespace) -> int:
