@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.modules.resize import interpolated
 
 Inter = Literal["pooled", "position"]
 MOST_TOKENS = 4096
@@ -101,12 +102,12 @@ class Interpolation(nn.Module):
         super().__init__()
         three = isinstance(transposed, nn.ConvTranspose3d)
         convolution = nn.Conv3d if three else nn.Conv2d
-        self.factors = [float(factor) for factor in transposed.stride]
-        self.mode = "trilinear" if three else "bilinear"
+        self.factors = [int(factor) for factor in transposed.stride]
         self.project = convolution(transposed.in_channels, transposed.out_channels, 1, bias=transposed.bias is not None)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.interpolate(self.project(x), scale_factor=self.factors, mode=self.mode)
+        projected = self.project(x)
+        return interpolated(projected, [n * factor for n, factor in zip(x.shape[2:], self.factors, strict=True)])
 
 
 def attention_stage(patch_size: Sequence[int], strides: Sequence[int | Sequence[int]]) -> int:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_mutual.losses.numerics import without_autocast
 from nnunet_mutual.modules.depthwise import depthwise
+from nnunet_mutual.modules.resize import interpolated
 from nnunet_mutual.modules.tap import feature_stage, levels_and_features
 
 SIZE = 32  # D, of a prototype
@@ -107,8 +107,8 @@ class DynamicInteraction(nn.Module):
         queries = self.prototypes.expand(len(coarse), -1, -1)
         first, queries = self.coarse(coarse, queries)
         second, _ = self.fine(fine, queries)
-        mixed = self.mix(_resized(first, fine.shape[2:]) + second)
-        return _resized(mixed.float(), size)
+        mixed = self.mix(interpolated(first, fine.shape[2:]) + second)
+        return interpolated(mixed.float(), size)
 
     @property
     def mu(self) -> Tensor:
@@ -207,8 +207,3 @@ class RectifiedNetwork(nn.Module):
 def prototypes_per_class(classes: int) -> int:
     """Returns R for K classes, as many as make 256 in all, from 2 to 16."""
     return min(MOST_PROTOTYPES, max(FEWEST_PROTOTYPES, round(MOST_SCORES / classes)))
-
-
-def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
-    mode = "trilinear" if x.ndim == 5 else "bilinear"
-    return x if x.shape[2:] == torch.Size(size) else F.interpolate(x, size=tuple(size), mode=mode)
