@@ -1,4 +1,4 @@
-"""Two arms compared over several benchmarks, in shares of what each of them leaves to gain."""
+"""Two arms of each of several benchmarks compared, in shares of what each of these leaves to gain."""
 
 from __future__ import annotations
 
@@ -11,27 +11,25 @@ from settings import BenchmarkError, Setting
 from nnunet_mutual.evaluation.differences import Difference, compare_draws, pool
 
 
-def render(first: str, second: str, settings: Sequence[Setting]) -> str:
+def render(compared: Sequence[tuple[Setting, str, str]]) -> str:
     """Returns a table: the difference in each benchmark with its gap, and pooled in shares of the gaps.
 
     Args:
-        first: an arm of every protocol.
-        second: the arm it is compared with.
-        settings: benchmarks that have passed their gate.
+        compared: a benchmark that has passed its gate, an arm of it and the one with which that is compared.
 
     Raises:
         BenchmarkError: a benchmark has not passed, or lacks runs on test patients.
     """
-    found = [compare(setting, first, second) for setting in settings]
-    gaps = [gap_of(setting) for setting in settings]
-    head = ["benchmark", "gap", f"`{first}` - `{second}`", "95 % over draws (t)", "95 % over patients (bootstrap)"]
+    found = [compare(*one) for one in compared]
+    gaps = [gap_of(setting) for setting, _, _ in compared]
+    head = ["benchmark", "first - second", "gap", "difference", "95 % over draws (t)", "95 % over patients (bootstrap)"]
     head += ["draws", "verdict"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     lines += [
-        _row(f"`{setting.name}`", f"{gap:.4f}", difference)
-        for setting, gap, difference in zip(settings, gaps, found, strict=True)
+        _row(f"`{setting.name}`", f"`{first}` - `{second}`", f"{gap:.4f}", difference)
+        for (setting, first, second), gap, difference in zip(compared, gaps, found, strict=True)
     ]
-    return "\n".join([*lines, _row("pooled, in shares of the gap", "1", pool(found, gaps))])
+    return "\n".join([*lines, _row("pooled, in shares of the gap", "", "1", pool(found, gaps))])
 
 
 def gap_of(setting: Setting) -> float:
@@ -58,7 +56,7 @@ def compare(setting: Setting, first: str, second: str) -> Difference:
     return compare_draws(*({s: evidence[arm][s]["dice"] for s in both} for arm in (first, second)), setting.patients)
 
 
-def _row(name: str, gap: str, found: Difference) -> str:
+def _row(name: str, arms: str, gap: str, found: Difference) -> str:
     ends = [table.words(interval) for interval in (found.over_draws, found.over_patients)]
-    cells = [name, gap, f"{found.over_draws.mean:+.4f}", *ends, str(len(found.by_draw)), found.verdict]
+    cells = [name, arms, gap, f"{found.over_draws.mean:+.4f}", *ends, str(len(found.by_draw)), found.verdict]
     return f"| {' | '.join(cells)} |"

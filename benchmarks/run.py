@@ -48,8 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     data = Path(arguments.data).resolve() if arguments.data else None
     try:
         if arguments.command == "pool":
-            settings = [Setting(name, data, work) for name in arguments.benchmarks]
-            print(pooling.render(arguments.first, arguments.second, settings))
+            print(pooling.render([(Setting(name, data, work), *arms) for name, *arms in arguments.compared]))
             return 0
         results = Path(arguments.results).resolve() if arguments.results else None
         chosen = {"device": arguments.device, "planned": arguments.planned, "results": results}
@@ -98,14 +97,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     one.add_argument("--rate", type=float, help="learning rate of the first epoch, likewise")
     commands.add_parser("table", parents=[common], help="write the results into README.md")
     both = commands.add_parser("pool", help="compare two arms over several benchmarks, in shares of their gaps")
-    both.add_argument("first", help="arm of every protocol")
-    both.add_argument("second", help="arm it is compared with")
-    both.add_argument("benchmarks", nargs="+", choices=names(), metavar="benchmark")
+    both.add_argument("compared", nargs="+", type=comparison, metavar="benchmark:arm:arm")
     both.set_defaults(data=None, work=None)
     job = commands.add_parser("job", parents=[common])
     for name, kind in (("arm", str), ("seed", int), ("updates", int), ("rate", float), ("cases", str), ("out", Path)):
         job.add_argument(name, type=kind)
     return parser.parse_args(argv)
+
+
+def comparison(text: str) -> list[str]:
+    """Reads a benchmark, an arm of it and the one with which it is compared."""
+    words = text.split(":")
+    if len(words) != 3 or words[0] not in names():
+        raise argparse.ArgumentTypeError(f"{text!r} is no comparison; write for example hippocampus_few_1:posed:all")
+    return words
 
 
 def seconds(text: str) -> float:

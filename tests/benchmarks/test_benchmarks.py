@@ -429,16 +429,16 @@ def test_pooled_in_shares_of_the_gaps(bench: SimpleNamespace, monkeypatch: pytes
     monkeypatch.setattr(bench.table, "rows", rows)
     monkeypatch.setattr(bench.settings.Setting, "patients", {"a": "a", "b": "b"})
     monkeypatch.setattr(bench.calibration, "chosen", lambda setting: None)
-    lines = pooling.render("average", "mean_teacher", settings).splitlines()
-    assert lines[2].startswith("| `hippocampus_few_1` | 0.1000 | +0.0555 |") and lines[2].endswith("| 12 | better |")
-    assert lines[4].startswith("| pooled, in shares of the gap | 1 | +0.5550 |") and lines[4].endswith(
-        "| 24 | better |"
-    )
+    compared = [(setting, "average", "mean_teacher") for setting in settings]
+    lines = pooling.render(compared).splitlines()
+    assert lines[2].startswith("| `hippocampus_few_1` | `average` - `mean_teacher` | 0.1000 | +0.0555 |")
+    assert lines[2].endswith("| 12 | better |") and lines[4].endswith("| 24 | better |")
+    assert lines[4].startswith("| pooled, in shares of the gap |  | 1 | +0.5550 |")
     with pytest.raises(bench.settings.BenchmarkError, match="no arm other"):
-        pooling.render("other", "mean_teacher", settings)
+        pooling.render([(settings[0], "other", "mean_teacher")])
     monkeypatch.setattr(bench.table, "rows", lambda setting: {**rows(setting), "average": {0: evidence("", 0, 0.7)}})
     with pytest.raises(bench.settings.BenchmarkError, match="has 1 draws of average and mean_teacher, 12 decide"):
-        pooling.render("average", "mean_teacher", settings)
+        pooling.render(compared)
 
 
 def test_the_tables_are_those_of_the_evidence(bench: SimpleNamespace) -> None:
