@@ -54,6 +54,7 @@ def recipes(parts: int, networks: Sequence[int]) -> dict[str, Recipe]:
         "taught": Recipe("TaughtPartialTrainer", plain),
         "taught_consensus": Recipe("TaughtPartialTrainer", plain, {"networks": 2, "memory": "joint"}),
         "mean_teacher": Recipe("MeanTeacherTrainer", plain),
+        "mean_teacher_posed": Recipe("MeanTeacherTrainer", plain, {"strong_pose": True}),
         WITHOUT_OCC: Recipe("MutualCorrelationTrainer", plain, {"memory": "joint", "loss": {"correlation": 0.0}}),
         "mutual_prototype": Recipe("MutualPrototypeTrainer", plain),
         "prototype_filter": Recipe("MutualPrototypeTrainer", plain, {"role": "filter"}),

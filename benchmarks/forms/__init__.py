@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from forms.agreeing import AgreeingCorrelationTrainer
 from forms.calibrated import CalibratedPrototypeTrainer
+from forms.deep import DeepTeacherTrainer
 from forms.memory import MemoryFilterTrainer, MemoryVoteTrainer
 from forms.one_piece import InnerPieceTrainer, OnePieceCorrelationTrainer, OnePieceTaughtTrainer, OnePieceTrainer
 from forms.posed import PosedCorrelationTrainer
 from forms.prototypes import PrototypeVoteTrainer
+from forms.same_view import SameViewTrainer
 from forms.turned import TurnedTrainer
 from forms.two_decoders import TwoDecodersTrainer
 from forms.unimatch import UniMatchTrainer
+from forms.warm_up import WarmUpTrainer
 
 __all__ = [
     "AgreeingCorrelationTrainer",
     "CalibratedPrototypeTrainer",
+    "DeepTeacherTrainer",
     "InnerPieceTrainer",
     "MemoryFilterTrainer",
     "MemoryVoteTrainer",
@@ -23,7 +27,9 @@ __all__ = [
     "OnePieceTrainer",
     "PosedCorrelationTrainer",
     "PrototypeVoteTrainer",
+    "SameViewTrainer",
     "TurnedTrainer",
     "TwoDecodersTrainer",
     "UniMatchTrainer",
+    "WarmUpTrainer",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ from nnunet_mutual.batches.poses import posed
 from nnunet_mutual.engine.peers import unwrap
 from nnunet_mutual.objectives import Output, Progress
 from nnunet_mutual.objectives.teaching import Teaching
+from nnunet_mutual.trainers import MeanTeacherTrainer
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 LATE = Progress(90, 100)
@@ -96,6 +98,66 @@ def test_each_network_has_a_pose_of_its_own(forms: ModuleType, nnunet_folders: P
         assert torch.equal(batch.seen_by(n)[: len(said)], posed(batch.weak, pose))
         assert torch.equal(lessons[n].target, posed(upright[n].target, pose))
     assert not torch.equal(*batch.views.poses)
+
+
+def test_two_networks_see_one_view(forms: ModuleType, nnunet_folders: Path) -> None:
+    preprocessed = two_stream_dataset(nnunet_folders, settings=settings_of("consensus_same_view"))
+    trainer, loader = started(preprocessed, forms.SameViewTrainer, steps=0)
+    batch = trainer.training_batch(next(loader))
+    assert torch.equal(batch.seen_by(0), batch.seen_by(1)) and not torch.equal(batch.seen_by(1)[:2], batch.weak)
+
+
+def test_the_average_teaches_every_resolution(forms: ModuleType, nnunet_folders: Path) -> None:
+    deep = importlib.import_module("forms.deep")
+    preprocessed = two_stream_dataset(nnunet_folders, settings=settings_of("deep"))
+    trainer, loader = started(preprocessed, forms.DeepTeacherTrainer, steps=1)
+    (objective,) = trainer.objectives
+    batch = trainer.training_batch(next(loader))
+    output = Output([z.detach().requires_grad_() for z in trainer.peers.networks[0](batch.data)])
+    step = prepare(objective, [output], batch, LATE)
+    value, (lesson,) = objective.terms(0, [output], step)["consistency"].value, step.lessons
+    weights = trainer.supervised.level_weights
+    expected = sum(
+        weight * objective.teaching.loss(z, deep.coarser(lesson, z.shape[2:]))
+        for weight, z in zip(weights, output.levels, strict=True)
+    )
+    torch.testing.assert_close(value, expected)
+    value.backward()
+    assert [z.grad is not None for z in output.levels] == [weight > 0 for weight in weights]
+    low = deep.coarser(lesson, [4, 4, 4])
+    block = lesson.target[0, :, :4, 4:8, 8:12].mean((1, 2, 3))
+    torch.testing.assert_close(low.target[0, :, 0, 1, 2], block)
+
+
+def test_a_warm_up_pastes_labels_with_their_boxes_and_asks_nobody(forms: ModuleType, nnunet_folders: Path) -> None:
+    warm_up = importlib.import_module("forms.warm_up")
+    preprocessed = two_stream_dataset(nnunet_folders, settings=settings_of("warm_up"))
+    trainer, loader = started(preprocessed, forms.WarmUpTrainer, steps=0)
+    (objective,) = trainer.objectives
+    batch = MeanTeacherTrainer.training_batch(trainer, next(loader))
+    shown = torch.arange(len(batch.data)).view(-1, 1, 1, 1, 1)  # each voxel's image and label say its sample
+    marked = replace(
+        batch,
+        data=shown.float().expand_as(batch.data).clone(),
+        target=[shown.to(level).expand_as(level) for level in batch.target],
+    )
+    seen = set()
+    for _ in range(20):
+        pasted = warm_up.copy_paste(marked)
+        assert torch.equal(pasted.data[:, :1], pasted.target[0].float()) and torch.equal(
+            pasted.data[:2], marked.data[:2]
+        )
+        low = pasted.target[1]
+        assert torch.equal(
+            low, torch.nn.functional.interpolate(pasted.data[:, :1], low.shape[2:], mode="nearest-exact")
+        )
+        seen |= {tuple(sample.unique().tolist()) for sample in pasted.data[2:]}
+    assert seen == {(2,), (3,), (2, 3)}
+    early, late = Progress(0, 100), Progress(90, 100)
+    assert objective.ask(batch, early) is None and objective.ask(batch, late) is not None
+    output = Output(trainer.peers.networks[0](batch.data))
+    terms = [objective.terms(0, [output], prepare(objective, [output], batch, when)) for when in (early, late)]
+    assert [term["consistency"].weight for term in terms] == [0, 0.5]
 
 
 def test_every_patch_is_turned(forms: ModuleType, nnunet_folders: Path) -> None:
