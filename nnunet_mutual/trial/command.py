@@ -18,6 +18,7 @@ from nnunet_mutual.datasets.next_step import Contents
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import locate
+from nnunet_mutual.disk.trainings import train_command
 from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.plugin.compat import require_device
 from nnunet_mutual.settings import merged_block
@@ -366,9 +367,7 @@ def _next(answer: Answer) -> str:
     options = answer.options
     if answer.choice.arm is None:
         return f"look at {PAGE}; {answer.why_open[0]}"
-    return f"nnunet_mutual train {int(options.dataset[7:10])} {options.configuration} 0 -tr {answer.choice.arm}" + (
-        "" if options.plans == "nnUNetPlans" else f" -p {options.plans}"
-    )
+    return train_command(int(options.dataset[7:10]), options.configuration, answer.choice.arm, plans=options.plans)
 
 
 def _trained_on(begun: Trial) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,7 +204,7 @@ def write_dataset(
         content[BLOCK] = {**block, "cases": {key: entry for key, entry in block["cases"].items() if key in kept}}
     translate = labels is not None and labels != data.content["labels"]
     if translate:
-        content = {key: value for key, value in content.items() if key != BLOCK} | {"labels": dict(labels or {})}
+        content = {key: value for key, value in content.items() if key != BLOCK} | _renamed(data, kept, labels or {})
     with temporary_folder(place, "trial", "preparing") as folder:
         try:
             for name in ("imagesTr", "labelsTr", *["imagesUn"] * bool(unlabelled)):
@@ -227,6 +227,21 @@ def write_dataset(
             finish(folder, place)
         except (OSError, RuntimeError) as error:  # SimpleITK reports a full disk as RuntimeError
             raise not_written(place, error) from None
+
+
+def _renamed(data: RawData, kept: Iterable[str], labels: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns "labels", all drawn in every case, and of the annotation table what it says of patients and channels."""
+    found: dict[str, Any] = {"labels": dict(labels)}
+    if data.table.declared:
+        block, drawn = data.content[BLOCK], [name for name in labels if name != "background"]
+        of_cases = {key: entry for key, entry in block["cases"].items() if key in kept}
+        cases = {
+            key: {"source": data.name, **{word: entry[word] for word in ("patient", "missing") if word in entry}}
+            for key, entry in of_cases.items()
+        }
+        groups = {word: block[word] for word in ("version", "modality_groups") if word in block}
+        found[BLOCK] = {**groups, "sources": {data.name: {"annotated": drawn}}, "cases": cases}
+    return found
 
 
 def _translated(voxels: np.ndarray, old: Mapping[str, Any], new: Mapping[str, Any]) -> np.ndarray:

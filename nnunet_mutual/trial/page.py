@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from nnunet_mutual.datasets.coverage import columns
-from nnunet_mutual.evaluation.differences import Difference, compare_draws
+from nnunet_mutual.evaluation.differences import Difference
 from nnunet_mutual.report import blocks, plots
 from nnunet_mutual.report.blocks import Figure, Notice, Page, Section, Table, Text
 from nnunet_mutual.report.identities import Identities
@@ -19,7 +19,7 @@ from nnunet_mutual.report.plots import Frame, Series
 from nnunet_mutual.report.scores import ModelDifference
 from nnunet_mutual.trial.power import smallest_difference
 from nnunet_mutual.trial.protocol import Options
-from nnunet_mutual.trial.results import LEAST, ArmComparison, Choice, Outcome, shown
+from nnunet_mutual.trial.results import LEAST, ArmComparison, Choice, Outcome, compare_runs, shown
 
 PAGE = "trial.html"
 _LONGER = "train longer, with more epochs in the plans or a larger --budget, and in a new folder."
@@ -307,7 +307,7 @@ def _curve(answer: Answer) -> Section:
             runs = [outcome.scores["dice"].get(arm, {}) for outcome in (after, before)]
             if not {*runs[0]} & {*runs[1]} or before.labels != after.labels:
                 continue
-            found = compare_draws(runs[0], runs[1], after.patients)
+            found = compare_runs(runs, after, after.labels)
             many = (after.labelled or 0) - (before.labelled or 0)
             rows.append(
                 [

@@ -139,8 +139,6 @@ def collect(folder: TrialFolder, options: Options, runs: Sequence[Run], patients
             metric: {arm: {seed: one[metric] for seed, one in of_arm.items()} for arm, of_arm in kept.items()}
             for metric in ("dice", "surface_dice")
         }
-        every = [row for of_arm in scores["dice"].values() for one in of_arm.values() for row in one.values()]
-        labels = [label for label in (every[0] if every else ()) if any(row[label] is not None for row in every)]
         found.append(
             Outcome(
                 number,
@@ -149,10 +147,16 @@ def collect(folder: TrialFolder, options: Options, runs: Sequence[Run], patients
                 {arm: max(one["gigabytes"] for one in runs.values()) for arm, runs in kept.items()},
                 {arm: next(iter(runs.values()))["total_updates"] for arm, runs in kept.items()},
                 patients,
-                labels,
+                _scored_in_all([one for of_arm in scores["dice"].values() for one in of_arm.values()]),
             )
         )
     return found
+
+
+def _scored_in_all(runs: Sequence[Scores]) -> list[str]:
+    """Returns the labels of which every run has a score; one that no case shows has one only where it is invented."""
+    labels = next(iter(runs[0].values())) if runs else ()
+    return [label for label in labels if all(any(row[label] is not None for row in run.values()) for run in runs)]
 
 
 def compare_arms(outcome: Outcome, arms: Sequence[str], metric: str = "dice") -> list[ArmComparison]:
@@ -177,16 +181,24 @@ def compare_arms(outcome: Outcome, arms: Sequence[str], metric: str = "dice") ->
                 second,
                 primary,
                 confidence,
-                _compare(runs, outcome, outcome.labels, confidence),
-                {label: _compare(runs, outcome, [label], CONFIDENCE) for label in outcome.labels},
+                compare_runs(runs, outcome, outcome.labels, confidence),
+                {label: compare_runs(runs, outcome, [label]) for label in outcome.labels},
             )
         )
     return sorted(found, key=lambda one: not one.primary)
 
 
-def _compare(
-    runs: Sequence[Mapping[int, Scores]], outcome: Outcome, labels: Sequence[str], confidence: float
+def compare_runs(
+    runs: Sequence[Mapping[int, Scores]], outcome: Outcome, labels: Sequence[str], confidence: float = CONFIDENCE
 ) -> Difference:
+    """Compares two arms, or one with two numbers of labelled cases.
+
+    Args:
+        runs: of both: seed -> case -> label -> score.
+        outcome: whose patients these are.
+        labels: that count.
+        confidence: of the intervals.
+    """
     of_labels = [
         {seed: {c: {n: row[n] for n in labels} for c, row in scores.items()} for seed, scores in run.items()}
         for run in runs

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from nnunet_mutual.datasets.raw import read_dataset_json
-from nnunet_mutual.disk.files import read_json, write_json
+from nnunet_mutual.disk.files import read_json, read_object, write_json
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.trainings import FINAL, LATEST, fold_of, training_name
 from nnunet_mutual.disk.workplace import own_roots
@@ -108,7 +108,7 @@ def train(
         trainer = _class(arm)(plans, name, FOLD, read_dataset_json(preprocessed), torch.device(options.device))
         if not final.is_file():
             if latest.is_file():
-                _note_pause(place, time.time() - latest.stat().st_mtime)
+                _note_pause(place, latest.stat().st_mtime)
                 trainer.load_checkpoint(str(latest))
             if last is not None:
                 _end_after(trainer, last)
@@ -119,7 +119,7 @@ def train(
     epochs = sorted(end - start for start, end in zip(starts[1:] or starts, ends[1:] or ends, strict=True))
     return Trained(
         model,
-        (ends[-1] - starts[0] - sum(_pauses(place))) / 60,
+        (ends[-1] - starts[0] - sum(_pauses(place).values())) / 60,
         float(read_json(place / "memory.json")) if (place / "memory.json").is_file() else _gigabytes(trainer.device),
         float(epochs[len(epochs) // 2]),
     )
@@ -152,14 +152,18 @@ def _settings(schedule: Schedule, seed: int, device: str) -> dict[str, Any]:
     }
 
 
-def _note_pause(place: Path, seconds: float) -> None:
-    """Time between the last checkpoint and the process that goes on from it is no time of the training."""
-    write_json(place / "pauses.json", [*_pauses(place), round(seconds, 1)])
+def _note_pause(place: Path, saved: float) -> None:
+    """Time between the last checkpoint and the process that goes on from it is no time of the training.
+
+    Where another process had gone on from the same checkpoint, and ended before the next one, it is one pause.
+    """
+    write_json(place / "pauses.json", {**_pauses(place), f"{saved:.3f}": round(time.time() - saved, 1)})
 
 
-def _pauses(place: Path) -> list[float]:
+def _pauses(place: Path) -> dict[str, float]:
+    """Returns seconds by the time of the checkpoint before them."""
     file = place / "pauses.json"
-    return [float(value) for value in read_json(file)] if file.is_file() else []
+    return {saved: float(seconds) for saved, seconds in read_object(file).items()} if file.is_file() else {}
 
 
 def _gigabytes(device: torch.device) -> float:

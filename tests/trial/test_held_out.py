@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk
 from raw_dataset import LABELS, RawDataset
 
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.next_step import Contents
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.errors import MutualError
@@ -99,6 +100,19 @@ def test_another_dataset_is_translated(toy: RawDataset, nnunet_folders: Path) ->
     voxels = sitk.GetArrayFromImage(sitk.ReadImage(str(place / "labelsTr" / "new_0.nii.gz")))
     assert {int(v): int((voxels == v).sum()) for v in np.unique(voxels)} == {0: 30, 1: 30, 2: 40, 3: 20}
     assert json.loads((place / "dataset.json").read_text())["labels"] == LABELS
+
+
+def test_translated_cases_keep_their_patients(toy: RawDataset, nnunet_folders: Path) -> None:
+    new = other(nnunet_folders)
+    cases = {f"new_{n}": {"source": "b", "patient": "q0"} for n in range(2)}
+    drawn = list(new.content["labels"])[1:]
+    new.save(mutual={"version": 1, "sources": {"b": {"annotated": drawn}}, "cases": cases, "may_overlap": []})
+    found = score_on(read("777"), read("778"))
+    place = nnunet_folders / "held_out"
+    write_dataset(place, found.source, found.scored, {}, toy.content["labels"])
+    table = AnnotationTable.from_dataset_json(json.loads((place / "dataset.json").read_text()))
+    assert {case.patient for case in table.cases.values()} == {"q0"}
+    assert all(case.annotated == {*LABELS} - {"background"} for case in table.cases.values())
 
 
 def test_nobody_is_on_both_sides(toy: RawDataset, nnunet_folders: Path) -> None:

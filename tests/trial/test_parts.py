@@ -18,6 +18,7 @@ import pytest
 from nnunet_mutual.cli.trial_commands import _seconds
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.evaluation.differences import Interval
+from nnunet_mutual.trial import training
 from nnunet_mutual.trial.forecast import Timing, duration, schedules, total_seconds
 from nnunet_mutual.trial.jobs import Run, run_all, runs_of, slots
 from nnunet_mutual.trial.page import Answer, printed, write_page
@@ -164,6 +165,28 @@ def test_learning_curve_and_page(tmp_path: Path) -> None:
         and "case_01" in write_page(tmp_path / "trial.html", found, with_names=True)[1].read_text()
     )
     assert len(files[1].read_text().splitlines()) == 1 + 27 * 12 * 2
+
+
+@pytest.mark.parametrize("invented", [True, False])
+def test_a_label_that_no_scored_case_shows_is_left_out(tmp_path: Path, invented: bool) -> None:
+    asked = options(labelled=(4, 8))
+    folder = folder_of(tmp_path, asked, dict.fromkeys(ARMS, 0.6), MINUTES)
+    for number, run in enumerate(runs_of(asked)):
+        content = json.loads(folder.run_file(run.name).read_text())
+        for case, row in content["dice"].items():
+            row["spleen"] = 0.0 if invented and not number and case == "case_03" else None
+        folder.run_file(run.name).write_text(json.dumps(content))
+    found = answer_of(folder, asked)
+    assert [outcome.labels for outcome in found.outcomes] == [["liver"]] * 2
+    assert "Learning curve" in write_page(tmp_path / "trial.html", found)[0].read_text()
+
+
+def test_a_pause_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed again before its next checkpoint, a training has gone on twice from the same one."""
+    for now, saved in ((36000.0, 0.0), (36300.0, 0.0), (40000.0, 39000.0)):
+        monkeypatch.setattr(training.time, "time", lambda now=now: now)
+        training._note_pause(tmp_path, saved)
+    assert sum(training._pauses(tmp_path).values()) == 37300
 
 
 def test_nothing_is_concluded_from_half_of_the_runs(tmp_path: Path) -> None:
