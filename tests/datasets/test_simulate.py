@@ -245,6 +245,43 @@ def test_label_maps_of_somebody_who_draws_less(labels: dict[str, Any], kept: set
     assert restricted(np.arange(4), table_of(labels), frozenset(kept)).tolist() == expected
 
 
+def test_what_an_outline_contains_is_drawn_as_it() -> None:
+    labels = table_of({"liver": 1, "tumour": 2, "necrosis": 3})
+    contains = {"liver": frozenset({"tumour"}), "tumour": frozenset({"necrosis"})}
+    for kept, expected in (
+        ({"liver"}, [0, 1, 1, 1]),
+        ({"liver", "tumour"}, [0, 1, 2, 2]),
+        ({"tumour"}, [0, 0, 2, 2]),
+        ({"necrosis"}, [0, 0, 0, 3]),
+    ):
+        assert restricted(np.arange(4), labels, frozenset(kept), contains).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "options", [("--keep", "a:liver,spleen", "--keep", "b:kidney,spleen"), ("--incomplete", "kidney=0.5")]
+)
+def test_what_is_hidden_within_an_outline_stays_open(toy: Toy, options: tuple[str, ...]) -> None:
+    everything = {"annotated": list(LABELS)[1:], "contains": {"liver": ["kidney"]}}
+    toy.save(mutual={"version": 1, "sources": {"h": everything}, "cases": {key: {"source": "h"} for key in FULL}})
+    voxels = np.zeros(SHAPE, np.uint8)
+    voxels[0, :2], voxels[0, 0, :2], voxels[2, 3], voxels[3, 4] = 1, 3, 3, 2  # two kidneys, of which one may be hidden
+    for key in FULL:
+        sitk.WriteImage(sitk.GetImageFromArray(voxels), str(toy.folder / "labelsTr" / f"{key}.nii.gz"))
+    assert toy.simulate(*options) == 0
+    table, hidden = toy.table, 0
+    for key, case in table.cases.items():
+        truth, drawn = (
+            sitk.GetArrayFromImage(sitk.ReadImage(str(toy.out / folder / f"{key}.nii.gz")))
+            for folder in ("truth/labels", "labelsTr")
+        )
+        if "liver" in case.annotated and "kidney" not in case.annotated:
+            away = (truth == 3) & (drawn != 3)
+            hidden += int(away.sum())
+            assert (drawn[away] == 1).all(), "certain background"
+            assert table.sources[case.source].contains == {"liver": {"kidney"}}
+    assert hidden
+
+
 def two_patients(toy: Toy) -> None:
     cases = {key: {"source": "h", "patient": f"p{i // 4}"} for i, key in enumerate(FULL)}
     toy.save(mutual={"version": 1, "sources": {"h": {"annotated": list(LABELS)[1:]}}, "cases": cases})

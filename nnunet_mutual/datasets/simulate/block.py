@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -111,8 +111,13 @@ def block_of(original: Original, cases: Sequence[NewCase], keep: Mapping[str, fr
     return block
 
 
-def restricted(voxels: NDArray[Any], table: AnnotationTable, kept: frozenset[str]) -> NDArray[Any]:
-    """Returns a label map as somebody draws it who draws only some labels: the others become 0.
+def restricted(
+    voxels: NDArray[Any],
+    table: AnnotationTable,
+    kept: frozenset[str],
+    contains: Mapping[str, frozenset[str]] | None = None,
+) -> NDArray[Any]:
+    """Returns a label map as somebody draws it who draws only some labels: the others become what contains them, or 0.
 
     Of the integers that agree about every kept region, the one in the fewest regions is written.
 
@@ -120,6 +125,7 @@ def restricted(voxels: NDArray[Any], table: AnnotationTable, kept: frozenset[str
         voxels: whole numbers.
         table: integers of each label.
         kept: names of the labels that are drawn.
+        contains: of plain labels, what the outline of each contains where it is not drawn itself.
     """
     regions = {name: frozenset(values) for name, values in table.values.items()}
     integers = sorted(frozenset({0}).union(*regions.values()))
@@ -131,7 +137,20 @@ def restricted(voxels: NDArray[Any], table: AnnotationTable, kept: frozenset[str
     new = np.arange(max(int(voxels.max()), integers[-1]) + 1)  # the ignore label stays
     for i in integers:
         new[i] = written[inside[i]]
+    for name in table.labels if contains else ():
+        outer = _drawn_around(name, kept, contains or {})
+        if name not in kept and outer is not None:
+            new[list(table.values[name])] = table.values[outer][0]
     return new[voxels]
+
+
+def _drawn_around(name: str, kept: frozenset[str], contains: Mapping[str, frozenset[str]]) -> str | None:
+    """Returns the innermost label that is drawn and contains another one."""
+    for outer in (outer for outer, inner in contains.items() if name in inner):
+        found = outer if outer in kept else _drawn_around(outer, kept, contains)
+        if found is not None:
+            return found
+    return None
 
 
 def write_simulated(
@@ -203,17 +222,23 @@ def _write_case(case: NewCase, folder: Path, original: Original, hiding: Hiding,
             place_label_map(whole, label, copy=copy)
         else:
             voxels, properties = read_label_map(original.reader, files.label)
-            voxels = _with_hidden(restricted(voxels, table, case.kept), properties, case, table, hiding)
+            draw = partial(restricted, table=table, contains=table.sources[listed.source].contains)
+            voxels = _with_hidden(draw(voxels, kept=case.kept), properties, case, table, hiding, draw)
             write_label_map(original.reader, voxels, label, properties)
 
 
 def _with_hidden(
-    voxels: NDArray[Any], properties: Mapping[str, Any], case: NewCase, table: AnnotationTable, hiding: Hiding
+    voxels: NDArray[Any],
+    properties: Mapping[str, Any],
+    case: NewCase,
+    table: AnnotationTable,
+    hiding: Hiding,
+    draw: Callable[..., NDArray[Any]],
 ) -> NDArray[Any]:
     """Takes the hidden parts of labels out of a label map."""
     for label in ordered(case.in_part, table.labels):
         mask = hiding.hidden(np.isin(voxels, table.values[label]), properties["spacing"], case.files.key, label)
-        voxels = np.where(mask, restricted(voxels, table, case.kept - {label}), voxels)
+        voxels = np.where(mask, draw(voxels, kept=case.kept - {label}), voxels)
     return voxels
 
 
