@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_mutual.annotation.modality_groups import ModalityGroups
 from nnunet_mutual.annotation.table import AnnotationTable, Case, drawn_in_part
 from nnunet_mutual.datasets.case_voxels import missing_files, reader_for
 from nnunet_mutual.datasets.coverage import Cell, coverage, format_coverage, fully_drawn
@@ -219,11 +220,17 @@ def _group_problems(table: AnnotationTable, cases: Sequence[Case]) -> list[Probl
         'every case lacks one of its channels ({}), so nothing could teach its network; correct "missing" in the '
         "table, or remove the group: nnunet_mutual plan --groups"
     )
-    return [
+    problems = [
         Problem(ERROR, f"modality group {name}", text.format(", ".join(channels)))
         for name, channels in table.modality_groups.items()
         if cases and not any(case.missing.isdisjoint(channels) for case in cases)
     ]
+    try:
+        if table.modality_groups:
+            ModalityGroups.of(table)
+    except MutualError as error:
+        problems.append(Problem(ERROR, "modality groups", str(error)))
+    return problems
 
 
 def _dataset_problems(dataset_json: Mapping[str, Any], table: AnnotationTable, n_cases: int) -> list[Problem]:

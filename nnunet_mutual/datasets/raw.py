@@ -75,6 +75,11 @@ def training_cases(folder: Path, dataset_json: Mapping[str, Any]) -> tuple[dict[
     problems: list[Problem] = []
     if "dataset" in dataset_json:
         cases = _declared_files(folder, dataset_json["dataset"])
+        problems = [
+            Problem(ERROR, f"case {key}", f"{files.label} does not exist; correct the path in dataset.json")
+            for key, files in cases.items()
+            if not files.label.is_file()
+        ]
     else:
         cases, problems = _found_files(folder, dataset_json)
     if not cases:

@@ -5,6 +5,7 @@ nnU-Net copies dataset.json at planning only: a later correction of the table wo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,12 @@ def sync(dataset: str | int) -> None:
 
 def _planned_otherwise(raw: Any, preprocessed: Any, folders: DatasetFolders) -> str | None:
     """Says what cannot be copied over, since planning and preprocessing went by it."""
+    if case := _channels_otherwise(raw, preprocessed):
+        return (
+            f"{folders.name}: the channels that case {case} lacks are others in the raw dataset.json than in the "
+            "preprocessed one, by which the data of modality groups were made; put them back, or plan again: "
+            f"nnunet_mutual plan_and_preprocess -d {folders.number}"
+        )
     key = next((key for key in _PLANNED if raw.get(key) != preprocessed.get(key)), None)
     if key is None:
         return None
@@ -104,6 +111,23 @@ def _planned_otherwise(raw: Any, preprocessed: Any, folders: DatasetFolders) -> 
         f"{shown(preprocessed.get(key))}; put it back, or plan again: nnunet_mutual plan_and_preprocess -d "
         f"{folders.number} --clean"
     )
+
+
+def _channels_otherwise(raw: Any, preprocessed: Any) -> str | None:
+    """Returns a case that lacks other channels than when data were preprocessed by modality group, if there is one."""
+    old, new = (content.get(BLOCK) for content in (preprocessed, raw))
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping) and old.get("modality_groups")):
+        return None
+    before, now = _lacking(old), _lacking(new)
+    return next((key for key in before if key in now and before[key] != now[key]), None)
+
+
+def _lacking(block: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Returns the channels that each case lacks; what is wrong with an entry is said by whoever reads the table."""
+    cases = block.get("cases")
+    entries = cases.items() if isinstance(cases, Mapping) else ()
+    lacks = {key: entry.get("missing", []) for key, entry in entries if isinstance(entry, Mapping)}
+    return {key: sorted(map(str, names)) for key, names in lacks.items() if isinstance(names, list)}
 
 
 def _paths(folders: DatasetFolders) -> tuple[Path, Path] | None:

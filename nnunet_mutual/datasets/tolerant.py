@@ -32,6 +32,7 @@ def readable_table(dataset_json: Mapping[str, Any]) -> tuple[AnnotationTable, li
             isinstance(block.get(key), Mapping) for key in ("sources", "cases")
         ):
             return AnnotationTable.from_dataset_json(plain | {BLOCK: _empty()}), [Problem(ERROR, "table", str(error))]
+        refused = error
     problems: list[Problem] = []
 
     def accepted(place: str, candidate: Mapping[str, Any]) -> bool:
@@ -55,6 +56,7 @@ def readable_table(dataset_json: Mapping[str, Any]) -> tuple[AnnotationTable, li
             continue  # its source was reported
         if accepted(f"case {key}", good | {"cases": {key: entry}}):
             good["cases"][key] = entry
+    problems = problems or [Problem(ERROR, "table", str(refused))]  # of the block as a whole
     return AnnotationTable.from_dataset_json(plain | {BLOCK: good}), problems
 
 

@@ -188,6 +188,10 @@ def test_files_listed_in_dataset_json(raw: RawDataset, capsys: pytest.CaptureFix
     listed["toy_001"]["images"] = ["elsewhere/toy_001.nii.gz"]
     raw.save(dataset=listed)
     assert "elsewhere/toy_001.nii.gz: does not exist" in sentences(examine(capsys)[1], "error")[0]
+    listed["toy_001"] = {"images": ["imagesTr/toy_001_0000.nii.gz"], "label": "labelsTr/typo.nii.gz"}
+    raw.save(dataset=listed)
+    (said,) = sentences(examine(capsys)[1], "error")
+    assert said.startswith("case toy_001: ") and "labelsTr/typo.nii.gz does not exist; correct the path" in said
     raw.save(dataset={"toy_001": {"images": []}})
     with pytest.raises(MutualError, match='case "toy_001" must be'):
         check(777)

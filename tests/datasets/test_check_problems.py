@@ -148,6 +148,14 @@ ERRORS: dict[str, tuple[Callable[[RawDataset], object], str]] = {
         ),
         'modality group a: every case lacks one of its channels (CT), so nothing could teach its network; correct "mis',
     ),
+    "a single modality group": (
+        lambda raw: raw.save(mutual={**raw.block, "modality_groups": {"CT": ["CT"]}}),
+        "modality groups: ",
+    ),
+    "a block without version": (
+        lambda raw: raw.save(mutual={key: value for key, value in raw.block.items() if key != "version"}),
+        "has version None, this release reads version 1",
+    ),
     "regions without order": (
         regions_without_order,
         '"regions_class_order" must list one value for each of the 3 regions',

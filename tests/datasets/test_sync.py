@@ -50,6 +50,20 @@ def test_corrected_case_is_named_and_copied(raw: RawDataset, preprocessed: Path)
     assert (preprocessed.parent / "dataset.json.bak-1").read_bytes() == old
 
 
+def test_other_channels_of_modality_groups_need_new_data(raw: RawDataset, tmp_path: Path) -> None:
+    block = raw.content["mutual"]
+    raw.save(channel_names={"0": "T1", "1": "FLAIR"}, mutual=block | {"modality_groups": {"a": ["T1"], "b": ["FLAIR"]}})
+    raw.content["mutual"]["cases"]["toy_002"]["missing"] = ["FLAIR"]
+    raw.save()
+    raw.preprocessed(tmp_path)
+    assert raw_and_preprocessed_differ(NAME) is None
+    del raw.content["mutual"]["cases"]["toy_002"]["missing"]
+    raw.save()
+    assert "channels that case toy_002 lacks" in str(raw_and_preprocessed_differ(NAME))
+    with pytest.raises(MutualError, match="plan again: nnunet_mutual plan_and_preprocess -d 777$"):
+        sync(NAME)
+
+
 def test_table_made_after_planning(raw: RawDataset, preprocessed: Path) -> None:
     content = json.loads(preprocessed.read_text())
     del content["mutual"]
