@@ -51,10 +51,12 @@ class Contents:
         content = read_dataset_json(folders.preprocessed)
         ending = content["file_ending"]
         found = (folders.preprocessed / "gt_segmentations").glob(f"[!.]*{ending}")
-        cases = sorted(path.name.removesuffix(ending) for path in found)
+        table = AnnotationTable.from_dataset_json(content)
+        keys = {path.name.removesuffix(ending) for path in found}
+        cases = sorted(keys & table.cases.keys() if table.declared else keys)  # nnU-Net leaves withdrawn ones there
         raw = folders.raw is not None and bool(images_of(folders.raw / "imagesUn", ending)[0])
         done = any((folders.preprocessed / "unlabelled").glob("*/*.pkl"))
-        return cls(AnnotationTable.from_dataset_json(content), cases, raw or done)
+        return cls(table, cases, raw or done)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def _value(variable: str) -> str | None:
 
 def _root(variable: str) -> Path | None:
     value = _value(variable)
-    return Path(value) if value and Path(value).is_dir() else None
+    return Path(value).absolute() if value and Path(value).is_dir() else None
 
 
 def require_root(variable: str) -> Path:
@@ -78,7 +78,7 @@ def require_root(variable: str) -> Path:
         raise MutualError(f'{variable} is not set; set it as for nnU-Net: export {variable}="/path/to/{variable}"')
     if not Path(value).is_dir():
         raise MutualError(f'{variable} is "{value}", which is not a folder; create it or correct the variable')
-    return Path(value)
+    return Path(value).absolute()
 
 
 def _name(dataset: str, roots: list[Path]) -> str:

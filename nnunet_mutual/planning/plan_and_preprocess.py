@@ -46,7 +46,7 @@ from nnunet_mutual.plugin.compat import processes_of_planners
 from nnunet_mutual.plugin.find import public_names, resolve
 from nnunet_mutual.preprocessing.by_group import GroupPreprocessor, present_channels
 from nnunet_mutual.preprocessing.fingerprint import FingerprintExtractor
-from nnunet_mutual.preprocessing.label_maps import record
+from nnunet_mutual.preprocessing.label_maps import TRUTH, record, renew_truth
 from nnunet_mutual.preprocessing.unlabelled import unlabelled_keys
 from nnunet_mutual.preprocessing.update import UnlabelledImages, list_unlabelled, preprocess_unlabelled
 from nnunet_mutual.settings import merged_block, parse_settings, planned_trainer
@@ -349,9 +349,10 @@ def _all_empty(images: UnlabelledImages, training: Mapping[str, CaseFiles]) -> b
 def _record_label_maps(
     preprocessed: Path, plans: str, chosen: Sequence[str], images: UnlabelledImages, training: Mapping[str, CaseFiles]
 ) -> None:
-    """Notes which label maps were preprocessed; by these notes a training notices that they changed."""
+    """Keeps copies of the label maps, and notes which they are: so a training notices that they changed."""
     manager = PlansManager(read_object(preprocessed / f"{plans}.json"))
     labels = {key: files.label for key, files in training.items()}
+    renew_truth(preprocessed / TRUTH, labels, images.dataset_json["file_ending"])
     for identifier in {manager.get_configuration(name).data_identifier for name in chosen}:
         record(preprocessed / identifier, labels, images.dataset_json["file_ending"])
 

@@ -9,7 +9,9 @@ lies beside the folder of the data, because nnU-Net knows the kind of that folde
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 from nnunet_mutual.annotation.table import table_fingerprint
 from nnunet_mutual.datasets.sync import first_difference
 from nnunet_mutual.disk.files import read_json, read_object, write_json
+from nnunet_mutual.disk.writing import written
 from nnunet_mutual.errors import MutualError, shorten
 from nnunet_mutual.settings import BLOCK
 
@@ -64,6 +67,27 @@ def record(data: Path, labels: Mapping[str, Path], ending: str) -> None:
     truth = data.parent / TRUTH
     notes = {key: note(path, truth / (key + ending), preprocessed_map(data, key)) for key, path in labels.items()}
     write_json(record_of(data), notes)
+
+
+def renew_truth(truth: Path, labels: Mapping[str, Path], ending: str) -> None:
+    """Makes gt_segmentations what the raw label maps are: nnU-Net copies only files that are newer, and removes none.
+
+    Args:
+        truth: the folder.
+        labels: the label map of each case.
+        ending: of label maps.
+
+    Raises:
+        OSError: the disk is full or not writable; every file is the old or the new one.
+    """
+    for key, label in labels.items():
+        copy = truth / (key + ending)
+        if not copy.is_file() or not filecmp.cmp(label, copy, shallow=False):
+            with written(copy) as temporary:
+                shutil.copyfile(label, temporary)
+    for path in truth.glob(f"[!.]*{ending}"):
+        if path.name.removesuffix(ending) not in labels:
+            path.unlink()
 
 
 def preprocessed_map(data: Path, key: str) -> Path:

@@ -20,6 +20,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, unlabelled_cases
+from nnunet_mutual.disk.images import sidecar
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.disk.names import inside
 from nnunet_mutual.disk.writing import written
@@ -145,10 +146,20 @@ def plans_fingerprint(plans: Mapping[str, Any], configuration: ConfigurationMana
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def state_of(files: CaseFiles, fingerprint: str) -> dict[str, Any]:
-    """What an image was when it was preprocessed; linked files count as the files they point to."""
-    found = [(path.name, path.stat()) for path in files.images.values()]
-    return {"plans": fingerprint, "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in found]}
+def state_of(files: CaseFiles, fingerprint: str, missing: Iterable[str] = ()) -> dict[str, Any]:
+    """What an image was when it was preprocessed; linked files count as the files they point to.
+
+    Args:
+        files: of the image; what is written beside a tif about its spacing is one more.
+        fingerprint: of the plans.
+        missing: channels that it lacks, where preprocessing goes by them.
+    """
+    paths = list(files.images.values())
+    beside = sidecar(paths[0], is_label=False)
+    found = [(path.name, path.stat()) for path in (*paths, *([] if beside is None else [beside]))]
+    lacks = {"missing": sorted(missing)} if missing else {}
+    listed = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in found]
+    return {"plans": fingerprint, "files": listed, **lacks}
 
 
 def record_of(folder: Path) -> Path:

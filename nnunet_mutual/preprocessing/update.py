@@ -178,7 +178,8 @@ def _update(
             "or delete that folder if they shall no longer be used"
         )
     fingerprint = plans_fingerprint(manager.plans, configuration)
-    wanted = {key: state_of(files, fingerprint) for key, files in images.cases.items()}
+    lacks = {key: case.missing for key, case in images.table.cases.items()} if PLANS_KEY in manager.plans else {}
+    wanted = {key: state_of(files, fingerprint, lacks.get(key, ())) for key, files in images.cases.items()}
     done = {
         key: state
         for key, state in read_record(record).items()

@@ -20,6 +20,8 @@ from nnunet_mutual.annotation.fitting import fitting_trainers
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.cli.parser import build_parser, main
+from nnunet_mutual.datasets.next_step import Contents
+from nnunet_mutual.disk.locate import locate, require_root
 from nnunet_mutual.disk.trainings import NamedTraining, device_option
 from nnunet_mutual.plugin.find import training_names
 
@@ -65,6 +67,23 @@ def test_labels_that_are_drawn_in_part_are_said() -> None:
     cases = {"c1": {"source": "a"}, "c2": {"source": "a", "incomplete": ["spleen"]}}
     found = table({}, sources={"a": {"annotated": ["liver", "spleen"]}}, cases=cases)
     assert fitting_trainers(found, cases, False)[0] == ("PartialTrainer", "labels are drawn in part")
+
+
+def test_relative_roots_are_found_from_anywhere(nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is replaced or undone later is named from the root of the file system."""
+    raw = RawDataset(nnunet_folders)
+    monkeypatch.chdir(nnunet_folders)
+    monkeypatch.setenv("nnUNet_raw", "nnUNet_raw")
+    assert locate(NAME).raw == require_root("nnUNet_raw") / NAME == raw.folder
+
+
+def test_a_withdrawn_case_does_not_count(nnunet_folders: Path) -> None:
+    raw = RawDataset(nnunet_folders)
+    raw.declare()
+    truth = raw.preprocessed(nnunet_folders) / "gt_segmentations"
+    shutil.copytree(raw.folder / "labelsTr", truth)
+    (truth / "withdrawn.nii.gz").write_bytes(b"")
+    assert Contents.of_planned(locate(NAME)).cases == sorted(raw.drawn)
 
 
 def test_declared_groups_count_before_planning_and_plans_afterwards() -> None:

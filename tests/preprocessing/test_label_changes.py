@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -17,7 +18,15 @@ from training import KEYS, curves, largest_difference, stop_at, trainer_for, wei
 
 from nnunet_mutual.engine.validation import FoldValidation
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.preprocessing.label_maps import Maps, difference, read_maps, read_record, record, record_of
+from nnunet_mutual.preprocessing.label_maps import (
+    Maps,
+    difference,
+    read_maps,
+    read_record,
+    record,
+    record_of,
+    renew_truth,
+)
 from nnunet_mutual.trainers import MutualPartialTrainer, PartialTrainer
 
 DATA = "nnUNetPlans_3d_fullres"
@@ -182,6 +191,26 @@ def preprocessed_files(root: Path) -> tuple[Path, dict[str, Path]]:
 
 def said(then: Maps | None, now: Maps) -> str | None:
     return difference({}, {}, then, now)
+
+
+def test_copies_become_what_the_label_maps_are(tmp_path: Path) -> None:
+    """nnU-Net copies newer files only: a map that was put back is older than its copy."""
+    raw, truth = tmp_path / "labelsTr", tmp_path / "gt_segmentations"
+    for folder in (raw, truth):
+        folder.mkdir()
+    labels = {key: raw / f"{key}.nii" for key in "abc"}
+    for key, path in labels.items():
+        path.write_bytes(b"drawn " + key.encode())
+        os.utime(path, (1, 1))
+    (truth / "a.nii").write_bytes(b"drawn a")
+    same = (truth / "a.nii").stat().st_mtime_ns
+    (truth / "b.nii").write_bytes(b"drawn x")
+    (truth / "withdrawn.nii").write_bytes(b"gone")
+    renew_truth(truth, labels, ".nii")
+    assert {path.name: path.read_bytes() for path in truth.iterdir()} == {
+        path.name: path.read_bytes() for path in labels.values()
+    }
+    assert (truth / "a.nii").stat().st_mtime_ns == same
 
 
 def test_what_is_noted_and_what_is_not(tmp_path: Path) -> None:

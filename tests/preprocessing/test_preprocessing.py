@@ -18,9 +18,10 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nn
 from tiny import REGIONS, image_and_labels, two_sources, write_nifti
 from unlabelled_images import DATA, Tiny
 
+from nnunet_mutual.datasets.raw import CaseFiles
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.preprocessing import update
-from nnunet_mutual.preprocessing.unlabelled import UNLABELLED, plans_fingerprint, unlabelled_keys
+from nnunet_mutual.preprocessing.unlabelled import UNLABELLED, plans_fingerprint, state_of, unlabelled_keys
 from nnunet_mutual.preprocessing.update import preprocess_unlabelled
 
 
@@ -117,6 +118,18 @@ def test_an_image_of_equal_size_and_a_lost_file(tiny: Tiny, capsys: pytest.Captu
     assert tiny.run() == 0
     assert "1 unlabelled image(s) up to date, 2 to preprocess, 0 to remove" in capsys.readouterr().out
     assert len(tiny.times()) == 9
+
+
+def test_spacing_beside_a_tif_and_missing_channels_count(tmp_path: Path) -> None:
+    image = tmp_path / "un_0000.tif"
+    image.write_bytes(b"")
+    files = CaseFiles("un", {0: image}, tmp_path / "un.tif")
+    plain = state_of(files, "plans")
+    assert state_of(files, "plans", ["FLAIR"]) != plain
+    (tmp_path / "un.json").write_text('{"spacing": [1, 1, 1]}')
+    beside = state_of(files, "plans")
+    os.utime(tmp_path / "un.json", ns=(1, 1))
+    assert plain != beside != state_of(files, "plans") != plain
 
 
 @pytest.mark.parametrize(
