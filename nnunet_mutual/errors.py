@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -101,3 +102,8 @@ def shorten(names: Iterable[str], most: int = 5) -> str:
     """Joins names, at most ``most`` of them: 'a, b and 7 more'."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def typed(word: object) -> str:
+    """Returns a path or another word as it is typed in a command, quoted where a shell would part it."""
+    return shlex.quote(str(word))

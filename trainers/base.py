@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.fold import Fold
-from nnunet_mutual.batches.loading import LoaderSettings, case_probabilities, parts_of, stop_loaders
+from nnunet_mutual.batches.loading import LoaderSettings, case_probabilities, loader_seed, parts_of, stop_loaders
 from nnunet_mutual.batches.streams import Stream
 from nnunet_mutual.disk.case_files import damage_named, require_readable
 from nnunet_mutual.disk.host_files import require_plans
-from nnunet_mutual.disk.trainings import BEST, LATEST, removed_unless_begun
+from nnunet_mutual.disk.trainings import BEST, FINAL, LATEST, note_validated, removed_unless_begun
 from nnunet_mutual.disk.writing import require_space, sweep
 from nnunet_mutual.engine import acted
 from nnunet_mutual.engine.acted import Acted
@@ -105,6 +105,7 @@ class MutualTrainer(nnUNetTrainer):
         self.settings = read_settings(self.settings_class, block_for(type(self), merged_block(plans, configuration)))
         self.autocast_dtype = compat.autocast_dtype(self.settings.amp, device)
         self.continues = bool(plans.setdefault("continue_training", False))
+        self.opened = FINAL  # the checkpoint that holds the networks
         with disk_in_one_sentence("nnUNet_results", beginning=True):
             super().__init__(plans, configuration, fold, dataset_json, device)
             with removed_unless_begun(Path(self.output_folder)):
@@ -440,7 +441,6 @@ class MutualTrainer(nnUNetTrainer):
         self._read = parts_of(training, validation)
         for dataset in self._read:
             require_readable(dataset)
-        number = self.settings.seed
         loaders = LoaderSettings(
             patch_size,
             initial_size,
@@ -449,7 +449,7 @@ class MutualTrainer(nnUNetTrainer):
             self.oversample_foreground_percent,
             self.probabilistic_oversampling,
             pin_memory=self.device.type == "cuda",
-            seed=None if number is None else 1000 * (10 * number + self.local_rank),
+            seed=loader_seed(self.settings.seed, self.local_rank, self.current_epoch, self.iteration),
         )
         balanced = case_probabilities(self.table, training.identifiers) if self.settings.balance_sources else None
         make = self.stream.loader(training.identifiers)
@@ -508,6 +508,7 @@ class MutualTrainer(nnUNetTrainer):
                     self.before_epoch(stopping)
                 self._run_epoch(stopping)
             self.on_train_end()
+            self.opened = FINAL
             stopping.leave()
 
     @contextmanager
@@ -634,6 +635,7 @@ class MutualTrainer(nnUNetTrainer):
             for suffix in self.validated if self.local_rank == 0 else ():
                 folder = Path(self.output_folder) / f"validation{suffix}"
                 measure_validation(folder, self.fold_cases.references, self.table, self.dataset_json, self.log.say)
+                note_validated(folder, self.opened)
 
     # Checkpoints
 
@@ -712,6 +714,7 @@ class MutualTrainer(nnUNetTrainer):
             self.initialize()
         with whole(filename_or_checkpoint):
             self._restore(checkpoint)
+        self.opened = Path(filename_or_checkpoint).name
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint[STATE_KEY]

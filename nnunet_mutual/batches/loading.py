@@ -120,6 +120,23 @@ def parts_of(*datasets: Any) -> list[Any]:
     return [part for dataset in datasets for part in getattr(dataset, "parts", [dataset])]
 
 
+def loader_seed(seed: int | None, rank: int, epoch: int, iteration: int) -> int | None:
+    """Returns the seed of a process's workers: a training that goes on draws other batches than at its beginning.
+
+    Args:
+        seed: of the training; None for none.
+        rank: of the process.
+        epoch: in which the workers start.
+        iteration: of that epoch.
+    """
+    if seed is None:
+        return None
+    first = 1000 * (10 * seed + rank)
+    if not epoch and not iteration:
+        return first
+    return int(np.random.SeedSequence((first, epoch, iteration)).generate_state(1)[0]) // 2  # others are added
+
+
 @dataclass(frozen=True)
 class LoaderSettings:
     """What nnU-Net's loaders of a training need to know, beside data and transforms.

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from nnunetv2.paths import nnUNet_results
 
+from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.errors import MutualError, meant
 
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
+_VALIDATED = "checkpoint.json"
 CHECKPOINTS = (FINAL, LATEST, BEST)  # nnU-Net's --c takes the first of these that is there
 
 
@@ -170,6 +172,18 @@ def folds_in(model: Path) -> list[str]:
 def checkpoints_in(fold: Path) -> list[str]:
     """Returns the names of the checkpoints of a fold."""
     return sorted(file.name for file in fold.glob("checkpoint_*.pth"))
+
+
+def note_validated(folder: Path, checkpoint: str) -> None:
+    """Keeps, in the folder of a validation, which checkpoint's networks predicted it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / _VALIDATED, {"checkpoint": checkpoint})
+
+
+def validated_checkpoint(folder: Path) -> str | None:
+    """Returns the checkpoint of a validation; None where that is not known, as of trainings of 0.1.0."""
+    file = folder / _VALIDATED
+    return str(read_object(file).get("checkpoint")) if file.is_file() else None
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from nnunetv2.configuration import default_num_processes
 from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.folders import output_folder
 from nnunet_mutual.disk.names import inside
-from nnunet_mutual.errors import MutualError
+from nnunet_mutual.errors import MutualError, typed
 from nnunet_mutual.evaluation import output
 from nnunet_mutual.evaluation.cases import COUNTS, LabelScores, Pair, Rules, measure_cases
 from nnunet_mutual.evaluation.comparison import MARGIN, compare, pair_scores
@@ -86,7 +86,7 @@ def evaluate(predictions: str, options: EvaluateOptions) -> dict[str, Any]:
     print(output.results_table(statistics, counts))
     print(_stated(rules))
     print(f"Per case: {folder / output.TIDY}\nnnU-Net's layout: {folder / output.SUMMARY}")
-    print(f"Next: nnunet_mutual evaluate --compare OTHER_PREDICTIONS {predictions}{_same(options)}")
+    print(f"Next: nnunet_mutual evaluate --compare OTHER_PREDICTIONS {typed(predictions)}{_same(options)}")
     return content
 
 
@@ -132,7 +132,9 @@ def compare_predictions(first: str, second: str, options: EvaluateOptions, *, ma
     print(f"\nStable: differences up to {margin:g}, of HD95 up to the tolerance. {_stated(measured.rules)}")
     print("\n".join(output.worst_lines(rows)))
     print(f"Per case: {folder / 'comparison.csv'}")
-    print(f"Next: look at the cases named here; all numbers of B: nnunet_mutual evaluate {second}{_same(options)}")
+    print(
+        f"Next: look at the cases named here; all numbers of B: nnunet_mutual evaluate {typed(second)}{_same(options)}"
+    )
     return content
 
 
@@ -223,6 +225,8 @@ def _stated(rules: Rules) -> str:
 def _same(options: EvaluateOptions) -> str:
     """Returns the options that say what is compared with what, to repeat them in another command."""
     named = {"-d": options.dataset, "-djfile": options.dataset_json, "-f": options.fold}
-    words = [options.references or "", *(f"{name} {value}" for name, value in named.items() if value is not None)]
-    words += ["--complete"] * options.complete + ["--chill"] * options.chill
-    return "".join(f" {word}" for word in words if word)
+    words = [options.references] if options.references else []
+    words += [word for name, value in named.items() if value is not None for word in (name, str(value))]
+    words += ["--tolerance", *options.tolerance] if options.tolerance else []
+    words += ["--complete"] * options.complete + ["--chill"] * options.chill + ["--no-surface"] * (not options.surface)
+    return "".join(f" {typed(word)}" for word in words)

@@ -14,7 +14,7 @@ from nnunet_mutual.disk.files import natural, read_object
 from nnunet_mutual.disk.host_files import read_splits
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.names import require_text
-from nnunet_mutual.errors import MutualError, meant, shorten
+from nnunet_mutual.errors import MutualError, meant, shorten, typed
 from nnunet_mutual.evaluation.cases import Pair, Rules
 from nnunet_mutual.evaluation.metrics import parse_tolerances
 from nnunet_mutual.settings import BLOCK
@@ -152,8 +152,8 @@ def _where_from(predictions: Path, found: Collection[str], references: Reference
     others = any(key in tests for key in found)
     if references.place.name not in _OF_TRAINING_CASES or not (others or references.files.keys().isdisjoint(found)):
         return "add the reference, or move the file away"
-    drawn = folder / "labelsTs"
-    command = f"nnunet_mutual evaluate {predictions} {drawn if drawn.is_dir() else 'REFERENCES'} -d {folder.name}"
+    drawn = typed(folder / "labelsTs") if (folder / "labelsTs").is_dir() else "REFERENCES"
+    command = f"nnunet_mutual evaluate {typed(predictions)} {drawn} -d {folder.name}"
     return (
         f"these are {'images of imagesTs' if others else 'no training cases'}, so name the folder with their reference "
         f"label maps: {command}{' --complete' * (BLOCK in references.dataset_json)}"

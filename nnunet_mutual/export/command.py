@@ -37,11 +37,12 @@ from nnunet_mutual.disk.trainings import (
     folds_in,
     parts_of_name,
     training_name,
+    validated_checkpoint,
 )
 from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.engine.checkpoints import STATE_KEY, STOCK_TRAINER, load_own, save_atomically, whole
 from nnunet_mutual.engine.trained import open_trained
-from nnunet_mutual.errors import MutualError
+from nnunet_mutual.errors import MutualError, typed
 from nnunet_mutual.export import model_card
 from nnunet_mutual.export.container.write import require_container, tag, write_container
 from nnunet_mutual.export.groups import (
@@ -176,10 +177,12 @@ def _say(models: Sequence[_Model], folders: DatasetFolders, configuration: str, 
         images = "IMAGES"
         if model.group is not None and (model.target / SEQUENCES).is_file():
             images = f"{model.group}_IMAGES"
-            print(f"Next, whether images are of {model.group}: nnunet_mutual check_images {model.target} {images}")
+            print(
+                f"Next, whether images are of {model.group}: nnunet_mutual check_images {typed(model.target)} {images}"
+            )
         print(f"Next: nnUNetv2_predict {options} -i {images} -o SEGMENTATIONS{device_option()}")
         if container is not None:
-            print(f"Or:   docker build -t {tag(model.plan['plans_name'])} {container / (model.group or '')}")
+            print(f"Or:   docker build -t {tag(model.plan['plans_name'])} {typed(container / (model.group or ''))}")
 
 
 def _require_new(models: Sequence[_Model], container: Path | None, configuration: str) -> None:
@@ -323,6 +326,18 @@ def _require_trained(models: Sequence[_Model], request: _Request, validate: bool
                 raise MutualError(
                     f"the validation cases of {folder} were not predicted, so nothing is known about the model; {how}"
                 )
+            known = _validated(folder, model, request.checkpoint)
+            if known != request.checkpoint and model.group is None:  # of groups, the best ones are of different epochs
+                raise MutualError(
+                    f"the validation cases of {folder} were predicted with {known}, not with {request.checkpoint}, "
+                    "so its results are not those of the model; add --validate, which predicts them again"
+                )
+
+
+def _validated(folder: Path, model: _Model, checkpoint: str) -> str:
+    """Returns the checkpoint with which a fold was validated; trainings of 0.1.0 do not say it."""
+    otherwise = FINAL if (folder / FINAL).is_file() else checkpoint
+    return validated_checkpoint(folder / f"validation{model.suffix}") or otherwise
 
 
 def _validate(request: _Request, fold: str) -> None:
@@ -408,4 +423,5 @@ def _export_fold(source: Path, checkpoint: str, folder: Path, trained: Mapping[s
         trained["current_epoch"],
         read_decisions(decisions) if decisions.is_file() else (),
         Acted.of_state(trained[STATE_KEY]),
+        _validated(source, model, checkpoint),
     )

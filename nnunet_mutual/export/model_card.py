@@ -14,6 +14,7 @@ from typing import Any
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.annotation.travelling import settings_of
 from nnunet_mutual.batches.decisions import Decision, tools_of
+from nnunet_mutual.disk.trainings import FINAL
 from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.plugin.find import resolve, training_names
 
@@ -55,6 +56,7 @@ class TrainedFold:
         epochs: that it trained.
         decisions: about pseudo labels; empty where the training made none.
         acted: what of the method was at work; None of a checkpoint that does not know.
+        validated: the checkpoint that the validation is of.
     """
 
     summary: Mapping[str, Any]
@@ -62,6 +64,7 @@ class TrainedFold:
     epochs: int
     decisions: Sequence[Decision] = ()
     acted: Acted | None = None
+    validated: str = FINAL
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def model_card(origin: Origin, table: AnnotationTable, trained: Sequence[Trained
         _model(origin, trained),
         _intended_use(origin, table),
         _data(origin, table, max((one.acted.unlabelled for one in trained if one.acted), default=0)),
-        _validation(table, origin.folds, trained),
+        _validation(table, origin, trained),
         *([_outlines(table)] if table.outlines else []),
         *([_pseudo_labels(table, origin.folds, trained)] if any(one.decisions for one in trained) else []),
         _LIMITS.strip(),
@@ -178,7 +181,7 @@ def _drawn(case: Case, table: AnnotationTable) -> tuple[str, ...]:
     return tuple(f"{label} (in part)" if label in case.incomplete else label for label in labels)
 
 
-def _validation(table: AnnotationTable, folds: Sequence[str], trained: Sequence[TrainedFold]) -> str:
+def _validation(table: AnnotationTable, origin: Origin, trained: Sequence[TrainedFold]) -> str:
     lines = [
         "## Validation",
         "",
@@ -193,7 +196,9 @@ def _validation(table: AnnotationTable, folds: Sequence[str], trained: Sequence[
         mean = f"{statistics.fmean(dice):.3f}" if dice else "not scored"
         deviation = f"{statistics.stdev(dice):.3f}" if len(dice) > 1 else "-"
         lines.append(f"| {label} | {annotated} | {mean} | {deviation} | {len(dice)} |")
-    if any(fold == "all" for fold in folds):
+    if others := sorted({one.validated for one in trained} - {origin.checkpoint}):
+        lines += ["", f"These numbers are of {' and '.join(others)}; those of {origin.checkpoint} were not measured."]
+    if any(fold == "all" for fold in origin.folds):
         lines += ["", "Fold all was validated on its own training cases: these numbers are too good."]
     return "\n".join(lines)
 

@@ -23,7 +23,7 @@ from nnunet_mutual.disk.images import read_images
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.disk.trainings import NamedTraining
 from nnunet_mutual.engine.stock_model import open_predictor
-from nnunet_mutual.errors import MutualError
+from nnunet_mutual.errors import MutualError, typed
 from nnunet_mutual.plugin.compat import require_device
 from nnunet_mutual.preprocessing.soft_folder import SoftFolder, model_of
 
@@ -70,7 +70,8 @@ def write_soft_labels(
         raise MutualError(f"{folders.name} has no unlabelled image; put them into {folders.raw / 'imagesUn'}")
     predict_softly(training, checkpoint, device, cases, content, SoftFolder(folder))
     print(f"{len(cases)} soft label(s) in {folder}")
-    print(f"Next, for the dataset of the other model:  nnunet_mutual preprocess_unlabelled -d DATASET --soft {folder}")
+    command = f"nnunet_mutual preprocess_unlabelled -d DATASET --soft {typed(folder)}"
+    print(f"Next, for the dataset of the other model:  {command}")
 
 
 def predict_softly(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.batches.loading import case_probabilities
+from nnunet_mutual.batches.loading import case_probabilities, loader_seed
 from nnunet_mutual.errors import MutualError
 
 
@@ -56,3 +56,11 @@ def test_shares_follow_the_square_root_of_the_size(drawn: list[str]) -> None:
     shares = {name: sum(p for p, n in zip(probabilities, drawn, strict=True) if n == name) for name in set(drawn)}
     scale = {share / drawn.count(name) ** 0.5 for name, share in shares.items()}
     assert max(scale) == pytest.approx(min(scale))
+
+
+def test_workers_that_go_on_draw_other_batches() -> None:
+    assert loader_seed(None, 0, 3, 5) is None
+    assert [loader_seed(2, rank, 0, 0) for rank in (0, 1)] == [20000, 21000]
+    seeds = [loader_seed(2, rank, *place) for rank in (0, 1) for place in ((0, 0), (0, 5), (1, 0), (5, 0))]
+    assert len({*seeds}) == len(seeds) and all(0 <= seed < 2**32 - 1000 for seed in seeds)  # NumPy takes no more
+    assert loader_seed(2, 0, 3, 5) == loader_seed(2, 0, 3, 5)

@@ -22,6 +22,7 @@ from nnunet_mutual.cli import parser as cli
 from nnunet_mutual.datasets.case_voxels import reader_for
 from nnunet_mutual.evaluation import cases
 from nnunet_mutual.evaluation.cases import Pair, Rules, measure_cases
+from nnunet_mutual.evaluation.command import EvaluateOptions, _same
 
 KEYS = [f"case_{i:02d}" for i in range(6)]
 SPACING = (1.0, 1.0, 2.0)  # x, y, z in mm
@@ -98,7 +99,7 @@ def test_only_what_is_annotated_is_measured(play: Play, capsys: pytest.CaptureFi
     play.run("{root}/A -d 901 --no-surface")
     said = capsys.readouterr().out
     assert said.splitlines()[0].startswith("6 cases, mean")
-    assert f"Next: nnunet_mutual evaluate --compare OTHER_PREDICTIONS {play.root}/A -d 901" in said
+    assert f"Next: nnunet_mutual evaluate --compare OTHER_PREDICTIONS {play.root}/A -d 901 --no-surface" in said
     found = rows(play.root / "A" / "evaluation" / "metrics.csv")
     assert {(row["case"], row["label"]) for row in found} == {
         *((key, "liver") for key in KEYS[:3]),
@@ -356,3 +357,8 @@ def test_bad_files_are_named(
 def test_bad_lines_say_what_to_write(play: Play, line: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     play.run(line + " --no-surface", status=2)
     assert sentence in capsys.readouterr().err
+
+
+def test_the_next_command_repeats_what_was_asked() -> None:
+    asked = EvaluateOptions("my labels", "901", fold="0", tolerance=("3", "liver=2"), complete=True)
+    assert _same(asked) == " 'my labels' -d 901 -f 0 --tolerance 3 liver=2 --complete"

@@ -229,6 +229,10 @@ def test_a_training_that_was_stopped_is_validated_and_exported(
     assert (
         training.with_name("nnUNetTrainer__stopped__3d_fullres") / "fold_0" / "validation" / "summary.json"
     ).is_file()
+    shutil.copyfile(fold / "checkpoint_best.pth", fold / "checkpoint_final.pth")
+    with pytest.raises(MutualError, match="predicted with checkpoint_best.pth, not with checkpoint_final.pth.*--val"):
+        run_export(output_name="again")
+    (fold / "checkpoint_final.pth").unlink()
     (training / "dataset_fingerprint.json").write_text('{"spac')
     with pytest.raises(MutualError, match="fingerprint.json is missing, was not written to its end.*; copy it anew"):
         run_export(output_name="again", checkpoint="checkpoint_best.pth")

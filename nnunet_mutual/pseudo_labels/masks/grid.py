@@ -70,7 +70,13 @@ def _read(path: Path, reader: BaseReaderWriter, key: str, *, is_label: bool) -> 
 
 def _resampled(path: Path, image: Path, reader: BaseReaderWriter, key: str) -> np.ndarray:
     """Goes through a file, since only its reader knows how it turns the axes of the dataset."""
-    mask, reference = (sitk.ReadImage(str(file)) for file in (path, image))
+    try:
+        mask, reference = (sitk.ReadImage(str(file)) for file in (path, image))
+    except RuntimeError as error:
+        raise MutualError(
+            f"case {key}: {path} has another grid than {image.name}, and SimpleITK, which would resample it, cannot "
+            f"read both: {str(error).splitlines()[-1]}; make the mask on the grid of the image"
+        ) from None
     difference = _other_space(mask, reference)
     if difference:
         raise MutualError(

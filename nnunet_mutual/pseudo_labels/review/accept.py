@@ -26,7 +26,7 @@ from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.folders import temporary_folder
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.swap import BACKUP, Roots, Swap, forget_old, swap_all, undo
-from nnunet_mutual.errors import MutualError
+from nnunet_mutual.errors import MutualError, typed
 from nnunet_mutual.preprocessing.label_maps import note, preprocessed_map, read_record, record_of
 from nnunet_mutual.pseudo_labels.review.arrivals import (
     declared,
@@ -133,7 +133,7 @@ def accept(dataset: str, table_file: str, *, dry_run: bool, keep_drawn: bool, we
             print(f"Accepted masks count {weight:g} in trainings, where a drawn label counts 1")
         if merged and not dry_run:
             _change(opened, merged, scratch, path)
-        again = f"{path}{' --keep-drawn' * keep_drawn}{'' if weight == 1 else f' --weight {weight:g}'}"
+        again = f"{typed(path)}{' --keep-drawn' * keep_drawn}{'' if weight == 1 else f' --weight {weight:g}'}"
         _say_next(path, verdicts, manifest, opened, merged, again if dry_run else None)
 
 

@@ -19,7 +19,7 @@ from nnunet_mutual.disk.files import write_csv, write_json
 from nnunet_mutual.disk.folders import finish, not_written, output_folder, temporary_folder
 from nnunet_mutual.disk.images import read_images, voxel_ml, write_label_map
 from nnunet_mutual.disk.trainings import NamedTraining
-from nnunet_mutual.errors import MutualError
+from nnunet_mutual.errors import MutualError, typed
 from nnunet_mutual.pseudo_labels.review.arrivals import read_drawn
 from nnunet_mutual.pseudo_labels.review.doubt import Doubt, by_doubt
 from nnunet_mutual.pseudo_labels.review.figures import CANDIDATE, DRAWN, Scene, draw
@@ -95,7 +95,7 @@ def review(
     rest = f" ({left_out} less doubtful ones left out by --max)" if left_out else ""
     print(f"{len(shown)} of {len(judged)} pseudo labels of {source.folders.name} to review{rest}: {place / PAGE}")
     print(f"Next: open that page, fill in {place / TABLE}, then run")
-    print(f"  nnunet_mutual accept {number} {place / TABLE} --dry-run")
+    print(f"  nnunet_mutual accept {number} {typed(place / TABLE)} --dry-run")
 
 
 def write_folder(
@@ -218,7 +218,7 @@ def _page(
         number=source.folders.number,
         entries=entries,
         table=TABLE,
-        table_path=place / TABLE,
+        table_path=typed(place / TABLE),
         candidate_colour=CANDIDATE,
         version=__version__,
         **words,

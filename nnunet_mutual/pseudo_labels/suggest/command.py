@@ -17,7 +17,7 @@ from nnunet_mutual.disk.folders import output_folder
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.trainings import NamedTraining
 from nnunet_mutual.engine.window import Window
-from nnunet_mutual.errors import MutualError, shorten
+from nnunet_mutual.errors import MutualError, shorten, typed
 from nnunet_mutual.evaluation.metrics import parse_by_label
 from nnunet_mutual.plugin.find import resolve
 from nnunet_mutual.pseudo_labels.command import load_networks, require_own
@@ -216,4 +216,4 @@ def _say(chosen: Sequence[Suggestion], pairs: int, folders: DatasetFolders, plac
     for number, one in enumerate(chosen[:5], 1):
         print(f"  {number}. {one.pair.label} in {one.pair.case}: {_why(one)}; {one.minutes:g} min")
     print(f"Next: correct or draw the masks in {place / 'candidates'}, fill in {place / TABLE}, then run")
-    print(f"  nnunet_mutual accept {folders.number} {place / TABLE} --dry-run")
+    print(f"  nnunet_mutual accept {folders.number} {typed(place / TABLE)} --dry-run")
