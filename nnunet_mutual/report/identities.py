@@ -25,8 +25,13 @@ class Identities:
         self._alias = {name: f"patient {n}" for n, name in enumerate(sorted(set(patients), key=natural), 1)}
         self._alias |= {name: f"case {n}" for n, name in enumerate(sorted(set(keys), key=natural), 1)}
         # The longest name first, and "_0000" may follow: case_1 is neither in case_10 nor hidden in case_1_b.
-        names = "|".join(map(re.escape, sorted(self._alias, key=len, reverse=True)))
-        self._pattern = re.compile(rf"(?<![A-Za-z0-9])(?:{names})(?![A-Za-z0-9])") if names else None
+        # A short number is a name only where the text says so: in "case 3", not in "3 cases".
+        longest_first = sorted(self._alias, key=len, reverse=True)
+        names = "|".join(re.escape(name) for name in longest_first if not _is_number(name))
+        numbers = "|".join(name for name in longest_first if _is_number(name))
+        patterns = [rf"(?<![A-Za-z0-9])(?:{names})(?![A-Za-z0-9])"] * bool(names)
+        patterns += [rf"\b(?:case|patient) (?:{numbers})(?![A-Za-z0-9])(?!\.\d)"] * bool(numbers)
+        self._pattern = re.compile("|".join(patterns)) if patterns else None
 
     @classmethod
     def of(cls, table: AnnotationTable, keys: Iterable[str], *, shown: bool = False) -> Identities:
@@ -43,4 +48,12 @@ class Identities:
         if self.shown:
             return text
         text = _PATH.sub(lambda found: re.split(r"[/\\]", found[0])[-1], text)
-        return self._pattern.sub(lambda found: self._alias[found[0]], text) if self._pattern else text
+        return self._pattern.sub(self._named, text) if self._pattern else text
+
+    def _named(self, found: re.Match[str]) -> str:
+        return self._alias.get(found[0]) or self._alias[found[0].split(" ")[1]]
+
+
+def _is_number(name: str) -> bool:
+    """Whether a name is as short as numbers of cases and epochs are; longer ones are somebody's."""
+    return name.isdigit() and len(name) < 5

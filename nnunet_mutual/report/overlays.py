@@ -128,7 +128,10 @@ def overlays(
         maps = [folder / f"{pick.key}{ending}" for folder in (references or validation, validation)]
         if image_file is None or references is None or not all(path.is_file() for path in (image_file, *maps)):
             continue
-        image, drawn, predicted = (_read(path) for path in (image_file, *maps))
+        try:
+            image, drawn, predicted = (_read(path) for path in (image_file, *maps))
+        except RuntimeError:  # damaged, or with sheared axes, which nnU-Net's other readers read and SimpleITK does not
+            continue
         if not image.voxels.shape == drawn.voxels.shape == predicted.voxels.shape:
             continue
         values = training.table.values[pick.label]

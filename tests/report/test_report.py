@@ -319,3 +319,17 @@ def test_a_file_of_somebody_else_is_never_replaced(
     line = f"{LINE.format('PartialTrainer')} -o {tmp_path / 'mine.html'}"
     assert "may be yours" in report(capsys, line, status=2)
     assert table.read_text() == "1,2" and not (tmp_path / "mine.html").exists()
+
+
+def test_images_that_cannot_be_read_cost_their_slices_only(
+    folder: Callable[..., Path], nnunet_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fold = folder(settings=SETTINGS)
+    report(capsys, LINE.format("PartialTrainer"))
+    assert "data:image/png" in (fold / "report.html").read_text()
+    for image in (nnunet_folders / "nnUNet_raw" / tiny.NAME / "imagesTr").iterdir():
+        image.write_bytes(b"no image")
+    report(capsys, LINE.format("PartialTrainer"))
+    page = Page(fold / "report.html")
+    assert "data:image/png" not in page.source
+    assert_is_a_good_page(page)

@@ -41,6 +41,18 @@ def test_names_become_numbers(text: str, clean: str) -> None:
     assert Identities(["a_10", "a_1", "a_1_b"], ["Ms Roe"], shown=True).clean(text) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("3 labels in 7 cases at epoch 3, loss 0.3", "3 labels in 7 cases at epoch 3, loss 0.3"),
+        ("case 7 of patient 3, case 70, case 7.5", "case 1 of patient 1, case 70, case 7.5"),
+        ("20240117 is a name anywhere", "case 2 is a name anywhere"),
+    ],
+)
+def test_short_numbers_are_names_only_where_that_is_said(text: str, clean: str) -> None:
+    assert Identities(["7", "20240117"], ["3"]).clean(text) == clean
+
+
 def test_difference_by_hand() -> None:
     first, second = np.array([0.8, 0.9, 0.7, np.nan]), np.array([0.7, 0.9, 0.8, 0.5])
     found = compare("liver", first, second)
