@@ -155,6 +155,13 @@ class TwoStreamSettings(PeersSettings):
             raise MutualError(f'setting "ramp" must be a share of the training, above 0, found {self.ramp}')
 
 
+# Of trainers with two streams that have no use for predicted places.
+FROM_ANYWHERE = dict.fromkeys(
+    ("unlabelled_foreground", "unlabelled_foreground_epochs"),
+    "with this trainer, whose unlabelled patches are drawn from anywhere",
+)
+
+
 @dataclass(frozen=True)
 class TeacherSettings(TwoStreamSettings):
     """Settings of trainers whose student sees stronger views of unlabelled images than its teacher.

@@ -23,7 +23,7 @@ from nnunet_mutual.objectives import Batch, Objective
 from nnunet_mutual.objectives.crossmodal import CrossModalCourse, CrossModalLoss, CrossModalObjective
 from nnunet_mutual.objectives.crossmodal_teaching import ModalTeacherObjective, ModalTeaching
 from nnunet_mutual.planning.needs import Needs
-from nnunet_mutual.settings import TwoStreamSettings, planned_memory, require_not_negative
+from nnunet_mutual.settings import FROM_ANYWHERE, TwoStreamSettings, planned_memory, require_not_negative
 from nnunet_mutual.trainers.base import MutualTrainer
 from nnunet_mutual.trainers.unlabelled import (
     NO_CASCADE,
@@ -89,7 +89,8 @@ class MutualCrossModalSettings(TwoStreamSettings):
     def unused(self) -> dict[str, str]:
         """See :meth:`Settings.unused`."""
         course = ("loss", "relearn_from", "all_from", "relearning_contrast", "passes", "queue", "published")
-        return dict.fromkeys(("taught",) if self.form == "contrast" else course, f'with form="{self.form}"')
+        without = dict.fromkeys(("taught",) if self.form == "contrast" else course, f'with form="{self.form}"')
+        return without | FROM_ANYWHERE
 
 
 class MutualCrossModalTrainer(MutualTrainer):

@@ -16,7 +16,7 @@ from nnunet_mutual.objectives import Objective
 from nnunet_mutual.objectives.relearning import SoftLabelObjective
 from nnunet_mutual.planning.needs import Needs
 from nnunet_mutual.preprocessing.soft_labels import soft_dataset
-from nnunet_mutual.settings import TwoStreamSettings, require_not_negative
+from nnunet_mutual.settings import FROM_ANYWHERE, TwoStreamSettings, require_not_negative
 from nnunet_mutual.trainers.base import MutualTrainer
 from nnunet_mutual.trainers.mutual_cross_modal import MutualCrossModalTrainer
 from nnunet_mutual.trainers.unlabelled import (
@@ -40,6 +40,10 @@ class SoftLabelSettings(TwoStreamSettings):
 
     relearning: float = 1.0
     relearning_contrast: float = 0.1
+
+    def unused(self) -> dict[str, str]:
+        """See :meth:`Settings.unused`."""
+        return FROM_ANYWHERE
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,7 +16,7 @@ from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Objective
 from nnunet_mutual.objectives.not_drawn import NotDrawnObjective
 from nnunet_mutual.planning.needs import Needs
-from nnunet_mutual.settings import TwoStreamSettings, planned_memory, require_not_negative
+from nnunet_mutual.settings import FROM_ANYWHERE, TwoStreamSettings, planned_memory, require_not_negative
 from nnunet_mutual.trainers.base import MutualTrainer
 from nnunet_mutual.trainers.unlabelled import ask_average, said, sizes_of, unlabelled_images
 
@@ -58,7 +58,8 @@ class TaughtPartialSettings(TwoStreamSettings):
     def unused(self) -> dict[str, str]:
         """See :meth:`Settings.unused`."""
         found = {"teachers": "with one network"} if self.networks == 1 else {}
-        return found | (dict.fromkeys(("ramp", "sure"), "with weight=0") if self.weight == 0 else {})
+        found |= dict.fromkeys(("ramp", "sure"), "with weight=0") if self.weight == 0 else {}
+        return found | FROM_ANYWHERE
 
 
 class TaughtPartialTrainer(MutualTrainer):

@@ -30,9 +30,8 @@ class PredictedForeground:
         self.folder = folder
 
     def forget(self) -> None:
-        """Removes what an older training left."""
-        if self.folder.is_dir():
-            shutil.rmtree(self.folder)
+        """Removes what an older training left; several processes may do so at once."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def is_due(self, epoch: int, every: int) -> bool:
         """Whether the images are to be predicted before an epoch; before the first one, forgets an older training.

@@ -227,7 +227,10 @@ class Peers:
             for optimizer in self.optimizers:
                 if any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
                     self.scaler.unscale_(optimizer)
-        norms = torch.stack([nn.utils.clip_grad_norm_(m.parameters(), CLIP_NORM) for m in self._trained])
+        # Of a network that runs elsewhere there are no gradients, and torch's norm of none lies on the host.
+        found = [nn.utils.clip_grad_norm_(m.parameters(), CLIP_NORM) for m in self._trained]
+        places = (next(m.parameters()).device for m in self._trained)
+        norms = torch.stack([norm.to(place) for norm, place in zip(found, places, strict=True)])
         number = len(self.networks)
         norms[:number] = self.ranks.total(norms[:number].clone())  # 0 for those that run elsewhere
         if self.scaler is not None and self._overflow is not None:
@@ -336,6 +339,7 @@ class _Overflow:
     def tell(self, scaler: torch.amp.GradScaler, norms: Tensor) -> None:
         """Shows the scaler a gradient that is finite where all are."""
         self._parameter.grad = norms.float().sum()[None] * 0
+        scaler.scale(self._parameter.detach())  # begins its scale in a process that trains no network of this stage
         scaler.unscale_(self._optimizer)
 
 

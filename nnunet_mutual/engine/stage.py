@@ -94,6 +94,7 @@ class Stage:
             with part("losses"), self.autocast():
                 if peer == peers.own[0]:
                     steps = [objective.prepare(recorded, batch, progress, said) for objective in self.objectives]
+                    torch.clear_autocast_cache()  # weights that were cast without a graph would get no gradient
                 terms = collect_terms(self.objectives, peer, outputs, steps).values()
                 weights[peer] = [term.weight for term in terms]
                 weighted = [term.value.float() * term.weight for term in terms]

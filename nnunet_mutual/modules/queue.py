@@ -34,7 +34,7 @@ class MapQueue:
         """
         length = self.maps.shape[1]
         for entry, use in zip(maps[-length:], usable[-length:], strict=True):
-            self.maps[:, self._next] = entry.to(self.maps)
+            self.maps[:, self._next] = entry.to(self.maps).masked_fill(~use[:, None], 0)  # 0 * NaN would be a gradient
             self.filled[:, self._next] = use
             self._next = (self._next + 1) % length
 

@@ -11,10 +11,16 @@ from nnunet_mutual.settings import Settings, read_settings
 from nnunet_mutual.trainers.mean_teacher import MeanTeacherSettings
 from nnunet_mutual.trainers.mutual_correlation import MutualCorrelationSettings
 from nnunet_mutual.trainers.mutual_prototype import MutualPrototypeSettings
+from nnunet_mutual.trainers.soft_label import SoftLabelSettings
 from nnunet_mutual.trainers.taught_partial import TaughtPartialSettings
 
 UNUSED: list[tuple[type[Settings], dict[str, Any], str]] = [
     (MeanTeacherSettings, {"ema": 0.9, "ema_age": 0.1}, '"ema" has no effect with ema_age=0.1'),
+    (
+        SoftLabelSettings,
+        {"unlabelled_foreground": 0.5},
+        '"unlabelled_foreground" has no effect with this trainer',
+    ),
     (MutualCorrelationSettings, {"own_views": False}, '"own_views" has no effect with form="partner"'),
     (MutualCorrelationSettings, {"form": "crossed", "ema": 0.9}, '"ema" has no effect with ema_age=0.1'),
     (MutualCorrelationSettings, {"second": "equal", "dropout": 0.2}, '"dropout" has no effect without a network with'),
