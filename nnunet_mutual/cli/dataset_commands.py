@@ -58,7 +58,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         _check,
         "show who annotated what, and find problems before a training does",
         "Prints the coverage matrix (label x source: cases annotated, cases in which the label is present) and every\n"
-        "problem of the dataset. Exit status 0: fine, 2: problems.",
+        "problem of the dataset. Exit status 0: no error, 2: errors.",
         "nnunet_mutual check Dataset111_Abdomen",
     )
     add_dataset(command)

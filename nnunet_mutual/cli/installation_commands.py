@@ -56,7 +56,7 @@ def _add_demo(add: Callable[..., argparse.ArgumentParser]) -> None:
         "commands, exports, predicts, and compares with stock nnU-Net.",
         "nnunet_mutual demo",
     )
-    command.add_argument("--folder", help="where to work (default: a temporary folder)")
+    command.add_argument("--folder", help="where to work (default: nnunet_mutual_demo in the current folder)")
     command.add_argument("--keep", action="store_true", help="keep datasets and models afterwards")
 
 

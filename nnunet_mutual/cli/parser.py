@@ -41,8 +41,8 @@ from nnU-Net dataset to stock model:
   nnunet_mutual train 111 3d_fullres 0 -tr PartialTrainer
   nnunet_mutual export 111 3d_fullres -tr PartialTrainer -f 0
 
-Exit status: 0 done, 1 doctor or check_images found something, 2 an error, said in one sentence (with its traceback
-before it where NNUNET_MUTUAL_TRACEBACK=1 is set), 130 interrupted.
+Exit status: 0 done, 1 doctor, check_images or demo found something, 2 an error, said in one sentence (with its
+traceback before it where NNUNET_MUTUAL_TRACEBACK=1 is set), 130 interrupted.
 
 Not a medical device. 'nnunet_mutual COMMAND --help' explains a command."""
 

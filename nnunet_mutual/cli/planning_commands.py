@@ -31,7 +31,7 @@ def _add_plan_and_preprocess(add: Callable[..., argparse.ArgumentParser]) -> Non
         "preprocesses the images in imagesUn into a folder of their own, and prints the folds (an existing\n"
         "splits_final.json is kept).\n"
         "With --for, patch and batch are such that this trainer, with its networks and teachers, fits the GPU.",
-        "nnunet_mutual plan_and_preprocess -d 111 -c 3d_fullres --for MutualCorrelationTrainer -gpu_memory_target 12",
+        "nnunet_mutual plan_and_preprocess -d 111 -c 3d_fullres --for MutualCorrelationTrainer -gpu_memory_target 8",
     )
     add_dataset_option(command)
     command.add_argument("-c", dest="configurations", metavar="CONFIGURATION", nargs="+", help="default: as in nnU-Net")

@@ -210,7 +210,7 @@ def compare_runs(
 
 
 def choose(outcome: Outcome, arms: Sequence[str], comparisons: Sequence[ArmComparison]) -> Choice:
-    """Returns the arm to take: one that is better than every simpler one; of level ones the cheaper.
+    """Returns the arm to take: from simple to elaborate, one that is better than the last taken, or level and cheaper.
 
     Args:
         outcome: of the runs.
