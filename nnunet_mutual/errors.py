@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import reprlib
 import shlex
+import subprocess
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -106,4 +108,4 @@ def shorten(names: Iterable[str], most: int = 5) -> str:
 
 def typed(word: object) -> str:
     """Returns a path or another word as it is typed in a command, quoted where a shell would part it."""
-    return shlex.quote(str(word))
+    return subprocess.list2cmdline([str(word)]) if os.name == "nt" else shlex.quote(str(word))

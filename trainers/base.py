@@ -24,7 +24,7 @@ from nnunet_mutual.batches.loading import LoaderSettings, case_probabilities, lo
 from nnunet_mutual.batches.streams import Stream
 from nnunet_mutual.disk.case_files import damage_named, require_readable
 from nnunet_mutual.disk.host_files import require_plans
-from nnunet_mutual.disk.trainings import BEST, FINAL, LATEST, note_validated, removed_unless_begun
+from nnunet_mutual.disk.trainings import BEST, FINAL, LATEST, begin_validation, removed_unless_begun
 from nnunet_mutual.disk.writing import require_space, sweep
 from nnunet_mutual.engine import acted
 from nnunet_mutual.engine.acted import Acted
@@ -626,6 +626,8 @@ class MutualTrainer(nnUNetTrainer):
         self.labels.before_validation()
         with disk_in_one_sentence(self.output_folder):
             self.stage.collect()
+            for suffix in self.validated if self.local_rank == 0 else ():
+                begin_validation(Path(self.output_folder) / f"validation{suffix}", self.opened)
             parts = self.window, self.fold_cases, self.output_folder, self.log, self.ranks
             validation = FoldValidation(*parts, save_probabilities=save_probabilities)
             for suffix, network in self.validated.items():
@@ -635,7 +637,6 @@ class MutualTrainer(nnUNetTrainer):
             for suffix in self.validated if self.local_rank == 0 else ():
                 folder = Path(self.output_folder) / f"validation{suffix}"
                 measure_validation(folder, self.fold_cases.references, self.table, self.dataset_json, self.log.say)
-                note_validated(folder, self.opened)
 
     # Checkpoints
 

@@ -132,7 +132,7 @@ def loader_seed(seed: int | None, rank: int, epoch: int, iteration: int) -> int 
     if seed is None:
         return None
     first = 1000 * (10 * seed + rank)
-    if not epoch and not iteration:
+    if not epoch and not iteration and first < 2**31:
         return first
     return int(np.random.SeedSequence((first, epoch, iteration)).generate_state(1)[0]) // 2  # others are added
 

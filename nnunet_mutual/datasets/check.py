@@ -23,7 +23,7 @@ from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.datasets.tolerant import readable_table
 from nnunet_mutual.disk.files import natural, read_json
 from nnunet_mutual.disk.locate import DatasetFolders, locate
-from nnunet_mutual.errors import MutualError, Spellings, shorten
+from nnunet_mutual.errors import MutualError, Spellings, shorten, typed
 from nnunet_mutual.settings import BLOCK
 
 
@@ -157,7 +157,8 @@ def _hidden_problems(folders: DatasetFolders, dataset_json: Mapping[str, Any]) -
     text = (
         f"{number} hidden file(s) in {' and '.join(name for name in places if found[name])}, such as "
         f"{next(names[0] for names in found.values() if names)}, as macOS makes them; nnunet_mutual ignores them, but "
-        f"nnUNetv2_plan_and_preprocess takes them for cases, so delete them: find {folders.raw} -name '._*' -delete"
+        "nnUNetv2_plan_and_preprocess takes them for cases, so delete them: "
+        f"find {typed(folders.raw)} -name '._*' -delete"
     )
     return [Problem(WARNING, "hidden files", text)]
 

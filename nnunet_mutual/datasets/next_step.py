@@ -9,7 +9,7 @@ from pathlib import Path
 from nnunet_mutual.annotation.fitting import fitting_trainers
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.datasets.raw import images_of, read_dataset_json
+from nnunet_mutual.datasets.raw import cases_with_maps, images_of, read_dataset_json
 from nnunet_mutual.datasets.splits import first_fold
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import DatasetFolders, locate, plans_in
@@ -49,12 +49,9 @@ class Contents:
         """Looks at a planned dataset, whose raw folder may be on another machine."""
         assert folders.preprocessed is not None
         content = read_dataset_json(folders.preprocessed)
-        ending = content["file_ending"]
-        found = (folders.preprocessed / "gt_segmentations").glob(f"[!.]*{ending}")
         table = AnnotationTable.from_dataset_json(content)
-        keys = {path.name.removesuffix(ending) for path in found}
-        cases = sorted(keys & table.cases.keys() if table.declared else keys)  # nnU-Net leaves withdrawn ones there
-        raw = folders.raw is not None and bool(images_of(folders.raw / "imagesUn", ending)[0])
+        cases = cases_with_maps(folders.preprocessed / "gt_segmentations", content["file_ending"], table)
+        raw = folders.raw is not None and bool(images_of(folders.raw / "imagesUn", content["file_ending"])[0])
         done = any((folders.preprocessed / "unlabelled").glob("*/*.pkl"))
         return cls(table, cases, raw or done)
 

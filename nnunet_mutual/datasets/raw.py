@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
 from nnunet_mutual.disk.files import natural, read_object
 from nnunet_mutual.disk.names import require_text, safe_name
@@ -86,6 +87,18 @@ def training_cases(folder: Path, dataset_json: Mapping[str, Any]) -> tuple[dict[
         raise MutualError(_no_case(folder / "imagesTr", dataset_json["file_ending"]))
     ordered = {key: cases[key] for key in sorted(cases, key=natural)}
     return ordered, problems + _reserved_names(ordered) + _similar_spellings(ordered)
+
+
+def cases_with_maps(folder: Path, ending: str, table: AnnotationTable) -> list[str]:
+    """Returns the cases of which a folder holds label maps, in natural order, without those of withdrawn ones.
+
+    Args:
+        folder: such as gt_segmentations, where nnU-Net leaves what is withdrawn.
+        ending: of label maps.
+        table: which a declared dataset's cases are in.
+    """
+    found = (path.name.removesuffix(ending) for path in folder.glob(f"[!.]*{ending}"))
+    return sorted((key for key in found if not table.declared or key in table.cases), key=natural)
 
 
 def unlabelled_cases(

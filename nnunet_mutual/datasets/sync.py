@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable, table_fingerprint
-from nnunet_mutual.disk.files import keep_backup, read_object, write_json
+from nnunet_mutual.disk.files import keep_backup, read_json, read_object, write_json
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.errors import MutualError, shown
 from nnunet_mutual.settings import BLOCK
@@ -97,7 +98,7 @@ def sync(dataset: str | int) -> None:
 
 def _planned_otherwise(raw: Any, preprocessed: Any, folders: DatasetFolders) -> str | None:
     """Says what cannot be copied over, since planning and preprocessing went by it."""
-    if case := _channels_otherwise(raw, preprocessed):
+    if case := _channels_otherwise(raw, preprocessed, folders):
         return (
             f"{folders.name}: the channels that case {case} lacks are others in the raw dataset.json than in the "
             "preprocessed one, by which the data of modality groups were made; put them back, or plan again: "
@@ -113,13 +114,25 @@ def _planned_otherwise(raw: Any, preprocessed: Any, folders: DatasetFolders) -> 
     )
 
 
-def _channels_otherwise(raw: Any, preprocessed: Any) -> str | None:
-    """Returns a case that lacks other channels than when data were preprocessed by modality group, if there is one."""
+def _channels_otherwise(raw: Any, preprocessed: Any, folders: DatasetFolders) -> str | None:
+    """Returns a labelled case that lacks other channels than when it was preprocessed by modality group, if any does.
+
+    Images without labels are done again by ``preprocess_unlabelled``.
+    """
     old, new = (content.get(BLOCK) for content in (preprocessed, raw))
-    if not (isinstance(old, Mapping) and isinstance(new, Mapping) and old.get("modality_groups")):
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)) or folders.preprocessed is None:
         return None
     before, now = _lacking(old), _lacking(new)
-    return next((key for key in before if key in now and before[key] != now[key]), None)
+    others = [key for key in before if key in now and before[key] != now[key]]
+    truth, ending = folders.preprocessed / "gt_segmentations", str(preprocessed.get("file_ending"))
+    labelled = next((key for key in others if (truth / (key + ending)).is_file()), None)
+    return labelled if labelled is not None and _planned_by_group(folders.preprocessed) else None
+
+
+def _planned_by_group(preprocessed: Path) -> bool:
+    """Whether there are plans of modality groups."""
+    plans = (read_json(file) for file in preprocessed.glob("*.json"))
+    return any(isinstance(content, Mapping) and PLANS_KEY in content for content in plans)
 
 
 def _lacking(block: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -174,9 +174,15 @@ def checkpoints_in(fold: Path) -> list[str]:
     return sorted(file.name for file in fold.glob("checkpoint_*.pth"))
 
 
-def note_validated(folder: Path, checkpoint: str) -> None:
-    """Keeps, in the folder of a validation, which checkpoint's networks predicted it."""
+def begin_validation(folder: Path, checkpoint: str) -> None:
+    """Removes the results of an older validation, and notes which checkpoint's networks make the new one.
+
+    Args:
+        folder: of the validation.
+        checkpoint: file name.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").unlink(missing_ok=True)
     write_json(folder / _VALIDATED, {"checkpoint": checkpoint})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,8 @@ class PredictedForeground:
 
     def forget(self) -> None:
         """Removes what an older training left; several processes may do so at once."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.folder)
 
     def is_due(self, epoch: int, every: int) -> bool:
         """Whether the images are to be predicted before an epoch; before the first one, forgets an older training.

@@ -222,6 +222,9 @@ def _compare(folder: Path, model: _Model, request: _Request, fold: str, number: 
         sequences.write_references(
             folder, list(training_cases(folders.raw, content)[0].values()), groups.all_channels, reader
         )
+    if (other := _validated_otherwise(fold_of(source, fold), model, FINAL)) is not None:
+        print(f"{model.group}: not compared with the training, whose validation cases were predicted with {other}")
+        return
     found = parity.compare(folder, fold, validated, folders, place, channels, number)
     if not found:
         there = folders.raw is not None and folders.preprocessed is not None
@@ -326,18 +329,18 @@ def _require_trained(models: Sequence[_Model], request: _Request, validate: bool
                 raise MutualError(
                     f"the validation cases of {folder} were not predicted, so nothing is known about the model; {how}"
                 )
-            known = _validated(folder, model, request.checkpoint)
-            if known != request.checkpoint and model.group is None:  # of groups, the best ones are of different epochs
+            other = _validated_otherwise(folder, model, request.checkpoint)
+            if other is not None and model.group is None:  # of groups, the best ones are of different epochs
                 raise MutualError(
-                    f"the validation cases of {folder} were predicted with {known}, not with {request.checkpoint}, "
+                    f"the validation cases of {folder} were predicted with {other}, not with {request.checkpoint}, "
                     "so its results are not those of the model; add --validate, which predicts them again"
                 )
 
 
-def _validated(folder: Path, model: _Model, checkpoint: str) -> str:
-    """Returns the checkpoint with which a fold was validated; trainings of 0.1.0 do not say it."""
-    otherwise = FINAL if (folder / FINAL).is_file() else checkpoint
-    return validated_checkpoint(folder / f"validation{model.suffix}") or otherwise
+def _validated_otherwise(folder: Path, model: _Model, checkpoint: str) -> str | None:
+    """Returns the checkpoint that a fold was validated with if it is another one; trainings of 0.1.0 do not say it."""
+    known = validated_checkpoint(folder / f"validation{model.suffix}")
+    return None if known in (None, _checkpoint(folder, checkpoint, model).name) else known
 
 
 def _validate(request: _Request, fold: str) -> None:
@@ -423,5 +426,5 @@ def _export_fold(source: Path, checkpoint: str, folder: Path, trained: Mapping[s
         trained["current_epoch"],
         read_decisions(decisions) if decisions.is_file() else (),
         Acted.of_state(trained[STATE_KEY]),
-        _validated(source, model, checkpoint),
+        _validated_otherwise(source, model, checkpoint),
     )

@@ -14,7 +14,6 @@ from typing import Any
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.annotation.travelling import settings_of
 from nnunet_mutual.batches.decisions import Decision, tools_of
-from nnunet_mutual.disk.trainings import FINAL
 from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.plugin.find import resolve, training_names
 
@@ -56,7 +55,7 @@ class TrainedFold:
         epochs: that it trained.
         decisions: about pseudo labels; empty where the training made none.
         acted: what of the method was at work; None of a checkpoint that does not know.
-        validated: the checkpoint that the validation is of.
+        validated: the checkpoint that the validation is of, if that is not the exported one.
     """
 
     summary: Mapping[str, Any]
@@ -64,7 +63,7 @@ class TrainedFold:
     epochs: int
     decisions: Sequence[Decision] = ()
     acted: Acted | None = None
-    validated: str = FINAL
+    validated: str | None = None
 
 
 @dataclass(frozen=True)
@@ -196,7 +195,7 @@ def _validation(table: AnnotationTable, origin: Origin, trained: Sequence[Traine
         mean = f"{statistics.fmean(dice):.3f}" if dice else "not scored"
         deviation = f"{statistics.stdev(dice):.3f}" if len(dice) > 1 else "-"
         lines.append(f"| {label} | {annotated} | {mean} | {deviation} | {len(dice)} |")
-    if others := sorted({one.validated for one in trained} - {origin.checkpoint}):
+    if others := sorted({one.validated for one in trained if one.validated}):
         lines += ["", f"These numbers are of {' and '.join(others)}; those of {origin.checkpoint} were not measured."]
     if any(fold == "all" for fold in origin.folds):
         lines += ["", "Fold all was validated on its own training cases: these numbers are too good."]

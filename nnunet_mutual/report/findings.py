@@ -114,7 +114,8 @@ def _state(training: Training, scores: pd.DataFrame) -> Iterator[str]:
         )
     validated = {validated_checkpoint(folder) for folder in training.folder.glob("validation*")} - {None, FINAL}
     if training.finished and validated:
-        yield f"Whole cases were validated with {validated.pop()}: their results are not those of {FINAL}."
+        said = " and ".join(sorted(map(str, validated)))
+        yield f"Whole cases were validated with {said}: their results are not those of {FINAL}."
     if scores.empty:
         yield "Whole cases were not validated: nothing is known about how good the model is."
     elif training.fold == "all":

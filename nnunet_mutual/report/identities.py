@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.disk.files import natural
 
+_SAID = r"\b(?:cases?|patients?|label maps? of) "
 _PATH = re.compile(r"(?<![\w<])(?:[A-Za-z]:)?(?:[/\\][^\s/\\:,;'\"()]+){2,}")
 
 
@@ -24,14 +25,15 @@ class Identities:
         self.shown = shown
         self._alias = {name: f"patient {n}" for n, name in enumerate(sorted(set(patients), key=natural), 1)}
         self._alias |= {name: f"case {n}" for n, name in enumerate(sorted(set(keys), key=natural), 1)}
-        # The longest name first, and "_0000" may follow: case_1 is neither in case_10 nor hidden in case_1_b.
-        # A short number is a name only where the text says so: in "case 3", not in "3 cases".
-        longest_first = sorted(self._alias, key=len, reverse=True)
-        names = "|".join(re.escape(name) for name in longest_first if not _is_number(name))
-        numbers = "|".join(name for name in longest_first if _is_number(name))
-        patterns = [rf"(?<![A-Za-z0-9])(?:{names})(?![A-Za-z0-9])"] * bool(names)
-        patterns += [rf"\b(?:case|patient) (?:{numbers})(?![A-Za-z0-9])(?!\.\d)"] * bool(numbers)
-        self._pattern = re.compile("|".join(patterns)) if patterns else None
+        # The longest name first, and "_0000" may follow: case_1 is neither in case_10 nor hidden in case_1_b. A short
+        # number is a name only where the text says so: in "case 3", "'3'" and 3_0000.nii.gz, not in "3 cases".
+        every, numbers = _any_of(self._alias), _any_of(filter(_is_number, self._alias))
+        names = _any_of(name for name in self._alias if not _is_number(name))
+        places = [rf"(?<![A-Za-z0-9]){names}(?![A-Za-z0-9])"] * bool(names)
+        if numbers:
+            places += [rf"{_SAID}{numbers}(?:(?:, | and ){every})*\b(?!\.\d)", rf"(?<=['\"]){numbers}(?=['\"])"]
+            places += [rf"(?<![A-Za-z0-9.]){numbers}(?=_\d{{4}}\b|\.[a-z])"]
+        self._pattern = re.compile("|".join(places)) if places else None
 
     @classmethod
     def of(cls, table: AnnotationTable, keys: Iterable[str], *, shown: bool = False) -> Identities:
@@ -48,12 +50,25 @@ class Identities:
         if self.shown:
             return text
         text = _PATH.sub(lambda found: re.split(r"[/\\]", found[0])[-1], text)
-        return self._pattern.sub(self._named, text) if self._pattern else text
+        return self._pattern.sub(self._aliases, text) if self._pattern else text
 
-    def _named(self, found: re.Match[str]) -> str:
-        return self._alias.get(found[0]) or self._alias[found[0].split(" ")[1]]
+    def _aliases(self, found: re.Match[str]) -> str:
+        whole = found[0]
+        if whole in self._alias:
+            return self._alias[whole]
+        said = re.match(_SAID, whole)
+        assert said is not None
+        parts = re.split("(, | and )", whole[said.end() :])
+        named = "".join(self._alias.get(part, part) for part in parts)
+        return named if said[0] in ("case ", "patient ") else said[0] + named
+
+
+def _any_of(names: Iterable[str]) -> str:
+    """Returns a pattern; "" of no name."""
+    found = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    return f"(?:{found})" if found else ""
 
 
 def _is_number(name: str) -> bool:
-    """Whether a name is as short as numbers of cases and epochs are; longer ones are somebody's."""
-    return name.isdigit() and len(name) < 5
+    """Whether a name is as short as numbers of cases and epochs are; other ones are somebody's."""
+    return name.isdigit() and len(name) < 5 and str(int(name)) == name

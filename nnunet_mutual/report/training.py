@@ -13,7 +13,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.datasets.raw import read_dataset_json, unlabelled_cases
+from nnunet_mutual.datasets.raw import cases_with_maps, read_dataset_json, unlabelled_cases
 from nnunet_mutual.disk.files import natural, read_object
 from nnunet_mutual.disk.host_files import read_plans, read_splits
 from nnunet_mutual.disk.locate import DatasetFolders, locate
@@ -144,9 +144,8 @@ class Training:
         return Split(sorted(chosen["train"], key=natural), sorted(chosen["val"], key=natural), True)
 
     def _labelled_cases(self) -> list[str]:
-        ending = self.dataset_json["file_ending"]
-        references = self.references
-        found = [file.name.removesuffix(ending) for file in references.glob(f"*{ending}")] if references else []
+        ending, place = self.dataset_json["file_ending"], self.references
+        found = cases_with_maps(place, ending, self.table) if place else []
         return sorted(found or [key for key, case in self.table.cases.items() if case.annotated], key=natural)
 
     @property

@@ -61,6 +61,7 @@ def test_shares_follow_the_square_root_of_the_size(drawn: list[str]) -> None:
 def test_workers_that_go_on_draw_other_batches() -> None:
     assert loader_seed(None, 0, 3, 5) is None
     assert [loader_seed(2, rank, 0, 0) for rank in (0, 1)] == [20000, 21000]
+    assert loader_seed(2**32 - 1, 0, 0, 0) < 2**32 - 1000
     seeds = [loader_seed(2, rank, *place) for rank in (0, 1) for place in ((0, 0), (0, 5), (1, 0), (5, 0))]
     assert len({*seeds}) == len(seeds) and all(0 <= seed < 2**32 - 1000 for seed in seeds)  # NumPy takes no more
     assert loader_seed(2, 0, 3, 5) == loader_seed(2, 0, 3, 5)

@@ -247,7 +247,7 @@ def test_label_maps_of_somebody_who_draws_less(labels: dict[str, Any], kept: set
 
 def test_what_an_outline_contains_is_drawn_as_it() -> None:
     labels = table_of({"liver": 1, "tumour": 2, "necrosis": 3})
-    contains = {"liver": frozenset({"tumour"}), "tumour": frozenset({"necrosis"})}
+    contains = {"liver": frozenset({"tumour", "necrosis"}), "tumour": frozenset({"necrosis"})}
     for kept, expected in (
         ({"liver"}, [0, 1, 1, 1]),
         ({"liver", "tumour"}, [0, 1, 2, 2]),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from raw_dataset import DRAWN, NAME, RawDataset
 
+from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ, sync
 from nnunet_mutual.errors import MutualError
 
@@ -55,10 +57,14 @@ def test_other_channels_of_modality_groups_need_new_data(raw: RawDataset, tmp_pa
     raw.save(channel_names={"0": "T1", "1": "FLAIR"}, mutual=block | {"modality_groups": {"a": ["T1"], "b": ["FLAIR"]}})
     raw.content["mutual"]["cases"]["toy_002"]["missing"] = ["FLAIR"]
     raw.save()
-    raw.preprocessed(tmp_path)
+    folder = raw.preprocessed(tmp_path)
     assert raw_and_preprocessed_differ(NAME) is None
     del raw.content["mutual"]["cases"]["toy_002"]["missing"]
     raw.save()
+    assert str(raw_and_preprocessed_differ(NAME)).endswith(f"sync {NAME}")  # no data were made of it
+    shutil.copytree(raw.folder / "labelsTr", folder / "gt_segmentations")
+    assert str(raw_and_preprocessed_differ(NAME)).endswith(f"sync {NAME}")  # of all channels alike
+    (folder / "nnUNetPlansGroups.json").write_text(json.dumps({PLANS_KEY: {}}))
     assert "channels that case toy_002 lacks" in str(raw_and_preprocessed_differ(NAME))
     with pytest.raises(MutualError, match="plan again: nnunet_mutual plan_and_preprocess -d 777$"):
         sync(NAME)

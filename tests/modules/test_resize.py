@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_mutual.modules.resize import interpolated
 
@@ -41,3 +42,9 @@ def test_a_training_may_follow_a_prediction():
     x = torch.randn(1, 1, 9, 11, requires_grad=True)
     interpolated(x, (18, 33)).sum().backward()
     assert x.grad is not None
+
+
+def test_tracing_leaves_no_traces():
+    with FakeTensorMode():
+        interpolated(torch.empty(1, 1, 13, 7), (26, 35))
+    assert interpolated(torch.ones(1, 1, 13, 7), (26, 35)).sum().item() == pytest.approx(26 * 35)

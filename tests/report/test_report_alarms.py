@@ -16,6 +16,7 @@ from report_folder import write_folder
 from test_report import LINE, SETTINGS, Page, assert_is_a_good_page, report, rows
 from unlabelled_images import add_unlabelled
 
+from nnunet_mutual.disk.trainings import begin_validation
 from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.report.findings import _still_falling
 from nnunet_mutual.report.logs import read_alarms
@@ -114,6 +115,21 @@ def test_dice_0_on_patches_where_nothing_was_validated(
     assert "ALARM: Hardly found, by the Dice on the last validation patches: tumour 0.00." in said and "--val" in said
 
 
+def test_a_validation_of_another_checkpoint_is_said(
+    folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fold = folder()
+    said = "Whole cases were validated with checkpoint_best.pth: their results are not those of checkpoint_final.pth."
+    report(capsys, LINE.format("PartialTrainer"))
+    assert said not in Page(fold / "report.html").text
+    summary = (fold / "validation" / "summary.json").read_text()
+    begin_validation(fold / "validation", "checkpoint_best.pth")
+    assert not (fold / "validation" / "summary.json").exists(), "half of a validation has no results"
+    (fold / "validation" / "summary.json").write_text(summary)
+    report(capsys, LINE.format("PartialTrainer"))
+    assert said in Page(fold / "report.html").text
+
+
 def falling(training: list[float], validation: list[float] | None = None, **more: Any) -> list[str]:
     series = {"training": training, **({} if validation is None else {"validation": validation})}
     curves = pd.DataFrame(
@@ -122,7 +138,8 @@ def falling(training: list[float], validation: list[float] | None = None, **more
         columns=["epoch", "kind", "name", "value"],
     )
     folders = SimpleNamespace(number=7)
-    known = {"finished": True, "settings": {}, "folders": folders, "configuration": "2d", "epochs_planned": 10, **more}
+    known = {"finished": True, "settings": {}, "folders": folders, "configuration": "2d", "epochs_planned": 10}
+    known |= {"plans": "nnUNetPlans", **more}
     return [f"{one.text} {one.do}" for one in _still_falling(SimpleNamespace(**known), curves)]  # type: ignore[arg-type]
 
 
@@ -131,6 +148,7 @@ def test_a_loss_that_still_falls() -> None:
     (said,) = falling(linear, linear)
     assert "brought 25% of the whole fall" in said  # two of the eight steps between the means of fifths
     assert "plan -d 7 -c 2d --name long --set num_epochs=40" in said
+    assert "plan -d 7 -c 2d -p Others --name long" in falling(linear, linear, plans="Others")[0]
     assert len(falling(linear)) == 1  # without a validation loss
     assert "plan" not in falling(linear, settings=None)[0]  # of a stock trainer, which has no settings
     for quiet in (

@@ -44,13 +44,15 @@ def test_names_become_numbers(text: str, clean: str) -> None:
 @pytest.mark.parametrize(
     ("text", "clean"),
     [
-        ("3 labels in 7 cases at epoch 3, loss 0.3", "3 labels in 7 cases at epoch 3, loss 0.3"),
-        ("case 7 of patient 3, case 70, case 7.5", "case 1 of patient 1, case 70, case 7.5"),
-        ("20240117 is a name anywhere", "case 2 is a name anywhere"),
+        ("3 labels in 17 cases at epoch 9, loss 0.3, 17.3", "3 labels in 17 cases at epoch 9, loss 0.3, 17.3"),
+        ("the label maps of 17 and 0023 changed since", "the label maps of case 2 and case 3 changed since"),
+        ("case 17, 0023 (patient 9), case 17.5", "case 2, case 3 (patient 1), case 17.5"),
+        ("/data/imagesTr/0023_0000.nii.gz is damaged", "case 3_0000.nii.gz is damaged"),
+        ("'3', 3.nii.gz and 20240117", "'case 1', case 1.nii.gz and case 4"),
     ],
 )
 def test_short_numbers_are_names_only_where_that_is_said(text: str, clean: str) -> None:
-    assert Identities(["7", "20240117"], ["3"]).clean(text) == clean
+    assert Identities(["3", "17", "0023", "20240117"], ["9"]).clean(text) == clean
 
 
 def test_difference_by_hand() -> None:

@@ -10,12 +10,15 @@ from nnunet_mutual.errors import MutualError
 from nnunet_mutual.settings import Settings, read_settings
 from nnunet_mutual.trainers.mean_teacher import MeanTeacherSettings
 from nnunet_mutual.trainers.mutual_correlation import MutualCorrelationSettings
+from nnunet_mutual.trainers.mutual_cross_modal import MutualCrossModalSettings
 from nnunet_mutual.trainers.mutual_prototype import MutualPrototypeSettings
 from nnunet_mutual.trainers.soft_label import SoftLabelSettings
 from nnunet_mutual.trainers.taught_partial import TaughtPartialSettings
 
 UNUSED: list[tuple[type[Settings], dict[str, Any], str]] = [
     (MeanTeacherSettings, {"ema": 0.9, "ema_age": 0.1}, '"ema" has no effect with ema_age=0.1'),
+    (TaughtPartialSettings, {"unlabelled_foreground_epochs": 5}, "has no effect with this trainer"),
+    (MutualCrossModalSettings, {"unlabelled_foreground": 0.5}, "has no effect with this trainer"),
     (
         SoftLabelSettings,
         {"unlabelled_foreground": 0.5},

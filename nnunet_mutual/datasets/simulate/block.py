@@ -125,7 +125,7 @@ def restricted(
         voxels: whole numbers.
         table: integers of each label.
         kept: names of the labels that are drawn.
-        contains: of plain labels, what the outline of each contains where it is not drawn itself.
+        contains: of plain labels, all that the outline of each contains where it is not drawn itself.
     """
     regions = {name: frozenset(values) for name, values in table.values.items()}
     integers = sorted(frozenset({0}).union(*regions.values()))
@@ -146,11 +146,8 @@ def restricted(
 
 def _drawn_around(name: str, kept: frozenset[str], contains: Mapping[str, frozenset[str]]) -> str | None:
     """Returns the innermost label that is drawn and contains another one."""
-    for outer in (outer for outer, inner in contains.items() if name in inner):
-        found = outer if outer in kept else _drawn_around(outer, kept, contains)
-        if found is not None:
-            return found
-    return None
+    around = [outer for outer, inner in contains.items() if outer in kept and name in inner]
+    return next((outer for outer in around if contains[outer].isdisjoint(around)), None)
 
 
 def write_simulated(
@@ -222,7 +219,7 @@ def _write_case(case: NewCase, folder: Path, original: Original, hiding: Hiding,
             place_label_map(whole, label, copy=copy)
         else:
             voxels, properties = read_label_map(original.reader, files.label)
-            draw = partial(restricted, table=table, contains=table.sources[listed.source].contains)
+            draw = partial(restricted, table=table, contains=table.contained(listed))
             voxels = _with_hidden(draw(voxels, kept=case.kept), properties, case, table, hiding, draw)
             write_label_map(original.reader, voxels, label, properties)
 

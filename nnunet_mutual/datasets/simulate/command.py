@@ -24,7 +24,7 @@ from nnunet_mutual.datasets.simulate.draw import choose, choose_labelled, divide
 from nnunet_mutual.datasets.simulate.hiding import Hiding, Pieces
 from nnunet_mutual.datasets.splits import by_patient
 from nnunet_mutual.disk.locate import locate
-from nnunet_mutual.errors import MutualError, meant, shorten
+from nnunet_mutual.errors import MutualError, meant, shorten, typed
 from nnunet_mutual.settings import BLOCK
 
 
@@ -283,7 +283,7 @@ def _report(place: Path, original: Original, table: AnnotationTable, cases: Sequ
         print("if zeros were tissue; methods for missing channels look into the table.")
     print(f"Who lacks what: {place / CASES}\nThe full truth, which no training reads: {place / TRUTH}")
     print("Predictions of any of these cases are compared with it by")
-    print(f"  nnunet_mutual evaluate PREDICTIONS {place / TRUTH / 'labels'} --chill")
+    print(f"  nnunet_mutual evaluate PREDICTIONS {typed(place / TRUTH / 'labels')} --chill")
     if len(labelled) < 5:
         print("Fewer than five labelled cases make no five folds: train with fold 'all'.")
     print(f"Next:  nnunet_mutual check {place.name}")
