@@ -70,7 +70,8 @@ def plan(
             f"{path.name} already has a configuration {new}, which would change ({'; '.join(changed)}); choose another "
             "--name, since results trained with the old one are kept under this name"
         )
-    content = whole
+    content = _named_by_its_first_stage(whole, new)
+    first = PlansManager(content).get_configuration(new).previous_stage_name
     block = merged_block(content, new)
     trainers = _trainers_that_accept(block)
     trainer, why = choose_trainer(folders, content, new)
@@ -83,6 +84,9 @@ def plan(
     write_json(path, content)
     print(f"{path.name}: {new} = {configuration} with {json.dumps(entry.get(BLOCK, {}))}; for {', '.join(trainers)}")
     print("\n".join(f"  {line}" for line in lines), end="\n" * bool(lines))
+    if first is not None:
+        again = f"nnunet_mutual train {folders.number} {first} FOLD -tr {trainer} --val"
+        print(f"Before, so that the first stage predicts for it, too: {again}")
     if "data_identifier" in entry:
         preprocess = f"nnunet_mutual plan_and_preprocess -d {folders.number} -c {new} --as-planned {plans}"
         print(f"Next, data of this spacing: {preprocess}")
@@ -110,6 +114,16 @@ def new_configuration(
     return {"inherits_from": base, **other, **({BLOCK: dict(settings)} if settings else {})}
 
 
+def _named_by_its_first_stage(plans: Mapping[str, Any], new: str) -> dict[str, Any]:
+    """Returns plans in which the first stage of a cascade, if there is one, predicts for a new second stage, too."""
+    first = PlansManager(dict(plans)).get_configuration(new).previous_stage_name
+    if first is None:
+        return dict(plans)
+    known = PlansManager(dict(plans)).get_configuration(first).next_stage_names or []
+    stage = {**plans["configurations"][first], "next_stage": list(dict.fromkeys([*known, new]))}
+    return {**plans, "configurations": {**plans["configurations"], first: stage}}
+
+
 def _flat(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Returns a configuration with what it inherits, its network and its settings beside each other."""
     found = dict(PlansManager(dict(plans)).get_configuration(name).configuration)
@@ -131,6 +145,8 @@ def choose_trainer(folders: DatasetFolders, plans: dict[str, Any], configuration
     """
     block = merged_block(plans, configuration)
     trainers = _trainers_that_accept(block)
+    if PlansManager(plans).get_configuration(configuration).previous_stage_name is not None:
+        trainers = [name for name in trainers if resolve("trainers", name).no_cascade is None]
     planned_for = planned_trainer(block)
     accepting = [planned_for] if planned_for in trainers else trainers
     found = Contents.of_planned(folders)

@@ -19,7 +19,6 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_mutual.annotation.fitting import fitting_trainers
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY, ModalityGroups, require_preprocessed_by_group
 from nnunet_mutual.datasets.case_voxels import reader_for
 from nnunet_mutual.datasets.check import examine
@@ -28,9 +27,10 @@ from nnunet_mutual.datasets.raw import CaseFiles, training_cases
 from nnunet_mutual.datasets.splits import describe_splits, first_fold, stratified_splits
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.host_files import read_plans, read_splits
-from nnunet_mutual.disk.locate import plans_file, require_root
+from nnunet_mutual.disk.locate import locate, plans_file, require_root
 from nnunet_mutual.disk.trainings import train_command
 from nnunet_mutual.errors import MutualError, meant
+from nnunet_mutual.planning.configuration import choose_trainer
 from nnunet_mutual.planning.method import Method, method_for
 from nnunet_mutual.planning.refusals import (
     SPLITS,
@@ -132,8 +132,7 @@ def plan_and_preprocess(
     if not stock.preprocess:
         print(f"Next:  nnunet_mutual plan_and_preprocess -d {folders.number} --as-planned {name}")
         return
-    planned_for = None if method is None else method.trainer
-    _preprocess(images, training, groups, name, configurations, counts, planned_for, limited=processes is not None)
+    _preprocess(images, training, groups, name, configurations, counts, limited=processes is not None)
 
 
 def preprocess_as_planned(
@@ -167,12 +166,12 @@ def preprocess_as_planned(
         raise MutualError(f"the plans {plans} are of modality groups, which dataset.json no longer declares; plan anew")
     refuse_unknown(configurations, preprocessed)
     counts = _counts(processes, configurations)
-    blocks = [merged_block(content, name) for name in configurations if name in content["configurations"]]
-    planned_for = next(filter(None, map(planned_trainer, blocks)), None)
+    for name in (name for name in configurations if name in content["configurations"]):
+        planned_trainer(merged_block(content, name))  # what is wrong there is said before the long work
     refuse_wrong_splits(images.folders, preprocessed, images.table, training)
     if check:
         refuse_errors(examine(images.folders, before_planning=True), images.folders, configurations, False)
-    _preprocess(images, training, groups, plans, configurations, counts, planned_for, limited=processes is not None)
+    _preprocess(images, training, groups, plans, configurations, counts, limited=processes is not None)
 
 
 def _extract_fingerprint(
@@ -208,7 +207,6 @@ def _preprocess(
     plans: str,
     configurations: Sequence[str],
     counts: Sequence[int],
-    planned_for: str | None,
     *,
     limited: bool,
 ) -> None:
@@ -237,8 +235,7 @@ def _preprocess(
     _provide_splits(preprocessed, images, training)
     first = next(name for name in ("3d_fullres", *chosen) if name in chosen)
     fold = first_fold(preprocessed, images.table, list(training))
-    accepting = None if planned_for is None else [planned_for]
-    trainer, _ = fitting_trainers(images.table, list(training), bool(images.cases), accepting=accepting)[0]
+    trainer, _ = choose_trainer(locate(folders.number), read_plans(preprocessed / f"{plans}.json"), first)
     print(f"Next:  {train_command(folders.number, first, trainer, plans=plans, fold=fold)}")
 
 

@@ -23,7 +23,7 @@ from nnunet_mutual.disk.images import read_images
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.disk.trainings import NamedTraining
 from nnunet_mutual.engine.stock_model import open_predictor
-from nnunet_mutual.errors import MutualError, typed
+from nnunet_mutual.errors import MutualError, shorten, typed
 from nnunet_mutual.plugin.compat import require_device
 from nnunet_mutual.preprocessing.soft_folder import SoftFolder, model_of
 
@@ -68,8 +68,8 @@ def write_soft_labels(
     cases = unlabelled_cases(folders.raw, content, ())[0]
     if not cases:
         raise MutualError(f"{folders.name} has no unlabelled image; put them into {folders.raw / 'imagesUn'}")
-    predict_softly(training, checkpoint, device, cases, content, SoftFolder(folder))
-    print(f"{len(cases)} soft label(s) in {folder}")
+    made = predict_softly(training, checkpoint, device, cases, content, SoftFolder(folder))
+    print(f"{made} soft label(s) in {folder}")
     command = f"nnunet_mutual preprocess_unlabelled -d DATASET --soft {typed(folder)}"
     print(f"Next, for the dataset of the other model:  {command}")
 
@@ -83,7 +83,7 @@ def predict_softly(
     soft: SoftFolder,
     *,
     anew: bool = False,
-) -> None:
+) -> int:
     """Predicts raw images with a trained model and writes probabilities; those that are there already are kept.
 
     Args:
@@ -95,12 +95,16 @@ def predict_softly(
         soft: where probabilities go.
         anew: throw away what another model has written there, instead of refusing.
 
+    Returns:
+        The number of images; those that lack a channel of the model are left out.
+
     Raises:
         MutualError: the model is missing or needs what the images lack, or the folder is of another model.
     """
     weights = _weights(training, checkpoint)
     model = weights.parents[1]
     numbers = _channels(read_object(model / "dataset.json"), content)
+    cases = _complete(cases, numbers)
     require_device(device)
     predictor = open_predictor(model, training.fold, checkpoint, torch.device(device))
     soft.claim(model_of(weights), anew=anew)
@@ -113,6 +117,20 @@ def predict_softly(
         image, properties = read_images(reader, [files.images[number] for number in numbers])
         _, probabilities = predictor.predict_single_npy_array(image, properties, None, None, True)
         soft.write(files, probabilities)
+    return len(cases)
+
+
+def _complete(cases: Mapping[str, CaseFiles], numbers: Sequence[int]) -> dict[str, CaseFiles]:
+    """Returns the images that have all of some channels, and says which have not."""
+    lacking = sorted(key for key, files in cases.items() if not {*numbers} <= files.images.keys())
+    if len(lacking) == len(cases):
+        raise MutualError(
+            f"each of the {len(cases)} image(s) lacks a channel that the model needs ({shorten(lacking, 3)}); "
+            "name a model of the channels that they have"
+        )
+    if lacking:
+        print(f"Left out, for want of a channel that the model needs: {shorten(lacking)}")
+    return {key: files for key, files in cases.items() if key not in lacking}
 
 
 def _weights(training: NamedTraining, checkpoint: str) -> Path:

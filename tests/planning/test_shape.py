@@ -211,3 +211,19 @@ def test_strides_alone_have_nnunets_kernels(plans: Path) -> None:
     assert plan("--patch", "32", "32", "32", "--strides", "1,1,1", "1,2,2", "2,2,2", "2,1,1") == 0
     kwargs = made(plans)["architecture"]["arch_kwargs"]
     assert kwargs["kernel_sizes"] == [[3, 3, 3]] * 4 and kwargs["features_per_stage"] == [4, 6, 8, 16]
+
+
+def test_a_second_stage_is_named_by_its_first_one(plans: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads(plans.read_text())
+    content["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"}
+    content["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    plans.write_text(json.dumps(content))
+    images = plans.parent / "unlabelled" / "nnUNetPlans_3d_fullres"  # whose trainers know no cascade
+    images.mkdir(parents=True)
+    (images / "new.pkl").touch()
+    assert plan("--set", "num_epochs=9", base="3d_cascade_fullres") == 0
+    first = json.loads(plans.read_text())["configurations"]["3d_lowres"]
+    assert first["next_stage"] == ["3d_cascade_fullres", "3d_cascade_fullres_new"]
+    said = capsys.readouterr().out
+    assert "predicts for it, too: nnunet_mutual train 901 3d_lowres FOLD -tr PartialTrainer --val" in said
+    assert "Next: nnunet_mutual train 901 3d_cascade_fullres_new all -tr PartialTrainer" in said

@@ -18,8 +18,12 @@ from nnunet_mutual.annotation.codes import PseudoCodes
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.batches.pseudo import PseudoStore
+from nnunet_mutual.datasets.raw import CaseFiles
+from nnunet_mutual.errors import MutualError
 from nnunet_mutual.pseudo_labels.geometry import in_image_space, in_network_space
+from nnunet_mutual.pseudo_labels.masks.folder import MaskFolder, _names
 from nnunet_mutual.pseudo_labels.masks.make import STORE
+from nnunet_mutual.pseudo_labels.soft_prediction import _complete
 
 A, B = ["case_00", "case_02", "case_04"], ["case_01", "case_03", "case_05"]  # annotate the liver; tumour and spleen
 SPLEEN = tiny.PLAIN["spleen"]
@@ -285,3 +289,19 @@ def test_organs_that_cannot_be_used_are_one_sentence(raw: Path, tmp_path: Path, 
     assert run("pseudo_label", 901, "--from", masks, *(["--map", *names] if names else [])) == 2
     assert said in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (raw / STORE / "decisions.csv").exists()
+
+
+def test_a_name_in_files_and_folders_is_one(tmp_path: Path) -> None:
+    (tmp_path / "c1").mkdir()
+    (tmp_path / "c1" / "x.nii.gz").touch()
+    places = {"c1": tmp_path / "c1", "c2": tmp_path / "c2.npz"}
+    assert _names(MaskFolder(tmp_path, "T", places, {"x": (1,), "y": (2,)}, {}, [".nii.gz"])) == ["x", "y"]
+
+
+def test_images_without_a_channel_of_the_model_are_left_out(tmp_path: Path, capsys: Any) -> None:
+    cases = {key: CaseFiles(key, dict.fromkeys(range(n), tmp_path), tmp_path) for key, n in (("a", 2), ("b", 1))}
+    assert list(_complete(cases, [0, 1])) == ["a"]
+    assert capsys.readouterr().out == "Left out, for want of a channel that the model needs: b\n"
+    assert list(_complete(cases, [0])) == ["a", "b"]
+    with pytest.raises(MutualError, match=r"each of the 1 image\(s\) lacks a channel .*\(b\)"):
+        _complete({"b": cases["b"]}, [1])

@@ -199,7 +199,7 @@ def _names(masks: MaskFolder) -> list[str]:
     """The tool's names: of the masks of organs, and of values of label maps."""
     folders = [place for place in masks.places.values() if place.is_dir()]
     organs = {name for place in folders for name in masks._organs(place)}
-    return [*(masks.values if len(folders) < len(masks.places) else ()), *sorted(organs)]
+    return sorted(organs.union(masks.values if len(folders) < len(masks.places) else ()))
 
 
 def _require_apart(found: Mapping[str, np.ndarray], table: AnnotationTable, place: str) -> None:

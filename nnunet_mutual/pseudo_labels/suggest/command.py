@@ -89,6 +89,11 @@ def suggest(
     pool = open_pool(folders, asked.window, [training.fold for training in trainings])
     _warn(pool, asked)
     pairs = measure(pool, asked.window, asked.experts, asked.store)
+    if not pairs:
+        raise MutualError(
+            "none of these networks has learnt a label that a case leaves open, so there is nothing to suggest; draw "
+            "a few cases of such a label first, and train again"
+        )
     chosen = rank(pairs, minutes_of, most)
     _write(chosen, len(pairs), _source(pool, folders, asked), asked.opinions, place)
     _say(chosen, len(pairs), folders, place)
