@@ -70,8 +70,8 @@ def plan(
             f"{path.name} already has a configuration {new}, which would change ({'; '.join(changed)}); choose another "
             "--name, since results trained with the old one are kept under this name"
         )
-    content = _named_by_its_first_stage(whole, new)
-    first = PlansManager(content).get_configuration(new).previous_stage_name
+    first = PlansManager(dict(whole)).get_configuration(new).previous_stage_name
+    content = whole if first is None else _named_by_its_first_stage(whole, first, new)
     block = merged_block(content, new)
     trainers = _trainers_that_accept(block)
     trainer, why = choose_trainer(folders, content, new)
@@ -85,8 +85,8 @@ def plan(
     print(f"{path.name}: {new} = {configuration} with {json.dumps(entry.get(BLOCK, {}))}; for {', '.join(trainers)}")
     print("\n".join(f"  {line}" for line in lines), end="\n" * bool(lines))
     if first is not None:
-        again = f"nnunet_mutual train {folders.number} {first} FOLD -tr {trainer} --val"
-        print(f"Before, so that the first stage predicts for it, too: {again}")
+        again = train_command(folders.number, first, trainer, plans=plans, fold="FOLD")
+        print(f"Before, so that the first stage predicts for it, too: {again} --val")
     if "data_identifier" in entry:
         preprocess = f"nnunet_mutual plan_and_preprocess -d {folders.number} -c {new} --as-planned {plans}"
         print(f"Next, data of this spacing: {preprocess}")
@@ -114,11 +114,8 @@ def new_configuration(
     return {"inherits_from": base, **other, **({BLOCK: dict(settings)} if settings else {})}
 
 
-def _named_by_its_first_stage(plans: Mapping[str, Any], new: str) -> dict[str, Any]:
-    """Returns plans in which the first stage of a cascade, if there is one, predicts for a new second stage, too."""
-    first = PlansManager(dict(plans)).get_configuration(new).previous_stage_name
-    if first is None:
-        return dict(plans)
+def _named_by_its_first_stage(plans: Mapping[str, Any], first: str, new: str) -> dict[str, Any]:
+    """Returns plans in which the first stage of a cascade predicts for a new second stage, too."""
     known = PlansManager(dict(plans)).get_configuration(first).next_stage_names or []
     stage = {**plans["configurations"][first], "next_stage": list(dict.fromkeys([*known, new]))}
     return {**plans, "configurations": {**plans["configurations"], first: stage}}

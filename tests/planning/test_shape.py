@@ -14,6 +14,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_mutual.cli.parser import main
+from nnunet_mutual.disk.trainings import device_option
 
 RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
 
@@ -225,5 +226,6 @@ def test_a_second_stage_is_named_by_its_first_one(plans: Path, capsys: pytest.Ca
     first = json.loads(plans.read_text())["configurations"]["3d_lowres"]
     assert first["next_stage"] == ["3d_cascade_fullres", "3d_cascade_fullres_new"]
     said = capsys.readouterr().out
-    assert "predicts for it, too: nnunet_mutual train 901 3d_lowres FOLD -tr PartialTrainer --val" in said
+    again = f"nnunet_mutual train 901 3d_lowres FOLD -tr PartialTrainer{device_option()} --val"
+    assert f"predicts for it, too: {again}\n" in said
     assert "Next: nnunet_mutual train 901 3d_cascade_fullres_new all -tr PartialTrainer" in said

@@ -137,9 +137,9 @@ def restricted(
     new = np.arange(max(int(voxels.max()), integers[-1]) + 1)  # the ignore label stays
     for i in integers:
         new[i] = written[inside[i]]
-    for name in table.labels if contains else ():
+    for name in (name for name in table.labels if name not in kept):
         outer = _drawn_around(name, kept, contains or {})
-        if name not in kept and outer is not None:
+        if outer is not None:
             new[list(table.values[name])] = table.values[outer][0]
     return new[voxels]
 

@@ -199,7 +199,8 @@ def _names(masks: MaskFolder) -> list[str]:
     """The tool's names: of the masks of organs, and of values of label maps."""
     folders = [place for place in masks.places.values() if place.is_dir()]
     organs = {name for place in folders for name in masks._organs(place)}
-    return sorted(organs.union(masks.values if len(folders) < len(masks.places) else ()))
+    values = masks.values if len(folders) < len(masks.places) else ()
+    return list(dict.fromkeys([*values, *sorted(organs)]))  # which may have the same names
 
 
 def _require_apart(found: Mapping[str, np.ndarray], table: AnnotationTable, place: str) -> None:
