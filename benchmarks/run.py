@@ -55,8 +55,9 @@ def main(argv: list[str] | None = None) -> int:
         setting = Setting(arguments.benchmark, data, work, **chosen)
         if arguments.command == "table":
             table.write(setting)
-            table.put("gate", gate.render())
-            if screening.schedule_of(setting):
+            if setting.in_readme:
+                table.put("gate", gate.render())
+            if setting.in_readme and screening.schedule_of(setting):
                 table.put(f"screening_{setting.name}", screening.render(setting))
         elif arguments.command == "job":
             run_job(setting, arguments)
@@ -167,7 +168,7 @@ def run(setting: Setting, arguments: argparse.Namespace) -> bool:
         for arm in arms
     ]
     complete = run_jobs(setting, jobs, arguments)
-    if on_test and arguments.results is None:
+    if on_test:
         table.write(setting)
     return complete
 

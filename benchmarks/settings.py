@@ -152,6 +152,11 @@ class Setting:
         return f"{PLANS}_{self.base}"
 
     @property
+    def in_readme(self) -> bool:
+        """Whether its evidence is what README.md shows: of the protocol's network, in this repository."""
+        return not self.planned and self.results == HERE / "evidence"
+
+    @property
     def evidence(self) -> Path:
         return self.results / (f"{self.name}_planned" if self.planned else self.name)
 

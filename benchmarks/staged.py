@@ -72,7 +72,7 @@ def stage1_folder(setting: Setting, network: Network, schedule: Schedule, seed: 
         for key in path:
             place = place[key]
         del place[last]
-    text = json.dumps([network.dataset, network.share, relevant], sort_keys=True)
+    text = json.dumps([network.dataset, setting.labelled, network.share, relevant], sort_keys=True)
     name = f"stage1_{hashlib.sha256(text.encode()).hexdigest()[:8]}_{schedule}_s{seed}"
     return setting.weights_file(network, schedule, seed).parent / name
 

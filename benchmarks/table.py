@@ -133,10 +133,11 @@ def comparison(setting: Setting, means: dict[str, dict[int, float]]) -> str:
 
 
 def write(setting: Setting) -> None:
-    """Prints the table and puts it into README.md."""
+    """Prints the table, and puts it into README.md if it belongs there."""
     text = render(setting)
     print(text)
-    put(setting.name, text)
+    if setting.in_readme:
+        put(setting.name, text)
 
 
 def put(name: str, text: str) -> None:

@@ -213,6 +213,11 @@ class AnnotationTable:
                 "the label from dataset.json, correct the annotation table, or use another split"
             )
 
+    @cached_property
+    def patients(self) -> Mapping[str, str]:
+        """Case -> patient, of the cases of which one is named; never the name of a case."""
+        return {key: f"patient {case.patient}" for key, case in self.cases.items() if case.patient}
+
     @property
     def outlines(self) -> list[tuple[Outline, int]]:
         """Outlines that are of a tool, alike ones once, each with its number of cases; in the order of the labels."""

@@ -140,10 +140,11 @@ def compare_predictions(first: str, second: str, options: EvaluateOptions, *, ma
 
 @dataclass(frozen=True)
 class _Measured:
-    """What was measured of one or two folders."""
+    """What was measured of one or two folders; a case without a patient is its own."""
 
     rules: Rules
     keys: dict[str, str]
+    patients: dict[str, str]
     pairs: list[list[Pair]]
     cases: list[dict[str, LabelScores]]
 
@@ -170,18 +171,10 @@ class _Measured:
         return cls(
             rules,
             output.label_keys(references.dataset_json),
+            {key: references.patients.get(key, key) for key in keys},
             pairs,
             [measure_cases(some, rules, processes=processes) for some in pairs],
         )
-
-    @property
-    def patients(self) -> dict[str, str]:
-        """Case -> patient; a case without one is its own."""
-        table = self.rules.table
-        return {
-            key: (f"patient {table.cases[key].patient}" if key in table.cases and table.cases[key].patient else key)
-            for key in self.cases[0]
-        }
 
 
 def _values(cases: Mapping[str, LabelScores], metric: str) -> dict[str, dict[str, float]]:
@@ -200,7 +193,7 @@ def _folder(chosen: str | None, predictions: Path) -> Path:
     if chosen is not None:
         return output_folder(chosen)
     # A folder of predictions may come from elsewhere, links in it included.
-    return inside(predictions, FOLDER, "folder", fix="name another one with -o")
+    return output_folder(inside(predictions, FOLDER, "folder", fix="name another one with -o"))
 
 
 def _make(folder: Path) -> None:

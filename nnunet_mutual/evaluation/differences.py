@@ -190,7 +190,9 @@ def _resampled(table: NDArray[np.float64], patients: Sequence[str], seed: int) -
         patients: of each row.
         seed: of the draws.
     """
-    known, number = np.unique(patients, return_inverse=True)
+    shown = ~np.isnan(table).all(axis=1)  # a resample of none but the others would have no mean
+    known, number = np.unique(np.array(patients)[shown], return_inverse=True)
+    table = table[shown]
     if len(known) < 2:
         return np.full(RESAMPLES, np.nan)
     sums, counts = (np.zeros((len(known), table.shape[1])) for _ in range(2))

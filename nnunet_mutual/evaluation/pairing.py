@@ -30,12 +30,14 @@ class References:
         place: where they lie, for sentences.
         files: case -> label map.
         dataset_json: labels, file ending, and the annotation table; without a table every reference is complete.
+        patients: case -> patient, of the cases of which the table names one.
         wanted: the cases that must have a prediction; None: all.
     """
 
     place: Path
     files: Mapping[str, Path]
     dataset_json: Mapping[str, Any]
+    patients: Mapping[str, str]
     wanted: tuple[str, ...] | None = None
 
     @property
@@ -92,6 +94,7 @@ def find_references(
         content = read_dataset_json(_beside(folder))
     if not isinstance(content.get("file_ending"), str):
         raise MutualError(f'{dataset_json} has no "file_ending"; add it, for example "file_ending": ".nii.gz"')
+    patients = AnnotationTable.from_dataset_json(content).patients
     if complete:
         content = {key: value for key, value in content.items() if key != BLOCK}
     if folder is not None:
@@ -100,7 +103,7 @@ def find_references(
         assert folders is not None
         place, files = _training_labels(folders, content)
     wanted = None if fold is None or folders is None else _validation_cases(folders, fold, files)
-    return References(place, files, content, wanted)
+    return References(place, files, content, patients, wanted)
 
 
 def pair_up(predictions: Path, references: References, *, chill: bool) -> list[Pair]:

@@ -26,10 +26,10 @@ from nnunet_mutual.trial import forecast
 from nnunet_mutual.trial.arms import fitting_arms, networks_of, require_arms, words
 from nnunet_mutual.trial.forecast import Timing, duration, time_arm
 from nnunet_mutual.trial.held_out import RawData
-from nnunet_mutual.trial.jobs import TIMING, Run, command, command_line, run_all, runs_of, slots
+from nnunet_mutual.trial.jobs import BEGUN, TIMING, Run, command, command_line, run_all, runs_of, slots
 from nnunet_mutual.trial.page import PAGE, Answer, printed, write_page
 from nnunet_mutual.trial.power import smallest_difference
-from nnunet_mutual.trial.protocol import RECORD, Options, TrialFolder
+from nnunet_mutual.trial.protocol import LOCKS, RECORD, Options, TrialFolder
 from nnunet_mutual.trial.results import Choice, Outcome, choose, collect, compare_arms, too_vague
 from nnunet_mutual.trial.scoring import measure, predict
 from nnunet_mutual.trial.training import FOLD, Schedule, train
@@ -250,12 +250,15 @@ def _begin(folder: TrialFolder, options: Options) -> Trial:
 
 @contextmanager
 def _removed_unless_begun(path: Path, new: bool) -> Iterator[None]:
-    """Removes the folder of a new trial that could not begin."""
+    """Removes what a new trial that could not begin has made; what its folder held before, hidden, stays."""
+    before = {*path.iterdir()} - {path / LOCKS}
     try:
         yield
     except BaseException:
-        if new:
-            shutil.rmtree(path, ignore_errors=True)
+        for made in {*path.iterdir()} - before if new else ():
+            shutil.rmtree(made, ignore_errors=True) if made.is_dir() else made.unlink(missing_ok=True)
+        if new and not before:
+            path.rmdir()
         raise
 
 
@@ -303,14 +306,17 @@ def _run(begun: Trial, names: Sequence[str], places: Sequence[dict[str, str]], s
         return ["-m", "nnunet_mutual.cli.parser", *command(begun.folder, begun.options, name)]
 
     statuses = run_all(names, start, logs, places, say)
-    return [f"{name}: {_last_line(logs / f'{name}.log')}" for name, status in statuses.items() if status]
+    return [f"{name}: {_failure(logs / f'{name}.log', status)}" for name, status in statuses.items() if status]
 
 
-def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error: ")]
-    said = (errors or lines or ["nothing was said"])[-1].removeprefix("error: ")
-    return f"{said} (log: {log})"
+def _failure(log: Path, status: int) -> str:
+    """Says why the last attempt of a run failed, which its log may follow on earlier ones."""
+    said = log.read_text(errors="replace").rpartition(BEGUN)[2].splitlines()[1:]
+    lines = [line for line in said if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if status < 0 and not errors:
+        errors = [f"killed by signal {-status}" + ", as the system does where memory is short" * (status == -9)]
+    return f"{(errors or lines or [f'nothing was said, exit status {status}'])[-1]} (log: {log})"
 
 
 def _answer(begun: Trial, with_names: bool, say: Say) -> Path:
@@ -373,7 +379,8 @@ def _next(answer: Answer) -> str:
 def _trained_on(begun: Trial) -> str:
     found = begun.contents
     labelled = sum(bool(found.table.case(key).drawn) for key in found.cases)
-    parts = [f"{labelled} labelled case(s) of {begun.options.dataset}"]
+    each = [number for number in begun.options.numbers if number is not None] or [labelled]
+    parts = [f"{' or '.join(map(str, each))} labelled case(s) of {begun.options.dataset}"]
     if found.partial:
         parts.append("which draw different labels" if found.leaves_out else "some with labels that are drawn in part")
     parts += ["and images without labels"] * found.unlabelled

@@ -18,7 +18,7 @@ from nnunet_mutual.settings import Settings, common_settings, read_settings
 from nnunet_mutual.trial.arms import STOCK, labelled_between
 from nnunet_mutual.trial.held_out import RawData
 from nnunet_mutual.trial.protocol import Options, TrialFolder
-from nnunet_mutual.trial.scoring import predict
+from nnunet_mutual.trial.scoring import measure, predict
 from nnunet_mutual.trial.training import FOLD, Schedule, train
 
 TRIED = Schedule(epochs=3, iterations=5, validations=1)  # long enough for compilation and warm epochs
@@ -78,6 +78,7 @@ def time_arm(
     target = trained.folder / "timed"
     predict(trained.folder, FOLD, one, target, torch.device(options.device), lambda text: None)
     predicted = time.perf_counter() - started
+    measure(target, one)  # what cannot be measured would be found after every training
     write_json(
         folder.timing_file(arm),
         {

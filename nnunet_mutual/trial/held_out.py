@@ -66,8 +66,7 @@ class RawData:
 
     def patients(self, keys: Sequence[str]) -> dict[str, str]:
         """Returns case -> patient; a case without one is its own."""
-        named = {key: self.table.cases[key].patient for key in keys if key in self.table.cases}
-        return {key: f"patient {named[key]}" if named.get(key) else key for key in keys}
+        return {key: self.table.patients.get(key, key) for key in keys}
 
     def unscored_in_part(self) -> str:
         """Says which labels are drawn in part, and so have no Dice there; else nothing."""

@@ -18,6 +18,7 @@ from nnunet_mutual.trial.protocol import Options, TrialFolder
 
 PARENT = "NNUNET_MUTUAL_TRIAL_PARENT"  # number of the process that started a run and must not outlive it
 TIMING = "timing_"
+BEGUN = "=== begun "  # in the log of a run, before what each attempt says
 PATIENCE = 60.0  # seconds that an interrupted training gets to save
 _POLL = 0.5
 
@@ -134,7 +135,8 @@ def run_all(
 
 def _start(words: Sequence[str], log: Path, variables: dict[str, str]) -> subprocess.Popen[bytes]:
     environment = {**os.environ, **variables, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
-    with log.open("ab") as stream:
+    with log.open("ab", buffering=0) as stream:
+        stream.write(f"{BEGUN}{time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
         return subprocess.Popen(
             [sys.executable, *words],
             stdin=subprocess.DEVNULL,

@@ -337,6 +337,7 @@ def _protocol(answer: Answer) -> Section:
     options = answer.options
     hidden = [f"--keep {' '.join(options.keep)}"] * bool(options.keep)
     hidden += [f"--labelled {' '.join(map(str, options.labelled))}"] * bool(options.labelled)
+    hidden += [f"--missing {' '.join(options.missing)}"] * bool(options.missing)
     rows: list[list[str | None]] = [[arm, said] for arm, said in answer.words.items()]
     rows += [
         ["trained on", answer.trained_on],
@@ -348,8 +349,9 @@ def _protocol(answer: Answer) -> Section:
     section = Section("protocol", "How it was done", [Table("Fixed before the results.", ["", ""], rows)])
     section.blocks.append(
         Text(
-            "The primary comparison is of the last arm with the one before it. An arm is taken where it is better than "
-            "every simpler one; of level ones, the one that takes at least 10 % fewer minutes, else the simpler."
+            "The primary comparison is of the last arm with the one before it. From the simplest arm to the most "
+            "elaborate, each is compared with the one taken so far, and taken in its place where it is better, or "
+            "level in at least 10 % fewer minutes."
         )
     )
     return section

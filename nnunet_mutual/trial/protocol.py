@@ -17,7 +17,7 @@ from nnunet_mutual.errors import MutualError
 
 RECORD = "trial.json"
 MAKER = "nnunet_mutual trial"
-EQUAL = ("updates", "minutes")
+LOCKS = ".locks"
 _SHAPE: Shape = {
     "options": {
         "dataset": str,
@@ -160,7 +160,7 @@ class TrialFolder:
         Raises:
             MutualError: another process holds it.
         """
-        folder = self.path / ".locks"
+        folder = self.path / LOCKS
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / f"{name}.lock", timeout=wait)
         try:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -199,14 +199,11 @@ def compare_runs(
         labels: that count.
         confidence: of the intervals.
     """
-    of_labels = [
+    first, second = (
         {seed: {c: {n: row[n] for n in labels} for c, row in scores.items()} for seed, scores in run.items()}
         for run in runs
-    ]
-    first, second = of_labels
-    with warnings.catch_warnings():  # of few cases with a label, some resamples hold none
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return compare_draws(first, second, outcome.patients, confidence=confidence)
+    )
+    return compare_draws(first, second, outcome.patients, confidence=confidence)
 
 
 def choose(outcome: Outcome, arms: Sequence[str], comparisons: Sequence[ArmComparison]) -> Choice:
@@ -239,6 +236,8 @@ def too_vague(choice: Choice, comparisons: Sequence[ArmComparison]) -> list[str]
     worst = max(level, key=lambda one: one.least_shown, default=None)
     if worst is None or worst.least_shown <= VAGUE:
         return []
+    if math.isnan(worst.least_shown):
+        return ["a single patient shows what is scored; choose another fold, or name more patients with --test"]
     return [
         f"runs of {worst.first} and {worst.second} vary so much with the seed that a difference below "
         f"{worst.least_shown:.2f} could not be shown; train longer, or with more --seeds, in another folder (-o)"

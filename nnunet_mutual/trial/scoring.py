@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from nnunet_mutual.datasets.case_voxels import reader_for
-from nnunet_mutual.disk.images import read_images, write_label_map
+from nnunet_mutual.disk.images import read_images, sidecar, write_label_map
 from nnunet_mutual.disk.trainings import FINAL
 from nnunet_mutual.engine.stock_model import open_predictor
 from nnunet_mutual.evaluation.cases import LabelScores, Pair, Rules, measure_cases
@@ -44,6 +44,8 @@ def predict(
         voxels = predictor.predict_single_npy_array(images, properties, None, None, False)
         half = target / f"unfinished{held_out.content['file_ending']}"
         write_label_map(reader, voxels, half, properties)
+        if (spacing := sidecar(half, is_label=True)) is not None:  # first, for a label map that is there is whole
+            spacing.replace(place.with_suffix(".json"))
         half.replace(place)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nnunet_mutual.datasets.check import examine
 from nnunet_mutual.datasets.next_step import Contents
 from nnunet_mutual.datasets.raw import training_cases
 from nnunet_mutual.datasets.simulate.command import SimulateOptions, simulate
@@ -83,7 +84,10 @@ def link_data(folder: TrialFolder, options: Options) -> Division:
     if options.test is None:
         division = divide(data, folders.preprocessed, options.fold)
     else:
-        division = score_on(data, RawData.read(locate(options.test, need_raw=True)))
+        test = locate(options.test, need_raw=True)
+        if not (folder.path / HELD_OUT).is_dir():
+            _require_sound(test)
+        division = score_on(data, RawData.read(test))
     if options.hides and Contents(data.table, list(data.training), False).partial:
         raise MutualError(
             f"{data.name} is not fully drawn, so hiding more of it leaves nothing to score the hidden part by; leave "
@@ -101,6 +105,14 @@ def link_data(folder: TrialFolder, options: Options) -> Division:
         if (folders.preprocessed / name).is_file() and not (planned / name).is_file():
             write_json(planned / name, read_object(folders.preprocessed / name))
     return division
+
+
+def _require_sound(folders: DatasetFolders) -> None:
+    """Verifies the files of a dataset that no planning has looked at; found later, a fault would cost all trainings."""
+    if errors := examine(folders, before_planning=True).errors:
+        raise MutualError(
+            f"--test {folders.name}: {errors[0].place}: {errors[0].text} (nnunet_mutual check {folders.name} lists all)"
+        )
 
 
 def draw_raw(folder: TrialFolder, options: Options, draw: Draw) -> RawData:

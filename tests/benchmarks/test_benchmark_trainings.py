@@ -14,6 +14,7 @@ from modalities import make_preprocessed
 from training import SHORT, partial_block, trainer_for, weights
 
 from nnunet_mutual.trainers import MutualCrossModalTrainer, MutualPartialTrainer
+from nnunet_mutual.trainers.mutual_partial import MutualPartialSettings
 
 GROUPS = {"T1": ["T1"], "FLAIR": ["FLAIR"]}
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -24,7 +25,7 @@ def train(monkeypatch: pytest.MonkeyPatch, nnunet_folders: Path) -> Any:
     """Trains a trainer as the runner does, keeping first stages in ``nnunet_folders``."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     settings, staged = (importlib.import_module(name) for name in ("settings", "staged"))
-    setting = SimpleNamespace(weights_file=lambda *_: nnunet_folders / "kept" / "network.pth")
+    setting = SimpleNamespace(labelled=None, weights_file=lambda *_: nnunet_folders / "kept" / "network.pth")
 
     def run(trainer: Any, deployed: str = "final") -> dict[str, Any]:
         trainer.initialize()
@@ -50,6 +51,15 @@ def test_another_arm_starts_from_the_first_stage(nnunet_folders: Path, train: An
     again = train(second)
     assert set(steps) == {2}, "the first stage is not trained again"
     assert all(torch.equal(value, found["network_weights"][name]) for name, value in again["network_weights"].items())
+
+
+def test_a_first_stage_is_kept_with_the_number_of_labelled_patients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    settings, staged = (importlib.import_module(name) for name in ("settings", "staged"))
+    trainer = SimpleNamespace(settings=MutualPartialSettings())
+    of_numbers = [settings.Setting(f"hippocampus_sources_{number}", Path()) for number in (1, 2)]
+    network, schedule = of_numbers[0].networks("rounds")[0], settings.Schedule(9, 0.01)
+    assert len({staged.stage1_folder(one, network, schedule, 0, trainer) for one in of_numbers}) == 2
 
 
 def test_a_group_keeps_the_columns_that_it_uses(nnunet_folders: Path, train: Any) -> None:

@@ -103,5 +103,6 @@ def test_a_benchmark_on_a_gpu_keeps_apart_from_one_on_a_cpu(gpu: Any, tmp_path: 
     assert len(files) == 3 and (cpu.amp, on_gpu.amp) == ("off", "auto")
     assert on_gpu.evidence == tmp_path / "acdc_sources_5" and planned.evidence.name == "acdc_sources_5_planned"
     assert cpu.calibration_file == on_gpu.calibration_file
+    assert [one.in_readme for one in (cpu, on_gpu, planned)] == [True, False, False]
     plans = {"plans_name": "nnUNetPlans", "configurations": {"3d_fullres": {"data_identifier": "x", "batch_size": 3}}}
     assert preparation.small_configuration(plans, planned["network"])["inherits_from"] == "3d_fullres"

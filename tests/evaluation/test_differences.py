@@ -52,6 +52,21 @@ def test_a_false_positive_is_worse_than_an_absent_prediction() -> None:
     assert compare_draws({0: second}, {0: first}, PATIENTS).over_draws.mean == pytest.approx(-1 / 4)
 
 
+def test_patients_with_nothing_to_score_are_not_drawn() -> None:
+    """A resample of none but these would have no mean, and no interval."""
+    patients = {f"p{n}": f"p{n}" for n in range(5)}
+    empty = {"p0": {"lesion": None}}
+    first = empty | {key: {"lesion": 0.8} for key in patients if key != "p0"}
+    second = empty | {key: {"lesion": 0.5} for key in patients if key != "p0"}
+    found = compare_draws(dict.fromkeys(range(3), first), dict.fromkeys(range(3), second), patients)
+    assert (found.over_patients.low, found.over_patients.high) == (pytest.approx(0.3), pytest.approx(0.3))
+    assert found.verdict == "better"
+    only = {"p0": {"lesion": 0.8}} | {key: {"lesion": None} for key in patients if key != "p0"}
+    assert math.isnan(compare_draws({0: only}, {0: only}, patients).over_patients.low), (
+        "of one patient nothing is known"
+    )
+
+
 def test_both_phases_of_a_heart_are_drawn_together() -> None:
     first = {0: scores(0.2, 0.2, 0.0, 0.0), 1: scores(0.2, 0.2, 0.0, 0.0)}
     found = compare_draws(first, {d: scores(0.0, 0.0, 0.0, 0.0) for d in (0, 1)}, PATIENTS)

@@ -22,7 +22,7 @@ from nnunet_mutual.cli import parser as cli
 from nnunet_mutual.datasets.case_voxels import reader_for
 from nnunet_mutual.evaluation import cases
 from nnunet_mutual.evaluation.cases import Pair, Rules, measure_cases
-from nnunet_mutual.evaluation.command import EvaluateOptions, _same
+from nnunet_mutual.evaluation.command import EvaluateOptions, _Measured, _same
 
 KEYS = [f"case_{i:02d}" for i in range(6)]
 SPACING = (1.0, 1.0, 2.0)  # x, y, z in mm
@@ -205,6 +205,24 @@ def test_complete_references_need_no_table(play: Play, capsys: pytest.CaptureFix
         "tumour",
         "spleen",
     }
+
+
+def test_complete_references_keep_the_patients_of_the_table(play: Play) -> None:
+    block = tiny.two_sources(["liver"], ["tumour", "spleen"], KEYS)
+    for number, key in enumerate(KEYS):
+        block["cases"][key]["patient"] = f"p{number // 2}"
+    play.declare(block)
+    asked = EvaluateOptions(dataset="901", complete=True, surface=False)
+    assert {*_Measured.of(asked, play.root / "A").patients.values()} == {"patient p0", "patient p1", "patient p2"}
+
+
+def test_predictions_in_a_folder_that_cannot_be_written_are_not_measured_in_vain(
+    play: Play, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.access", lambda place, *_, **__: False)
+    monkeypatch.setattr("nnunet_mutual.evaluation.command.measure_cases", None)
+    play.run("{root}/A -d 901 --no-surface", status=2)
+    assert f"no permission to write in {play.root}/A; give -o another folder" in capsys.readouterr().err
 
 
 def test_one_fold(play: Play, capsys: pytest.CaptureFixture[str]) -> None:

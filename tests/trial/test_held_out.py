@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
+import torch
 from raw_dataset import LABELS, RawDataset
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.next_step import Contents
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.trial import scoring
 from nnunet_mutual.trial.arms import fitting_arms
 from nnunet_mutual.trial.held_out import RawData, divide, score_on, write_dataset
-from nnunet_mutual.trial.scoring import measure
+from nnunet_mutual.trial.scoring import measure, predict
+from nnunet_mutual.trial.training_data import _require_sound
 
 DRAWN = {f"toy_{n}": list(LABELS)[1:] for n in range(6)}
 
@@ -134,3 +139,36 @@ def test_nobody_is_on_both_sides(toy: RawDataset, nnunet_folders: Path) -> None:
     )
     with pytest.raises(MutualError, match="its case new_0 does not draw spleen, kidney"):
         score_on(read("777"), read("778"))
+
+
+def test_another_dataset_is_examined_before_anything_is_trained(toy: RawDataset, nnunet_folders: Path) -> None:
+    new = other(nnunet_folders)
+    sitk.WriteImage(
+        sitk.GetImageFromArray(np.full((4, 5, 6), 9, np.uint8)), str(new.folder / "labelsTr" / "new_1.nii.gz")
+    )
+    with pytest.raises(MutualError, match=r"--test Dataset778_New: .*new_1.* 9.*nnunet_mutual check Dataset778_New"):
+        _require_sound(locate("778", need_raw=True))
+
+
+def test_a_tif_keeps_the_file_that_says_its_spacing(nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = nnunet_folders / "nnUNet_raw" / "Dataset779_Tif"
+    for name, voxels in (("imagesTr/c_1_0000.tif", np.zeros((8, 9, 10), np.float32)), ("labelsTr/c_1.tif", drawn())):
+        (raw / name).parent.mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(raw / name, voxels)
+        (raw / name).with_name("c_1.json").write_text(json.dumps({"spacing": [3.0, 1.0, 1.0]}))
+    content = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "lesion": 1}, "numTraining": 1}
+    (raw / "dataset.json").write_text(
+        json.dumps(content | {"file_ending": ".tif", "overwrite_image_reader_writer": "Tiff3DIO"})
+    )
+    held_out = read("779")
+    predictor = SimpleNamespace(predict_single_npy_array=lambda *_: drawn())
+    monkeypatch.setattr(scoring, "open_predictor", lambda *_: predictor)
+    predict(raw, "0", held_out, raw / "predicted", torch.device("cpu"), print)
+    assert sorted(path.name for path in (raw / "predicted").iterdir()) == ["c_1.json", "c_1.tif"]
+    assert measure(raw / "predicted", held_out)["dice"] == {"c_1": {"lesion": 1.0}}
+
+
+def drawn() -> np.ndarray:
+    voxels = np.zeros((8, 9, 10), np.uint8)
+    voxels[1:3, 1:3, 1:3] = 1
+    return voxels

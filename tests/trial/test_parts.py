@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 from nnunet_mutual.cli.trial_commands import _seconds
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.evaluation.differences import Interval
-from nnunet_mutual.trial import training
+from nnunet_mutual.trial import command, training
 from nnunet_mutual.trial.forecast import Timing, duration, schedules, total_seconds
 from nnunet_mutual.trial.jobs import Run, run_all, runs_of, slots
 from nnunet_mutual.trial.page import Answer, printed, write_page
@@ -148,6 +149,7 @@ def test_level_says_nothing_where_runs_vary_too_much() -> None:
     (why,) = too_vague(taken, [compared(0.2), compared(0.42)])
     assert "a difference below 0.42 could not be shown" in why
     assert not too_vague(Choice(ARMS[2], ()), [compared(0.42)]), "of others"
+    assert too_vague(taken, [compared(math.nan)])[0].startswith("a single patient shows what is scored")
 
 
 def test_learning_curve_and_page(tmp_path: Path) -> None:
@@ -155,6 +157,8 @@ def test_learning_curve_and_page(tmp_path: Path) -> None:
     assert [run.labelled for run in runs_of(asked)][:9] == [16] * 9  # what matters most first
     found = answer_of(folder_of(tmp_path, asked, {ARMS[0]: 0.6, ARMS[1]: 0.65, ARMS[2]: 0.65}, MINUTES), asked)
     text = printed(found)
+    asked_for = replace(found, options=replace(asked, missing=("T2=0.5",)))
+    assert "--labelled 4 8 16; --missing T2=0.5" in write_page(tmp_path / "trial.html", asked_for)[0].read_text()
     assert "16 labelled cases" in text and "Take PartialTrainer, because" in text
     files = write_page(tmp_path / "trial.html", found)
     page = files[0].read_text()
@@ -221,7 +225,7 @@ def test_runs_side_by_side_fail_alone(tmp_path: Path) -> None:
         list(code), lambda name: ["-c", code[name]], tmp_path, [{"PLACE": "0"}, {"PLACE": "1"}], said.append
     )
     assert found == {"good": 0, "bad": 2, "gpu": 0}
-    assert (tmp_path / "gpu.log").read_text().strip() in ("0", "1")
+    assert (tmp_path / "gpu.log").read_text().splitlines()[1] in ("0", "1")
     assert any("FAILED (exit status 2) bad" in line for line in said)
 
 
@@ -266,3 +270,34 @@ def _wait(condition: Any) -> None:
             return
         time.sleep(0.1)
     raise AssertionError("it did not happen")
+
+
+def test_what_a_run_says_of_its_last_attempt(tmp_path: Path) -> None:
+    """A log goes on with every attempt; why an earlier one failed is past."""
+    fails = ["-c", "print('error: the disk is full'); raise SystemExit(2)"]
+    killed = ["-c", "import os, signal; print('epoch 3', flush=True); os.kill(os.getpid(), signal.SIGKILL)"]
+    silent = ["-c", "raise SystemExit(3)"]
+    said = []
+    for words in (fails, killed, silent):
+        statuses = run_all(["one"], lambda _, words=words: words, tmp_path, [{}], lambda text: None)
+        said.append(command._failure(tmp_path / "one.log", statuses["one"]).removesuffix(f" (log: {tmp_path}/one.log)"))
+    assert said == [
+        "the disk is full",
+        "killed by signal 9, as the system does where memory is short",
+        "nothing was said, exit status 3",
+    ]
+    assert (tmp_path / "one.log").read_text().count("=== begun ") == 3
+
+
+def test_a_trial_that_cannot_begin_removes_what_it_made_and_nothing_else(tmp_path: Path) -> None:
+    own, empty = tmp_path / "own", tmp_path / "empty"
+    (own / ".git").mkdir(parents=True)
+    (own / ".git" / "config").touch()
+    for place in (own, empty):
+        folder = TrialFolder(place)
+        begun = command._removed_unless_begun(place, new=True)
+        with folder.locked("trial", 0, ""), pytest.raises(KeyboardInterrupt), begun:
+            folder.save(options())
+            raise KeyboardInterrupt
+    assert [path.name for path in own.iterdir()] == [".git"] and (own / ".git" / "config").is_file()
+    assert not empty.exists()
