@@ -25,6 +25,7 @@ Partners = Literal["every", "any", "unlabelled", "labelled", "off"]  # whose box
 SoftLoss = Literal["batch", "sample"]  # over what the Dice of unlabelled samples is taken
 IN_PLANS = "of the plans file"
 LARGEST = 2**32 - 1  # whole number: the largest seed of NumPy's generators
+LEAST_TEMPERATURE = 0.1  # the paper's; much smaller ones take powers of probabilities below the smallest float
 PLANNED = "planned"  # in a block: what a planner chose for one trainer, which others leave aside
 
 
@@ -216,8 +217,11 @@ class SoftTeacherSettings(TeacherSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.temperature < math.inf:
-            raise MutualError(f'setting "temperature" must be above 0, found {self.temperature}')
+        if not LEAST_TEMPERATURE <= self.temperature < math.inf:
+            raise MutualError(
+                f'setting "temperature" must be at least {LEAST_TEMPERATURE}, where targets are as good as certain, '
+                f"found {self.temperature}"
+            )
 
 
 def merged_block(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
@@ -325,7 +329,7 @@ def read_settings(cls: type[S], block: Mapping[str, Any], place: str = BLOCK, or
     """
     made = _read(cls, block, place, origin)
     for name, why in made.unused().items() if isinstance(made, Settings) else ():
-        if name in block and getattr(made, name) != getattr(cls, name):
+        if name in block and getattr(made, name) != getattr(cls(), name):
             raise MutualError(f'setting "{name}" has no effect {why}; leave it out')
     return typing.cast(S, made)
 

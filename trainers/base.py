@@ -432,7 +432,7 @@ class MutualTrainer(nnUNetTrainer):
             scales,
             mirror_axes,
             dummy_2d,
-            use_mask_for_norm=self.configuration_manager.use_mask_for_norm,
+            use_mask_for_norm=self.stream.masked(self.configuration_manager.use_mask_for_norm),
             **{**shared, "regions": self.stream.regions(shared["regions"])},
         )
         training, validation = self.get_tr_and_val_datasets()

@@ -81,6 +81,8 @@ class MutualCorrelationSettings(SoftTeacherSettings):
         found = super().unused()
         if not self.attends:
             found |= dict.fromkeys(("inter", "dropout"), "without a network with attention")
+        if self.published:
+            found |= dict.fromkeys(("loss", "temperature", "dropout"), "with published=true")
         if self.networks == 1:
             found |= dict.fromkeys(("second", "own_views"), f'with form="{self.form}", which has one network')
         if not self.taught:
@@ -141,7 +143,7 @@ class MutualCorrelationTrainer(MutualTrainer):
             common,
             networks=settings.networks - settings.attends,
             auxiliary=settings.attends,
-            averages=2 if settings.taught else common.averages,
+            averages=2 if settings.taught else common.averages * (settings.networks - settings.attends),
             memory=planned_memory(settings),
             terms=tuple(name for name, weight in terms.items() if weight > 0),
             features=(STRIDE,) if loss.correlation > 0 else (),

@@ -90,6 +90,7 @@ class MutualCrossModalSettings(TwoStreamSettings):
         """See :meth:`Settings.unused`."""
         course = ("loss", "relearn_from", "all_from", "relearning_contrast", "passes", "queue", "published")
         without = dict.fromkeys(("taught",) if self.form == "contrast" else course, f'with form="{self.form}"')
+        without |= {"queue": "with published=true"} if self.published else {}
         return without | FROM_ANYWHERE
 
 

@@ -18,7 +18,7 @@ from nnunet_mutual.objectives.not_drawn import NotDrawnObjective
 from nnunet_mutual.planning.needs import Needs
 from nnunet_mutual.settings import FROM_ANYWHERE, TwoStreamSettings, planned_memory, require_not_negative
 from nnunet_mutual.trainers.base import MutualTrainer
-from nnunet_mutual.trainers.unlabelled import ask_average, said, sizes_of, unlabelled_images
+from nnunet_mutual.trainers.unlabelled import ask_average, said, sizes_of, two_stream_needs, unlabelled_images
 
 MOST_NETWORKS = 4
 
@@ -75,13 +75,16 @@ class TaughtPartialTrainer(MutualTrainer):
     )
     settings_class = TaughtPartialSettings
     settings: TaughtPartialSettings
+    stream: ExchangedStreams
     no_cascade = "whose second stage would need another first stage's prediction of every mixed image"
 
     @classmethod
     def needs(cls, settings: Any, table: AnnotationTable, cases: Sequence[str]) -> Needs:
         """Networks and an average of each."""
         terms = ("soft targets",) if settings.weight > 0 else ()
-        number, common = settings.networks, super().needs(settings, table, cases)
+        sizes = settings.labelled_per_batch or settings.unlabelled_per_batch  # a batch of more than the plans'
+        common = two_stream_needs(settings, table, cases) if sizes else super().needs(settings, table, cases)
+        number = settings.networks
         return replace(common, networks=number, averages=number, memory=planned_memory(settings), terms=terms)
 
     def build_stream(self) -> ExchangedStreams:
@@ -98,7 +101,7 @@ class TaughtPartialTrainer(MutualTrainer):
         chosen, everyone = self.settings, range(self.settings.networks)
         alone = chosen.teachers == "consensus" or chosen.networks == 1
         teachers = [[n for n in everyone if alone or n != student] for student in everyone]
-        forced = round(self.batch_size * (1 - self.oversample_foreground_percent))
+        forced = self.stream.unlabelled + round(self.batch_size * (1 - self.oversample_foreground_percent))
         options: dict[str, Any] = {"ramp_end": chosen.ramp, "sure": chosen.sure, "foreground_from": forced}
         parts = self.knowledge, self.supervised, self._ask, teachers
         return [NotDrawnObjective(*parts, weight=chosen.weight, **options)]

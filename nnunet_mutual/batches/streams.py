@@ -74,6 +74,14 @@ class Stream:
         """Changes nnU-Net's transforms of training patches."""
         return transforms
 
+    def masked(self, flags: Sequence[bool]) -> Sequence[bool]:
+        """Returns which channels of the loader's images are 0 outside of nnU-Net's mask.
+
+        Args:
+            flags: likewise, of each channel of dataset.json.
+        """
+        return flags
+
     def regions(self, regions: Any) -> Any:
         """Returns the regions into which the loader turns training labels, from nnU-Net's (None for plain labels)."""
         return regions
@@ -408,6 +416,10 @@ class ModalityStreams(TwoStreams):
         self.views = views
         complete = all(all(groups.available(case)) for case in self.table.cases.values())
         self._gathers_of_some = all_take_part and not complete
+
+    def masked(self, flags: Sequence[bool]) -> Sequence[bool]:
+        """Channels are stored group after group; one may be in several groups, or in none."""
+        return [flags[number] for numbers in self.groups.channels.values() for number in numbers]
 
     def seen_by(self, network: int, images: Tensor) -> Tensor:
         """Puts the stored channels of a group where dataset.json has them, zeros elsewhere."""

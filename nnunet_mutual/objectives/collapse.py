@@ -87,7 +87,7 @@ class CollapseAlarm:
                     expected = float(volume[n, n, channel]) / samples[n]
                     ratio = float(volume[n, g, channel]) / samples[g] / expected if expected else 1.0
                     numbers[f"volume of {label} by network {n} on group {g} against its own"] = ratio
-                    if ratio < LEAST_RATIO:
+                    if ratio < LEAST_RATIO and self.weight > 0:  # before it counts, pd is not the reason
                         warnings.append(
                             f"network {n} predicts {ratio:.2f} times as much {label} on images that annotate "
                             f"{', '.join(sorted(other))} as on its own: it may take their style for absence; "

@@ -149,7 +149,7 @@ class Budget:
         labelled = math.ceil(batch / 2)  # as the trainers divide a batch
         if labelled + max(self.needs.unlabelled, batch - labelled) > batch and self.needs.unlabelled:
             labelled, unlabelled = self.needs.split(batch)
-            settings |= {"labelled_per_batch": labelled, "unlabelled_per_batch": unlabelled}
+            settings = {"labelled_per_batch": labelled, "unlabelled_per_batch": unlabelled} | settings
         gigabytes = round(cost.total(batch), 1)
         if settings:
             plan[BLOCK] = {PLANNED: {"trainer": self.method.trainer, "settings": settings, "gigabytes": gigabytes}}

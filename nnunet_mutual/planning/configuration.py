@@ -24,6 +24,7 @@ from nnunet_mutual.planning.shape import Shape, describe, reshaped
 from nnunet_mutual.plugin.find import resolve, training_names
 from nnunet_mutual.settings import (
     BLOCK,
+    PLANNED,
     block_for,
     differences,
     groups_of_settings,
@@ -32,6 +33,8 @@ from nnunet_mutual.settings import (
     planned_trainer,
     read_settings,
 )
+
+_UNPLANNED = {"memory": "auto", "labelled_per_batch": None, "unlabelled_per_batch": None}
 
 
 def plan(
@@ -111,7 +114,15 @@ def new_configuration(
         MutualError: what the network does not allow, with the nearest that it does.
     """
     other = reshaped(plans, base, shape, new) if shape else {}
-    return {"inherits_from": base, **other, **({BLOCK: dict(settings)} if settings else {})}
+    block = {**(settings or {}), **(_open_again(merged_block(plans, base)) if shape else {})}
+    return {"inherits_from": base, **other, **({BLOCK: block} if block else {})}
+
+
+def _open_again(block: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what undoes the choices of a planner that are right for its own patch, batch and network only."""
+    planned = {**block[PLANNED]["settings"]} if planned_trainer(block) else {}
+    undone = {name: value for name, value in _UNPLANNED.items() if name in planned}
+    return {PLANNED: {"settings": undone}} if undone else {}
 
 
 def _named_by_its_first_stage(plans: Mapping[str, Any], first: str, new: str) -> dict[str, Any]:

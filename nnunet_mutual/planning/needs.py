@@ -10,6 +10,7 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.settings import Settings
 
 Memory = Literal["joint", "sequential"]
+LEAST_BATCH = 2  # of nnU-Net's planning
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Needs:
     @property
     def as_stock(self) -> bool:
         """Whether one network learns alone, so that nnU-Net's own planning is right."""
-        return self.trained == 1 and not self.averages and not self.prototypes
+        return self.trained == 1 and not self.averages and not self.prototypes and self.least_batch <= LEAST_BATCH
 
     def describe(self) -> str:
         """Says in words what is held."""

@@ -203,7 +203,7 @@ def test_cascades_are_refused(nnunet_folders: Path, trainer_class: Any) -> None:
         ({"unlabelled_per_batch": -1}, '"unlabelled_per_batch" must be at least 1, found -1'),
         ({"ramp": 0}, '"ramp" must be a share of the training, above 0, found 0'),
         ({"ema": 0}, '"ema" must be above 0'),
-        ({"temperature": 0}, '"temperature" must be above 0'),
+        ({"temperature": 0}, '"temperature" must be at least 0.1'),
         ({"consistency": -1}, '"consistency" must be 0 or more'),
         ({"paste_from": "all"}, '"mutual.paste_from" must be one of every, any, unlabelled, labelled, off'),
     ],

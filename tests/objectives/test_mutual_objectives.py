@@ -106,7 +106,7 @@ def test_running_scores_choose_the_teacher(known: Knowledge) -> None:
     assert made.diagnose()[0]["soft Dice of liver by network 0 on group 0"] == pytest.approx(expected.item())
 
 
-def alarm_after(known: Knowledge, share: float, samples: int = LEAST_SAMPLES) -> CollapseAlarm:
+def alarm_after(known: Knowledge, share: float, samples: int = LEAST_SAMPLES, weight: float = 0.3) -> CollapseAlarm:
     """Network 0 predicts its liver in half of its own images and in ``share`` of that in the others."""
     alarm = CollapseAlarm(known, GROUPS, 2)
     batch = batch_of(known)
@@ -115,7 +115,7 @@ def alarm_after(known: Knowledge, share: float, samples: int = LEAST_SAMPLES) ->
         predicted[0, :4] = 1
         predicted[1].view(-1)[: int(256 * share)] = 1
         spleen = torch.full((2, 8, 8, 8), 2)
-        alarm.count([Output([says(predicted)]), Output([says(spleen)])], batch, [0, 1], 0.3)
+        alarm.count([Output([says(predicted)]), Output([says(spleen)])], batch, [0, 1], weight)
     return alarm
 
 
@@ -136,6 +136,11 @@ def test_no_alarm_without_cause_or_before_enough_was_seen(known: Knowledge) -> N
     early = alarm_after(known, 0.0, LEAST_SAMPLES - 1)
     assert early.diagnose() == ({}, []) and early.capped(1.0) == 1.0
     assert min(early.samples) == LEAST_SAMPLES - 1, "what was counted stays until it is enough"
+
+
+def test_pd_is_not_stopped_for_what_was_before_it(known: Knowledge) -> None:
+    alarm = alarm_after(known, 0.25, weight=0.0)
+    assert alarm.diagnose()[1] == [] and alarm.capped(1.0) == 1.0
 
 
 def test_patches_with_forced_foreground_do_not_count(known: Knowledge) -> None:

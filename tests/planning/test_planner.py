@@ -18,15 +18,27 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
     nnUNetPlannerResEncXL,
 )
 from planned import BRAIN, KEYS, PROSTATE, make_raw, plan, read_plans
-from tiny import NAME
+from tiny import NAME, PLAIN
 
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.batches.streams import StreamSizes
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.planners import MutualPlanner, MutualPlannerResEncL, MutualPlannerResEncM, MutualPlannerResEncXL
 from nnunet_mutual.planning.budget import GIB
+from nnunet_mutual.planning.configuration import new_configuration
 from nnunet_mutual.planning.memory import Design, footprint
 from nnunet_mutual.planning.needs import Needs
-from nnunet_mutual.settings import block_for
-from nnunet_mutual.trainers import MutualCorrelationTrainer, PartialTrainer
+from nnunet_mutual.planning.shape import Shape
+from nnunet_mutual.settings import block_for, merged_block
+from nnunet_mutual.trainers import (
+    MutualCorrelationTrainer,
+    MutualCrossModalTrainer,
+    PartialTrainer,
+    SoftLabelTrainer,
+    TaughtPartialTrainer,
+)
+from nnunet_mutual.trainers.mutual_correlation import MutualCorrelationSettings
+from nnunet_mutual.trainers.taught_partial import TaughtPartialSettings
 
 CORRELATION = "MutualCorrelationTrainer"
 GROUPS = {"T1": ["T1"], "FLAIR": ["FLAIR"]}
@@ -170,6 +182,44 @@ def test_modality_groups_have_room_for_three_patches(nnunet_folders: Path) -> No
     assert planned["trainer"] == "MutualCrossModalTrainer"
     assert planned["settings"] == {"memory": "sequential", "labelled_per_batch": 1, "unlabelled_per_batch": 2}
     assert "2 modality groups" in said and "2 moving averages" in said
+
+
+def test_what_was_planned_for_a_batch_is_open_in_another_one(nnunet_folders: Path) -> None:
+    make_raw(nnunet_folders, channels=("T1", "FLAIR"), block=block(modality_groups=GROUPS), unlabelled=1)
+    plans, _ = plan(MutualPlanner, 8)
+    new = new_configuration(plans, "3d_fullres", "new", Shape(batch=8), {"seed": 1})
+    plans["configurations"]["new"] = new
+    found = block_for(MutualCrossModalTrainer, merged_block(plans, "new"))
+    assert found == {"memory": "auto", "labelled_per_batch": None, "unlabelled_per_batch": None, "seed": 1}
+    assert "mutual" not in new_configuration(plans, "3d_fullres", "longer"), "of the same batch it stays"
+
+
+@pytest.mark.parametrize(
+    ("given", "batch", "planned"),
+    [
+        ({"labelled_per_batch": 4, "unlabelled_per_batch": 4}, 8, (4, 4)),
+        ({"unlabelled_per_batch": 2}, 3, (1, 2)),
+        ({}, 2, (1, 1)),
+    ],
+)
+def test_a_batch_holds_what_the_settings_ask_for(
+    nnunet_folders: Path, given: dict[str, int], batch: int, planned: tuple[int, int]
+) -> None:
+    make_raw(nnunet_folders, unlabelled=1)
+    configuration = plan(for_("SoftLabelTrainer", **given), 8)[0]["configurations"]["3d_fullres"]
+    settings = block_for(SoftLabelTrainer, configuration.get("mutual", {}))
+    names = ("labelled_per_batch", "unlabelled_per_batch")
+    sizes = StreamSizes.of(configuration["batch_size"], *map(settings.get, names))
+    assert (sizes.labelled, sizes.unlabelled) == planned and sum(planned) <= configuration["batch_size"] >= batch
+    assert {name: settings[name] for name in given} == given
+
+
+def test_needs_of_settings() -> None:
+    table = AnnotationTable.from_dataset_json({"channel_names": {"0": "T1"}, "labels": PLAIN})
+    taught = TaughtPartialTrainer.needs(TaughtPartialSettings(unlabelled_per_batch=4), table, [])
+    assert (taught.labelled, taught.unlabelled, taught.averages) == (1, 4, 1)
+    equal = MutualCorrelationTrainer.needs(MutualCorrelationSettings(second="equal", ema=0.9), table, [])
+    assert (equal.networks, equal.averages) == (2, 2), "an average of each network that can be deployed"
 
 
 CHOICES: dict[str, tuple[dict[str, Any], str]] = {

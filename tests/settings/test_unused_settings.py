@@ -32,10 +32,22 @@ UNUSED: list[tuple[type[Settings], dict[str, Any], str]] = [
     (MutualPrototypeSettings, {"soft_loss": "sample"}, '"soft_loss" has no effect with role="rectify"'),
     (MutualPrototypeSettings, {"strong_pose": True}, '"strong_pose" has no effect with role="rectify"'),
     (MutualCorrelationSettings, {"strong_pose": True}, '"strong_pose" has no effect with form="partner"'),
+    (
+        MutualCorrelationSettings,
+        {"published": True, "loss": {"correlation": 0.0}},
+        '"loss" has no effect with published',
+    ),
+    (MutualCorrelationSettings, {"published": True, "temperature": 1.0}, '"temperature" has no effect with published'),
+    (MutualCorrelationSettings, {"published": True, "dropout": 0.3}, '"dropout" has no effect with published=true'),
+    (MutualPrototypeSettings, {"published": True, "loss": {"contrast": 0.0}}, '"loss" has no effect with published'),
+    (MutualPrototypeSettings, {"published": True, "confidence": 0.99}, '"confidence" has no effect with published'),
+    (MutualCrossModalSettings, {"published": True, "queue": 5}, '"queue" has no effect with published=true'),
+    (MutualCrossModalSettings, {"form": "averages", "loss": {"contrast": 0.0}}, '"loss" has no effect with form="aver'),
     (TaughtPartialSettings, {"teachers": "crossed"}, '"teachers" has no effect with one network'),
     (TaughtPartialSettings, {"weight": 0.0, "sure": 0.5}, '"sure" has no effect with weight=0'),
 ]
 USED: list[tuple[type[Settings], dict[str, Any]]] = [
+    (MutualCorrelationSettings, {"published": True, "dropout": 0.1}),
     (MutualCorrelationSettings, {"ema": 0.9}),
     (MutualCorrelationSettings, {"form": "crossed", "ema": 0.9, "ema_age": None, "dropout": 0.2, "own_views": False}),
     (MutualPrototypeSettings, {"role": "filter", "soft_loss": "sample", "confidence": 0.8}),  # the default says nothing

@@ -49,6 +49,11 @@ def test_a_training_from_beginning_to_end(nnunet_folders: Path) -> None:
     assert checkpoint["trainer_name"] == "Export_first_with_nnunet_mutual_export"
 
 
+def test_each_stored_channel_has_the_mask_of_its_own(nnunet_folders: Path) -> None:
+    groups = {"FLAIR": ["FLAIR"], "both": ["T1", "FLAIR"]}  # stored one after the other
+    assert started(nnunet_folders, groups=groups).stream.masked([True, False]) == [False, True, False]
+
+
 KINDS: dict[str, dict[str, Any]] = {
     "regions": {"labels": tiny.REGIONS},
     "ignore": {"ignore": True},

@@ -99,6 +99,7 @@ def test_images_that_nobody_drew_are_one_more_source(nnunet_folders: Path) -> No
     assert batch.keys[0] in UNLABELLED and batch.keys[1] in KEYS
     assert trainer.acted.unlabelled == len(UNLABELLED) and trainer.acted.idle == ""
     (objective,) = trainer.objectives
+    assert objective.foreground_from > trainer.stream.unlabelled, "volumes of a drawn case are compared with theirs"
     both = objective.ask(batch, trainer.progress())
     origin, inside = batch.exchange.origins[0], batch.views.inside
     assert both[0].counted.any() and not (both[0].counted & ~batch.exchange.mixed(inside)).any()
