@@ -45,7 +45,8 @@ def unlabelled_images(trainer: MutualTrainer) -> Any:
     """Opens the images of imagesUn, except those of the patients of validation cases; None without any."""
     folder = Path(trainer.preprocessed_dataset_folder_base)
     validation = () if trainer.fold == "all" else trainer.do_split()[1]
-    return unlabelled_dataset(folder, trainer.plans_manager, trainer.configuration_manager, trainer.table, validation)
+    managers = trainer.plans_manager, trainer.configuration_manager
+    return unlabelled_dataset(folder, *managers, trainer.table, validation, trainer.print_to_log_file)
 
 
 def said(trainer: MutualTrainer, stream: T) -> T:

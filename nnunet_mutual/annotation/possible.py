@@ -69,6 +69,18 @@ def left_open(table: AnnotationTable, case: Case) -> dict[int, frozenset[str]]:
     return {y: unseen_labels(name, labels, case.annotated, contained, overlaps) for y, name in drawn.items()}
 
 
+def drawn_around(label: str, drawn: Set[str], contained: Names) -> str | None:
+    """Returns the innermost drawn label whose outline contains another one; None if none does.
+
+    Args:
+        label: the other one.
+        drawn: labels.
+        contained: what each label was drawn with, at any depth.
+    """
+    around = [outer for outer in contained if outer in drawn and label in contained[outer]]
+    return next((outer for outer in around if contained[outer].isdisjoint(around)), None)
+
+
 def hypotheses(table: AnnotationTable, case: Case) -> dict[int, frozenset[int]]:
     """Returns, per integer of a map of regions, those that may truly be there; see :func:`agreeing_integers`."""
     regions = {label: frozenset(table.values[label]) for label in table.labels}

@@ -66,6 +66,21 @@ class PseudoStore:
         """Whether the pseudo labels of a case are complete."""
         return self._decisions(case).exists()
 
+    def outdated(self, case: str, preprocessed: str | os.PathLike[str]) -> bool:
+        """Whether a case that is there was preprocessed again since.
+
+        Args:
+            case: identifier.
+            preprocessed: folder of nnU-Net's files of the cases.
+        """
+        files = [Path(preprocessed) / f"{case}{ending}" for ending in (".b2nd", "_seg.b2nd")]
+        made = self._decisions(case).stat().st_mtime
+        return any(file.stat().st_mtime > made for file in files if file.exists())
+
+    def forget(self, case: str) -> None:
+        """Has the pseudo labels of a case made anew."""
+        self._decisions(case).unlink()
+
     def require(self, table: AnnotationTable, cases: Iterable[str], labels: frozenset[str], stage1: str) -> None:
         """Verifies that stage 2 goes on with what it began with: it would be another training, and nobody would notice.
 

@@ -7,12 +7,11 @@ import errno
 import json
 import os
 import shutil
-import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_mutual.disk.writing import abandoned, runs, sweep, temporary_beside
+from nnunet_mutual.disk.writing import abandoned, place_of_processes, runs, sweep, temporary_beside
 from nnunet_mutual.errors import MutualError
 
 _OWNER = "_in_progress"  # end of the name of the file that says who writes a temporary folder
@@ -31,11 +30,15 @@ def output_folder(given: str | os.PathLike[str], *, new: str = "") -> Path:
         MutualError: it is a file, lies below one, may not be written, or is not empty.
     """
     folder = Path(given)
+    if new and folder.is_symlink():
+        folder = Path(os.path.realpath(folder))  # the folder is what gets its name at the end, not the link
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
         raise MutualError(f"-o {folder}: {there} is no folder; give -o another one")
     if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise MutualError(f"-o {folder}: there is no permission to write in {there}; give -o another folder")
+    if new and there == folder and folder.is_mount():
+        raise MutualError(f"-o {folder} is a mounted disk; give -o a new folder in it, such as {folder / 'new'}")
     if new and there == folder and any(folder.iterdir()):
         raise MutualError(f"-o {folder} is not empty; give -o a new folder, so that {new} is overwritten")
     return folder
@@ -160,8 +163,8 @@ def not_written(output: Path, error: Exception) -> MutualError:
 def _take_name(folder: Path, output: Path) -> None:
     try:
         os.replace(folder, output)
-    except OSError:
-        if output.exists():
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
             raise MutualError(
                 f"{output} was made by another command while this one worked; that one is whole and was left as it is, "
                 "what this one made was not kept; use that one, or choose another name"
@@ -187,7 +190,7 @@ class _Process:
 
 
 def _this_process() -> _Process:
-    return _Process(socket.gethostname(), os.getpid())
+    return _Process(place_of_processes(), os.getpid())
 
 
 def _refuse_running(folder: Path, owner: Path, work: str) -> None:

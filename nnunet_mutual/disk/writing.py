@@ -55,13 +55,13 @@ def written(path: Path, *, ending: str = "", sweeping: bool = True) -> Iterator[
 
 def temporary_beside(path: Path, ending: str = "") -> Path:
     """Returns a name that says which process uses it, for what is about to become ``path``."""
-    return path.with_name(f".{path.name}.{_place()}-{os.getpid()}-{next(_NUMBERS)}.tmp{ending}")
+    return path.with_name(f".{path.name}.{place_of_processes()}-{os.getpid()}-{next(_NUMBERS)}.tmp{ending}")
 
 
 def abandoned(name: str, path: Path) -> bool:
     """Whether :func:`temporary_beside` gave this name for ``path`` to a process of this machine that no longer runs."""
     match = _TEMPORARY.fullmatch(name) if name.startswith(f".{path.name}.") and "/" not in name else None
-    return match is not None and match[1] == _place() and not runs(int(match[2]))
+    return match is not None and match[1] == place_of_processes() and not runs(int(match[2]))
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
@@ -80,7 +80,7 @@ def sweep(folder: Path, name: str | None = None) -> None:
             if match is None:
                 continue
             with contextlib.suppress(OSError):
-                here = match[1] == _place()
+                here = match[1] == place_of_processes()
                 if not runs(int(match[2])) if here else time() - entry.stat().st_mtime > _ABANDONED:
                     if entry.is_dir(follow_symlinks=False):
                         shutil.rmtree(entry.path)
@@ -132,7 +132,7 @@ def runs(process: int) -> bool:
 
 
 @functools.cache
-def _place() -> str:
+def place_of_processes() -> str:
     """Where numbers of processes mean something: the machine and, on Linux, the container."""
     try:
         container = re.sub(r"\D", "", os.readlink("/proc/self/ns/pid"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ def unlabelled_dataset(
     configuration: ConfigurationManager,
     table: AnnotationTable,
     validation_keys: Iterable[str] = (),
+    say: Callable[[str], Any] = print,
 ) -> nnUNetDatasetBlosc2 | None:
     """Opens the preprocessed unlabelled images of a configuration for one fold.
 
@@ -86,6 +87,7 @@ def unlabelled_dataset(
         configuration: of the training.
         table: the annotation table.
         validation_keys: validation cases of the fold, whose patients' images are left out.
+        say: is told of images that are not used, or not as they are now.
 
     Returns:
         The dataset, or None if there are no unlabelled images.
@@ -114,7 +116,26 @@ def unlabelled_dataset(
             f"{len(old)} unlabelled image(s) in {folder} were preprocessed with other plans ({shorten(old, 3)}); run "
             f"{command}"
         )
+    if behind := _not_up_to_date(preprocessed, record):
+        say(
+            f"WARNING: {len(behind)} image(s) of imagesUn are new or changed since they were preprocessed, and are "
+            f"not used as they are now ({shorten(behind, 3)}); for that, run {command}"
+        )
     return nnUNetDatasetBlosc2(str(folder), unlabelled_keys(table, found, validation_keys))
+
+
+def _not_up_to_date(preprocessed: Path, record: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Returns the images whose files have other names or sizes than when they were preprocessed.
+
+    Where imagesUn is not on this machine, that is not known. A copy has other times.
+    """
+    raw = locate(preprocessed.name).raw
+    cases = {} if raw is None else unlabelled_cases(raw, read_dataset_json(raw), ())[0]
+    return [key for key, files in cases.items() if _sizes(state_of(files, "")) != _sizes(record.get(key, {}))]
+
+
+def _sizes(state: Mapping[str, Any]) -> list[list[Any]]:
+    return [file[:2] for file in state.get("files", ())]
 
 
 def refuse_withdrawn(preprocessed: Path, keys: Iterable[str], command: str) -> None:

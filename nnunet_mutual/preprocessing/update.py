@@ -48,12 +48,13 @@ _HANDFUL = 4  # up to here starting processes takes longer than the work
 
 @dataclass(frozen=True)
 class UnlabelledImages:
-    """The images without label map of a raw dataset, their names verified."""
+    """The images without label map of a raw dataset, their names verified, and its training cases."""
 
     folders: DatasetFolders
     dataset_json: Mapping[str, Any]
     table: AnnotationTable
     cases: Mapping[str, CaseFiles]
+    training: Mapping[str, CaseFiles]
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,12 @@ def list_unlabelled(dataset: str | int) -> UnlabelledImages:
     assert folders.raw is not None
     content = read_dataset_json(folders.raw)
     table = AnnotationTable.from_dataset_json(content)
-    cases, problems = unlabelled_cases(folders.raw, content, training_cases(folders.raw, content)[0])
+    training = training_cases(folders.raw, content)[0]
+    cases, problems = unlabelled_cases(folders.raw, content, training)
     errors = [f"{problem.place}: {problem.text}" for problem in problems if problem.severity == ERROR]
     if errors:
         raise MutualError(f"{folders.name}/{errors[0]}" + (f" ({len(errors)} such names)" if len(errors) > 1 else ""))
-    return UnlabelledImages(folders, content, table, cases)
+    return UnlabelledImages(folders, content, table, cases, training)
 
 
 def preprocess_unlabelled(
@@ -172,10 +174,11 @@ def _update(
     folder = folder_of(preprocessed, UNLABELLED, configuration.data_identifier)
     record = record_of(folder)
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if there and not images.cases:
+    left = sorted({file.removesuffix(".pkl") for file in there if file.endswith(".pkl")} - {*images.training})
+    if left and not images.cases:
         raise MutualError(
-            f"imagesUn of {images.folders.name} is empty, but {folder} holds preprocessed images; put the images back, "
-            "or delete that folder if they shall no longer be used"
+            f"imagesUn of {images.folders.name} is empty, but {folder} holds preprocessed images ({shorten(left, 3)}); "
+            "put the images back, or delete that folder if they shall no longer be used"
         )
     fingerprint = plans_fingerprint(manager.plans, configuration)
     lacks = {key: case.missing for key, case in images.table.cases.items()} if PLANS_KEY in manager.plans else {}

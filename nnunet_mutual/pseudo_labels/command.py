@@ -12,11 +12,13 @@ import torch
 
 from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
 from nnunet_mutual.annotation.restriction import vouched
+from nnunet_mutual.annotation.table import table_fingerprint
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.batches.pseudo import CSV, PseudoStore
+from nnunet_mutual.datasets.raw import read_dataset_json
 from nnunet_mutual.disk.case_files import load_case
-from nnunet_mutual.disk.folders import output_folder
+from nnunet_mutual.disk.folders import finish, not_written, output_folder, temporary_folder
 from nnunet_mutual.disk.images import read_label_map, write_label_map
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.disk.trainings import NamedTraining
@@ -65,21 +67,41 @@ def pseudo_label(
     maps = None if output is None else output_folder(output, new="no label map")
     training = NamedTraining(locate(dataset).name, configuration, fold, trainer, plans)
     made = load_networks(training, checkpoint, device)
+    _require_same_table(made, training)
     base = getattr(made.settings, "pseudo_labels", FilterSettings())
     given = parse_settings(settings)
     if isinstance(given.get("pseudo_labels"), dict):  # as plans name them
         given |= given.pop("pseudo_labels")
     chosen = read_settings(type(base), {**vars(base), **given}, "", "of --set, for the filter of pseudo labels")
     store = PseudoStore(Path(made.output_folder) / f"pseudo_labels_{Path(checkpoint).stem.removeprefix('checkpoint_')}")
+    for key in filter(store.has, made.fold_cases.training):
+        if store.outdated(key, made.fold_cases.folder):
+            store.forget(key)
     made.stage.collect()
     experts = Experts(made.pseudo_labelling, made.network_labels(), chosen)
     decisions = make_pseudo_labels(made.window, made.fold_cases, store, experts, say=made.print_to_log_file)
     print(summarise(decisions))
     print(f"Every decision: {store.folder / CSV}")
     if maps is not None:
-        _write_label_maps(made.window, made.fold_cases, store, maps)
+        try:
+            with temporary_folder(maps.absolute(), "pseudo_label", "writing") as folder:
+                _write_label_maps(made.window, made.fold_cases, store, folder)
+                finish(folder, maps.absolute())
+        except (OSError, RuntimeError) as error:  # SimpleITK reports a full disk as RuntimeError
+            raise not_written(maps, error) from error
         print(f"Label maps: {maps}; what was drawn is in them as it was drawn")
     _say_next(decisions, training, checkpoint)
+
+
+def _require_same_table(made: Any, training: NamedTraining) -> None:
+    """Verifies that nothing was drawn or withdrawn since the training: it judges by the table that it was given."""
+    now = read_dataset_json(Path(made.preprocessed_dataset_folder_base))
+    if table_fingerprint(now) != table_fingerprint(made.dataset_json):
+        raise MutualError(
+            f"the annotation table of {training.dataset} was changed since {training.trainer} was trained, which would "
+            "take what was drawn since for open; move the folder of that training away, train anew, then make pseudo "
+            f"labels: {training.command}"
+        )
 
 
 def _say_next(decisions: Sequence[Decision], training: NamedTraining, checkpoint: str) -> None:
@@ -119,7 +141,6 @@ def load_networks(training: NamedTraining, checkpoint: str, device: str) -> Any:
 
 def _write_label_maps(window: Window, fold: Fold, store: PseudoStore, folder: Path) -> None:
     """Writes drawn and accepted pseudo labels in the geometry of the images; what an earlier model drew is neither."""
-    folder.mkdir(parents=True, exist_ok=True)
     reader = window.plans.image_reader_writer_class()
     ending = window.dataset_json["file_ending"]
     codes = PseudoCodes.from_table(fold.table, window.labels.ignore_label)

@@ -247,7 +247,7 @@ def judge_label(
     """
     if not settings.label and (trusts_one or agreement is not None):
         return Judgement(True, "not judged: pseudo_labels.label is off")
-    verdict = _judge_volume(volume_ml, true_volumes_ml, settings.max_z, said or _ml)
+    verdict = _judge_volume(volume_ml, true_volumes_ml, settings.max_z, said or millilitres)
     if agreement is None:
         if trusts_one or not verdict.accepted:
             return verdict
@@ -295,5 +295,6 @@ def _sure(p: np.ndarray, settings: FilterSettings) -> tuple[np.ndarray, np.ndarr
     return (p >= settings.high, p <= settings.low) if settings.voxel else (p > 0.5, p <= 0.5)
 
 
-def _ml(volume: float) -> str:
+def millilitres(volume: float) -> str:
+    """Returns a volume as text, of three digits, never in powers of ten."""
     return f"{volume:.0f} ml" if volume >= 100 else f"{volume:.3g} ml"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fresh import killed
 
+from nnunet_mutual.disk import folders
 from nnunet_mutual.disk.folders import finish, finish_interrupted, output_folder, temporary_folder, written_folders
 from nnunet_mutual.disk.names import require_text
 from nnunet_mutual.disk.trainings import removed_unless_begun
@@ -117,6 +120,40 @@ def test_the_folder_of_an_output_is_looked_at_before_anything_is_computed(tmp_pa
         with pytest.raises(MutualError, match=f"^-o {tmp_path}/.*{sentence}"):
             output_folder(tmp_path / name, new="no label map")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full", "loop"]
+
+
+def test_a_link_and_a_mounted_disk_as_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that is written whole gets its name at the end, which neither of them would give up."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert output_folder(tmp_path / "link", new="nothing") == tmp_path / "real"
+    with temporary_folder(tmp_path / "real", "merge", "merging") as folder:
+        monkeypatch.setattr(os, "replace", broken(errno.EBUSY))
+        with pytest.raises(OSError, match="busy"):
+            finish(folder, tmp_path / "real")
+    monkeypatch.setattr(Path, "is_mount", lambda path: True)
+    with pytest.raises(MutualError, match=f"^-o {tmp_path}/real is a mounted disk; give -o a new folder in it"):
+        output_folder(tmp_path / "real", new="nothing")
+
+
+def broken(number: int) -> Any:
+    def replace(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return replace
+
+
+def test_processes_of_two_containers_of_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may have the same numbers."""
+    with temporary_folder(tmp_path / "out", "merge", "merging") as folder:
+        monkeypatch.setattr(folders, "place_of_processes", lambda: "machine-4711")
+        with (
+            pytest.raises(MutualError, match="another merge .* is writing"),
+            temporary_folder(tmp_path / "out", "merge", "merging"),
+        ):
+            pass
+        monkeypatch.undo()
+        assert folder.is_dir()
 
 
 def test_a_training_that_never_began_leaves_no_folder(tmp_path: Path) -> None:

@@ -21,7 +21,13 @@ from unlabelled_images import DATA, Tiny
 from nnunet_mutual.datasets.raw import CaseFiles
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.preprocessing import update
-from nnunet_mutual.preprocessing.unlabelled import UNLABELLED, plans_fingerprint, state_of, unlabelled_keys
+from nnunet_mutual.preprocessing.unlabelled import (
+    UNLABELLED,
+    plans_fingerprint,
+    state_of,
+    unlabelled_dataset,
+    unlabelled_keys,
+)
 from nnunet_mutual.preprocessing.update import preprocess_unlabelled
 
 
@@ -241,3 +247,20 @@ def test_no_unlabelled_images(tiny: Tiny, capsys: pytest.CaptureFixture[str]) ->
     assert tiny.run() == 0
     assert "imagesUn holds no images, there is nothing to preprocess" in capsys.readouterr().out
     assert not tiny.folder.parent.exists()
+
+
+def test_new_and_changed_images_are_said(tiny: Tiny) -> None:
+    assert tiny.run("-np", "1") == 0
+    said: list[str] = []
+    plans = tiny.plans
+    options = (tiny.preprocessed, plans, plans.get_configuration("3d_fullres"), tiny.table, (), said.append)
+    unlabelled_dataset(*options)
+    os.utime(tiny.raw / "imagesUn" / "un_0_0000.nii.gz")  # as in a copy
+    unlabelled_dataset(*options)
+    assert not said
+    tiny.image("un_1", 55)
+    tiny.image("un_9", 56)
+    found = unlabelled_dataset(*options)
+    assert found is not None and "un_9" not in found.identifiers
+    assert said[0].startswith("WARNING: 2 image(s) of imagesUn are new or changed since they were preprocessed")
+    assert "(un_1, un_9); for that, run nnunet_mutual preprocess_unlabelled -d 901 -p nnUNetPlans" in said[0]

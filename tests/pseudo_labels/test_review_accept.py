@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,10 @@ from training import partial_block, trainer_for
 
 from nnunet_mutual.batches.pseudo import PseudoStore
 from nnunet_mutual.disk import swap
+from nnunet_mutual.disk.trainings import NamedTraining
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.pseudo_labels.filter import millilitres
+from nnunet_mutual.pseudo_labels.review import accept as accepting
 
 DECISIONS = [
     decided("case_00", "spleen", False),
@@ -431,6 +435,38 @@ def test_again_and_of_another_dataset(copy: Path, capsys: pytest.CaptureFixture[
     assert "is a review of Dataset901_Tiny, not of Dataset902_Other" in capsys.readouterr().err
     (copy / "nnUNet_raw" / "Dataset902_Other").rmdir()
     assert snapshot(copy) == after
+
+
+def test_a_table_that_is_changed_meanwhile_stays(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = copy / "nnUNet_raw" / tiny.NAME / "dataset.json"
+    backup, before = accepting._backup, snapshot(copy)
+
+    def annotated_meanwhile(*arguments: Any) -> Any:
+        content = json.loads(file.read_text())
+        content["mutual"]["cases"]["case_00"]["patient"] = "p0"
+        file.write_text(json.dumps(content))
+        return backup(*arguments)
+
+    monkeypatch.setattr(accepting, "_backup", annotated_meanwhile)
+    assert run("accept", 901, copy / "review" / "review.csv") == 2
+    assert "was changed while accept was at work, which changed nothing; repeat" in capsys.readouterr().err
+    assert {name for name, state in snapshot(copy).items() if before.get(name) != state} == {
+        f"nnUNet_raw/{tiny.NAME}/dataset.json"
+    }
+
+
+def test_images_of_other_plans_are_preprocessed_with_them(capsys: pytest.CaptureFixture[str]) -> None:
+    training = NamedTraining(tiny.NAME, "3d_fullres", "0", "PartialTrainer", "nnUNetResEncUNetLPlans")
+    manifest: Any = SimpleNamespace(training=training)
+    opened: Any = SimpleNamespace(folders=SimpleNamespace(number=901), arrivals=list)
+    accepting._say_next(Path("review.csv"), [], manifest, opened, ["un_0"], None)
+    assert "  nnunet_mutual preprocess_unlabelled -d 901 -p nnUNetResEncUNetLPlans\n" in capsys.readouterr().out
+
+
+def test_volumes_are_never_in_powers_of_ten() -> None:
+    assert [millilitres(volume) for volume in (1500.4, 99.94, 0.01234)] == ["1500 ml", "99.9 ml", "0.0123 ml"]
 
 
 def test_nothing_decided(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

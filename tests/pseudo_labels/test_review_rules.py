@@ -28,7 +28,7 @@ def case(source: str, *annotated: str) -> Case:
 
 def test_plain_labels() -> None:
     rules = rules_for(PLAIN, case("with", "liver", "spleen"), "tumour", None)
-    assert rules[0] == Rule(2, 0) and rules[2] == Rule(2, 0), "what nobody vouched for is replaced"
+    assert rules[0] == Rule(2, 0) and rules[2] == Rule(2, 1), "a model's tumour has hidden the drawn liver"
     assert rules[1] == Rule(2, 1), "this source draws the liver with its tumour"
     assert rules[5] == Rule(None, 5)
     assert rules[3] == Rule(2, 3), "an aorta that a model drew"
@@ -85,5 +85,5 @@ def test_put_in() -> None:
     drawn = np.array([0, 0, 1, 1, 5, 5, 2, 2, 6], np.uint8)
     mask = np.array([1, 0, 1, 0, 1, 0, 1, 0, 1], bool)
     merged, contradicts = put_in(drawn, mask, rules)
-    assert merged.tolist() == [2, 0, 2, 1, 5, 5, 2, 0, 6] and merged.dtype == np.uint8
+    assert merged.tolist() == [2, 0, 2, 1, 5, 5, 2, 1, 6] and merged.dtype == np.uint8
     assert contradicts.tolist() == [False] * 4 + [True] + [False] * 4

@@ -158,6 +158,35 @@ def test_a_drawn_image_becomes_a_training_case(nnunet_folders: Path, capsys: pyt
     assert "un_0 became training cases after PartialTrainer was trained" in capsys.readouterr().err
 
 
+def test_a_drawing_is_not_replaced_and_no_case_is_in_two_parts_of_a_fold(
+    nnunet_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The image was moved from imagesTr to imagesUn, where its label map and its place in a fold were left."""
+    preprocessed = make_world(nnunet_folders)
+    table, _ = drawn_by_a_reader(nnunet_folders)
+    folds = [{"train": [f"case_{n:02d}" for n in range(5)], "val": ["case_05", "un_0"]}]
+    (preprocessed / "splits_final.json").write_text(json.dumps(folds))
+    drawing = nnunet_folders / "nnUNet_raw" / tiny.NAME / "labelsTr" / "un_0.nii.gz"
+    shutil.copyfile(drawing.with_name("case_00.nii.gz"), drawing)
+    before = snapshot(nnunet_folders)
+    assert run("accept", 901, table) == 2
+    assert "un_0.nii.gz is there already, but its image lies in imagesUn" in capsys.readouterr().err
+    assert snapshot(nnunet_folders) == before
+    drawing.unlink()
+    assert run("accept", 901, table) == 0
+    assert json.loads((preprocessed / "splits_final.json").read_text()) == folds
+
+
+def test_after_the_last_image_its_data_are_removed(nnunet_folders: Path) -> None:
+    preprocessed = make_world(nnunet_folders, images=1)
+    table, _ = drawn_by_a_reader(nnunet_folders)
+    assert run("accept", 901, table) == 0
+    data = preprocessed / "unlabelled" / "nnUNetPlans_3d_fullres"
+    assert [path.name for path in data.glob("*.pkl")] == ["un_0.pkl"]
+    assert run("preprocess_unlabelled", "-d", 901, "-np", 1) == 0
+    assert not [*data.iterdir()]
+
+
 def die_at(patch: pytest.MonkeyPatch, number: int) -> None:
     """Interrupts before the given replacement of a target."""
     replace, count = os.replace, 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from nnunet_mutual.batches.decisions import Decision, read_decisions
 from nnunet_mutual.cli.parser import main
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.export.command import export
-from nnunet_mutual.pseudo_labels import command
+from nnunet_mutual.pseudo_labels import command, generate
 from nnunet_mutual.trainers import MutualPartialTrainer
 
 SETTINGS = {**SHORT, **GROUPS, "num_epochs": 10, "num_iterations_per_epoch": 2}
@@ -148,6 +150,55 @@ def test_a_training_is_not_named_where_nothing_was_accepted(
     assert "Nothing was accepted" in said and "nnunet_mutual train" not in said
     review = "nnunet_mutual review 901 3d_fullres 0 -tr MutualPartialTrainer -chk checkpoint_final.pth -o review"
     assert said.splitlines()[-1].strip() == review
+
+
+def test_images_that_were_preprocessed_again_are_predicted_again(
+    results: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    original = generate.label_cases
+    monkeypatch.setattr(generate, "label_cases", lambda *some: (asked.extend(some[-1]), original(*some))[1])
+    for _ in range(2):
+        assert label("-device", "cpu", "--set", "high=0.9") == 0
+    first = list(asked)
+    image = trained / "nnUNet_preprocessed" / tiny.NAME / "nnUNetPlans_3d_fullres" / f"{first[0]}.b2nd"
+    later = time.time() + 10
+    os.utime(image, (later, later))
+    try:
+        assert label("-device", "cpu", "--set", "high=0.9", "-o", str(tmp_path / "maps")) == 0
+    finally:
+        os.utime(image)
+    assert asked == [*first, first[0]] and len(first) > 1
+
+
+def test_what_was_drawn_since_the_training_is_not_taken_for_open(
+    results: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [trained / root / tiny.NAME / "dataset.json" for root in VARIABLES[:2]]
+    before = files[0].read_text()
+    content = json.loads(before)
+    content["mutual"]["cases"]["case_00"]["annotated"] = ["liver", "spleen"]
+    for file in files:
+        file.write_text(json.dumps(content))
+    try:
+        assert label("-device", "cpu") == 2
+    finally:
+        for file in files:
+            file.write_text(before)
+    assert "was changed since MutualPartialTrainer was trained, which would take" in capsys.readouterr().err
+
+
+def test_label_maps_are_written_whole_or_not_at_all(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "require_space", full)
+        assert label("-device", "cpu", "-o", str(tmp_path / "maps")) == 2
+    assert "maps could not be written (No space left on device) and nothing was kept" in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 
 from nnunet_mutual.annotation.entries import drawn_entry, ordered
+from nnunet_mutual.annotation.possible import drawn_around
 from nnunet_mutual.annotation.table import VERSION, AnnotationTable, Case, outlined_entry
 from nnunet_mutual.datasets.new_dataset import free_place, place_images, place_label_map
 from nnunet_mutual.datasets.raw import CaseFiles
@@ -138,16 +139,10 @@ def restricted(
     for i in integers:
         new[i] = written[inside[i]]
     for name in (name for name in table.labels if name not in kept):
-        outer = _drawn_around(name, kept, contains or {})
+        outer = drawn_around(name, kept, contains or {})
         if outer is not None:
             new[list(table.values[name])] = table.values[outer][0]
     return new[voxels]
-
-
-def _drawn_around(name: str, kept: frozenset[str], contains: Mapping[str, frozenset[str]]) -> str | None:
-    """Returns the innermost label that is drawn and contains another one."""
-    around = [outer for outer, inner in contains.items() if outer in kept and name in inner]
-    return next((outer for outer in around if contains[outer].isdisjoint(around)), None)
 
 
 def write_simulated(

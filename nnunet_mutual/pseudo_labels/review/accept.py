@@ -17,7 +17,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from tqdm import tqdm
 
 from nnunet_mutual.annotation.entries import drawn_entry
-from nnunet_mutual.annotation.table import AnnotationTable, Case, outlined_entry
+from nnunet_mutual.annotation.table import AnnotationTable, Case, outlined_entry, table_fingerprint
 from nnunet_mutual.datasets.case_voxels import reader_for
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.datasets.sync import INTERRUPTED, raw_and_preprocessed_differ
@@ -31,6 +31,7 @@ from nnunet_mutual.preprocessing.label_maps import note, preprocessed_map, read_
 from nnunet_mutual.pseudo_labels.review.arrivals import (
     declared,
     leave_unlabelled,
+    require_no_drawing,
     require_sources,
     swaps_of_folds,
     swaps_of_images,
@@ -53,10 +54,11 @@ _CHANGED = (BLOCK, "numTraining")  # of dataset.json
 
 @dataclass(frozen=True)
 class _Dataset:
-    """The dataset as it is before."""
+    """The dataset as it is before; ``declares`` is its table, '' where it has none yet."""
 
     folders: DatasetFolders
     raw: Path
+    declares: str
     content: dict[str, Any]
     table: AnnotationTable
     files: Mapping[str, CaseFiles]
@@ -125,7 +127,9 @@ def accept(dataset: str, table_file: str, *, dry_run: bool, keep_drawn: bool, we
         gone = [verdict for verdict in chosen if verdict.case not in opened.files]
         if gone:
             raise MutualError(f"{gone[0].place}: {gone[0].case} has no image in imagesTr any more; remove the line")
-        require_sources(opened.content, opened.arrivals(dict.fromkeys(verdict.case for verdict in chosen)))
+        arrived = opened.arrivals(dict.fromkeys(verdict.case for verdict in chosen))
+        require_sources(opened.content, arrived)
+        require_no_drawing([opened.files[key] for key in arrived], opened.label)
         place = None if dry_run else scratch[opened.raw] / "labelsTr"
         merged = _merged(chosen, opened, place, keep_drawn=keep_drawn, weight=weight)
         _say(verdicts, merged, opened, dry_run)
@@ -149,13 +153,13 @@ def _open(folders: DatasetFolders) -> _Dataset:
             "writes into labelsTr only, so copy the label maps there and the images into imagesTr, and remove the entry"
         )
     files, _ = training_cases(folders.raw, content)
-    content = declared(content, files)
+    declares, content = table_fingerprint(content), declared(content, files)
     table = AnnotationTable.from_dataset_json(content)
     apart, _ = unlabelled_cases(folders.raw, content, files)
     files = {**apart, **files}
     reader = reader_for(content, [path for case in files.values() for path in case.images.values()])
     data = [] if folders.preprocessed is None else data_of(folders.preprocessed)
-    return _Dataset(folders, folders.raw, content, with_unlabelled(table, apart), files, reader, data)
+    return _Dataset(folders, folders.raw, declares, content, with_unlabelled(table, apart), files, reader, data)
 
 
 def _merged(
@@ -191,8 +195,13 @@ def _change(opened: _Dataset, merged: Mapping[str, CorrectedCase], scratch: Mapp
         # Last, and the raw one after the preprocessed one: a training that meets them in between refuses to start.
         for root in (opened.preprocessed, opened.raw):
             if root is not None and (root / "dataset.json").is_file():
-                new = scratch[root] / "dataset.json"
-                write_json(new, {**read_object(root / "dataset.json"), **{key: content[key] for key in _CHANGED}})
+                new, now = scratch[root] / "dataset.json", read_object(root / "dataset.json")
+                if table_fingerprint(now) != opened.declares:
+                    raise MutualError(
+                        f"the annotation table in {root / 'dataset.json'} was changed while accept was at work, which "
+                        "changed nothing; repeat"
+                    )
+                write_json(new, {**now, **{key: content[key] for key in _CHANGED}})
                 swaps.append(Swap(new, root / "dataset.json"))
         swap_all(swaps, opened.raw / INTERRUPTED, opened.roots)
     except (OSError, RuntimeError) as error:
@@ -355,7 +364,9 @@ def _say_next(
         after = "move the old training's folder away and train anew (not with --c)"
         print(f"Next, check the dataset, {'which says how to train' if manifest.training is None else after}:")
         if opened.arrivals(changed):
-            print(f"  nnunet_mutual preprocess_unlabelled -d {number}")
+            plans = None if manifest.training is None else manifest.training.plans
+            chosen = "" if plans in (None, "nnUNetPlans") else f" -p {plans}"
+            print(f"  nnunet_mutual preprocess_unlabelled -d {number}{chosen}")
         print(f"  nnunet_mutual check {number}")
         if manifest.training is not None:
             print(f"  {manifest.training.command}")

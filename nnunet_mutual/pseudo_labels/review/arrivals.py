@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,24 @@ def require_sources(content: Mapping[str, Any], keys: Iterable[str]) -> None:
         )
 
 
+def require_no_drawing(arrived: Iterable[CaseFiles], label: Callable[[str], Path]) -> None:
+    """Verifies that no label map waits for an image of imagesUn, which a new one would replace.
+
+    Args:
+        arrived: the images.
+        label: case -> where its label map will be.
+
+    Raises:
+        MutualError: there is one.
+    """
+    there = [label(files.key) for files in arrived if label(files.key).exists()]
+    if there:
+        raise MutualError(
+            f"{there[0]} is there already, but its image lies in imagesUn ({len(there)} such case(s)), so a mask would "
+            "replace what was drawn; move the image to imagesTr to use that drawing, or the label map away, and repeat"
+        )
+
+
 def swaps_of_images(arrived: Iterable[CaseFiles], raw: Path, scratch: Path) -> list[Swap]:
     """Puts images, or the links that they are, into imagesTr as well, without a second copy if possible.
 
@@ -114,7 +132,8 @@ def swaps_of_folds(
     folds = read_splits(file)
     for fold in folds:
         validated = {table.cases[key].patient for key in fold["val"] if key in table.cases} - {None}
-        fold["train"] += [case.key for case in new if case.patient not in validated]
+        listed = {*fold["train"], *fold["val"]}
+        fold["train"] += [case.key for case in new if case.key not in listed and case.patient not in validated]
     write_json(scratch[preprocessed] / file.name, folds)
     return [Swap(scratch[preprocessed] / file.name, file)]
 

@@ -20,6 +20,7 @@ from nnunet_mutual.disk.folders import finish, not_written, output_folder, tempo
 from nnunet_mutual.disk.images import read_images, voxel_ml, write_label_map
 from nnunet_mutual.disk.trainings import NamedTraining
 from nnunet_mutual.errors import MutualError, typed
+from nnunet_mutual.pseudo_labels.filter import millilitres
 from nnunet_mutual.pseudo_labels.review.arrivals import read_drawn
 from nnunet_mutual.pseudo_labels.review.doubt import Doubt, by_doubt
 from nnunet_mutual.pseudo_labels.review.figures import CANDIDATE, DRAWN, Scene, draw
@@ -184,7 +185,7 @@ def _size(voxels: int, voxel_ml: float | None, decision: Decision) -> str:
         return "nothing was found"
     if voxel_ml is None or decision.volume_ml is None:
         return f"{voxels} voxels; the image says no size"
-    return f"{voxels * voxel_ml:.3g} ml, {decision.volume_ml:.3g} ml of it sure"
+    return f"{millilitres(voxels * voxel_ml)}, {millilitres(decision.volume_ml)} of it sure"
 
 
 def _manifest(source: ReviewSource, entries: Sequence[PageRow]) -> dict:

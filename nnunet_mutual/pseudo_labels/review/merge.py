@@ -17,6 +17,7 @@ from nnunet_mutual.datasets.raw import CaseFiles
 from nnunet_mutual.disk.images import read_label_map, voxel_ml, write_label_map
 from nnunet_mutual.disk.writing import require_space
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.pseudo_labels.filter import millilitres
 from nnunet_mutual.pseudo_labels.review.arrivals import read_drawn
 from nnunet_mutual.pseudo_labels.review.rules import Rule, put_in, rules_for
 from nnunet_mutual.pseudo_labels.review.verdicts import ABSENT, ACCEPT, Verdict
@@ -187,7 +188,7 @@ def _describe(
     number = int(own.sum())
     parts = []
     if number:
-        parts.append(f"{number} voxel(s)" if size is None else f"{number * size:.3g} ml")
+        parts.append(f"{number} voxel(s)" if size is None else millilitres(number * size))
     cleared = np.isin(before, table.values[verdict.label]) & ~own
     if cleared.any():
         parts.append(f"{_counts(before[cleared], table, ignore)} are cleared")

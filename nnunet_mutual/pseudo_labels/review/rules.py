@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnunet_mutual.annotation.possible import hypotheses, left_open
+from nnunet_mutual.annotation.possible import drawn_around, hypotheses, left_open
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 
 
@@ -29,9 +29,10 @@ def rules_for(table: AnnotationTable, case: Case, label: str, ignore: int | None
 
     Plain labels: a drawn label that contains the new one in this source gives way; one that the new label contains in
     any source, or may overlap, stays; any other one contradicts. What nobody vouched for (labels that nobody drew in
-    the case but a model) gives way. A part of the new label that somebody drew stays, whether the mask covers it or
-    not. Regions: the integer that agrees with the drawing on every annotated region and with the mask on the new one;
-    there may be none. The ignore label always stays.
+    the case but a model) gives way; what a model drew of the new label outside of the mask becomes the innermost drawn
+    label that contains it, which it has hidden. A part of the new label that somebody drew stays, whether the mask
+    covers it or not. Regions: the integer that agrees with the drawing on every annotated region and with the mask on
+    the new one; there may be none. The ignore label always stays.
 
     Args:
         table: labels and their relations.
@@ -68,7 +69,9 @@ def put_in(drawn: np.ndarray, mask: np.ndarray, rules: Mapping[int, Rule]) -> tu
 def _plain_rules(table: AnnotationTable, case: Case, label: str) -> dict[int, Rule]:
     value = table.values[label][0]
     contained, possible = table.contained(case), left_open(table, case)
-    rules = {0: Rule(value, 0), value: Rule(value, value if label in case.incomplete else 0)}
+    outer = drawn_around(label, case.drawn, contained)
+    beneath = 0 if outer is None else table.values[outer][0]
+    rules = {0: Rule(value, 0), value: Rule(value, value if label in case.incomplete else beneath)}
     for other in table.labels:
         y = table.values[other][0]
         if other == label:

@@ -123,9 +123,7 @@ def _file(store: PseudoStore, key: str) -> Path:
 
 def _is_there(store: PseudoStore, key: str, dataset: Any) -> bool:
     """Whether a case was predicted, and not preprocessed since."""
-    made = _file(store, key)
-    image = Path(dataset.source_folder) / f"{key}.b2nd"
-    return store.has(key) and made.exists() and not (image.exists() and image.stat().st_mtime > made.stat().st_mtime)
+    return store.has(key) and _file(store, key).exists() and not store.outdated(key, dataset.source_folder)
 
 
 def _read(store: PseudoStore, key: str) -> list[Pair]:
