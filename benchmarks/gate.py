@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from settings import Setting, names, read_json
+from table import heading, row
 
 from nnunet_mutual.evaluation.differences import t_interval
 
@@ -68,7 +69,7 @@ def render() -> str:
     """Returns the table of all benchmarks that have to pass, from their calibration files."""
     head = ["benchmark", "updates", "learning rate", "control", "twice the updates add", "on a plateau"]
     head += ["all labels averaged - control", "room", "draws"]
-    lines, absent = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)], []
+    lines, absent = heading(head), []
     for setting in (Setting(name, None) for name in names()):
         if "room" not in setting.protocol.get("calibration", {}):
             continue
@@ -80,7 +81,7 @@ def render() -> str:
         for entry in known:
             parts = [_cells(found[entry["updates"]][part]) for part in ("doubling", "room")]
             cells = [f"`{setting.name}`", str(entry["updates"]), f"{entry['rate']:g}", f"{entry['mean']:.3f}"]
-            lines.append(f"| {' | '.join([*cells, *parts[0], *parts[1], str(len(entry['mean_dice_by_seed']))])} |")
+            lines.append(row([*cells, *parts[0], *parts[1], str(len(entry["mean_dice_by_seed"]))]))
     return "\n".join([*lines, "", f"Not run: {', '.join(absent)}."] if absent else lines)
 
 

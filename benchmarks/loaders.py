@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import table
 from settings import HERE, point_nnunet_to, read_json, write_json
 
 EVIDENCE = HERE / "evidence" / "loaders.json"
@@ -31,8 +32,6 @@ TICK = os.sysconf("SC_CLK_TCK")
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     if arguments.table:
-        import table
-
         table.put("loaders", render(read_json(EVIDENCE)) if EVIDENCE.is_file() else "not run")
         return 0
     with tempfile.TemporaryDirectory(prefix="nnunet_mutual_loaders_") as folder:
@@ -121,14 +120,14 @@ def _rested(processes: list[int], pause: float = 2.0) -> None:
 def render(found: dict[str, Any]) -> str:
     """Returns the table: samples per second in those of stock's."""
     numbers = list(found["ratio"])
-    lines = ["| loader | " + " | ".join(f"{n} worker(s)" for n in numbers) + " |", "| --- |" + " --- |" * len(numbers)]
+    lines = table.heading(["loader", *(f"{n} worker(s)" for n in numbers)])
     for name, kind in KINDS.items():
         cells = []
         for n in numbers:
             own = found["seconds_per_sample"][n]
             clock = own["stock"]["clock"] / own[name]["clock"]
             cells.append(f"{found['ratio'][n][name]:.2f} ({clock:.2f})")
-        lines.append(f"| `{name}`: {kind} | " + " | ".join(cells) + " |")
+        lines.append(table.row([f"`{name}`: {kind}", *cells]))
     return "\n".join(lines)
 
 

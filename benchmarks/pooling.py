@@ -24,7 +24,7 @@ def render(compared: Sequence[tuple[Setting, str, str]]) -> str:
     gaps = [gap_of(setting) for setting, _, _ in compared]
     head = ["benchmark", "first - second", "gap", "difference", "95 % over draws (t)", "95 % over patients (bootstrap)"]
     head += ["draws", "verdict"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines = table.heading(head)
     lines += [
         _row(f"`{setting.name}`", f"`{first}` - `{second}`", f"{gap:.4f}", difference)
         for (setting, first, second), gap, difference in zip(compared, gaps, found, strict=True)
@@ -59,4 +59,4 @@ def compare(setting: Setting, first: str, second: str) -> Difference:
 def _row(name: str, arms: str, gap: str, found: Difference) -> str:
     ends = [table.words(interval) for interval in (found.over_draws, found.over_patients)]
     cells = [name, arms, gap, f"{found.over_draws.mean:+.4f}", *ends, str(len(found.by_draw)), found.verdict]
-    return f"| {' | '.join(cells)} |"
+    return table.row(cells)

@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import table
 from many.datasets import TRAINING, Dataset
 from many.watching import watch
 from settings import HERE, point_nnunet_to, read_json, write_json
@@ -39,8 +40,6 @@ print(provide_splits(table, list(table.cases), 0, Path(sys.argv[2])))
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     if arguments.table:
-        import table
-
         table.put("scale", render())
         return 0
     found: dict[str, Any] = {"labels": arguments.labels, "size": arguments.size, "cases": {}}
@@ -146,7 +145,7 @@ def render_of(found: dict[str, Any]) -> str:
     sizes = sorted(found["cases"], key=int)
     head = ["command", *(f"{c} cases, processor s (s, GiB, longest silence s)" for c in sizes), "ratio"]
     head += ["left behind by Ctrl-C"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines = table.heading(head)
     for name, row in ratios(found).items():
         cells = [f"`{name}`"]
         for cases in sizes:
@@ -155,7 +154,7 @@ def render_of(found: dict[str, Any]) -> str:
             cells.append("{:.0f} ({:.0f}, {:.1f}, {:.0f})".format(*numbers, memory, own["silent_seconds"]))
         left = found["cases"][sizes[0]][name].get("files_left_behind")
         cells += [f"{row['ratio']:.1f} (bar {row['bar']:.0f})", "" if left is None else f"{left} files"]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(table.row(cells))
     return "\n".join(lines)
 
 

@@ -46,7 +46,7 @@ def render(setting: Setting) -> str:
     controls = setting["calibration"]["controls"]
     for control in controls:
         head += [f"- `{control}`", "95 % over draws (t)", "95 % over patients (bootstrap)"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines = table.heading(head)
     for arm, evidence in ((arm, runs) for arm, runs in found.items() if runs):
         means = {s: table.mean_dice(e) for s, e in evidence.items()}
         cells = [f"`{arm}`: {setting['arms'][arm]['words']}"]
@@ -57,7 +57,7 @@ def render(setting: Setting) -> str:
         cells.append(str(updates))
         for control in controls:
             cells += _against(setting, arm, control, found)
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(table.row(cells))
     return "\n".join(lines)
 
 

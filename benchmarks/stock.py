@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -27,13 +25,6 @@ class MixedStock(nnUNetTrainer):
 class StockSchedule(MixedStock, ScheduledStock):
     """Reads the same "mutual" block of the plans as nnunet_mutual's trainers, so the numbers stand in one place."""
 
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int | str,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cpu"),  # noqa: B008 - nnU-Net's signature
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.mixed = self.schedule.amp == "bfloat16"
+    @property
+    def mixed(self) -> bool:  # type: ignore[override]
+        return self.schedule.amp == "bfloat16"

@@ -230,18 +230,16 @@ def link(simulation: Simulation, run: Run, drawn: Drawn) -> None:
 def render(simulation: Simulation) -> str:
     """Returns the table of what is finished."""
     columns = ["drawn", *simulation["arms"], "difference", "over draws", "over patients", "verdict", "draws"]
-    lines = [f"### {simulation['title']}", "", f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns)]
+    lines = [f"### {simulation['title']}", "", *table.heading(columns)]
     first = found(simulation, START, 0)
-    lines.append(
-        f"| {len(simulation.draws[0])} cases | {mean(first)} | {mean(first)} |" + " |" * 4 + f" {len(first)} |"
-    )
+    lines.append(table.row([f"{len(simulation.draws[0])} cases", mean(first), mean(first), *[""] * 4, str(len(first))]))
     for budget in simulation["budgets"]:
         scores = [found(simulation, arm, budget) for arm in (SUGGEST, RANDOM)]
         both = {*scores[0]} & {*scores[1]}
         paired = [{draw: of_arm[draw] for draw in sorted(both)} for of_arm in scores]
         cells = [f"+ {budget} structures", *map(mean, paired)]
         cells += compared(compare_draws(*paired, simulation.patients)) if both else ["not run"] * 4
-        lines.append(f"| {' | '.join([*cells, str(len(both))])} |")
+        lines.append(table.row([*cells, str(len(both))]))
     return "\n".join(lines)
 
 

@@ -5,11 +5,22 @@ from __future__ import annotations
 import math
 import os
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from settings import HERE, BenchmarkError, Setting, read_json
 
 from nnunet_mutual.evaluation.differences import Interval, Scores, compare_draws
+
+
+def heading(titles: Sequence[str]) -> list[str]:
+    """Returns the first lines of a table."""
+    return [row(titles), "|" + " --- |" * len(titles)]
+
+
+def row(cells: Sequence[str]) -> str:
+    """Returns one of its further lines."""
+    return f"| {' | '.join(cells)} |"
 
 
 def label_means(evidence: dict[str, Any]) -> dict[str, float]:
@@ -46,7 +57,7 @@ def render(setting: Setting) -> str:
     seeds = ["draws", "SD over draws"] if setting.labelled else [f"seed {s}" for s in setting.seeds]
     head = ["arm", *labels, "mean", *(["precision"] if precise else []), *seeds]
     head += ["updates of each network", "total updates", "networks deployed", "training min"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines = heading(head)
     means = {}
     for arm, evidence in found.items():
         cells = [f"`{arm}`: {setting['arms'][arm]['words']}"]
@@ -60,7 +71,7 @@ def render(setting: Setting) -> str:
         first = next(iter(evidence.values()))
         cells += [str(first[k]) for k in ("updates_of_each_network", "total_updates", "networks_deployed")]
         cells.append(f"{statistics.fmean(sum(e['training_seconds']) / 60 for e in evidence.values()):.1f}")
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(row(cells))
     absent = [f"`{arm}`" for arm in setting["arms"] if arm not in found]
     left = [f"Not run: {', '.join(absent)}.", ""] if absent else []
     text = "\n".join([f"### {setting['title']}", "", *lines, "", *left, f"Data: {setting['source']}."])
@@ -85,12 +96,12 @@ def paired(setting: Setting, found: dict[str, dict[int, dict[str, Any]]]) -> str
     unit = "draws" if setting.labelled else "seeds"
     head = ["first - second", "difference", f"95 % over {unit} (t)", "95 % over patients (bootstrap)"]
     head += ["patients better / worse", unit, *(["verdict"] if setting.labelled else [])]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines = heading(head)
     for first, second in setting.protocol.get("pairs", []):
         both = sorted({*found.get(first, ())} & {*found.get(second, ())})
         if both:
             cells = pair(setting, *({s: found[arm][s]["dice"] for s in both} for arm in (first, second)))
-            lines.append(f"| `{first}` - `{second}` | " + " | ".join(cells) + " |")
+            lines.append(row([f"`{first}` - `{second}`", *cells]))
     return "\n\n" + "\n".join(lines) if len(lines) > 2 else ""
 
 

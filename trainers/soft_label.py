@@ -26,8 +26,6 @@ from nnunet_mutual.trainers.unlabelled import (
     two_stream_needs,
 )
 
-KNOWN = 0.5  # the probabilities of a voxel add up to 1 inside of an image and to 0 where there is no soft label
-
 
 @dataclass(frozen=True)
 class SoftLabelSettings(TwoStreamSettings):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from settings import HERE, read_json
+from table import heading, row
 
 EVIDENCE = HERE / "evidence"
 QUANTITIES = {
@@ -65,10 +66,8 @@ def _how(content: dict[str, Any], measured: dict[str, Any]) -> str:
 
 
 def _lines(head: list[str], rows: dict[str, dict[str, str]]) -> list[str]:
-    lines = ["| " + " | ".join(["trainer", *head]) + " |", "|" + " --- |" * (len(head) + 1)]
-    for trainer, row in rows.items():
-        lines.append("| " + " | ".join([f"`{trainer}`", *(row.get(title, "") for title in head)]) + " |")
-    return lines
+    cells = [[f"`{trainer}`", *(of_trainer.get(title, "") for title in head)] for trainer, of_trainer in rows.items()]
+    return [*heading(["trainer", *head]), *map(row, cells)]
 
 
 def _cells(trainer: str, bars: dict[str, float], measured: dict[str, Any]) -> dict[str, str]:

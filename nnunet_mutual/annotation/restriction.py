@@ -105,19 +105,6 @@ def restriction_for(
     return Restriction(tuple(removed))
 
 
-def restrict(probabilities: np.ndarray, restriction: Restriction | RegionRestriction) -> np.ndarray:
-    """Takes the unannotated labels out of probabilities.
-
-    Args:
-        probabilities: (C, *spatial), softmax or sigmoid.
-        restriction: from :func:`restriction_for`.
-
-    Returns:
-        A new array of the same shape.
-    """
-    return restriction.apply(probabilities)
-
-
 def _of_regions(table: AnnotationTable, case: Case, order: tuple[int, ...]) -> RegionRestriction:
     if len(order) != len(table.labels):
         raise ValueError(f"{len(table.labels)} regions need as many integers, found {order}")

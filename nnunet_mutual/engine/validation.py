@@ -35,7 +35,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from torch import Tensor, nn
 
-from nnunet_mutual.annotation.restriction import RegionRestriction, Restriction, restrict, restriction_for
+from nnunet_mutual.annotation.restriction import RegionRestriction, Restriction, restriction_for
 from nnunet_mutual.annotation.table import Case
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.disk.case_files import load_case
@@ -87,7 +87,7 @@ def export_case(
     )
     writer = plans_manager.image_reader_writer_class()
     writer.write_seg(segmentation, full + ending, properties)
-    probabilities = restrict(probabilities, restriction)
+    probabilities = restriction.apply(probabilities)
     kept = np.asarray(labels.convert_probabilities_to_segmentation(probabilities)).astype(segmentation.dtype)
     writer.write_seg(kept, restricted + ending, properties)
     if save_probabilities:

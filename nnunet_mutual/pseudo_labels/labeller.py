@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
 from nnunet_mutual.annotation.table import AnnotationTable, Case
-from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.pseudo_labels.filter import FilterSettings
 from nnunet_mutual.pseudo_labels.judge import Judge, Prediction
 from nnunet_mutual.pseudo_labels.opinions import TwoOpinions
@@ -49,17 +47,6 @@ class PseudoLabeller(Judge):
         """Labels that the case does not annotate and some network has learnt."""
         everything = frozenset().union(*self.learnt)
         return [label for label in self.table.labels if label in everything - case.annotated]
-
-    def label(
-        self,
-        case: Case,
-        image: Tensor,
-        drawn: np.ndarray,
-        voxel_ml: float,
-        said: Callable[[float], str] | None = None,
-    ) -> tuple[np.ndarray, np.ndarray, list[Decision]]:
-        """Makes the pseudo labels of a case from its preprocessed image (M, *spatial); see :meth:`Judge.judge`."""
-        return self.judge(case, self.predict(case, image), drawn, voxel_ml, said)
 
     def predict(self, case: Case, image: Tensor) -> Prediction:
         """Asks the networks about the open labels of a case.

@@ -159,20 +159,21 @@ def _scored_in_all(runs: Sequence[Scores]) -> list[str]:
     return [label for label in labels if all(any(row[label] is not None for row in run.values()) for run in runs)]
 
 
-def compare_arms(outcome: Outcome, arms: Sequence[str], metric: str = "dice") -> list[ArmComparison]:
+def compare_arms(outcome: Outcome, arms: Sequence[str]) -> list[ArmComparison]:
     """Compares all pairs of arms that have runs in common, the later one in the list against the earlier one.
 
     The primary comparison is of the last arm with the one before it: 95 %. The others are made beside it; their
     intervals are wider, by Bonferroni's rule, so that all of them together err in 5 % at most.
     """
-    there = [arm for arm in arms if arm in outcome.scores[metric]]
+    scores = outcome.scores["dice"]
+    there = [arm for arm in arms if arm in scores]
     pairs = [(b, a) for a, b in itertools.combinations(there, 2)]
     others = max(1, len(pairs) - 1)
     found = []
     for first, second in pairs:
         primary = (second, first) == tuple(arms[-2:])
         confidence = CONFIDENCE if primary else 1 - (1 - CONFIDENCE) / others
-        runs = [outcome.scores[metric][arm] for arm in (first, second)]
+        runs = [scores[arm] for arm in (first, second)]
         if not {*runs[0]} & {*runs[1]}:
             continue
         found.append(

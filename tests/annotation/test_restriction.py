@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunet_mutual.annotation.restriction import Restriction, restrict, restriction_for, vouched
+from nnunet_mutual.annotation.restriction import Restriction, restriction_for, vouched
 from nnunet_mutual.annotation.table import AnnotationTable
 
 NAMES = ["liver", "tumour", "spleen", "vessel"]
@@ -43,7 +43,7 @@ def one_voxel(**probabilities: float) -> np.ndarray:
 def restricted(table: AnnotationTable, probabilities: np.ndarray) -> np.ndarray:
     restriction = restriction_for(table, table.case("x"))
     assert restriction is not None
-    return restrict(probabilities, restriction)
+    return restriction.apply(probabilities)
 
 
 def test_a_fully_annotated_case_is_left_alone() -> None:
@@ -196,7 +196,7 @@ def test_an_unannotated_region_counts_for_the_annotated_ones_around_it(
     columns = np.array([[0.2, 0.3, 0.1], [0.9, 0.3, 0.1], [0.4, 0.7, 0.2], [0.9, 0.8, 0.6], [0.1, 0.2, 0.7]]).T
     restriction = restriction_for(table, table.case("x"), [1, 2, 3])
     assert restriction is not None
-    found = restrict(columns, restriction)
+    found = restriction.apply(columns)
     assert label_map(table, [1, 2, 3], found).tolist() == painted
     assert (found[[n for n, name in enumerate(BRATS) if name not in annotated]] == 0).all()
     if annotated == ["whole"]:
@@ -227,7 +227,7 @@ def test_the_restricted_map_says_of_annotated_regions_what_the_full_one_says(see
         assert len(annotated) == len(labels)
         return
     before = probabilities.copy()
-    found = restrict(probabilities, restriction)
+    found = restriction.apply(probabilities)
     assert np.array_equal(probabilities, before) and found.dtype == np.float32
     written = label_map(table, order, found)
     for name in annotated:
@@ -252,7 +252,7 @@ def test_ensembles_of_restricted_regions_score_what_ensembles_of_full_ones_score
     restriction = restriction_for(table, table.case("x"), order)
     assert restriction is not None
     full = label_map(table, order, models.mean(0))
-    written = label_map(table, order, np.mean([restrict(model, restriction) for model in models], 0))
+    written = label_map(table, order, np.mean([restriction.apply(model) for model in models], 0))
     np.testing.assert_array_equal(np.isin(written, [1, 2]), np.isin(full, [1, 2]))
     assert set(written.tolist()) == {0, 1}
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from training import KEYS, SHORT, partial_block, region_block, trainer_for
 
-from nnunet_mutual.annotation.restriction import restrict, restriction_for
+from nnunet_mutual.annotation.restriction import restriction_for
 
 REGION_VALUES = ([1, 2, 3], [2, 3], [3])
 
@@ -71,7 +71,7 @@ def test_plain_labels(nnunet_folders: Path, ignore: bool, relation: str) -> None
         probabilities = logits[i].softmax(0).numpy()
         restriction = restriction_for(trainer.table, trainer.table.case(str(key)))
         assert restriction is not None
-        prediction = restrict(probabilities, restriction).argmax(0)
+        prediction = restriction.apply(probabilities).argmax(0)
         for value in [1] if key == "case_00" else [2, 3]:
             counted = target != 4
             expected[:, value - 1] += counts_by_hand(prediction == value, target == value, counted)

@@ -21,7 +21,7 @@ from torch import Tensor
 from training import SHORT, partial_block, trainer_for
 
 from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
-from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.batches.pseudo import PseudoDataset, PseudoStore
 from nnunet_mutual.errors import MutualError
@@ -87,9 +87,14 @@ def flat(*probabilities: list[float]) -> Tensor:
     return torch.cat([1 - labels.sum(0, keepdim=True), labels])[:, None, None]
 
 
+def labelled(made_by: PseudoLabeller, case: Case, image: Tensor, *drawn: Any) -> Any:
+    """Codes, candidates and decisions of a case."""
+    return made_by.judge(case, made_by.predict(case, image), *drawn)
+
+
 def made(made_by: PseudoLabeller, key: str, image: Tensor, drawn: list[int]) -> tuple[list[int], list[Decision]]:
     values = np.array(drawn, np.int16)[None, None]
-    codes, _, decisions = made_by.label(made_by.table.case(key), image, values, 1.0)
+    codes, _, decisions = labelled(made_by, made_by.table.case(key), image, values, 1.0)
     np.testing.assert_array_equal(made_by.codes.true_values(codes), values)
     return made_by.codes.decided_values(codes).ravel().tolist(), decisions
 
@@ -161,7 +166,7 @@ def test_candidates_are_the_likelier_values_whatever_the_filter_says() -> None:
     strict = labeller(CONTENT, [Says()], [{"spleen", "kidney"}], label=True)
     strict.true_volumes = {"spleen": [50.0, 51.0, 49.0], "kidney": [50.0, 51.0, 49.0]}
     drawn = np.array([[[0, 0, 0, 1]]], np.int16)
-    codes, candidates, decisions = strict.label(strict.table.case("l"), image, drawn, 1.0)
+    codes, candidates, decisions = labelled(strict, strict.table.case("l"), image, drawn, 1.0)
     assert not any(decision.accepted for decision in decisions)
     assert not np.isin(strict.codes.decided_values(codes), (2, 3)).any()
     assert candidates.ravel().tolist() == [2, 2, 0, UNDECIDED], "a drawn liver leaves nothing open"
@@ -426,7 +431,7 @@ def test_images_without_a_size_have_no_millilitres(spacing: Sequence[float], siz
     image = flat([0.0] * 3, [0.9, 0.9, 0.0], [0.0] * 3)
     size = voxel_volume(properties, (1, 1, 3))
     drawn = np.zeros((1, 1, 3), np.int16)
-    spleen, kidney = strict.label(strict.table.case("l"), image, drawn, size, in_voxels(properties))[2]
+    spleen, kidney = labelled(strict, strict.table.case("l"), image, drawn, size, in_voxels(properties))[2]
     assert spleen.volume_ml == (pytest.approx(2 * size) if sized else None) and kidney.volume_ml == 0
     usual = f"{np.prod(spacing) / 1000:.3g} ml" if sized else "1 voxels"
     assert f"usual {usual} in 3" in spleen.reason and (sized or spleen.reason.startswith("too large: 4 voxels"))
