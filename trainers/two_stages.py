@@ -165,7 +165,7 @@ class TwoStageTrainer(MutualTrainer):
         """A batch holds cases of different groups, where several networks learn; stage 2 has pseudo labels."""
         if self.stage_number == 1 or not (self.stages.first_epochs or self.stages.given):
             return PooledStream(self.table, self.stage_groups)
-        codes = PseudoCodes.from_table(self.table, self.label_manager.ignore_label)
+        codes = PseudoCodes.from_table(self.table)
         return PseudoStream(self.table, self.stage_groups, store=self.store, codes=codes, labels=self.label_manager)
 
     def build_knowledge(self) -> Knowledge:

@@ -61,7 +61,7 @@ class PseudoCodes:
             self._code[ignore_label] = ignore_label
 
     @classmethod
-    def from_table(cls, table: AnnotationTable, ignore_label: int | None = None) -> PseudoCodes:
+    def from_table(cls, table: AnnotationTable) -> PseudoCodes:
         """Makes the codes of a dataset.
 
         Plain labels: where nothing is drawn, any label and background may be decided; where b is drawn, b itself and
@@ -69,7 +69,6 @@ class PseudoCodes:
 
         Args:
             table: the annotation table; the order of its sources does not matter.
-            ignore_label: the integer of nnU-Net's ignore label, if the dataset has one.
 
         Raises:
             MutualError: more pairs than an int16 label map can hold.
@@ -81,7 +80,7 @@ class PseudoCodes:
             pairs = [(0, z) for z in values]
             for b, inner in sorted((table.values[label][0], _within(table, label)) for label in table.labels):
                 pairs += [(b, z) for z in [b, *inner] if inner]
-        return cls(pairs, 1 + max([*values, 0 if ignore_label is None else ignore_label]), ignore_label)
+        return cls(pairs, 1 + max([*values, table.ignore or 0]), table.ignore)
 
     def encode(self, true: np.ndarray, decided: np.ndarray) -> np.ndarray:
         """Puts drawn and decided values into one map.

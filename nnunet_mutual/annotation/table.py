@@ -97,6 +97,7 @@ class AnnotationTable:
         values: the integers of each label in the label maps (several for a region).
         is_regions: whether labels are regions (sigmoid outputs).
         declared: whether dataset.json has a block; without one every case is fully annotated and of one source.
+        ignore: the integer of nnU-Net's ignore label, None without one.
         singles: labels of which a body has one connected piece.
         may_overlap: pairs of labels for which "this voxel is b" says nothing about a.
     """
@@ -108,6 +109,7 @@ class AnnotationTable:
     declared: bool
     sources: Mapping[str, Source]
     cases: Mapping[str, Case] = field(repr=False)
+    ignore: int | None = None
     singles: frozenset[str] = frozenset()
     may_overlap: frozenset[frozenset[str]] = frozenset()
     modality_groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -140,6 +142,7 @@ class AnnotationTable:
             "values": {name: values[name] for name in labels},
             "channels": channels,
             "is_regions": is_regions,
+            "ignore": raw_labels.get("ignore"),
         }
         if BLOCK not in dataset_json:
             everything = Source("dataset", frozenset(labels))

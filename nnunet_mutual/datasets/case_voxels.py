@@ -92,7 +92,6 @@ def inspect_case(
     files: CaseFiles,
     case: Case | None,
     table: AnnotationTable,
-    ignore: int | None,
     reader: BaseReaderWriter,
     *,
     headers_only: bool = False,
@@ -103,7 +102,6 @@ def inspect_case(
         files: where they lie.
         case: the entry of the table, None if it is missing there (then only the files are looked at).
         table: labels and channels.
-        ignore: integer of nnU-Net's ignore label, if the dataset has one.
         reader: from :func:`reader_for`.
         headers_only: read no voxel, so that what files hold is not known, only whether their grids fit together.
     """
@@ -118,7 +116,7 @@ def inspect_case(
         compare_grids(images[0], label, "the label map", finding)
     if headers_only:
         return finding
-    counts = count_labels(label, table, ignore, finding)
+    counts = count_labels(label, table, finding)
     finding.present = {name for name, values in table.values.items() if any(counts.get(value) for value in values)}
     if case is not None:
         outside = outside_annotation(counts, table, case.drawn | case.pseudo)
@@ -132,25 +130,22 @@ def inspect_case(
     return finding
 
 
-def count_labels(label: Volume, table: AnnotationTable, ignore: int | None, finding: Finding) -> dict[int, int]:
+def count_labels(label: Volume, table: AnnotationTable, finding: Finding) -> dict[int, int]:
     """Counts the voxels of each integer of a label map; what dataset.json does not define is an error.
 
     Args:
         label: the label map.
         table: integers of each label.
-        ignore: integer of nnU-Net's ignore label, if it may occur.
         finding: gets the errors.
     """
     counts = _count(label, finding)
-    known = {0, *(value for values in table.values.values() for value in values)} | (
-        {ignore} if ignore is not None else set()
-    )
+    known = {0, table.ignore, *(value for values in table.values.values() for value in values)}
     unknown = sorted(set(counts) - known)
     if unknown:
         what = ", ".join(f"{value} ({counts[value]} voxels)" for value in unknown[:5])
         finding.error(
             label.path,
-            f"holds values that dataset.json does not define: {what}; defined are {_values(table, ignore)}"
+            f"holds values that dataset.json does not define: {what}; defined are {_values(table)}"
             + _hint_for_a_mask(unknown, table),
         )
     return counts
@@ -427,6 +422,6 @@ def _count(label: Volume, finding: Finding) -> dict[int, int]:
     return {int(value): int(number) for value, number in zip(values, numbers, strict=True)}
 
 
-def _values(table: AnnotationTable, ignore: int | None) -> str:
+def _values(table: AnnotationTable) -> str:
     names = ["0 background", *(f"{'+'.join(map(str, values))} {name}" for name, values in table.values.items())]
-    return ", ".join(names + ([f"{ignore} ignore"] if ignore is not None else []))
+    return ", ".join(names + ([f"{table.ignore} ignore"] if table.ignore is not None else []))

@@ -111,7 +111,7 @@ def examine(folders: DatasetFolders, *, before_planning: bool = False, headers_o
         problems += listing_problems(_listed(dataset_json[BLOCK]), files, set(unlabelled))
     problems += _missing_channels(table, {**unlabelled, **files}) + _group_problems(table, list(cases.values()))
     reader = reader_for(dataset_json, [path for case in files.values() for path in case.images.values()])
-    seen = look(files, cases, table, dataset_json["labels"].get("ignore"), reader, headers_only=headers_only)
+    seen = look(files, cases, table, reader, headers_only=headers_only)
     problems += [problem for one in seen.values() for problem in one.problems] + _no_ct(table, seen)
     present = {key: one.present for key, one in seen.items() if one.present is not None}
     ordered = list(cases.values())
@@ -248,9 +248,10 @@ def _dataset_problems(dataset_json: Mapping[str, Any], table: AnnotationTable, n
     integers = sorted({0, *(value for values in table.values.values() for value in values)})
     if integers != list(range(len(integers))):
         error(f"the label values are {integers}; nnU-Net expects 0, 1, 2, ... without gaps, renumber them")
-    ignore = dataset_json["labels"].get("ignore")
-    if ignore is not None and ignore != integers[-1] + 1:
-        error(f'"ignore" has the value {ignore}, nnU-Net expects the highest one, {integers[-1] + 1}; renumber it')
+    if table.ignore is not None and table.ignore != integers[-1] + 1:
+        error(
+            f'"ignore" has the value {table.ignore}, nnU-Net expects the highest one, {integers[-1] + 1}; renumber it'
+        )
     if (background := dataset_json["labels"].get("background")) not in (0, "0"):
         found = "has no" if background is None else f"has {background!r} instead of"
         error(f'"labels" {found} "background": 0; correct it')

@@ -36,7 +36,6 @@ def look(
     files: Mapping[str, CaseFiles],
     cases: Mapping[str, Case],
     table: AnnotationTable,
-    ignore: int | None,
     reader: BaseReaderWriter,
     *,
     headers_only: bool = False,
@@ -47,12 +46,11 @@ def look(
         files: of the cases.
         cases: entries of the table, as far as there are any.
         table: labels and channels.
-        ignore: integer of nnU-Net's ignore label, if the dataset has one.
         reader: from :func:`~nnunet_mutual.datasets.case_voxels.reader_for`.
         headers_only: read no voxel.
     """
     ct = next((number for number, name in enumerate(table.channels) if name.casefold() == "ct"), None)
-    see = partial(_see, table=table, ignore=ignore, reader=reader, ct=ct, headers_only=headers_only)
+    see = partial(_see, table=table, reader=reader, ct=ct, headers_only=headers_only)
     jobs = [(files[key], cases.get(key)) for key in files]
     return dict(zip(files, each_case(see, jobs, doing="reading cases"), strict=True))
 
@@ -61,13 +59,12 @@ def _see(
     job: tuple[CaseFiles, Case | None],
     *,
     table: AnnotationTable,
-    ignore: int | None,
     reader: BaseReaderWriter,
     ct: int | None,
     headers_only: bool,
 ) -> Seen:
     files, case = job
-    finding = inspect_case(files, case, table, ignore, reader, headers_only=headers_only)
+    finding = inspect_case(files, case, table, reader, headers_only=headers_only)
     image = None if ct is None or headers_only else finding.images.get(ct)
     lowest = float(image.voxels.min()) if image is not None and len(image.voxels) == 1 else None
     present = None if finding.present is None else frozenset(finding.present)

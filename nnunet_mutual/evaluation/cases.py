@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import multiprocessing
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,20 +43,18 @@ class Rules:
 
     Attributes:
         table: labels, and which of them each case annotates.
-        ignore: integer of nnU-Net's ignore label; its voxels in the reference count as background in both masks.
         reader: nnU-Net's reader of the files.
         tolerances: of surface Dice in mm by label; None leaves the surface metrics out.
     """
 
     table: AnnotationTable
-    ignore: int | None
     reader: BaseReaderWriter
     tolerances: Mapping[str, float] | None
 
     def of(self, key: str) -> Rules:
         """Returns the rules with the table of one case alone, which travels to another process quickly."""
         cases = {key: self.table.cases[key]} if self.table.declared else {}
-        return dataclasses.replace(self, table=dataclasses.replace(self.table, cases=cases))
+        return replace(self, table=replace(self.table, cases=cases))
 
 
 def measure_cases(pairs: Sequence[Pair], rules: Rules, *, processes: int) -> dict[str, LabelScores]:
@@ -95,12 +92,9 @@ def measure_case(pair: Pair, rules: Rules) -> LabelScores:
         MutualError: as :func:`measure_cases`.
     """
     prediction, reference = _read(pair, rules)
-    scored = reference.voxels[0] != rules.ignore
+    scored = reference.voxels[0] != rules.table.ignore
     scores: LabelScores = {}
-    masks = annotated_masks(
-        prediction.voxels[0], reference.voxels[0], rules.table, rules.table.case(pair.key), ignore=rules.ignore
-    )
-    for one in masks:
+    for one in annotated_masks(prediction.voxels[0], reference.voxels[0], rules.table, rules.table.case(pair.key)):
         tolerance = None if rules.tolerances is None else rules.tolerances[one.label]
         scores[one.label] = measure(
             one.predicted, one.drawn, reference.spacing, tolerance=tolerance, voxel_ml=reference.voxel_ml
@@ -120,8 +114,8 @@ def _read(pair: Pair, rules: Rules) -> tuple[Volume, Volume]:
     prediction = read_volume(pair.prediction, rules.reader, finding, is_label=True)
     if prediction is not None and reference is not None:
         compare_grids(reference, prediction, "the prediction", finding, of="the reference")
-        count_labels(reference, rules.table, rules.ignore, finding)
-        count_labels(prediction, rules.table, None, finding)
+        count_labels(reference, rules.table, finding)
+        count_labels(prediction, replace(rules.table, ignore=None), finding)  # which nothing predicts
     errors = [problem for problem in finding.problems if problem.severity == ERROR]
     if prediction is None or reference is None or errors:
         raise MutualError(f"{errors[0].place}: {errors[0].text}")

@@ -58,8 +58,6 @@ def annotated_masks(
     reference: np.ndarray,
     table: AnnotationTable,
     case: Case,
-    *,
-    ignore: int | None = None,
 ) -> Iterator[Masks]:
     """Yields the masks of each annotated label of one case, in the order of the table.
 
@@ -67,14 +65,14 @@ def annotated_masks(
     label that contains it in this source, or, where the reference has a label that it may overlap, that label. Where
     the reference has a label that the case does not annotate (drawn by a model), it says that none of the annotated
     ones was drawn there, except those that it may hide: these are in no mask there. A label that is drawn in part is
-    not scored, and counts as one that is not annotated, where it was not drawn.
+    not scored, and counts as one that is not annotated, where it was not drawn. Voxels of the ignore label in the
+    reference are in no mask.
 
     Args:
         prediction: label map (*spatial) integers.
         reference: label map (*spatial) integers.
         table: labels, regions, and how they contain or overlap each other.
         case: what the reference annotates.
-        ignore: integer of nnU-Net's ignore label; its voxels in the reference are in no mask.
 
     Raises:
         MutualError: the shapes differ.
@@ -96,8 +94,8 @@ def annotated_masks(
             hiding = {a for a in table.labels if a not in case.drawn and label in table.beneath(case, a)}
             if hiding:
                 predicted &= ~np.isin(reference, _integers(table, hiding))
-        if ignore is not None:
-            predicted &= reference != ignore
+        if table.ignore is not None:
+            predicted &= reference != table.ignore
         yield Masks(label, predicted, drawn)
 
 

@@ -59,7 +59,6 @@ class References:
         table = self.table()
         return Rules(
             table,
-            self.dataset_json["labels"].get("ignore"),
             reader_for(self.dataset_json, list(self.files.values())),
             parse_tolerances(tolerances, table.labels) if surface else None,
         )

@@ -38,7 +38,7 @@ def measure_validation(
         if not pairs:
             return
         reader = reader_for(dataset_json, [pair.reference for pair in pairs])
-        rules = Rules(table, dataset_json["labels"].get("ignore"), reader, parse_tolerances((), table.labels))
+        rules = Rules(table, reader, parse_tolerances((), table.labels))
         write_tidy(folder / TIDY, measure_cases(pairs, rules, processes=default_num_processes))
     except (MutualError, OSError, RuntimeError, MemoryError) as error:  # RuntimeError: also of a process that ended
         reason = error if isinstance(error, MutualError) else f"{type(error).__name__}: {error}"

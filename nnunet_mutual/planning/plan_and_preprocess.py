@@ -336,9 +336,8 @@ def _all_empty(images: UnlabelledImages, training: Mapping[str, CaseFiles]) -> b
     """Whether no label map holds anything but the ignore label: nnU-Net's fingerprint of that ends in an IndexError."""
     reader = reader_for(images.dataset_json, [path for one in training.values() for path in one.images.values()])
     try:
-        ignore = images.dataset_json["labels"].get("ignore")
         maps = (reader.read_seg(str(files.label))[0] for files in training.values())
-        return not any(((values > 0) & (values != ignore)).any() for values in maps)
+        return not any(((values > 0) & (values != images.table.ignore)).any() for values in maps)
     except Exception:  # unreadable files: nnU-Net's own error is the better one
         return False
 

@@ -275,7 +275,7 @@ def _preprocess(job: _Job) -> str | None:
     files = job.files
     manager = PlansManager(dict(job.plans))
     configuration = manager.get_configuration(job.configuration)
-    finding = inspect_case(files, job.case, job.table, None, manager.image_reader_writer_class())
+    finding = inspect_case(files, job.case, job.table, manager.image_reader_writer_class())
     errors = [f"{problem.place}: {problem.text}" for problem in finding.problems if problem.severity == ERROR]
     volumes = list(finding.images.values())
     lacking = [] if PLANS_KEY in job.plans else missing_files(files, job.case, job.table)

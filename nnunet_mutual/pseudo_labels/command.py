@@ -143,7 +143,7 @@ def _write_label_maps(window: Window, fold: Fold, store: PseudoStore, folder: Pa
     """Writes drawn and accepted pseudo labels in the geometry of the images; what an earlier model drew is neither."""
     reader = window.plans.image_reader_writer_class()
     ending = window.dataset_json["file_ending"]
-    codes = PseudoCodes.from_table(fold.table, window.labels.ignore_label)
+    codes = PseudoCodes.from_table(fold.table)
     cases = [key for key in sorted(fold.training) if store.has(key)]
     accepted = store.accepted(cases)
     dataset = fold.open(cases)

@@ -68,18 +68,15 @@ class Judge:
 
     Args:
         table: who drew what.
-        ignore_label: nnU-Net's, if the dataset has one.
         settings: of the filter.
         trusts_one: whether a label may be accepted of which there is only one opinion.
     """
 
-    def __init__(
-        self, table: AnnotationTable, ignore_label: int | None, settings: FilterSettings, *, trusts_one: bool = True
-    ):
+    def __init__(self, table: AnnotationTable, settings: FilterSettings, *, trusts_one: bool = True):
         self.table = table
         self.settings = settings
         self.trusts_one = trusts_one
-        self.codes = PseudoCodes.from_table(table, ignore_label)
+        self.codes = PseudoCodes.from_table(table)
         self.channel = output_channels(table)
         self.true_volumes: Volumes = {}
 

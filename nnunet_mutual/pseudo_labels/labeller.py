@@ -37,7 +37,7 @@ class PseudoLabeller(Judge):
         learnt: Sequence[frozenset[str]],
         settings: FilterSettings,
     ):
-        super().__init__(table, labels.ignore_label, settings)
+        super().__init__(table, settings)
         self.labels = labels
         self.learnt = list(learnt)
         self.mirror_axes = mirror_axes or ()

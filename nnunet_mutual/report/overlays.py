@@ -121,7 +121,6 @@ def overlays(
     """
     files, references = raw_cases(training), training.references
     ending = training.dataset_json["file_ending"]
-    ignore = training.dataset_json["labels"].get("ignore")
     channel = training.table.channels.index(training.table.modality_groups.get(network, training.table.channels)[0])
     for pick in chosen:
         image_file = files[pick.key].images.get(channel) if pick.key in files else None
@@ -136,8 +135,8 @@ def overlays(
             continue
         values = training.table.values[pick.label]
         masks = [np.isin(volume.voxels, values) for volume in (drawn, predicted)]
-        if isinstance(ignore, int):
-            masks = [mask & (drawn.voxels != ignore) for mask in masks]
+        if training.table.ignore is not None:
+            masks = [mask & (drawn.voxels != training.table.ignore) for mask in masks]
         is_ct = training.table.channels[channel].casefold() == "ct"
         colour = BRIGHT[training.table.labels.index(pick.label) % len(BRIGHT)]
         caption = f"{pick.label}, {pick.rank}: Dice {pick.dice:.2f}, {names.case(pick.key)} ({pick.source})"

@@ -59,7 +59,7 @@ def measure(predictions: Path, held_out: RawData, processes: int = 1) -> dict[st
     """
     table, ending = held_out.table, held_out.content["file_ending"]
     reader = reader_for(held_out.content, [files.label for files in held_out.training.values()])
-    rules = Rules(table, held_out.content["labels"].get("ignore"), reader, parse_tolerances((), table.labels))
+    rules = Rules(table, reader, parse_tolerances((), table.labels))
     pairs = [Pair(key, predictions / (key + ending), files.label) for key, files in held_out.training.items()]
     found = measure_cases(pairs, rules, processes=processes)
     return {name: _of_metric(found, metric, table.labels) for name, metric in METRICS.items()}

@@ -68,7 +68,7 @@ def test_everybody_says_the_same_of_labels(content: dict[str, Any]) -> None:
         values = {BACKGROUND: 0, **LABELS, IGNORE: 9}
         view = PlainView(case.annotated, table.contained(case), overlaps, names, values)
         unknown = [label for label in LABELS if label not in case.annotated]
-        rules = {label: rules_for(table, case, label, None) for label in unknown}
+        rules = {label: rules_for(table, case, label) for label in unknown}
         of_labeller = labeller(table)._open_values(case, unknown)
         assert opened.keys() == {0, *(LABELS[label] for label in case.drawn)}
         for drawn, labels in opened.items():
@@ -92,7 +92,7 @@ def test_everybody_says_the_same_of_regions(content: dict[str, Any]) -> None:
         for drawn, integers in hypotheses(table, case).items():
             assert view.possible(drawn) == integers == set(of_labeller[drawn])
             for label in set(REGIONS) - case.annotated:
-                rule = rules_for(table, case, label, None)[drawn]
+                rule = rules_for(table, case, label)[drawn]
                 assert {rule.outside} | ({rule.inside} - {None}) <= integers
                 if label in case.incomplete and drawn in regions[label]:
                     assert rule.outside in regions[label], "a mask takes nothing away that was drawn"

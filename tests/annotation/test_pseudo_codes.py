@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,8 @@ def table_of(labels: dict[str, Any] = LABELS, sources: dict[str, Any] | None = N
     )
 
 
-PLAIN_CODES = PseudoCodes.from_table(table_of(may_overlap=[["aorta", "spleen"]]), 6)
-REGION_CODES = PseudoCodes.from_table(table_of(REGIONS, {"a": {"annotated": ["whole"]}}), None)
+PLAIN_CODES = PseudoCodes.from_table(replace(table_of(may_overlap=[["aorta", "spleen"]]), ignore=6))
+REGION_CODES = PseudoCodes.from_table(table_of(REGIONS, {"a": {"annotated": ["whole"]}}))
 
 
 def test_pairs_by_hand() -> None:
@@ -44,7 +45,7 @@ def test_pairs_by_hand() -> None:
         *[(5, 5), (5, 3)],
     )
     assert (PLAIN_CODES.offset, PLAIN_CODES.size) == (7, 7 + 15)
-    without_ignore = PseudoCodes.from_table(table_of(), None)
+    without_ignore = PseudoCodes.from_table(table_of())
     assert (without_ignore.offset, without_ignore.size) == (6, 6 + 11)
 
 
@@ -55,13 +56,16 @@ def test_pairs_of_regions_by_hand() -> None:
 
 def test_a_dataset_without_a_block() -> None:
     table = AnnotationTable.from_dataset_json({"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}})
-    assert PseudoCodes.from_table(table, None).pairs == ((0, 0), (0, 1))
+    assert PseudoCodes.from_table(table).pairs == ((0, 0), (0, 1))
 
 
 def test_the_order_in_dataset_json_does_not_matter() -> None:
     turned = dict(reversed(NESTED.items()))
     labels = dict(reversed(LABELS.items()))
-    assert PseudoCodes.from_table(table_of(labels, turned), 6).pairs == PseudoCodes.from_table(table_of(), 6).pairs
+    assert (
+        PseudoCodes.from_table(replace(table_of(labels, turned), ignore=6)).pairs
+        == PseudoCodes.from_table(replace(table_of(), ignore=6)).pairs
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -78,7 +82,7 @@ def test_every_choice_that_a_case_leaves_open_has_a_code(data: st.DataObject) ->
         annotated = data.draw(st.lists(st.sampled_from(names), unique=True))
         sources[source] = {"annotated": annotated, "contains": contains}
     overlaps = [list(pair) for pair in data.draw(st.lists(st.sampled_from(ordered), unique=True, max_size=2))]
-    codes = PseudoCodes.from_table(table_of(sources=sources, may_overlap=overlaps), 6)
+    codes = PseudoCodes.from_table(replace(table_of(sources=sources, may_overlap=overlaps), ignore=6))
 
     def inside(contains: dict[str, list[str]], label: str) -> set[str]:
         return {deep for inner in contains.get(label, ()) for deep in {inner, *inside(contains, inner)}}
@@ -172,8 +176,8 @@ def test_more_pairs_than_a_map_can_hold() -> None:
         labels = {"whole": list(range(1, count)), **{f"part{i}": i for i in range(2, count)}}
         return table_of(labels, {"a": {"annotated": ["whole"]}})
 
-    largest = PseudoCodes.from_table(regions(180), None)
+    largest = PseudoCodes.from_table(regions(180))
     true, decided = np.array([179]), np.array([179])
     assert largest.encode(true, decided) == largest.size - 1 == 180 + 180**2 - 1
     with pytest.raises(MutualError, match="need 32942 codes .* holds 32768; use fewer labels"):
-        PseudoCodes.from_table(regions(181), None)
+        PseudoCodes.from_table(regions(181))

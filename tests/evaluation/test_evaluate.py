@@ -312,7 +312,7 @@ def test_several_processes_give_the_same(play: Play, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("os.cpu_count", lambda: 3)
     table = AnnotationTable.from_dataset_json(json.loads((play.raw / "dataset.json").read_text()))
     pairs = [Pair(k, play.root / "A" / f"{k}.nii.gz", play.raw / "labelsTr" / f"{k}.nii.gz") for k in KEYS]
-    rules = Rules(table, None, reader_for(play.content, [pairs[0].reference]), None)
+    rules = Rules(table, reader_for(play.content, [pairs[0].reference]), None)
     alone, together = (measure_cases(pairs, rules, processes=number) for number in (1, 3))
     assert list(together) == KEYS
     for key in KEYS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,8 @@ def dataset(*, overlap: bool = False, declared: bool = True) -> dict:
     return content
 
 
-def score_case(prediction: np.ndarray, reference: np.ndarray, *which: Any, **options: Any) -> dict[str, float]:
-    return {m.label: dice(m.predicted, m.drawn) for m in annotated_masks(prediction, reference, *which, **options)}
+def score_case(prediction: np.ndarray, reference: np.ndarray, *which: Any) -> dict[str, float]:
+    return {m.label: dice(m.predicted, m.drawn) for m in annotated_masks(prediction, reference, *which)}
 
 
 def scores(key: str, prediction: list[int], reference: list[int], **options: bool) -> dict[str, float]:
@@ -111,4 +112,4 @@ def test_regions_hold_several_integers() -> None:
 def test_ignored_voxels_do_not_count() -> None:
     table = AnnotationTable.from_dataset_json(dataset())
     prediction, reference = np.array([1, 1, 1, 0]), np.array([1, 9, 9, 0])
-    assert score_case(prediction, reference, table, table.case("b"), ignore=9) == {"liver": 1}
+    assert score_case(prediction, reference, replace(table, ignore=9), table.case("b")) == {"liver": 1}

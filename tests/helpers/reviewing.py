@@ -52,7 +52,7 @@ def fabricate(
         (folder / file.replace("nnUNetPlans", "plans")).write_bytes((preprocessed / file).read_bytes())
     store = PseudoStore(folder / "fold_0" / name)
     store.claim(identity([], [], FilterSettings(), content))
-    codes = PseudoCodes.from_table(table, content["labels"].get("ignore"))
+    codes = PseudoCodes.from_table(table)
     data = nnUNetDatasetBlosc2(str(preprocessed / "nnUNetPlans_3d_fullres"))
     keys = sorted({decision.case for decision in decisions})
     for key in keys:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -213,7 +214,7 @@ def test_without_codes_both_views_are_the_same() -> None:
 def test_an_ignore_label_has_a_row_that_is_never_asked_for() -> None:
     """The loss masks ignored voxels; codes then begin above the ignore label."""
     table = AnnotationTable.from_dataset_json(BY_HAND)
-    codes = PseudoCodes.from_table(table, 6)
+    codes = PseudoCodes.from_table(replace(table, ignore=6))
     known = Knowledge(table, ["livers"], 6, codes, {"livers": frozenset({"spleen"})})
     plain = knowledge(BY_HAND, {"livers": {"spleen"}})
     assert known.pseudo_tables.possible is not None and plain.pseudo_tables.possible is not None

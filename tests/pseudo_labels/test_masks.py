@@ -42,7 +42,7 @@ def decisions_of(raw: Path) -> dict[tuple[str, str], Decision]:
 
 def decided(raw: Path, key: str) -> np.ndarray:
     content = json.loads((raw / "dataset.json").read_text())
-    codes = PseudoCodes.from_table(AnnotationTable.from_dataset_json(content), content["labels"].get("ignore"))
+    codes = PseudoCodes.from_table(AnnotationTable.from_dataset_json(content))
     stored = PseudoStore(raw / STORE).codes(key)[0]
     np.testing.assert_array_equal(codes.true_values(stored), raw_label(raw.parents[1], key))
     return codes.decided_values(stored)

@@ -40,6 +40,7 @@ def test_3d_tif_has_the_spacing_of_its_image(nnunet_folders: Path, tmp_path: Pat
         plans=plans, dataset_json=content | {"file_ending": ".tif"}, labels=plans.get_label_manager(content)
     )
     table = AnnotationTable.from_dataset_json(content)
+    (tmp_path / "maps").mkdir()
     _write_label_maps(window, Fold(table, ["case_00"], [], nnUNetDatasetBlosc2, str(data)), store, tmp_path / "maps")
     found, described = Tiff3DIO().read_seg(str(tmp_path / "maps" / "case_00.tif"))
     np.testing.assert_array_equal(found[0], drawn)  # nothing was decided there

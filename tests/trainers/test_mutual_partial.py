@@ -59,7 +59,7 @@ def decisions_of(trainer: Any) -> dict[str, set[str]]:
 def assert_true_labels_untouched(trainer: Any) -> None:
     """Voxel for voxel, in the files that stage 2 trained with."""
     store = PseudoStore(Path(trainer.output_folder) / "pseudo_labels")
-    codes = PseudoCodes.from_table(trainer.table, trainer.label_manager.ignore_label)
+    codes = PseudoCodes.from_table(trainer.table)
     training, _ = trainer.do_split()
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, list(training))
     made = [key for key in training if store.has(key)]

@@ -62,7 +62,7 @@ def agree(sources: Sequence[MergeSource], ending: str | None, *, reorient: bool)
         _refuse_two_spellings(sources)
         names = dict.fromkeys(label for source in sources for label in source.labels)
         labels = {BACKGROUND: 0, **{name: number for number, name in enumerate(names, 1)}}
-    if any(source.ignore is not None for source in sources):
+    if any(source.table.ignore is not None for source in sources):
         values = [number for value in labels.values() for number in (value if isinstance(value, list) else [value])]
         labels[IGNORE] = max(values) + 1
     _same_channels(sources)

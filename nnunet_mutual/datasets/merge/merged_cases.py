@@ -127,7 +127,7 @@ def view_of(scan: Scan, table: AnnotationTable, target: Target) -> View:
     case = scan.source.case(scan.key)
     if target.is_regions:
         regions = {name: frozenset(values) for name, values in table.values.items()}
-        ignore = scan.source.ignore, target.labels.get("ignore")
+        ignore = scan.source.table.ignore, target.labels.get("ignore")
         return RegionView(case.annotated, regions, *ignore, case.incomplete)
     return PlainView(
         case.annotated,

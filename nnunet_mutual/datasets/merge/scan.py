@@ -147,7 +147,7 @@ def _see(
 def _inspect(source: MergeSource, files: CaseFiles, labelled: bool, reader: BaseReaderWriter) -> Finding:
     listed = not source.table.declared or files.key in source.table.cases
     case = source.table.case(files.key) if listed else None
-    finding = inspect_case(files, case, source.table, source.ignore, reader)
+    finding = inspect_case(files, case, source.table, reader)
     drawn = labelled and case is not None and case.drawn
     missing = case.missing if case is not None else frozenset[str]()
     wanted = [v for number, v in finding.images.items() if source.table.channels[number] not in missing]

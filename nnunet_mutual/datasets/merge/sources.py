@@ -49,11 +49,6 @@ class MergeSource:
         """Its labels under their new names, each once."""
         return tuple(dict.fromkeys(self.renamed[label] for label in self.table.labels))
 
-    @property
-    def ignore(self) -> int | None:
-        """Integer of the ignore label in its label maps."""
-        return self.dataset_json["labels"].get(IGNORE)
-
     def new_key(self, key: str) -> str:
         """Name of a case in the merged dataset."""
         return f"{self.short}_{key}"
@@ -67,7 +62,7 @@ class MergeSource:
     def meaning(self) -> dict[int, str]:
         """Integer in its label maps -> new label name, background or ignore (plain labels only)."""
         found = {self.table.values[label][0]: self.renamed[label] for label in self.table.labels}
-        return {0: BACKGROUND, **found} | ({self.ignore: IGNORE} if self.ignore is not None else {})
+        return {0: BACKGROUND, **found} | ({self.table.ignore: IGNORE} if self.table.ignore is not None else {})
 
     def case(self, key: str) -> Case:
         """Returns the entry of a training case with new label names (its name and source stay the old ones).

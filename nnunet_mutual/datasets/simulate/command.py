@@ -170,7 +170,7 @@ def _read(
             f"the channels of case {together} are in one file, so none can be left out; save each as its own file"
         )
     listed = {key: case for key in every if (case := original.listed(key)) is not None}
-    for key, seen in look(every, listed, table, content["labels"].get("ignore"), reader).items():
+    for key, seen in look(every, listed, table, reader).items():
         errors += [problem for problem in seen.problems if problem.severity == ERROR]
         original.present[key] = seen.present or frozenset()
     if errors:

@@ -98,7 +98,7 @@ class Given:
 def _take(window: Window, fold: Fold, given: PseudoStore, store: PseudoStore, key: str) -> None:
     _, seg, _, properties = load_case(fold.open([key]), key)
     case, table = fold.table.case(key), fold.table
-    codes = PseudoCodes.from_table(table, window.labels.ignore_label)
+    codes = PseudoCodes.from_table(table)
     drawn = vouched(np.asarray(seg[0]), table, case)
     on_image = codes.decided_values(np.asarray(given.codes(key)[:])[0])
     if on_image.shape != tuple(properties["shape_before_cropping"][axis] for axis in window.plans.transpose_backward):

@@ -87,7 +87,7 @@ def label_with_masks(
     endings = dict.fromkeys([content["file_ending"], *({".nii.gz"} & set(reader.supported_file_endings))])
     opened = open_folders(folders, tools, read_map(said, table.labels), table, list(files), list(endings))
     chosen = read_settings(FilterSettings, parse_settings(settings), "", "of --set, for the filter of pseudo labels")
-    judge = Judge(table, content["labels"].get("ignore"), chosen, trusts_one=False)
+    judge = Judge(table, chosen, trusts_one=False)
     work = _Work(judge, opened, files, reader)
     wanted = [key for key in files if work.open_labels(key)]
     if not wanted:

@@ -78,10 +78,6 @@ class _Dataset:
         return [data for data in self.data if any(self.files[key].unlabelled or data.holds(key) for key in keys)]
 
     @property
-    def ignore(self) -> int | None:
-        return self.content["labels"].get("ignore")
-
-    @property
     def preprocessed(self) -> Path | None:
         return self.folders.preprocessed
 
@@ -169,7 +165,7 @@ def _merged(
     own: dict[str, list[Verdict]] = defaultdict(list)
     for verdict in chosen:
         own[verdict.case].append(verdict)
-    known = {"table": opened.table, "ignore": opened.ignore, "reader": opened.reader, **options}
+    known = {"table": opened.table, "reader": opened.reader, **options}
     jobs = [(opened.files[key], said) for key, said in own.items()]
     try:
         done = each_case(partial(merged_aside, place=place, **known), jobs, doing="reading")

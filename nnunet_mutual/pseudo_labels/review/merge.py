@@ -44,7 +44,6 @@ def merge_case(
     files: CaseFiles,
     verdicts: Iterable[Verdict],
     table: AnnotationTable,
-    ignore: int | None,
     reader: BaseReaderWriter,
     *,
     keep_drawn: bool,
@@ -56,7 +55,6 @@ def merge_case(
         files: of the case.
         verdicts: those that annotate, of this case.
         table: who annotated what before.
-        ignore: integer of nnU-Net's ignore label.
         reader: nnU-Net's.
         keep_drawn: keep the drawing where a mask contradicts it, instead of refusing the mask.
         weight: of accepted masks in trainings; what a reader has corrected counts as drawn.
@@ -70,18 +68,18 @@ def merge_case(
     volume = voxel_ml(properties)
     for verdict in sorted(verdicts, key=lambda verdict: _number_of_inner(table, verdict.label)):
         absent = verdict.decision == ABSENT
-        mask = np.zeros(voxels.shape, bool) if absent else _read_mask(verdict, files, table, ignore, reader)
-        rules = rules_for(table, case, verdict.label, ignore)
+        mask = np.zeros(voxels.shape, bool) if absent else _read_mask(verdict, files, table, reader)
+        rules = rules_for(table, case, verdict.label)
         _require_rules(voxels, rules, files.label)
         merged, contradicted = put_in(voxels, mask, rules)
         if contradicted.any() and not keep_drawn:
             raise MutualError(
-                f"{verdict.place}: {verdict.file} covers {_counts(voxels[contradicted], table, ignore)}, and the "
+                f"{verdict.place}: {verdict.file} covers {_counts(voxels[contradicted], table)}, and the "
                 f"annotation table does not say that {verdict.label} may be there; erase these voxels from the mask, "
                 'declare "contains" or "may_overlap", or repeat with --keep-drawn to leave them as they were drawn'
             )
-        _require_presence(verdict, voxels, merged, table, ignore)
-        said.append(_describe(verdict, table, case, voxels, merged, mask, volume, ignore))
+        _require_presence(verdict, voxels, merged, table)
+        said.append(_describe(verdict, table, case, voxels, merged, mask, volume))
         voxels = merged
         own = {verdict.label}
         annotated, incomplete = case.annotated | own, case.incomplete - own
@@ -96,7 +94,6 @@ def merged_aside(
     *,
     place: Path | None,
     table: AnnotationTable,
-    ignore: int | None,
     reader: BaseReaderWriter,
     **options: Any,
 ) -> CorrectedCase:
@@ -107,7 +104,7 @@ def merged_aside(
         OSError, RuntimeError: the disk is full or not writable (SimpleITK reports it as RuntimeError).
     """
     files, verdicts = job
-    case = merge_case(files, verdicts, table, ignore, reader, **options)
+    case = merge_case(files, verdicts, table, reader, **options)
     if place is not None:
         place.mkdir(exist_ok=True)
         write_label_map(reader, case.voxels, place / files.label.name, case.properties)
@@ -115,13 +112,11 @@ def merged_aside(
     return replace(case, voxels=np.empty(0), properties={})
 
 
-def _read_mask(
-    verdict: Verdict, files: CaseFiles, table: AnnotationTable, ignore: int | None, reader: BaseReaderWriter
-) -> np.ndarray:
+def _read_mask(verdict: Verdict, files: CaseFiles, table: AnnotationTable, reader: BaseReaderWriter) -> np.ndarray:
     """Returns (*spatial) bool, on the grid of the image for sure."""
     assert verdict.file is not None
     # As a label map of the images of this case, every way in which a file can be wrong is known already.
-    finding = inspect_case(CaseFiles(files.key, files.images, verdict.file), None, table, ignore, reader)
+    finding = inspect_case(CaseFiles(files.key, files.images, verdict.file), None, table, reader)
     errors = [f"{problem.place}: {problem.text}" for problem in finding.problems if problem.severity == ERROR]
     if errors:
         raise MutualError(f"{verdict.place}: {errors[0]}")
@@ -143,15 +138,13 @@ def _read_mask(
     return mask
 
 
-def _require_presence(
-    verdict: Verdict, before: np.ndarray, after: np.ndarray, table: AnnotationTable, ignore: int | None
-) -> None:
+def _require_presence(verdict: Verdict, before: np.ndarray, after: np.ndarray, table: AnnotationTable) -> None:
     """Absent means no voxel, everything else at least one: a label is never made absent without that word."""
     own = np.isin(after, table.values[verdict.label])
     if verdict.decision == ABSENT and own.any():
         raise MutualError(
             f"{verdict.place}: {verdict.label} cannot be absent in {verdict.case}, since "
-            f"{_counts(before[own], table, ignore)} belong to it; write corrected with a mask of it, or reject"
+            f"{_counts(before[own], table)} belong to it; write corrected with a mask of it, or reject"
         )
     if verdict.decision != ABSENT and not own.any():
         raise MutualError(
@@ -182,7 +175,6 @@ def _describe(
     after: np.ndarray,
     mask: np.ndarray,
     size: float | None,
-    ignore: int | None,
 ) -> str:
     own = np.isin(after, table.values[verdict.label])
     number = int(own.sum())
@@ -191,31 +183,30 @@ def _describe(
         parts.append(f"{number} voxel(s)" if size is None else millilitres(number * size))
     cleared = np.isin(before, table.values[verdict.label]) & ~own
     if cleared.any():
-        parts.append(f"{_counts(before[cleared], table, ignore)} are cleared")
+        parts.append(f"{_counts(before[cleared], table)} are cleared")
     # Regions that were drawn stay drawn, whatever the integer.
     replaced = np.zeros(mask.shape, bool) if table.is_regions else own & (before != after) & (before != 0)
     if replaced.any():
-        parts.append(f"{_counts(before[replaced], table, ignore)} become {verdict.label}")
+        parts.append(f"{_counts(before[replaced], table)} become {verdict.label}")
     kept = mask & ~own
     if kept.any():
-        parts.append(f"{_counts(before[kept], table, ignore)} stay as drawn")
+        parts.append(f"{_counts(before[kept], table)} stay as drawn")
     added = own & ~mask
     if added.any():
         parts.append(f"{int(added.sum())} voxel(s) outside of the mask belong to it by what else was drawn")
     return f"{case.key}: {verdict.label} ({verdict.decision}), {'; '.join(parts) or 'no voxel'}"
 
 
-def _counts(values: np.ndarray, table: AnnotationTable, ignore: int | None) -> str:
+def _counts(values: np.ndarray, table: AnnotationTable) -> str:
     """Says what voxels were drawn as: '12 voxel(s) drawn as liver'."""
     numbers, counts = np.unique(values, return_counts=True)
     return ", ".join(
-        f"{count} voxel(s) drawn as {_name(int(number), table, ignore)}"
-        for number, count in zip(numbers, counts, strict=True)
+        f"{count} voxel(s) drawn as {_name(int(number), table)}" for number, count in zip(numbers, counts, strict=True)
     )
 
 
-def _name(number: int, table: AnnotationTable, ignore: int | None) -> str:
-    if number == ignore:
+def _name(number: int, table: AnnotationTable) -> str:
+    if number == table.ignore:
         return "ignore"
     names: Sequence[str] = [name for name, values in table.values.items() if number in values]
     return "+".join(names) or "background"

@@ -24,7 +24,7 @@ class Rule:
     outside: int
 
 
-def rules_for(table: AnnotationTable, case: Case, label: str, ignore: int | None) -> dict[int, Rule]:
+def rules_for(table: AnnotationTable, case: Case, label: str) -> dict[int, Rule]:
     """Returns a rule per integer of the label map, for a label that the case does not annotate.
 
     Plain labels: a drawn label that contains the new one in this source gives way; one that the new label contains in
@@ -38,10 +38,9 @@ def rules_for(table: AnnotationTable, case: Case, label: str, ignore: int | None
         table: labels and their relations.
         case: what is annotated so far.
         label: whose mask it is.
-        ignore: integer of nnU-Net's ignore label, if the dataset has one.
     """
     rules = _region_rules(table, case, label) if table.is_regions else _plain_rules(table, case, label)
-    return rules if ignore is None else {**rules, ignore: Rule(ignore, ignore)}
+    return rules if table.ignore is None else {**rules, table.ignore: Rule(table.ignore, table.ignore)}
 
 
 def put_in(drawn: np.ndarray, mask: np.ndarray, rules: Mapping[int, Rule]) -> tuple[np.ndarray, np.ndarray]:

@@ -76,11 +76,6 @@ class ReviewSource:
             return f"masks of {self.tools}"
         return f"{one.trainer}, {one.configuration}, fold {one.fold}, plans {one.plans}"
 
-    @property
-    def ignore(self) -> int | None:
-        """Integer of nnU-Net's ignore label."""
-        return self.content["labels"].get("ignore")
-
     def mask(self, case: Case, label: str, drawn: np.ndarray) -> np.ndarray:
         """Returns the candidate of a label.
 
@@ -109,7 +104,7 @@ class ReviewSource:
             )
         own = self.table.values[label]
         mask = np.isin(values, own)
-        for y, rule in rules_for(self.table, case, label, self.ignore).items():
+        for y, rule in rules_for(self.table, case, label).items():
             if rule.inside is None:  # rounded by the way from the preprocessed grid
                 mask &= drawn != y
             elif rule.outside in own:  # a drawn part of a region
