@@ -25,11 +25,13 @@ from nnunet_mutual.trainers import (
     MutualPartialTrainer,
     MutualPrototypeTrainer,
     PartialTrainer,
+    TaughtPartialTrainer,
 )
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 TRAINERS: list[Any] = [
     PartialTrainer,
+    TaughtPartialTrainer,
     MutualPartialTrainer,
     MeanTeacherTrainer,
     MutualCorrelationTrainer,
