@@ -32,10 +32,11 @@ def fitting_trainers(
         accepting: trainers that know the settings given; None: all.
     """
     entries, everything = [table.case(key) for key in cases], frozenset(table.labels)
+    empty = sum(not case.drawn for case in entries)  # a few of them are not what the training is about
     fitting: tuple[str, ...]
     if by_group if by_group is not None else bool(table.modality_groups):
         fitting, why = BY_GROUP, f"{len(table.modality_groups)} modality groups"
-    elif unlabelled or not all(case.drawn for case in entries):
+    elif unlabelled or 0 < len(entries) <= 2 * empty:
         fitting, why = (*UNLABELLED, *DIFFERENT), "there are unlabelled images"
     elif any(case.drawn != everything for case in entries):
         fitting, why = DIFFERENT, "cases annotate different labels"

@@ -225,9 +225,13 @@ def test_needs_of_settings() -> None:
 CHOICES: dict[str, tuple[dict[str, Any], str]] = {
     "nothing special": ({}, "PartialTrainer"),
     "imagesUn": ({"unlabelled": 1}, "MeanTeacherTrainer"),
+    "half of the cases annotate nothing": (
+        {"block": block({key: ALL if key not in KEYS[:2] else [] for key in KEYS})},
+        "MeanTeacherTrainer",
+    ),
     "a case that annotates nothing": (
         {"block": block({key: ALL if key != KEYS[0] else [] for key in KEYS})},
-        "MeanTeacherTrainer",
+        "PartialTrainer",
     ),
     "different labels": ({"block": block({key: ALL[: 1 + (key == KEYS[0])] for key in KEYS})}, "PartialTrainer"),
     "groups": ({"block": block(modality_groups=GROUPS), "channels": ["T1", "FLAIR"]}, "MutualCrossModalTrainer"),
