@@ -135,6 +135,7 @@ class AnnotationTable:
         is_regions = any(isinstance(v, (list, tuple)) and len(v) > 1 for v in raw_labels.values())
         if not is_regions:
             labels = tuple(sorted(labels, key=values.__getitem__))
+            _require_different(labels, values)
         _require_ignore(raw_labels.get("ignore"))
         channels = _channels(dataset_json.get("channel_names", dataset_json.get("modality")))
         common: dict[str, Any] = {
@@ -229,7 +230,11 @@ class AnnotationTable:
 
     def contained(self, case: Case) -> dict[str, frozenset[str]]:
         """Returns, per label, all that its drawn area includes in the source of the case, at any depth."""
-        return _closure(self.sources[case.source].contains)
+        return self.inside(case.source)
+
+    def inside(self, source: str) -> dict[str, frozenset[str]]:
+        """Returns the same of a source."""
+        return _closure(self.sources[source].contains)
 
     def beneath(self, case: Case, label: str) -> frozenset[str]:
         """Returns the drawn labels that may lie at voxels of a label that nobody drew in the case (but a model).
@@ -272,6 +277,16 @@ def drawn_in_part(cases: Iterable[Case], labels: Iterable[str]) -> str:
 def table_fingerprint(dataset_json: Mapping[str, Any]) -> str:
     """Returns the block as canonical JSON text ('' without a block), to compare raw and preprocessed tables."""
     return json.dumps(dataset_json[BLOCK], sort_keys=True) if BLOCK in dataset_json else ""
+
+
+def _require_different(labels: Iterable[str], values: Mapping[str, tuple[int, ...]]) -> None:
+    first: dict[tuple[int, ...], str] = {}
+    for label in labels:
+        if (other := first.setdefault(values[label], label)) != label:
+            raise MutualError(
+                f"the labels {other} and {label} of dataset.json have the same value {values[label][0]}, so no voxel "
+                "says which of them it is; give each a value of its own, or remove one of the names"
+            )
 
 
 def _known_keys(entry: Mapping[str, Any], known: tuple[str, ...], place: str) -> None:

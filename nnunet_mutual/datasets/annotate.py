@@ -10,9 +10,9 @@ from typing import Any
 from nnunet_mutual.annotation.entries import drawn_entry, ordered
 from nnunet_mutual.annotation.table import VERSION, AnnotationTable, drawn_in_part, outlined_entry
 from nnunet_mutual.datasets.coverage import coverage, format_coverage
-from nnunet_mutual.datasets.earlier import completed, completed_since, dropped, earlier_table, withdrawn
+from nnunet_mutual.datasets.earlier import completed, completed_since, dropped, earlier_table, withdrawn, without_source
 from nnunet_mutual.datasets.raw import read_dataset_json, training_cases, unlabelled_cases
-from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
+from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ, refuse_interrupted
 from nnunet_mutual.datasets.tables import Entry, Known, read_table
 from nnunet_mutual.disk.files import keep_backup, natural, write_json
 from nnunet_mutual.disk.locate import locate
@@ -64,6 +64,7 @@ def annotate(
     """
     folders = locate(dataset, need_raw=True)
     assert folders.raw is not None
+    refuse_interrupted(folders)
     path = folders.raw / "dataset.json"
     content = read_dataset_json(folders.raw)
     old = content.get(BLOCK)
@@ -136,6 +137,8 @@ def _say_withdrawn(earlier: AnnotationTable | None, table: AnnotationTable, tabl
         )
     if options := dropped(earlier, table):
         print(f"No longer said; if it still holds, repeat with  --force {' '.join(options)}")
+    if gone := without_source(earlier, table):
+        print(f"No longer said, of sources that are called otherwise now: {shorten(gone)}; say it with --contains")
 
 
 def _report(name: str, path: Path, table: AnnotationTable, keys: Sequence[str], backup: Path | None, hint: str) -> None:

@@ -174,10 +174,15 @@ def outside_annotation(counts: Mapping[int, int], table: AnnotationTable, annota
     return found
 
 
+def in_one_file(files: CaseFiles, case: Case | None, table: AnnotationTable) -> bool:
+    """Whether all channels of a case are in one file, as in colour images."""
+    return len(files.images) == 1 < len(table.channels) - (0 if case is None else len(case.missing))
+
+
 def missing_files(files: CaseFiles, case: Case | None, table: AnnotationTable) -> list[str]:
     """Returns the channels of a case that are declared missing and have no image, not even one of zeros."""
-    if case is None or len(files.images) == 1 < len(table.channels) - len(case.missing):
-        return []  # all channels in one file
+    if case is None or in_one_file(files, case, table):
+        return []
     there = {table.channels[number] for number in files.images if number < len(table.channels)}
     return [name for name in table.channels if name in case.missing and name not in there]
 

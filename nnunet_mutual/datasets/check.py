@@ -12,7 +12,7 @@ from typing import Any
 
 from nnunet_mutual.annotation.modality_groups import ModalityGroups
 from nnunet_mutual.annotation.table import AnnotationTable, Case, drawn_in_part
-from nnunet_mutual.datasets.case_voxels import missing_files, reader_for
+from nnunet_mutual.datasets.case_voxels import in_one_file, missing_files, reader_for
 from nnunet_mutual.datasets.coverage import Cell, coverage, format_coverage, fully_drawn
 from nnunet_mutual.datasets.look import Seen, look
 from nnunet_mutual.datasets.next_step import Contents, next_command
@@ -177,8 +177,8 @@ def _unlabelled_problems(
     table: AnnotationTable, training: Mapping[str, CaseFiles], unlabelled: Mapping[str, CaseFiles]
 ) -> list[Problem]:
     """Channels that images in imagesUn lack, by the names of their files; preprocessing reads the files."""
-    if any(len(files.images) == 1 < len(table.channels) for files in training.values()):
-        return []  # all channels in one file, as in colour images
+    if any(in_one_file(files, table.cases.get(key), table) for key, files in training.items()):
+        return []
     problems = []
     for number, name in enumerate(table.channels):
         declared = {key for key, case in table.cases.items() if name in case.missing}

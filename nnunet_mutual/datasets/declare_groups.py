@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from nnunet_mutual.annotation.modality_groups import ModalityGroups, parse_modality_groups
 from nnunet_mutual.annotation.table import VERSION, AnnotationTable
 from nnunet_mutual.datasets.raw import read_dataset_json, training_cases
-from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ, sync
+from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ, refuse_interrupted, sync
 from nnunet_mutual.disk.files import keep_backup, write_json
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.settings import BLOCK
@@ -27,6 +27,7 @@ def declare_groups(dataset: str | int, entries: Sequence[str]) -> None:
     """
     folders = locate(dataset, need_raw=True)
     assert folders.raw is not None
+    refuse_interrupted(folders)
     path = folders.raw / "dataset.json"
     content = read_dataset_json(folders.raw)
     table = AnnotationTable.from_dataset_json(content)

@@ -10,14 +10,47 @@ from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.datasets.tables import Entry
 from nnunet_mutual.datasets.tolerant import readable_table
 from nnunet_mutual.disk.files import natural
+from nnunet_mutual.errors import typed
 from nnunet_mutual.settings import BLOCK
 
 _KEPT = ("patient", "pseudo", "missing")
+_OF_LABELS = ("annotated", "incomplete", "pseudo", "contains", "outlined")  # entries of sources and cases
 
 
 def earlier_table(content: Mapping[str, Any]) -> AnnotationTable | None:
-    """Returns what is right of the block that dataset.json holds, None without one."""
-    return readable_table(content)[0] if BLOCK in content else None
+    """Returns what is right of the block that dataset.json holds, without labels and channels that it no longer has."""
+    block = content.get(BLOCK)
+    if block is None:
+        return None
+    plain = AnnotationTable.from_dataset_json({key: value for key, value in content.items() if key != BLOCK})
+    known = frozenset(plain.labels), frozenset(plain.channels)
+    return readable_table({**content, BLOCK: _of_known(block, *known)})[0]
+
+
+def _of_known(block: Any, labels: frozenset[str], channels: frozenset[str]) -> Any:
+    """Leaves other names out of sources and cases, whatever else these hold."""
+    known = {**dict.fromkeys(_OF_LABELS, labels), "missing": channels}
+
+    def kept(value: Any, names: frozenset[str]) -> Any:
+        if isinstance(value, list):
+            return [name for name in value if not isinstance(name, str) or name in names]
+        if not isinstance(value, Mapping):
+            return value
+        return {
+            key: kept(inner, names) if isinstance(inner, list) else inner
+            for key, inner in value.items()
+            if key in names
+        }
+
+    def entry(said: Any) -> Any:
+        if not isinstance(said, Mapping):
+            return said
+        return {key: kept(value, known[key]) if key in known else value for key, value in said.items()}
+
+    if not isinstance(block, Mapping):
+        return block
+    parts = {key: block[key] for key in ("sources", "cases") if isinstance(block.get(key), Mapping)}
+    return {**block, **{key: {name: entry(said) for name, said in part.items()} for key, part in parts.items()}}
 
 
 def completed(
@@ -83,11 +116,23 @@ def dropped(earlier: AnnotationTable | None, new: AnnotationTable) -> list[str]:
     if earlier is None:
         return []
     inside = {
-        (outer, inner)
+        (source.name, outer, inner)
         for source in earlier.sources.values()
+        if source.name in new.sources
         for outer, names in source.contains.items()
-        for inner in names
+        for inner in names - new.inside(source.name).get(outer, frozenset())
     }
-    options = [f"--contains {outer}={inner}" for outer, inner in sorted(inside) if not new.ever_contains(outer, inner)]
-    options += [f"--single {label}" for label in sorted(earlier.singles - new.singles)]
-    return options + [f"--may-overlap {','.join(sorted(pair))}" for pair in earlier.may_overlap - new.may_overlap]
+    options = [("--contains", f"{source}:{outer}={inner}") for source, outer, inner in sorted(inside)]
+    options += [("--single", label) for label in sorted(earlier.singles - new.singles)]
+    options += [("--may-overlap", ",".join(sorted(pair))) for pair in earlier.may_overlap - new.may_overlap]
+    return [f"{option} {typed(value)}" for option, value in options]
+
+
+def without_source(earlier: AnnotationTable | None, new: AnnotationTable) -> list[str]:
+    """Returns "source: outer contains inner" of sources of the earlier table that the new one does not have."""
+    gone = [] if earlier is None else [source for name, source in earlier.sources.items() if name not in new.sources]
+    return [
+        f"{source.name}: {outer} contains {' and '.join(sorted(inner))}"
+        for source in gone
+        for outer, inner in source.contains.items()
+    ]

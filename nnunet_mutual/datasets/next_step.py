@@ -83,12 +83,27 @@ def next_command(folders: DatasetFolders, contents: Contents, suggested: str, pl
     if contents.unlabelled and not any((folders.preprocessed / "unlabelled" / found.identifier).glob("*.pkl")):
         other = "" if found.plans == "nnUNetPlans" else f" -p {found.plans}"
         return f"nnunet_mutual preprocess_unlabelled -d {number} -c {found.configuration}{other}"
+    if not by_group and unprepared(folders, contents.cases, found.identifier):
+        return f"nnunet_mutual plan_and_preprocess -d {number} -c {found.configuration} --as-planned {found.plans}"
     accepting = None if found.trainer is None else [found.trainer]
     trainer, _ = fitting_trainers(
         contents.table, contents.cases, contents.unlabelled, by_group=by_group, accepting=accepting
     )[0]
     fold = first_fold(folders.preprocessed, contents.table, contents.cases)
     return train_command(number, found.configuration, trainer, plans=found.plans, fold=fold)
+
+
+def unprepared(folders: DatasetFolders, cases: Sequence[str], identifier: str) -> list[str]:
+    """Returns the training cases that came after preprocessing, so that no training would use them.
+
+    Args:
+        folders: of a planned dataset.
+        cases: training cases.
+        identifier: nnU-Net's name for the folder of preprocessed cases.
+    """
+    assert folders.preprocessed is not None
+    there = {path.stem for path in (folders.preprocessed / identifier).glob("*.pkl")}
+    return [key for key in cases if key not in there]
 
 
 def say_next(dataset: str | int, plans: str) -> None:

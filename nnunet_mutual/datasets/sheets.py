@@ -22,6 +22,7 @@ LARGEST_MB = 100  # of a table when unpacked; one of 100,000 cases has 10
 _ENDLESS = f"has a cell of more than {csv.field_size_limit()} characters, as after a lost quotation mark"
 _STRAY = "has a quotation mark in the middle of a cell that begins with one"
 _NOT_TEXT = "is neither UTF-8 nor UTF-16 text; in the spreadsheet choose 'CSV UTF-8' or .xlsx when saving"
+_SEPARATOR = re.compile(r'"?sep=(.)"?\n', re.IGNORECASE)
 Line = tuple[int, list[str]]  # number in the file, cells
 
 
@@ -85,14 +86,19 @@ def read_sheet(path: Path, known: Sequence[str] = (), name: str | None = None) -
 
 def _text(path: Path) -> tuple[Iterator[Line], tuple[str, ...]]:
     text, encoding = _decoded(_content(path), path)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     for number, line in enumerate(text.split("\n") if "\0" in text else (), 1):
         if "\0" in line:
             raise MutualError(
                 f"{path}, line {number} holds a NUL byte; in the spreadsheet choose 'CSV UTF-8' when saving"
             )
-    first = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=first.count)  # spreadsheets in many countries write ';'
-    return _csv_lines(text, delimiter, path), (encoding,) * (encoding != "UTF-8")
+    body = text.lstrip("\n")
+    said = _SEPARATOR.match(body)  # as Excel writes it for itself
+    body = body[said.end() :] if said else body
+    first = body.split("\n", 1)[0]
+    delimiter = said[1] if said else max(",;\t", key=first.count)  # spreadsheets in many countries write ';'
+    before = text[: len(text) - len(body)].count("\n")
+    return _csv_lines(body, delimiter, path, before), (encoding,) * (encoding != "UTF-8")
 
 
 def _content(path: Path) -> bytes:
@@ -120,10 +126,10 @@ def _decoded(content: bytes, path: Path) -> tuple[str, str]:
         raise MutualError(f"{path} {_NOT_TEXT}") from None
 
 
-def _csv_lines(text: str, delimiter: str, path: Path) -> Iterator[Line]:
+def _csv_lines(text: str, delimiter: str, path: Path, before: int) -> Iterator[Line]:
     """Yields (number of the first line, cells) of each row; a quotation mark that swallows the rest is an error."""
     lines = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
-    first = 1
+    first = before + 1
     while True:
         try:
             cells = next(lines)
@@ -137,7 +143,7 @@ def _csv_lines(text: str, delimiter: str, path: Path) -> Iterator[Line]:
                 'as "a ""b"" c"'
             ) from None
         yield first, cells
-        first = lines.line_num + 1
+        first = before + lines.line_num + 1
 
 
 def _workbook(path: Path, name: str | None) -> tuple[Iterator[Line], tuple[str, ...]]:

@@ -38,11 +38,8 @@ def raw_and_preprocessed_differ(dataset_name: str | int) -> str | None:
         folders = locate(dataset_name)
     except MutualError:
         return None  # neither raw nor preprocessed: nothing to compare
-    if folders.raw is not None and (folders.raw / INTERRUPTED).exists():
-        return (
-            f"{folders.name}: nnunet_mutual accept was interrupted while it replaced label maps; run it again, it puts "
-            "back what it had replaced"
-        )
+    if said := _interrupted(folders):
+        return said
     paths = _paths(folders)
     if paths is None:
         return None
@@ -63,6 +60,25 @@ def raw_and_preprocessed_differ(dataset_name: str | int) -> str | None:
     return f"{folders.name}: {what}; if the raw one is right, run nnunet_mutual sync {folders.name}"
 
 
+def refuse_interrupted(folders: DatasetFolders) -> None:
+    """Verifies that no accept was interrupted: the next one would undo what is changed now, and half is replaced.
+
+    Raises:
+        MutualError: one was.
+    """
+    if said := _interrupted(folders):
+        raise MutualError(said)
+
+
+def _interrupted(folders: DatasetFolders) -> str | None:
+    if folders.raw is None or not (folders.raw / INTERRUPTED).exists():
+        return None
+    return (
+        f"{folders.name}: nnunet_mutual accept was interrupted while it replaced label maps; run it again, it puts "
+        "back what it had replaced"
+    )
+
+
 def sync(dataset: str | int) -> None:
     """Copies the block of the raw dataset.json into the preprocessed one, and nothing else.
 
@@ -75,6 +91,7 @@ def sync(dataset: str | int) -> None:
         MutualError: labels or channels differ too (then planning must be repeated), or the raw block is not valid.
     """
     folders = locate(dataset, need_raw=True, need_preprocessed=True)
+    refuse_interrupted(folders)
     paths = _paths(folders)
     if paths is None:
         raise MutualError(

@@ -133,7 +133,7 @@ def keep_backup(path: Path) -> Path:
 
 def natural(name: str) -> list[tuple[int, int, str]]:
     """Sort key by which case_2 comes before case_10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
 class _DuplicateKey(ValueError):

@@ -14,6 +14,7 @@ from training import partial_block
 
 from nnunet_mutual.cli.parser import main
 from nnunet_mutual.disk.files import read_object, write_json
+from nnunet_mutual.disk.trainings import device_option
 
 TRAIN = ["train", "901", "3d_fullres", "0", "-tr", "PartialTrainer", "-device", "cpu"]
 FOLD = "PartialTrainer__nnUNetPlans__3d_fullres/fold_0"
@@ -226,7 +227,7 @@ def test_without_trainer_the_fitting_one_is_taken(
     assert main(line) == 0
     said = capsys.readouterr().out
     assert "Trains with PartialTrainer, since every case annotates every label; " in said
-    assert "nnunet_mutual trial 901 3d_fullres\n" in said
+    assert f"nnunet_mutual trial 901 3d_fullres{device_option()}\n" in said
     (raw / "imagesUn").mkdir()
     tiny.write_nifti(tiny.image_and_labels(9)[0], raw / "imagesUn" / "un_0000.nii.gz")
     assert main(line) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from raw_dataset import DRAWN, NAME, RawDataset
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.annotate import annotate
+from nnunet_mutual.datasets.declare_groups import declare_groups
+from nnunet_mutual.datasets.merge.sources import load_sources
+from nnunet_mutual.datasets.simulate.command import SimulateOptions, simulate
+from nnunet_mutual.datasets.sync import sync
 from nnunet_mutual.errors import MutualError
 
 LONG = "case,labels\n" + "".join(f"{case},{';'.join(names)}\n" for case, names in DRAWN.items())
@@ -202,6 +207,86 @@ def test_what_a_table_does_not_say_stays(raw: RawDataset, tmp_path: Path, capsys
     annotate(777, table(tmp_path, without_patients), force=True)
     assert "patient" not in raw.block["cases"]["toy_001"]  # said: nobody knows
     assert raw.block["cases"]["un_1"] == {"source": "c", "patient": "p1", "missing": ["CT"]}
+
+
+def test_what_a_source_contained_is_said_of_that_source(
+    raw: RawDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"annotated": ["liver"], "contains": {"liver": ["kidney"]}}
+    sources = {"site a": {"annotated": ["liver"]}, "site b": own, "gone": own}
+    cases = {key: {"source": "site b", "annotated": list(names)} for key, names in DRAWN.items()}
+    raw.save(mutual={"version": 1, "sources": sources, "cases": cases})
+    text = "case,labels,source\n" + "".join(
+        f"{case},{';'.join(names)},site {'a' if case < 'toy_003' else 'b'}\n" for case, names in DRAWN.items()
+    )
+    annotate(777, table(tmp_path, text), contains=["site a:liver=kidney"], force=True)
+    said = capsys.readouterr().out
+    assert "repeat with  --force --contains 'site b:liver=kidney'\n" in said
+    assert "of sources that are called otherwise now: gone: liver contains kidney; say it with --contains" in said
+    annotate(777, table(tmp_path, text), contains=["site a:liver=kidney", "site b:liver=kidney"], force=True)
+    assert "No longer said; if" not in capsys.readouterr().out
+
+
+def test_patients_outlast_a_label_that_was_renamed(raw: RawDataset, tmp_path: Path) -> None:
+    raw.declare()
+    cases = {key: {**entry, "patient": f"p{n // 2}"} for n, (key, entry) in enumerate(raw.block["cases"].items())}
+    cases["toy_001"]["outlined"] = {"liver": {"by": "a tool"}}
+    cases["toy_003"] |= {"annotated": ["kidney"], "pseudo": ["liver", "spleen"]}
+    sources = {"a": {"annotated": [], "contains": {"liver": ["spleen"]}}}
+    raw.save(mutual={"version": 1, "sources": sources, "cases": cases})
+    raw.save(labels={"background": 0, "liver": 1, "milt": 2, "kidney": 3})
+    annotate(777, table(tmp_path, LONG.replace("spleen;kidney", "kidney").replace("spleen", "milt")), force=True)
+    new = raw.block["cases"]
+    assert {key: entry["patient"] for key, entry in new.items()} == {key: cases[key]["patient"] for key in cases}
+    assert new["toy_003"]["pseudo"] == ["liver"] and new["toy_001"]["outlined"] == {"liver": {"by": "a tool"}}
+
+
+def test_nothing_is_declared_while_an_accept_is_interrupted(raw: RawDataset, tmp_path: Path) -> None:
+    raw.preprocessed(tmp_path)
+    other = raw.folder.with_name("Dataset779_Other")
+    shutil.copytree(raw.folder, other)
+    (raw.folder / ".accept.json").write_text("{}")
+    before = raw.files()
+    for command in (
+        lambda: annotate(777, table(tmp_path, LONG)),
+        lambda: declare_groups(777, ["one=CT", "two=CT"]),
+        lambda: simulate("777", "Dataset778_Out", SimulateOptions(labelled=2)),
+        lambda: load_sources([NAME, other.name], []),
+        lambda: sync(777),
+    ):
+        with pytest.raises(MutualError, match="accept was interrupted while it replaced label maps; run it again"):
+            command()
+    assert raw.files() == before
+
+
+def test_two_names_of_one_value_are_refused(raw: RawDataset, tmp_path: Path) -> None:
+    raw.save(labels={"background": 0, "liver": 1, "left": 2, "right": 2})
+    with pytest.raises(
+        MutualError, match="the labels left and right of dataset.json have the same value 2, so no voxel"
+    ):
+        annotate(777, table(tmp_path, LONG))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LONG.replace("\n", "\r"),
+        "sep=;\r\n" + SAME["spreadsheet with semicolons"],
+        "\n\n" + LONG,
+    ],
+    ids=["line ends of a Macintosh", "the separator said in a line of its own", "empty first lines"],
+)
+def test_what_spreadsheets_write_before_and_between_lines(raw: RawDataset, tmp_path: Path, text: str) -> None:
+    annotate(777, table(tmp_path, text))
+    assert annotated(raw) == {case: set(names) for case, names in DRAWN.items()}
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").count("\n")
+    with pytest.raises(MutualError, match=f"line {lines + 1} opens a quotation mark that is never closed"):
+        annotate(777, table(tmp_path, text + '"toy_1'), force=True)
+
+
+def test_superscripts_are_no_numbers(raw: RawDataset, tmp_path: Path) -> None:
+    annotate(777, table(tmp_path, LONG), source="T2²")
+    assert list(raw.block["sources"]) == ["T2²"]
 
 
 def test_misspelt_names_are_compared_for_those_that_are_shown(

@@ -143,6 +143,11 @@ def test_unlabelled_images_need_every_channel_too(nnunet_folders: Path, capsys: 
     raw.save(mutual={**block, "cases": {**block["cases"], **apart}})
     assert check(NAME) == 0
     assert "no image of channel" not in capsys.readouterr().out
+    missing = {key: {"source": "a", "annotated": list(DRAWN[key]), "missing": ["FLAIR"]} for key in list(DRAWN)[:1]}
+    (raw.folder / "imagesTr" / "toy_001_0001.nii.gz").unlink()
+    raw.save(mutual={**block, "cases": {**block["cases"], **missing, "new_3": apart["new_3"]}})
+    assert check(NAME) == 2, "a case that declares it may lack a file says nothing about others"
+    assert "(FLAIR) in 1 case(s) (new_2)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["imagesUN", "imagesUnlabelled", "images_un", "unlabeled"])

@@ -169,6 +169,16 @@ def test_after_a_check(nnunet_folders: Path, capsys: pytest.CaptureFixture[str])
     assert next_line(capsys, "check", "901") == "nnunet_mutual plan_and_preprocess -d 901 -c 3d_fullres"
 
 
+def test_cases_that_came_after_preprocessing_are_preprocessed(
+    nnunet_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A training lists its cases in the preprocessed folder, and would not use them without a word."""
+    pre = tiny.make_dataset(nnunet_folders)
+    (pre / "nnUNetPlans_3d_fullres" / "case_05.pkl").unlink()
+    line = "nnunet_mutual plan_and_preprocess -d 901 -c 3d_fullres --as-planned nnUNetPlans"
+    assert next_line(capsys, "check", "901") == line
+
+
 def test_too_few_cases_for_folds_are_all_trained_on(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pre = tiny.make_dataset(nnunet_folders, cases=4)
     plan = ["plan", "-d", "901", "--set", "num_epochs=9", "--name"]
@@ -222,6 +232,8 @@ def test_images_of_one_slice_are_planned_in_2d(nnunet_folders: Path, capsys: pyt
     imsave(raw.folder / "labelsTr" / "a.png", (grey > 200).astype(np.uint8), check_contrast=False)
     raw.save(channel_names={"0": "grey"})
     assert next_line(capsys, "check", NAME) == "nnunet_mutual plan_and_preprocess -d 777 -c 2d"
+    assert main(["simulate", NAME, "Dataset778_Out", "--labelled", "1"]) == 0
+    assert "Then:  nnunet_mutual plan_and_preprocess -d 778 -c 2d\n" in capsys.readouterr().out
 
 
 def test_a_ct_without_negative_values(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:

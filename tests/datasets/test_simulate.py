@@ -257,6 +257,22 @@ def test_what_an_outline_contains_is_drawn_as_it() -> None:
         assert restricted(np.arange(4), labels, frozenset(kept), contains).tolist() == expected
 
 
+def test_what_is_nested_at_any_depth_stays_open(toy: Toy) -> None:
+    """A spleen in a kidney in a liver: who draws the liver alone has drawn it around both."""
+    everything = {"annotated": list(LABELS)[1:], "contains": {"liver": ["kidney"], "kidney": ["spleen"]}}
+    toy.save(mutual={"version": 1, "sources": {"h": everything}, "cases": {key: {"source": "h"} for key in FULL}})
+    assert toy.simulate("--keep", "a:liver", "--keep", "b:kidney,spleen") == 0
+    found = [toy.table.inside(name) for name in toy.table.sources]
+    assert found == [{"liver": {"kidney", "spleen"}}, {"kidney": {"spleen"}}]
+
+
+def test_a_label_map_is_no_link_to_the_truth(toy: Toy) -> None:
+    assert toy.simulate("--labelled", "3") == 0
+    key = toy.names("labelsTr")[0]
+    own, truth = (toy.out / folder / f"{key}.nii.gz" for folder in ("labelsTr", "truth/labels"))
+    assert own.read_bytes() == truth.read_bytes() and own.stat().st_ino != truth.stat().st_ino
+
+
 @pytest.mark.parametrize(
     "options", [("--keep", "a:liver,spleen", "--keep", "b:kidney,spleen"), ("--incomplete", "kidney=0.5")]
 )
@@ -280,6 +296,17 @@ def test_what_is_hidden_within_an_outline_stays_open(toy: Toy, options: tuple[st
             assert (drawn[away] == 1).all(), "certain background"
             assert table.sources[case.source].contains == {"liver": {"kidney"}}
     assert hidden
+
+
+def test_a_case_without_a_channel_is_not_all_channels_in_one_file(toy: Toy) -> None:
+    toy.two_channels()
+    first = next(iter(FULL))
+    (toy.folder / "imagesTr" / f"{first}_0001.nii.gz").unlink()
+    cases = {key: {"source": "h"} for key in FULL} | {first: {"source": "h", "missing": ["FLAIR"]}}
+    groups = {"T1": ["T1"], "FLAIR": ["FLAIR"]}
+    everything = {"annotated": list(LABELS)[1:]}
+    toy.save(mutual={"version": 1, "sources": {"h": everything}, "cases": cases, "modality_groups": groups})
+    assert toy.simulate("--missing", "T1=0.3") == 0
 
 
 def two_patients(toy: Toy) -> None:

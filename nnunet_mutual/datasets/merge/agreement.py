@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunet_mutual.datasets.case_headers import PLACED
 from nnunet_mutual.datasets.merge.sources import BACKGROUND, IGNORE, MergeSource
-from nnunet_mutual.errors import MutualError, shorten, spelling_key
+from nnunet_mutual.errors import MutualError, shorten, spelling_key, typed
 
 _ALIKE = 0.85  # of difflib: tumor and tumour are 0.91 alike, left and right parotid 0.73
 NIFTI = (".nii.gz", ".nii")
@@ -82,7 +82,7 @@ def similar_labels(sources: Sequence[MergeSource]) -> list[str]:
                     if difflib.SequenceMatcher(None, spelling_key(a), spelling_key(b)).ratio() >= _ALIKE:
                         notes.append(
                             f"{a} of {first.short} and {b} of {second.short} stay two labels; if they are the same "
-                            f"structure, merge again with --rename {second.short}:{b}={a}"
+                            f"structure, merge again with --rename {typed(f'{second.short}:{b}={a}')}"
                         )
     return notes
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nnunet_mutual.datasets.merge.sources import MergeSource, split_option
-from nnunet_mutual.errors import MutualError, meant, shorten
+from nnunet_mutual.errors import MutualError, meant, shorten, typed
 
 # Endings that plurals and other languages add do not matter: words are compared by their beginning.
 _DISEASE = ("tumo", "lesion", "cancer", "carcinom", "metasta", "cyst", "nodul", "mass", "infarct", "neoplas", "gtv")
@@ -161,8 +161,8 @@ def _undecided(questions: Sequence[_Question]) -> MutualError:
     first = questions[0]
     return MutualError(
         f"{first.dataset.new_source(first.source)} draws {first.outer} but not {first.inner}, and no file says whether "
-        f"the drawn {first.outer} includes it; look at a few cases, then add --contains {first} (included) or "
-        f"--no-contains {first} (left out)"
+        f"the drawn {first.outer} includes it; look at a few cases, then add --contains {typed(first)} (included) or "
+        f"--no-contains {typed(first)} (left out)"
         + (f"; likewise for {shorten(map(str, questions[1:]), 8)}" if len(questions) > 1 else "")
     )
 

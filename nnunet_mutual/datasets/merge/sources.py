@@ -13,6 +13,7 @@ from nnunet_mutual.annotation.table import AnnotationTable, Case, Source
 from nnunet_mutual.datasets.check import listing_problems
 from nnunet_mutual.datasets.problems import Problem
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
+from nnunet_mutual.datasets.sync import refuse_interrupted
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.errors import MutualError, meant, shorten
 
@@ -130,6 +131,7 @@ def load_sources(datasets: Sequence[str], renames: Sequence[str]) -> list[MergeS
     sources = []
     for found in folders:
         assert found.raw is not None
+        refuse_interrupted(found)
         content = read_dataset_json(found.raw)
         table = _table(found.name, content)
         training, problems = training_cases(found.raw, content)

@@ -42,6 +42,7 @@ class Original:
     unlabelled: Mapping[str, CaseFiles]
     reader: BaseReaderWriter
     present: dict[str, frozenset[str]] = field(default_factory=dict)
+    flat: set[str] = field(default_factory=set)  # cases of a single slice
 
     def listed(self, key: str) -> Case | None:
         """The entry of a case; unlabelled ones need not have one."""
@@ -92,7 +93,8 @@ def block_of(original: Original, cases: Sequence[NewCase], keep: Mapping[str, fr
         if source.incomplete & asked:
             says["incomplete"] = ordered(source.incomplete & asked, table.labels)
         drawn = asked & (source.annotated | source.incomplete)
-        inside = {outer: ordered(inner, table.labels) for outer, inner in source.contains.items() if outer in drawn}
+        around = table.contained(listed)  # at any depth: what lies between may not be drawn
+        inside = {outer: ordered(around[outer], table.labels) for outer in source.contains if outer in drawn}
         block["sources"].setdefault(case.source, {**says, **({"contains": inside} if inside else {})})
         entry: dict[str, Any] = {"source": case.source}
         if case.use == "labelled":
@@ -211,7 +213,7 @@ def _write_case(case: NewCase, folder: Path, original: Original, hiding: Hiding,
     if case.use == "labelled" and listed is not None:
         label = folder / "labelsTr" / whole.name
         if case.kept == listed.drawn | listed.pseudo and not case.in_part:
-            place_label_map(whole, label, copy=copy)
+            place_label_map(whole, label, copy=True)  # redrawn in place, a link would change the truth
         else:
             voxels, properties = read_label_map(original.reader, files.label)
             draw = partial(restricted, table=table, contains=table.contained(listed))

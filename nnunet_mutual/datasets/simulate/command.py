@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from nnunet_mutual.annotation.table import AnnotationTable, Case
-from nnunet_mutual.datasets.case_voxels import reader_for
+from nnunet_mutual.datasets.case_voxels import in_one_file, reader_for
 from nnunet_mutual.datasets.check import listing_problems
 from nnunet_mutual.datasets.coverage import coverage, format_coverage
 from nnunet_mutual.datasets.look import look
@@ -23,6 +23,7 @@ from nnunet_mutual.datasets.simulate.block import CASES, FOLDERS, TRUTH, NewCase
 from nnunet_mutual.datasets.simulate.draw import choose, choose_labelled, divide, draw_missing
 from nnunet_mutual.datasets.simulate.hiding import Hiding, Pieces
 from nnunet_mutual.datasets.splits import by_patient
+from nnunet_mutual.datasets.sync import refuse_interrupted
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.errors import MutualError, meant, shorten, typed
 from nnunet_mutual.settings import BLOCK
@@ -76,6 +77,7 @@ def simulate(dataset: str | int, output: str, options: SimulateOptions) -> None:
         raise MutualError(f"--test {options.test}: a number of cases cannot be negative; give 0 or more")
     folders = locate(dataset, need_raw=True)
     assert folders.raw is not None
+    refuse_interrupted(folders)
     place = free_place(output)
     content = read_dataset_json(folders.raw)
     table = AnnotationTable.from_dataset_json(content)
@@ -164,7 +166,7 @@ def _read(
     reader = reader_for(content, [path for files in training.values() for path in files.images.values()])
     original = Original(name, content, table, training, unlabelled, reader)
     errors = [problem for problem in problems + more if problem.severity == ERROR]
-    together = next((key for key, files in every.items() if len(files.images) < len(table.channels)), None)
+    together = next((key for key, files in every.items() if in_one_file(files, table.cases.get(key), table)), None)
     if one_file_per_channel and together is not None:
         raise MutualError(
             f"the channels of case {together} are in one file, so none can be left out; save each as its own file"
@@ -173,6 +175,7 @@ def _read(
     for key, seen in look(every, listed, table, reader).items():
         errors += [problem for problem in seen.problems if problem.severity == ERROR]
         original.present[key] = seen.present or frozenset()
+        original.flat.update([key] * bool(seen.is_2d))
     if errors:
         raise MutualError(
             f"{name} has {len(errors)} error(s), the first is {errors[0].place}: {errors[0].text}; correct them all "
@@ -287,4 +290,5 @@ def _report(place: Path, original: Original, table: AnnotationTable, cases: Sequ
     if len(labelled) < 5:
         print("Fewer than five labelled cases make no five folds: train with fold 'all'.")
     print(f"Next:  nnunet_mutual check {place.name}")
-    print(f"Then:  nnunet_mutual plan_and_preprocess -d {int(place.name[7:10])} -c 3d_fullres")
+    configuration = "2d" if len(original.flat) == len(original.training) + len(original.unlabelled) else "3d_fullres"
+    print(f"Then:  nnunet_mutual plan_and_preprocess -d {int(place.name[7:10])} -c {configuration}")
