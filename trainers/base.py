@@ -24,7 +24,15 @@ from nnunet_mutual.batches.loading import LoaderSettings, case_probabilities, lo
 from nnunet_mutual.batches.streams import Stream
 from nnunet_mutual.disk.case_files import damage_named, require_readable
 from nnunet_mutual.disk.host_files import require_plans
-from nnunet_mutual.disk.trainings import BEST, FINAL, LATEST, begin_validation, removed_unless_begun
+from nnunet_mutual.disk.trainings import (
+    BEST,
+    FINAL,
+    LATEST,
+    begin_validation,
+    progress_of,
+    removed_unless_begun,
+    set_aside,
+)
 from nnunet_mutual.disk.writing import require_space, sweep
 from nnunet_mutual.engine import acted
 from nnunet_mutual.engine.acted import Acted
@@ -105,7 +113,10 @@ class MutualTrainer(nnUNetTrainer):
         self.settings = read_settings(self.settings_class, block_for(type(self), merged_block(plans, configuration)))
         self.autocast_dtype = compat.autocast_dtype(self.settings.amp, device)
         self.continues = bool(plans.setdefault("continue_training", False))
-        self.opened = FINAL  # the checkpoint that holds the networks
+        self.opened: str | None = None  # the checkpoint that holds the networks; None of a new training
+        self.pauses: dict[
+            int, float
+        ] = {}  # epoch -> seconds between the process that began it and the one that ended it
         with disk_in_one_sentence("nnUNet_results", beginning=True):
             super().__init__(plans, configuration, fold, dataset_json, device)
             with removed_unless_begun(Path(self.output_folder)):
@@ -490,6 +501,9 @@ class MutualTrainer(nnUNetTrainer):
 
     def _begin(self) -> None:
         """Gives all networks what pretrained weights gave to the first one, and begins moving averages."""
+        if self.opened is None and self.local_rank == 0 and not self.disable_checkpointing:
+            for place in set_aside(Path(self.output_folder)):
+                self.print_to_log_file(f"Of an earlier training, kept as {place}")
         if len(self.peers.networks) > 1 and not self._first_weight.equal(next(self.network.parameters())):
             share_encoder(self.peers.networks)
             self.print_to_log_file("All networks start from the pretrained encoder; only the first from its decoder")
@@ -626,8 +640,9 @@ class MutualTrainer(nnUNetTrainer):
         self.labels.before_validation()
         with disk_in_one_sentence(self.output_folder):
             self.stage.collect()
+            progress = progress_of({"current_epoch": self.epochs_done, "logging": plain(self.logger.get_checkpoint())})
             for suffix in self.validated if self.local_rank == 0 else ():
-                begin_validation(Path(self.output_folder) / f"validation{suffix}", self.opened)
+                begin_validation(Path(self.output_folder) / f"validation{suffix}", self.opened or FINAL, progress)
             parts = self.window, self.fold_cases, self.output_folder, self.log, self.ranks
             validation = FoldValidation(*parts, save_probabilities=save_probabilities)
             for suffix, network in self.validated.items():
@@ -676,6 +691,8 @@ class MutualTrainer(nnUNetTrainer):
             "label_maps": self.labels.began,
             "random": states,
             "iteration": self.iteration,
+            "time": time(),
+            "pauses": self.pauses,
             "epoch_outputs": plain(self.epoch_outputs) if self.iteration else [],
         }
         save_atomically(stock, filename)
@@ -699,6 +716,7 @@ class MutualTrainer(nnUNetTrainer):
             STATE_KEY: {
                 "trainer": type(self).__name__,
                 "settings": asdict(self.settings),
+                "num_epochs": self.num_epochs,
                 acted.KEY: self.acted.as_state(),
             },
         }
@@ -729,6 +747,9 @@ class MutualTrainer(nnUNetTrainer):
         self.online.ranking.load_state_dict(state["ranking"])
         self.stage.load_state_dict(state)
         self.iteration = state["iteration"]
+        self.pauses = dict(state.get("pauses", {}))
+        if self.iteration and "time" in state:
+            self.pauses[self.current_epoch] = self.pauses.get(self.current_epoch, 0.0) + time() - state["time"]
         steps = state["epoch_outputs"]
         self.epoch_outputs = [{key: np.asarray(value, np.float32) for key, value in step.items()} for step in steps]
         if len(state["random"]) > self.local_rank:

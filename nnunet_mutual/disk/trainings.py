@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nnunetv2.paths import nnUNet_results
 
@@ -174,22 +176,55 @@ def checkpoints_in(fold: Path) -> list[str]:
     return sorted(file.name for file in fold.glob("checkpoint_*.pth"))
 
 
-def begin_validation(folder: Path, checkpoint: str) -> None:
+def progress_of(checkpoint: Mapping[str, Any]) -> list[float | None]:
+    """Returns how many epochs the networks of a checkpoint were trained, and when that training began."""
+    starts = checkpoint["logging"].get("epoch_start_timestamps") or [None]
+    return [checkpoint["current_epoch"], starts[0]]
+
+
+def begin_validation(folder: Path, checkpoint: str, progress: Sequence[float | None]) -> None:
     """Removes the results of an older validation, and notes which checkpoint's networks make the new one.
 
     Args:
         folder: of the validation.
         checkpoint: file name.
+        progress: of its networks, see :func:`progress_of`: a checkpoint of that name may be replaced.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").unlink(missing_ok=True)
-    write_json(folder / _VALIDATED, {"checkpoint": checkpoint})
+    write_json(folder / _VALIDATED, {"checkpoint": checkpoint, "progress": list(progress)})
 
 
 def validated_checkpoint(folder: Path) -> str | None:
     """Returns the checkpoint of a validation; None where that is not known, as of trainings of 0.1.0."""
     file = folder / _VALIDATED
     return str(read_object(file).get("checkpoint")) if file.is_file() else None
+
+
+def validated_progress(folder: Path) -> list[float | None] | None:
+    """Returns the progress that :func:`begin_validation` noted; None where it is not known."""
+    file = folder / _VALIDATED
+    found = read_object(file).get("progress") if file.is_file() else None
+    return found if isinstance(found, list) else None
+
+
+def set_aside(fold: Path) -> list[Path]:
+    """Gives other names to what says that the training of a fold is finished, where another one begins in its folder.
+
+    nnU-Net's ``--c`` would take the old one for that which is to go on, and reports its results for the new one's.
+
+    Args:
+        fold: its folder.
+
+    Returns:
+        The new places.
+    """
+    moved = []
+    for file in (fold / FINAL, *sorted(fold.glob("validation*/summary.json"))):
+        if file.is_file():
+            number = next(n for n in itertools.count(1) if not file.with_name(f"{file.name}.bak-{n}").exists())
+            moved.append(file.rename(file.with_name(f"{file.name}.bak-{number}")))
+    return moved
 
 
 @contextlib.contextmanager

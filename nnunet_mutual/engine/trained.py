@@ -10,7 +10,7 @@ import torch
 from nnunet_mutual.datasets.raw import read_dataset_json
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.trainings import fold_of, parts_of_name
-from nnunet_mutual.plugin.find import resolve
+from nnunet_mutual.plugin.trainer_names import find_own
 
 
 def open_trained(folder: Path, fold: str, checkpoint: str, device: torch.device) -> Any:
@@ -28,7 +28,7 @@ def open_trained(folder: Path, fold: str, checkpoint: str, device: torch.device)
     name, _, configuration = parts_of_name(folder)
     plan, dataset_json = read_plans(folder / "plans.json"), read_dataset_json(folder)
     number = fold if fold == "all" else int(fold)
-    made = resolve("trainers", name)({**plan, "continue_training": True}, configuration, number, dataset_json, device)
+    made = find_own(name)({**plan, "continue_training": True}, configuration, number, dataset_json, device)
     made.continues = False  # it only asks the networks
     made.load_checkpoint(str(fold_of(folder, fold) / checkpoint))
     return made

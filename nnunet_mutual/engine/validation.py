@@ -108,8 +108,8 @@ class ExportPool:
         return self
 
     def submit(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Queues a job; waits while more than twice as many are open as there are workers."""
-        while sum(not job.done() for job in self._jobs) > 2 * self.processes:
+        """Queues a job; waits, as nnU-Net does, while two more are open than there are workers: each holds an image."""
+        while sum(not job.done() for job in self._jobs) >= self.processes + 2:
             time.sleep(0.05)
         self._jobs.append(self._pool.submit(function, *arguments))
 
@@ -285,9 +285,9 @@ class FoldValidation:
         return found
 
     def _leave_out_unknown(self, metrics: dict[str, Any], folder: str) -> None:
-        """Makes NaN of what nnU-Net has scored against labels that are drawn in part, or by a model.
+        """Makes NaN of what nnU-Net has scored against labels that are drawn in part, by a model, or not at all.
 
-        It writes the summary again then.
+        A region that was not drawn seems to be there where one within it was. It writes the summary again then.
 
         Args:
             metrics: of nnU-Net, changed in place.
@@ -296,7 +296,10 @@ class FoldValidation:
         scored: list[dict[str, float]] = []
         for entry in metrics["metric_per_case"]:
             case = self._case_of(entry)
-            values = [self.fold.table.values[label] for label in case.pseudo | case.incomplete]
+            unknown = case.pseudo | case.incomplete
+            if self.fold.table.is_regions:
+                unknown |= frozenset(self.fold.table.labels) - case.annotated
+            values = [self.fold.table.values[label] for label in unknown]
             scored += [_entry_of(entry["metrics"], own) for own in values]
         if not scored:
             return

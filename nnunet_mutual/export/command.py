@@ -36,10 +36,13 @@ from nnunet_mutual.disk.trainings import (
     fold_of,
     folds_in,
     parts_of_name,
+    progress_of,
     training_name,
     validated_checkpoint,
+    validated_progress,
 )
 from nnunet_mutual.engine.acted import Acted
+from nnunet_mutual.engine.checkpoint_file import read_checkpoint
 from nnunet_mutual.engine.checkpoints import STATE_KEY, STOCK_TRAINER, load_own, save_atomically, whole
 from nnunet_mutual.engine.trained import open_trained
 from nnunet_mutual.errors import MutualError, typed
@@ -53,7 +56,7 @@ from nnunet_mutual.export.groups import (
     require_fit,
 )
 from nnunet_mutual.export.model_card import TrainedFold
-from nnunet_mutual.plugin.find import resolve
+from nnunet_mutual.plugin.trainer_names import find_own
 
 CARD = "model_card.md"
 
@@ -180,7 +183,9 @@ def _say(models: Sequence[_Model], folders: DatasetFolders, configuration: str, 
             print(
                 f"Next, whether images are of {model.group}: nnunet_mutual check_images {typed(model.target)} {images}"
             )
-        print(f"Next: nnUNetv2_predict {options} -i {images} -o SEGMENTATIONS{device_option()}")
+        stage = PlansManager(model.plan).get_configuration(configuration).previous_stage_name
+        before = "" if stage is None else f" -prev_stage_predictions SEGMENTATIONS_OF_{stage}"
+        print(f"Next: nnUNetv2_predict {options} -i {images} -o SEGMENTATIONS{before}{device_option()}")
         if container is not None:
             print(f"Or:   docker build -t {tag(model.plan['plans_name'])} {typed(container / (model.group or ''))}")
 
@@ -339,13 +344,16 @@ def _require_trained(models: Sequence[_Model], request: _Request, validate: bool
 
 def _validated_otherwise(folder: Path, model: _Model, checkpoint: str) -> str | None:
     """Returns the checkpoint that a fold was validated with if it is another one; trainings of 0.1.0 do not say it."""
-    known = validated_checkpoint(folder / f"validation{model.suffix}")
-    return None if known in (None, _checkpoint(folder, checkpoint, model).name) else known
+    place, file = folder / f"validation{model.suffix}", _checkpoint(folder, checkpoint, model)
+    known, progress = validated_checkpoint(place), validated_progress(place)
+    if known is not None and known == file.name and progress is not None:
+        return None if progress == progress_of(read_checkpoint(file, mapped=True)) else f"an earlier {known}"
+    return None if known in (None, file.name) else known
 
 
 def _validate(request: _Request, fold: str) -> None:
     """Predicts the validation cases with the networks that are exported, as the end of a training does."""
-    if resolve("trainers", request.trainer).by_group and request.checkpoint == BEST:
+    if find_own(request.trainer).by_group and request.checkpoint == BEST:
         raise MutualError(
             "checkpoint_best.pth of modality groups is one file for each, which cannot be validated together; export "
             "-chk checkpoint_latest.pth --validate, or finish the training"

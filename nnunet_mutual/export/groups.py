@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
@@ -103,7 +104,7 @@ def _network(plan: dict[str, Any], dataset_json: dict[str, Any], configuration: 
         chosen.network_arch_class_name,
         chosen.network_arch_init_kwargs,
         chosen.network_arch_init_kwargs_req_import,
-        len(dataset_json.get("channel_names", dataset_json.get("modality", {}))),
+        determine_num_input_channels(manager, chosen, dataset_json),
         manager.get_label_manager(dataset_json).num_segmentation_heads,
         allow_init=False,
         deep_supervision=True,

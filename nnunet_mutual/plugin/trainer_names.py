@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pkgutil
 import re
@@ -11,11 +12,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_mutual.plugin.find import SHIM, nnunet_folder
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.plugin.find import SHIM, VARIABLE, is_built_on_ours, nnunet_folder, public_names, resolve
 
 # Modules that may answer names which their source does not hold.
 _MAKES_NAMES = re.compile(r"def __getattr__|import \*|globals\(\)|sys\.modules|\bexec\(")
 _CLASS = re.compile(r"^class (\w+)", re.MULTILINE)
+
+
+@functools.cache
+def find_trainer(name: str) -> Any:
+    """Returns the class of a trainer: of this package, or as nnU-Net finds it, which takes seconds.
+
+    Raises:
+        MutualError: nnU-Net does not find it.
+    """
+    if name in public_names("trainers"):
+        return resolve("trainers", name)
+    found = TrainerNames.of(os.environ.get(VARIABLE)).find(name)
+    if found is None:
+        raise MutualError(f"nnU-Net finds no trainer {name}; name its folder in {VARIABLE}")
+    return found
+
+
+def find_own(name: str) -> Any:
+    """Returns the same of a trainer of this package, or of somebody's own one that is built on them.
+
+    Raises:
+        MutualError: nnU-Net does not find it, or it is another one.
+    """
+    found = find_trainer(name)
+    if not is_built_on_ours(found):
+        raise MutualError(f"{name} is no trainer of this package and built on none; use nnU-Net's own commands for it")
+    return found
 
 
 @dataclass

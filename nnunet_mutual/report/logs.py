@@ -93,7 +93,8 @@ def _of_log(file: Path) -> Iterator[tuple[int, str, str, float]]:
 
 
 def _of_checkpoint(folder: Path, labels: Sequence[str]) -> Iterator[tuple[int, str, str, float]]:
-    logged = read_newest(folder).get("logging", {})
+    newest = read_newest(folder)
+    logged, pauses = newest.get("logging", {}), newest.get(STATE_KEY, {}).get("pauses", {})
     names = {"train_losses": ("loss", "training"), "val_losses": ("loss", "validation")}
     names |= {"ema_fg_dice": ("mean dice", "moving average of the mean"), "lrs": ("learning rate", "learning rate")}
     for key, (kind, name) in names.items():
@@ -104,7 +105,7 @@ def _of_checkpoint(folder: Path, labels: Sequence[str]) -> Iterator[tuple[int, s
             yield epoch, "dice", label, float(value)
     times = zip(logged.get("epoch_start_timestamps", []), logged.get("epoch_end_timestamps", []), strict=False)
     for epoch, (start, end) in enumerate(times):
-        yield epoch, "seconds", "epoch", float(end) - float(start)
+        yield epoch, "seconds", "epoch", float(end) - float(start) - float(pauses.get(epoch, 0))
 
 
 def read_acted(folder: Path) -> Acted | None:

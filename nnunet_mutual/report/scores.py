@@ -113,8 +113,8 @@ def _rows(network: str, folder: Path, table: AnnotationTable, own: AnnotationTab
                 continue
             values = own.values[label]
             metrics = entry["metrics"].get(str(tuple(values)), entry["metrics"].get(str(values[0])))
-            if metrics is None:
-                continue
+            if metrics is None or any(metrics[name] != metrics[name] for name in ("TP", "n_ref", "n_pred")):
+                continue  # NaN: what this validation did not take for annotated
             hit, drawn, predicted = (int(metrics[name]) for name in ("TP", "n_ref", "n_pred"))
             dice = float("nan") if metrics["Dice"] is None else float(metrics["Dice"])
             precision, recall = (hit / n if n else float("nan") for n in (predicted, drawn))

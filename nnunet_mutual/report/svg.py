@@ -26,6 +26,7 @@ _VARIABLES = {INK: "currentColor", FAINT: "var(--faint)", PAPER: "var(--paper)"}
 _VARIABLES |= {colour: f"var(--c{n})" for n, colour in enumerate(COLOURS)}
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names of labels and sources may hold two $
     "svg.hashsalt": "nnunet_mutual",
     "font.family": "sans-serif",
     "font.size": 9.5,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,9 +21,11 @@ from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.shapes import require_shape
 from nnunet_mutual.disk.trainings import FINAL, NamedTraining, fold_of
 from nnunet_mutual.engine.acted import Acted
-from nnunet_mutual.plugin.find import resolve, training_names
+from nnunet_mutual.engine.checkpoints import STATE_KEY
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.plugin.trainer_names import find_own
 from nnunet_mutual.preprocessing.unlabelled import UNLABELLED, unlabelled_keys
-from nnunet_mutual.report.logs import read_acted
+from nnunet_mutual.report.logs import read_acted, read_newest
 from nnunet_mutual.settings import differences
 
 _NETWORK = re.compile(r"\bnetwork (\d+)\b")
@@ -111,14 +114,15 @@ class Training:
         if self.settings is None:
             return []
         now = {name: value for name, value in self.settings.items() if name != "trainer"}
-        known = self.trainer in training_names()
-        default = asdict(resolve("trainers", self.trainer).settings_class()) if known else {}
-        return differences(default, now)
+        with contextlib.suppress(MutualError):
+            return differences(asdict(find_own(self.trainer).settings_class()), now)
+        return [f"the defaults of {self.trainer} are not known here"]
 
     @property
     def epochs_planned(self) -> int:
-        """Epochs that the settings ask for; of trainers in stages, of one network."""
-        return int((self.settings or {}).get("num_epochs", STOCK_EPOCHS))
+        """Epochs of the whole training; of several networks that share updates, fewer than the settings ask for."""
+        asked = (self.settings or {}).get("num_epochs", STOCK_EPOCHS)
+        return int(read_newest(self.folder).get(STATE_KEY, {}).get("num_epochs", asked))
 
     @property
     def iterations(self) -> int:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import os
 from collections.abc import Sequence
 from typing import Any
 
 from nnunet_mutual.annotation.fitting import BY_GROUP, fitting_trainers
 from nnunet_mutual.datasets.next_step import Contents
 from nnunet_mutual.errors import MutualError, meant
-from nnunet_mutual.plugin.find import VARIABLE, is_built_on_ours, public_names, resolve, training_names
-from nnunet_mutual.plugin.trainer_names import TrainerNames
+from nnunet_mutual.plugin.find import VARIABLE, public_names, training_names
+from nnunet_mutual.plugin.trainer_names import find_own, find_trainer
 from nnunet_mutual.settings import block_for, common_settings, read_settings
 
 STOCK = "nnUNetTrainer"
@@ -56,29 +54,10 @@ def require_arms(names: Sequence[str]) -> None:
         raise MutualError(f"--arms names {names[0]} alone; give two or more, from simple to elaborate")
 
 
-@functools.cache
-def trainer_of(arm: str) -> Any:
-    """Returns the class of an arm other than stock: of this package, or as nnU-Net finds it.
-
-    Args:
-        arm: name of the trainer.
-
-    Raises:
-        MutualError: nnU-Net does not find it.
-    """
-    if arm in public_names("trainers"):
-        return resolve("trainers", arm)
-    found = TrainerNames.of(os.environ.get(VARIABLE)).find(arm)
-    if found is None:
-        raise MutualError(f"nnU-Net finds no trainer {arm}; name its folder in {VARIABLE}")
-    return found
-
-
 def _is_own(name: str) -> bool:
     """Whether somebody's own trainer has this name, is built on those of this package and sees all channels."""
     with contextlib.suppress(MutualError):
-        found = trainer_of(name)
-        return name not in public_names("trainers") and is_built_on_ours(found) and not found.by_group
+        return name not in public_names("trainers") and not find_own(name).by_group
     return False
 
 
@@ -95,7 +74,7 @@ def networks_of(arm: str, contents: Contents, block: dict[str, Any]) -> int:
     """
     if arm == STOCK:
         return 1
-    trainer = trainer_of(arm)
+    trainer = find_trainer(arm)
     settings = read_settings(trainer.settings_class, block_for(trainer, block), origin=f"in the plans, for {arm}")
     needs = trainer.needs(settings, contents.table, contents.cases)
     return 1 if _in_stages(arm) else int(needs.trained)
@@ -107,12 +86,12 @@ def labelled_between(arm: str, contents: Contents) -> int:
 
 
 def _in_stages(arm: str) -> bool:
-    return any(cls.__name__ in _IN_STAGES for cls in trainer_of(arm).__mro__)
+    return any(cls.__name__ in _IN_STAGES for cls in find_trainer(arm).__mro__)
 
 
 def own_block(arm: str, block: dict[str, Any], schedule: dict[str, Any]) -> dict[str, Any]:
     """Returns the ``"mutual"`` block of an arm's configuration: settings of the plans, and the trial's schedule."""
-    known = common_settings(block) if arm == STOCK else block_for(trainer_of(arm), block)
+    known = common_settings(block) if arm == STOCK else block_for(find_trainer(arm), block)
     return {**known, **schedule}
 
 
@@ -123,5 +102,5 @@ def words(arm: str, contents: Contents) -> str:
         parts += ["what a case does not draw is background to it"] * contents.partial
         parts += ["it sees labelled images only"] * contents.unlabelled
         return "; ".join(parts)
-    doc = (trainer_of(arm).__doc__ or arm).strip().splitlines()[0]
+    doc = (find_trainer(arm).__doc__ or arm).strip().splitlines()[0]
     return doc.rstrip(".").split(" [S]")[0]

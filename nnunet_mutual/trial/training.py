@@ -18,8 +18,9 @@ from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.trainings import FINAL, LATEST, fold_of, training_name
 from nnunet_mutual.disk.workplace import own_roots
 from nnunet_mutual.engine.scheduled_stock import ScheduledStock
+from nnunet_mutual.plugin.trainer_names import find_trainer
 from nnunet_mutual.settings import merged_block
-from nnunet_mutual.trial.arms import STOCK, own_block, trainer_of
+from nnunet_mutual.trial.arms import STOCK, own_block
 from nnunet_mutual.trial.protocol import Options, TrialFolder
 
 FOLD = "all"  # of the trial's own dataset, which holds nobody that is scored
@@ -138,7 +139,7 @@ def _end_after(trainer: Any, epochs: int) -> None:
 
 
 def _class(arm: str) -> Any:
-    return nnUNetTrainer if arm == STOCK else trainer_of(arm)
+    return nnUNetTrainer if arm == STOCK else find_trainer(arm)
 
 
 def _settings(schedule: Schedule, seed: int, device: str) -> dict[str, Any]:

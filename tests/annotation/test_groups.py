@@ -178,3 +178,12 @@ def test_plans_of_other_groups_are_refused(nnunet_folders: Path) -> None:
     with pytest.raises(MutualError, match=r"other modality groups \(T1=T1 FLAIR=FLAIR\)"):
         require_preprocessed_by_group(other, groups, 901)
     require_preprocessed_by_group({**other, "modality_groups": GROUPS}, groups, 901)
+
+
+def test_a_group_is_not_called_like_a_folder_of_results(
+    nnunet_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What validation_full holds are nnU-Net's whole predictions."""
+    make_raw(nnunet_folders, groups=None)
+    assert main(["plan", "-d", "901", "--groups", "T1=T1", "full=T1,FLAIR"]) == 2
+    assert 'modality group "full" of dataset.json has the name of a folder' in capsys.readouterr().err

@@ -415,6 +415,27 @@ def test_a_training_started_anew_starts_the_log_anew(preprocessed: Path) -> None
     assert [line["epoch"] for line in lines_of(trainer)] == [0, 1, 2]
 
 
+def test_a_training_started_anew_goes_on_and_not_the_finished_one(preprocessed: Path) -> None:
+    """nnU-Net's --c takes checkpoint_final first, and validations are known by their summary."""
+    first = trainer_for(preprocessed)
+    first.run_training()
+    folder = Path(first.output_folder)
+    (folder / "validation").mkdir(exist_ok=True)
+    (folder / "validation" / "summary.json").write_text("{}")
+    second = trainer_for(preprocessed)
+    stop_at(second, 5, signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        second.run_training()
+    assert (folder / "checkpoint_final.pth.bak-1").is_file() and not (folder / "checkpoint_final.pth").exists()
+    assert (folder / "validation" / "summary.json.bak-1").is_file()
+    third = trainer_for(preprocessed)
+    maybe_load_checkpoint(third, True, False)
+    assert 0 < third.current_epoch < 3 or third.iteration > 0
+    third.run_training()
+    assert len(third.pauses) == 1 and min(third.pauses.values()) > 0, "of the epoch in which it was stopped"
+    assert (folder / "checkpoint_final.pth").is_file() and not (folder / "checkpoint_final.pth.bak-2").exists()
+
+
 def test_a_finished_run_that_is_continued_changes_nothing(preprocessed: Path) -> None:
     trainer = trainer_for(preprocessed)
     trainer.run_training()

@@ -240,7 +240,14 @@ def test_a_training_that_was_stopped_is_validated_and_exported(
     assert (
         training.with_name("nnUNetTrainer__stopped__3d_fullres") / "fold_0" / "validation" / "summary.json"
     ).is_file()
+    trained_on = torch.load(fold / "checkpoint_best.pth", weights_only=True)
     shutil.copyfile(fold / "checkpoint_best.pth", fold / "checkpoint_final.pth")
+    torch.save({**trained_on, "current_epoch": trained_on["current_epoch"] + 1}, fold / "checkpoint_best.pth")
+    with pytest.raises(
+        MutualError, match="predicted with an earlier checkpoint_best.pth, not with checkpoint_best.pth"
+    ):
+        run_export(output_name="again", checkpoint="checkpoint_best.pth")
+    torch.save(trained_on, fold / "checkpoint_best.pth")
     with pytest.raises(MutualError, match="predicted with checkpoint_best.pth, not with checkpoint_final.pth.*--val"):
         run_export(output_name="again")
     (fold / "checkpoint_final.pth").unlink()

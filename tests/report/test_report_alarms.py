@@ -123,7 +123,7 @@ def test_a_validation_of_another_checkpoint_is_said(
     report(capsys, LINE.format("PartialTrainer"))
     assert said not in Page(fold / "report.html").text
     summary = (fold / "validation" / "summary.json").read_text()
-    begin_validation(fold / "validation", "checkpoint_best.pth")
+    begin_validation(fold / "validation", "checkpoint_best.pth", [3, 1.0])
     assert not (fold / "validation" / "summary.json").exists(), "half of a validation has no results"
     (fold / "validation" / "summary.json").write_text(summary)
     report(capsys, LINE.format("PartialTrainer"))

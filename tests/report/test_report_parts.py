@@ -13,6 +13,7 @@ import SimpleITK as sitk
 from report_folder import write_checkpoint, write_log
 from test_report import Page, assert_is_a_good_page, report, rows
 
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.evaluation.output import write_tidy
 from nnunet_mutual.pseudo_labels.review.figures import PLANES
@@ -21,7 +22,7 @@ from nnunet_mutual.report.identities import Identities
 from nnunet_mutual.report.logs import networks_per_epoch, read_alarms, read_curves, read_versions, stage_borders
 from nnunet_mutual.report.overlays import _place, _planes, _read, _Volume
 from nnunet_mutual.report.plots import Frame, Series, decisions_plot, families, line_plots, score_plots, thin
-from nnunet_mutual.report.scores import _measured, compare
+from nnunet_mutual.report.scores import _measured, compare, read_scores
 from nnunet_mutual.report.training import Training
 
 
@@ -118,6 +119,24 @@ def test_curves_that_differ_in_a_label_share_a_plot() -> None:
         "volume of … by … on …": ["liver, network 0, group 1"],
         "bank": ["bank"],
     }
+
+
+def test_a_name_is_no_formula() -> None:
+    x, y = np.arange(3), np.ones(3)
+    assert r"$\frac$" in line_plots("Dice", [Series(r"$\frac$", x, y), Series("liver", x, y)])[0]
+
+
+def test_what_a_validation_did_not_take_for_annotated_has_no_row(tmp_path: Path) -> None:
+    """The table may have changed since, and counts are NaN where a label was drawn in part then."""
+    unknown = dict.fromkeys(("Dice", "TP", "FP", "FN", "TN", "n_pred", "n_ref", "IoU"), float("nan"))
+    known = unknown | {"Dice": 0.5, "TP": 2, "n_pred": 4, "n_ref": 4}
+    case = {"prediction_file": "a_1.nii.gz", "reference_file": "a_1.nii.gz", "metrics": {"1": unknown, "2": known}}
+    content = {"metric_per_case": [case], "mean": {}, "foreground_mean": {}}
+    (tmp_path / "summary.json").write_text(json.dumps(content))
+    table = AnnotationTable.from_dataset_json(
+        {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "spleen": 2}}
+    )
+    assert read_scores({"": tmp_path}, table).label.tolist() == ["spleen"]
 
 
 def test_many_curves_are_spread_over_plots_that_can_be_told_apart() -> None:

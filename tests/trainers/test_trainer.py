@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from training import (
 )
 
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.export.command import export
 from nnunet_mutual.plugin import compat
 from nnunet_mutual.trainers import MutualPartialTrainer, PartialTrainer
 
@@ -52,7 +54,7 @@ def test_every_configuration_and_kind_of_label(nnunet_folders: Path, configurati
     assert (Path(trainer.output_folder) / "checkpoint_final.pth").exists()
 
 
-def test_cascade(nnunet_folders: Path) -> None:
+def test_cascade(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stages = ("3d_lowres", "3d_fullres")
     preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=ONE_EPOCH, configurations=stages)
     (preprocessed / "splits_final.json").write_text(json.dumps([{"train": KEYS[:4], "val": KEYS}]))
@@ -76,6 +78,10 @@ def test_cascade(nnunet_folders: Path) -> None:
     summary = json.loads((Path(fullres.output_folder) / "validation" / "summary.json").read_text())
     scored = [case["metrics"]["1"]["Dice"] for case in summary["metric_per_case"]]
     assert [math.isnan(dice) for dice in scored] == [False, True] * 3, "liver is annotated in every other case"
+    (Path(fullres.output_folder) / "progress.png").write_bytes(b"a picture")
+    options: dict[str, Any] = {"trainer": "PartialTrainer", "plans": "nnUNetPlans", "folds": ["0"], "output_name": None}
+    export(tiny.NAME, "3d_cascade_fullres", checkpoint="checkpoint_final.pth", **options)
+    assert "-o SEGMENTATIONS -prev_stage_predictions SEGMENTATIONS_OF_3d_lowres" in capsys.readouterr().out
 
 
 def test_without_deep_supervision_and_on_all_cases(nnunet_folders: Path) -> None:
@@ -235,6 +241,19 @@ def test_validation_of_regions(nnunet_folders: Path) -> None:
     summary = json.loads((Path(trainer.output_folder) / "validation" / "summary.json").read_text())
     scored = {name: not np.isnan(m["Dice"]) for name, m in summary["metric_per_case"][0]["metrics"].items()}
     assert [name for name, there in scored.items() if there] == ["(1, 2, 3)"], "only where somebody drew it"
+
+
+def test_a_region_is_not_scored_where_only_one_within_it_was_drawn(nnunet_folders: Path) -> None:
+    block = region_block()
+    block["cases"]["case_01"] = {"source": "b", "annotated": ["core"]}
+    preprocessed = tiny.make_dataset(nnunet_folders, labels=tiny.REGIONS, block=block, settings=ONE_EPOCH)
+    (preprocessed / "splits_final.json").write_text(json.dumps([{"train": KEYS, "val": KEYS[:2]}]))
+    trainer = trainer_for(preprocessed)
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    summary = json.loads((Path(trainer.output_folder) / "validation" / "summary.json").read_text())
+    whole, inner = (case["metrics"]["(1, 2, 3)"]["Dice"] for case in summary["metric_per_case"])
+    assert np.isnan(inner) and summary["mean"]["(1, 2, 3)"]["Dice"] == whole
 
 
 def test_small_sources_are_drawn_more_often(nnunet_folders: Path) -> None:
