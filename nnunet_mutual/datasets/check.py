@@ -12,7 +12,7 @@ from typing import Any
 
 from nnunet_mutual.annotation.modality_groups import ModalityGroups
 from nnunet_mutual.annotation.table import AnnotationTable, Case, drawn_in_part
-from nnunet_mutual.datasets.case_voxels import in_one_file, missing_files, reader_for
+from nnunet_mutual.datasets.case_voxels import in_one_file, missing_files
 from nnunet_mutual.datasets.coverage import Cell, coverage, format_coverage, fully_drawn
 from nnunet_mutual.datasets.look import Seen, look
 from nnunet_mutual.datasets.next_step import Contents, next_command
@@ -22,6 +22,7 @@ from nnunet_mutual.datasets.split_problems import splits_problems
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.datasets.tolerant import readable_table
 from nnunet_mutual.disk.files import natural, read_json
+from nnunet_mutual.disk.images import reader_for
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.errors import MutualError, Spellings, shorten, typed
 from nnunet_mutual.settings import BLOCK

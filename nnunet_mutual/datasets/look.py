@@ -46,7 +46,7 @@ def look(
         files: of the cases.
         cases: entries of the table, as far as there are any.
         table: labels and channels.
-        reader: from :func:`~nnunet_mutual.datasets.case_voxels.reader_for`.
+        reader: from :func:`~nnunet_mutual.disk.images.reader_for`.
         headers_only: read no voxel.
     """
     ct = next((number for number, name in enumerate(table.channels) if name.casefold() == "ct"), None)

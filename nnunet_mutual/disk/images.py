@@ -17,7 +17,10 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
+from nnunetv2.imageio.reader_writer_registry import (
+    determine_reader_writer_from_dataset_json,
+    recursive_find_reader_writer_by_name,
+)
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIOWithReorient
 from numpy.typing import NDArray
 
@@ -178,3 +181,25 @@ def _read(read: Any, argument: Any, paths: Sequence[Path]) -> tuple[NDArray[Any]
 def _broken_values(path: Path, size: int, changed: int) -> int:
     """As :func:`verify_whole`; size and time of change tell contents apart, so that none is read twice."""
     return read_to_end(path)
+
+
+def reader_for(dataset_json: Mapping[str, Any], examples: Sequence[Path]) -> BaseReaderWriter:
+    """Returns the reader that nnU-Net will use.
+
+    Args:
+        dataset_json: names a reader or a file ending.
+        examples: image files; nnU-Net tries the first one, we try more, so that a broken one does not hide the others.
+
+    Raises:
+        MutualError: nnU-Net has none for this file ending, or none of the name that dataset.json asks for.
+    """
+    named = dataset_json.get("overwrite_image_reader_writer", "None")
+    if named != "None":  # of a name that it does not know, nnU-Net guesses another one
+        require_reader(named, '"overwrite_image_reader_writer" of dataset.json')
+    for example in [*map(str, examples[:5]), None]:
+        with contextlib.suppress(RuntimeError), quiet():
+            return determine_reader_writer_from_dataset_json(dict(dataset_json), example, verbose=False)()
+    raise MutualError(
+        f'nnU-Net has no reader for files ending in {dataset_json["file_ending"]!r}; correct "file_ending" or '
+        "convert the files"
+    )

@@ -16,8 +16,9 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from tqdm import tqdm
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.datasets.case_voxels import Finding, Volume, compare_grids, count_labels, read_volume
+from nnunet_mutual.datasets.case_voxels import count_labels
 from nnunet_mutual.datasets.problems import ERROR
+from nnunet_mutual.datasets.volumes import Finding, Volume, compare_grids, read_volume
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.evaluation.masks import annotated_masks
 from nnunet_mutual.evaluation.metrics import measure

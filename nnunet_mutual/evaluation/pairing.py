@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.datasets.case_voxels import reader_for
 from nnunet_mutual.datasets.raw import images_of, read_dataset_json, training_cases
 from nnunet_mutual.disk.files import natural, read_object
 from nnunet_mutual.disk.host_files import read_splits
+from nnunet_mutual.disk.images import reader_for
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.names import require_text
 from nnunet_mutual.errors import MutualError, meant, shorten, typed

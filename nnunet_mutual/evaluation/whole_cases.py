@@ -9,7 +9,7 @@ from typing import Any
 from nnunetv2.configuration import default_num_processes
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.datasets.case_voxels import reader_for
+from nnunet_mutual.disk.images import reader_for
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.evaluation.cases import Pair, Rules, measure_cases
 from nnunet_mutual.evaluation.metrics import parse_tolerances

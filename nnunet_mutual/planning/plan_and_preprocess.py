@@ -20,13 +20,13 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY, ModalityGroups, require_preprocessed_by_group
-from nnunet_mutual.datasets.case_voxels import reader_for
 from nnunet_mutual.datasets.check import examine
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, training_cases
 from nnunet_mutual.datasets.splits import describe_splits, first_fold, stratified_splits
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.host_files import read_plans, read_splits
+from nnunet_mutual.disk.images import reader_for
 from nnunet_mutual.disk.locate import locate, plans_file, require_root
 from nnunet_mutual.disk.trainings import train_command
 from nnunet_mutual.errors import MutualError, meant

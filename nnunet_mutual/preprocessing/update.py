@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable, Case
-from nnunet_mutual.datasets.case_voxels import exact, inspect_case, missing_files
+from nnunet_mutual.datasets.case_voxels import inspect_case, missing_files
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
+from nnunet_mutual.datasets.volumes import exact
 from nnunet_mutual.disk.case_files import read_properties
 from nnunet_mutual.disk.folders import temporary_folder
 from nnunet_mutual.disk.host_files import read_plans

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.datasets.case_voxels import reader_for
 from nnunet_mutual.datasets.new_dataset import place_images, place_label_map
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
@@ -19,7 +18,7 @@ from nnunet_mutual.datasets.splits import require_fold, stratified_splits
 from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.folders import finish, not_written, temporary_folder
 from nnunet_mutual.disk.host_files import read_splits
-from nnunet_mutual.disk.images import read_label_map, write_label_map
+from nnunet_mutual.disk.images import read_label_map, reader_for, write_label_map
 from nnunet_mutual.disk.locate import DatasetFolders
 from nnunet_mutual.errors import MutualError, shorten
 from nnunet_mutual.preprocessing.unlabelled import unlabelled_keys

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 
-from nnunet_mutual.datasets.case_voxels import reader_for
-from nnunet_mutual.disk.images import read_images, sidecar, write_label_map
+from nnunet_mutual.disk.images import read_images, reader_for, sidecar, write_label_map
 from nnunet_mutual.disk.trainings import FINAL
 from nnunet_mutual.engine.stock_model import open_predictor
 from nnunet_mutual.evaluation.cases import LabelScores, Pair, Rules, measure_cases

@@ -19,7 +19,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.cli import parser as cli
-from nnunet_mutual.datasets.case_voxels import reader_for
+from nnunet_mutual.disk.images import reader_for
 from nnunet_mutual.evaluation import cases
 from nnunet_mutual.evaluation.cases import Pair, Rules, measure_cases
 from nnunet_mutual.evaluation.command import EvaluateOptions, _Measured, _same

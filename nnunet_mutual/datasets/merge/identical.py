@@ -11,10 +11,10 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 
-from nnunet_mutual.datasets.case_voxels import exact, voxel_sizes
 from nnunet_mutual.datasets.merge.readings import View, resolve
 from nnunet_mutual.datasets.merge.scan import Scan
 from nnunet_mutual.datasets.merge.sources import MergeSource
+from nnunet_mutual.datasets.volumes import exact, voxel_sizes
 from nnunet_mutual.disk.images import read_label_map
 from nnunet_mutual.errors import MutualError, shorten
 

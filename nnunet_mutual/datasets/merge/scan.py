@@ -15,12 +15,14 @@ import SimpleITK as sitk
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 
-from nnunet_mutual.datasets.case_voxels import Finding, exact, inspect_case, reader_for
+from nnunet_mutual.datasets.case_voxels import inspect_case
 from nnunet_mutual.datasets.merge.agreement import NIFTI
 from nnunet_mutual.datasets.merge.sources import MergeSource
 from nnunet_mutual.datasets.problems import ERROR, Problem
 from nnunet_mutual.datasets.raw import CaseFiles
+from nnunet_mutual.datasets.volumes import Finding, exact
 from nnunet_mutual.disk.cores import each_case
+from nnunet_mutual.disk.images import reader_for
 
 PERCENTILES = (0.5, 50.0, 99.5)
 _SAMPLES = 200_000  # voxels per channel for the percentiles

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from nnunet_mutual.annotation.table import AnnotationTable, Case
-from nnunet_mutual.datasets.case_voxels import in_one_file, reader_for
+from nnunet_mutual.datasets.case_voxels import in_one_file
 from nnunet_mutual.datasets.check import listing_problems
 from nnunet_mutual.datasets.coverage import coverage, format_coverage
 from nnunet_mutual.datasets.look import look
@@ -24,6 +24,7 @@ from nnunet_mutual.datasets.simulate.draw import choose, choose_labelled, divide
 from nnunet_mutual.datasets.simulate.hiding import Hiding, Pieces
 from nnunet_mutual.datasets.splits import by_patient
 from nnunet_mutual.datasets.sync import refuse_interrupted
+from nnunet_mutual.disk.images import reader_for
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.errors import MutualError, meant, shorten, typed
 from nnunet_mutual.settings import BLOCK

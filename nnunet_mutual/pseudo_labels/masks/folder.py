@@ -14,7 +14,7 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.datasets.case_voxels import Volume
+from nnunet_mutual.datasets.volumes import Volume
 from nnunet_mutual.errors import MutualError, shorten
 from nnunet_mutual.preprocessing.soft_folder import read_soft
 from nnunet_mutual.pseudo_labels.masks.grid import read_on_grid

@@ -11,7 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
-from nnunet_mutual.datasets.case_voxels import Finding, Volume, compare_grids, read_volume
+from nnunet_mutual.datasets.volumes import Finding, Volume, compare_grids, read_volume
 from nnunet_mutual.disk.images import quiet
 from nnunet_mutual.errors import MutualError
 

@@ -17,9 +17,8 @@ from nnunet_mutual.annotation.restriction import vouched
 from nnunet_mutual.annotation.table import AnnotationTable, Case, table_fingerprint
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.batches.pseudo import CSV, PseudoStore
-from nnunet_mutual.datasets.case_voxels import reader_for
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases
-from nnunet_mutual.disk.images import read_label_map
+from nnunet_mutual.disk.images import read_label_map, reader_for
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.pseudo_labels.audit import summarise

@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from nnunet_mutual.annotation.entries import drawn_entry
 from nnunet_mutual.annotation.table import AnnotationTable, Case, outlined_entry, table_fingerprint
-from nnunet_mutual.datasets.case_voxels import reader_for
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.datasets.sync import INTERRUPTED, raw_and_preprocessed_differ
 from nnunet_mutual.disk.cores import each_case
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.folders import temporary_folder
+from nnunet_mutual.disk.images import reader_for
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.swap import BACKUP, Roots, Swap, forget_old, swap_all, undo
 from nnunet_mutual.errors import MutualError, typed

@@ -15,12 +15,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_mutual.annotation.table import AnnotationTable, Case
 from nnunet_mutual.batches.decisions import Decision, read_decisions
 from nnunet_mutual.batches.pseudo import CSV, IDENTITY, PseudoStore
-from nnunet_mutual.datasets.case_voxels import reader_for
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.disk.case_files import load_case
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.host_files import read_plans
+from nnunet_mutual.disk.images import reader_for
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.shapes import Shape, require_shape
 from nnunet_mutual.disk.trainings import NamedTraining
