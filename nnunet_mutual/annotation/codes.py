@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nnunet_mutual.annotation.cases import Case
 from nnunet_mutual.annotation.possible import left_open
-from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.errors import MutualError
 
 UNDECIDED = -1

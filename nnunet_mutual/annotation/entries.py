@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from nnunet_mutual.annotation.cases import Outline
+
 
 def ordered(names: Iterable[str], known: Sequence[str]) -> list[str]:
     """Returns names in the order of the known ones."""
@@ -35,3 +37,12 @@ def drawn_entry(
         if in_part or incomplete:
             entry["incomplete"] = ordered(incomplete, labels)
     return {**entry, "pseudo": ordered(pseudo, labels)} if pseudo else entry
+
+
+def outlined_entry(outlines: Iterable[Outline]) -> dict[str, Any]:
+    """Returns the entry of a case that says who outlined its labels; none without outlines."""
+    said = {
+        one.label: {**({"by": one.by} if one.by else {}), **({"weight": one.weight} if one.weight != 1 else {})}
+        for one in outlines
+    }
+    return {"outlined": said} if said else {}

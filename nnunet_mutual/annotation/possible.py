@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 
-from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.annotation.cases import Case
+from nnunet_mutual.annotation.table import AnnotationTable
 
 Names = Mapping[str, frozenset[str]]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from nnunet_mutual.annotation.entries import drawn_entry, ordered
-from nnunet_mutual.annotation.table import VERSION, AnnotationTable, drawn_in_part, outlined_entry
+from nnunet_mutual.annotation.entries import drawn_entry, ordered, outlined_entry
+from nnunet_mutual.annotation.table import VERSION, AnnotationTable, drawn_in_part
 from nnunet_mutual.datasets.coverage import coverage, format_coverage
 from nnunet_mutual.datasets.earlier import completed, completed_since, dropped, earlier_table, withdrawn, without_source
 from nnunet_mutual.datasets.raw import read_dataset_json, training_cases, unlabelled_cases

@@ -9,7 +9,8 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 
-from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.annotation.cases import Case
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.problems import ERROR, Problem
 from nnunet_mutual.datasets.raw import CaseFiles
 from nnunet_mutual.datasets.volumes import Finding, Volume, compare_grids, exact, read_volume

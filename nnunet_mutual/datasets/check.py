@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_mutual.annotation.cases import Case
 from nnunet_mutual.annotation.modality_groups import ModalityGroups
-from nnunet_mutual.annotation.table import AnnotationTable, Case, drawn_in_part
+from nnunet_mutual.annotation.table import AnnotationTable, drawn_in_part
 from nnunet_mutual.datasets.case_voxels import in_one_file, missing_files
 from nnunet_mutual.datasets.coverage import Cell, coverage, format_coverage, fully_drawn
 from nnunet_mutual.datasets.look import Seen, look

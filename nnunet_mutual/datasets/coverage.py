@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.annotation.cases import Case
+from nnunet_mutual.annotation.table import AnnotationTable
 
 _WIDTH = 110
 

@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.annotation.cases import Case
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.tables import Entry
 from nnunet_mutual.datasets.tolerant import readable_table
 from nnunet_mutual.disk.files import natural

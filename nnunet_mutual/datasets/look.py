@@ -8,7 +8,8 @@ from functools import partial
 
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
-from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.annotation.cases import Case
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.case_voxels import inspect_case
 from nnunet_mutual.datasets.problems import Problem
 from nnunet_mutual.datasets.raw import CaseFiles

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nnunet_mutual.annotation.table import Outline
+from nnunet_mutual.annotation.cases import Outline
 from nnunet_mutual.datasets.sheets import TEXTS, WORKBOOKS, Sheet, file_stem, read_sheet
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.errors import MutualError, meant, shown

@@ -35,8 +35,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from torch import Tensor, nn
 
+from nnunet_mutual.annotation.cases import Case
 from nnunet_mutual.annotation.restriction import RegionRestriction, Restriction, restriction_for
-from nnunet_mutual.annotation.table import Case
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.disk.case_files import load_case
 from nnunet_mutual.disk.writing import require_space, written

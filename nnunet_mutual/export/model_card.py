@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.annotation.cases import Case
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.annotation.travelling import settings_of
 from nnunet_mutual.batches.decisions import Decision, tools_of
 from nnunet_mutual.engine.acted import Acted

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnunet_mutual.annotation.cases import Case
 from nnunet_mutual.annotation.codes import PseudoCodes
 from nnunet_mutual.annotation.possible import left_open, output_channels
 from nnunet_mutual.annotation.restriction import Restriction, restriction_for
-from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.losses.partial import RegionRelations
 
 

@@ -18,8 +18,9 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from tqdm import tqdm
 
+from nnunet_mutual.annotation.cases import Case
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
-from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.case_voxels import inspect_case, missing_files
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases

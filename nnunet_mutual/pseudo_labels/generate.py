@@ -16,9 +16,10 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 
+from nnunet_mutual.annotation.cases import Case
 from nnunet_mutual.annotation.codes import UNDECIDED
 from nnunet_mutual.annotation.restriction import vouched
-from nnunet_mutual.annotation.table import AnnotationTable, Case, table_fingerprint
+from nnunet_mutual.annotation.table import AnnotationTable, table_fingerprint
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.batches.pseudo import PseudoStore

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from nnunet_mutual.annotation.cases import Case
 from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
 from nnunet_mutual.annotation.possible import hypotheses, left_open, output_channels
-from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.evaluation.masks import dice
 from nnunet_mutual.pseudo_labels.filter import (

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.annotation.cases import Case
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.decisions import Decision, read_decisions, tools_of
 from nnunet_mutual.batches.pseudo import CSV
 from nnunet_mutual.datasets.coverage import coverage

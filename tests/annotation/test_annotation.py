@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_mutual.annotation.table import AnnotationTable, Case, table_fingerprint
+from nnunet_mutual.annotation.cases import Case
+from nnunet_mutual.annotation.table import AnnotationTable, table_fingerprint
 from nnunet_mutual.errors import MutualError
 
 EXAMPLE: dict[str, Any] = {

@@ -14,12 +14,13 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny import NAME
 
+from nnunet_mutual.annotation.cases import Case
 from nnunet_mutual.annotation.modality_groups import (
     ModalityGroups,
     parse_modality_groups,
     require_preprocessed_by_group,
 )
-from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.cli.parser import main
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.preprocessing.by_group import present_channels

@@ -17,7 +17,8 @@ from merging import Pair
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from raw_dataset import SHAPE, RawDataset
 
-from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.annotation.cases import Case
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.cli.parser import main
 from nnunet_mutual.datasets.check import check
 from nnunet_mutual.datasets.coverage import coverage

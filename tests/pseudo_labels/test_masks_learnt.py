@@ -14,7 +14,8 @@ from other_tools import label_maps
 from reviewing import fill, raw_label, run, truth, voxels
 from training import SHORT, partial_block, stopped_and_resumed, trainer_for, weights
 
-from nnunet_mutual.annotation.table import AnnotationTable, Outline
+from nnunet_mutual.annotation.cases import Outline
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.pseudo import PseudoStore
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.export.model_card import _outlines

@@ -20,8 +20,9 @@ from partial_oracle import dataset
 from torch import Tensor
 from training import SHORT, partial_block, trainer_for
 
+from nnunet_mutual.annotation.cases import Case
 from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
-from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.batches.pseudo import PseudoDataset, PseudoStore
 from nnunet_mutual.errors import MutualError

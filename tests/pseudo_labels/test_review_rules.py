@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from partial_oracle import dataset
 
-from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.annotation.cases import Case
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.pseudo_labels.review.rules import Rule, put_in, rules_for
 
 LABELS = {"liver": 1, "tumour": 2, "aorta": 3, "heart": 4, "spleen": 5}

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nnunet_mutual.annotation.entries import drawn_entry, ordered
-from nnunet_mutual.annotation.table import VERSION, AnnotationTable, Case, outlined_entry
+from nnunet_mutual.annotation.cases import Case
+from nnunet_mutual.annotation.entries import drawn_entry, ordered, outlined_entry
+from nnunet_mutual.annotation.table import VERSION, AnnotationTable
 from nnunet_mutual.datasets.merge.agreement import Target, canonical_channel
 from nnunet_mutual.datasets.merge.readings import PlainView, RegionView, View
 from nnunet_mutual.datasets.merge.scan import Scan

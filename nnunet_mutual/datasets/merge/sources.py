@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nnunet_mutual.annotation.table import AnnotationTable, Case, Source
+from nnunet_mutual.annotation.cases import Case, Source
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.check import listing_problems
 from nnunet_mutual.datasets.problems import Problem
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases

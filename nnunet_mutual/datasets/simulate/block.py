@@ -14,9 +14,10 @@ import SimpleITK as sitk
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 
-from nnunet_mutual.annotation.entries import drawn_entry, ordered
+from nnunet_mutual.annotation.cases import Case
+from nnunet_mutual.annotation.entries import drawn_entry, ordered, outlined_entry
 from nnunet_mutual.annotation.possible import drawn_around
-from nnunet_mutual.annotation.table import VERSION, AnnotationTable, Case, outlined_entry
+from nnunet_mutual.annotation.table import VERSION, AnnotationTable
 from nnunet_mutual.datasets.new_dataset import free_place, place_images, place_label_map
 from nnunet_mutual.datasets.raw import CaseFiles
 from nnunet_mutual.datasets.simulate.hiding import Hiding

@@ -11,7 +11,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.annotation.cases import Case
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.case_voxels import in_one_file
 from nnunet_mutual.datasets.check import listing_problems
 from nnunet_mutual.datasets.coverage import coverage, format_coverage

@@ -13,8 +13,9 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from tqdm import tqdm
 
+from nnunet_mutual.annotation.cases import Case
 from nnunet_mutual.annotation.restriction import vouched
-from nnunet_mutual.annotation.table import AnnotationTable, Case, table_fingerprint
+from nnunet_mutual.annotation.table import AnnotationTable, table_fingerprint
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.batches.pseudo import CSV, PseudoStore
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases

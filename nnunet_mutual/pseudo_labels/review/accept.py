@@ -16,8 +16,9 @@ from typing import Any
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from tqdm import tqdm
 
-from nnunet_mutual.annotation.entries import drawn_entry
-from nnunet_mutual.annotation.table import AnnotationTable, Case, outlined_entry, table_fingerprint
+from nnunet_mutual.annotation.cases import Case
+from nnunet_mutual.annotation.entries import drawn_entry, outlined_entry
+from nnunet_mutual.annotation.table import AnnotationTable, table_fingerprint
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.datasets.sync import INTERRUPTED, raw_and_preprocessed_differ
 from nnunet_mutual.disk.cores import each_case

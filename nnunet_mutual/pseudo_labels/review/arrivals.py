@@ -11,7 +11,8 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 
-from nnunet_mutual.annotation.table import VERSION, AnnotationTable, Case
+from nnunet_mutual.annotation.cases import Case
+from nnunet_mutual.annotation.table import VERSION, AnnotationTable
 from nnunet_mutual.datasets.raw import CaseFiles
 from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.host_files import read_splits

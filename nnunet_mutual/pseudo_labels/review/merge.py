@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
-from nnunet_mutual.annotation.table import AnnotationTable, Case, Outline
+from nnunet_mutual.annotation.cases import Case, Outline
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.case_voxels import inspect_case
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles

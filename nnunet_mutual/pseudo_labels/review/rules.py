@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nnunet_mutual.annotation.cases import Case
 from nnunet_mutual.annotation.possible import drawn_around, hypotheses, left_open
-from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.annotation.table import AnnotationTable
 
 
 @dataclass(frozen=True)

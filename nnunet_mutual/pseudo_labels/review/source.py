@@ -12,7 +12,8 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_mutual.annotation.table import AnnotationTable, Case
+from nnunet_mutual.annotation.cases import Case
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.decisions import Decision, read_decisions
 from nnunet_mutual.batches.pseudo import CSV, IDENTITY, PseudoStore
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases

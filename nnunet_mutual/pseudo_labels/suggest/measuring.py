@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from nnunet_mutual.annotation.table import Case
+from nnunet_mutual.annotation.cases import Case
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.batches.pseudo import PseudoStore
 from nnunet_mutual.disk.case_files import load_case
