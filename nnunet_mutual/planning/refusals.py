@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.datasets.check import Examination
+from nnunet_mutual.datasets.examination import Examination
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles
 from nnunet_mutual.datasets.split_problems import splits_problems

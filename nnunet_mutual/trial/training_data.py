@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nnunet_mutual.datasets.check import examine
+from nnunet_mutual.datasets.examination import examine
 from nnunet_mutual.datasets.next_step import Contents
 from nnunet_mutual.datasets.raw import training_cases
 from nnunet_mutual.datasets.simulate.command import SimulateOptions, simulate

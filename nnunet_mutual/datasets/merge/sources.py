@@ -11,7 +11,7 @@ from typing import Any
 
 from nnunet_mutual.annotation.cases import Case, Source
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.datasets.check import listing_problems
+from nnunet_mutual.datasets.examination import listing_problems
 from nnunet_mutual.datasets.problems import Problem
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.datasets.sync import refuse_interrupted

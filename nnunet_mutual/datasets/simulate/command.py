@@ -14,8 +14,8 @@ from typing import Any
 from nnunet_mutual.annotation.cases import Case
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.case_voxels import in_one_file
-from nnunet_mutual.datasets.check import listing_problems
 from nnunet_mutual.datasets.coverage import coverage, format_coverage
+from nnunet_mutual.datasets.examination import listing_problems
 from nnunet_mutual.datasets.look import look
 from nnunet_mutual.datasets.new_dataset import free_place
 from nnunet_mutual.datasets.problems import ERROR
