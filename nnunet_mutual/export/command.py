@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +28,15 @@ from nnunet_mutual.disk.folders import finish_interrupted, written_folders
 from nnunet_mutual.disk.host_files import read_fingerprint, read_plans, read_summary
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.trainings import (
-    BEST,
     FINAL,
     NamedTraining,
-    checkpoints_in,
     device_option,
     fold_of,
     folds_in,
-    parts_of_name,
-    progress_of,
     training_name,
-    validated_checkpoint,
-    validated_progress,
 )
 from nnunet_mutual.engine.acted import Acted
-from nnunet_mutual.engine.checkpoint_file import read_checkpoint
 from nnunet_mutual.engine.checkpoints import STATE_KEY, STOCK_TRAINER, load_own, save_atomically, whole
-from nnunet_mutual.engine.trained import open_trained
 from nnunet_mutual.errors import MutualError, typed
 from nnunet_mutual.export import model_card
 from nnunet_mutual.export.container.write import require_container, tag, write_container
@@ -56,53 +48,9 @@ from nnunet_mutual.export.groups import (
     require_fit,
 )
 from nnunet_mutual.export.model_card import TrainedFold
-from nnunet_mutual.plugin.trainer_names import find_own
+from nnunet_mutual.export.ready import Model, Request, checkpoint_file, require_trained, validated_otherwise
 
 CARD = "model_card.md"
-
-
-@dataclass(frozen=True)
-class _Model:
-    """One stock model to be written.
-
-    Attributes:
-        target: its folder.
-        plan: its plans.
-        dataset_json: its dataset.json, without identities.
-        group: name of its modality group, None for a model of all channels.
-    """
-
-    target: Path
-    plan: dict[str, Any]
-    dataset_json: dict[str, Any]
-    group: str | None = None
-
-    @property
-    def suffix(self) -> str:
-        """What the names of its files in a training folder end in."""
-        return "" if self.group is None else f"_{self.group}"
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What is exported: the folder of a training, and the arguments of :func:`export`."""
-
-    source: Path
-    folders: DatasetFolders
-    trainer: str
-    folds: Sequence[str]
-    checkpoint: str
-    peers: bool
-
-    @property
-    def configuration(self) -> str:
-        """The trained configuration."""
-        return parts_of_name(self.source)[2]
-
-    def training(self, fold: str) -> NamedTraining:
-        """Returns one fold of the training."""
-        trainer, plans, configuration = parts_of_name(self.source)
-        return NamedTraining(self.folders.name, configuration, fold, trainer, plans)
 
 
 def export(
@@ -159,17 +107,17 @@ def export(
         )
     chosen = None if container is None else Path(container).absolute()
     targets = [*([] if chosen is None else [chosen]), *(model.target for model in models)]
-    request = _Request(source, folders, trainer, folds, checkpoint, peers)
+    request = Request(source, folders, trainer, folds, checkpoint, peers)
     if finish_interrupted(targets):
         print("What an interrupted export had written is now in its place")
     else:
         _require_new(models, chosen, configuration)
-        _require_trained(models, request, validate)
+        require_trained(models, request, validate)
         _write_all(models, request, compared, targets)
     _say(models, folders, configuration, chosen)
 
 
-def _say(models: Sequence[_Model], folders: DatasetFolders, configuration: str, container: Path | None) -> None:
+def _say(models: Sequence[Model], folders: DatasetFolders, configuration: str, container: Path | None) -> None:
     from nnunet_mutual.export.sequences import FILE as SEQUENCES
 
     for model in models:
@@ -190,7 +138,7 @@ def _say(models: Sequence[_Model], folders: DatasetFolders, configuration: str, 
             print(f"Or:   docker build -t {tag(model.plan['plans_name'])} {typed(container / (model.group or ''))}")
 
 
-def _require_new(models: Sequence[_Model], container: Path | None, configuration: str) -> None:
+def _require_new(models: Sequence[Model], container: Path | None, configuration: str) -> None:
     for model in models:
         if model.target.exists():
             raise MutualError(
@@ -200,7 +148,7 @@ def _require_new(models: Sequence[_Model], container: Path | None, configuration
         require_container(container, models[0].plan, configuration)
 
 
-def _write_all(models: Sequence[_Model], request: _Request, compared: int, targets: Sequence[Path]) -> None:
+def _write_all(models: Sequence[Model], request: Request, compared: int, targets: Sequence[Path]) -> None:
     """Writes models, and a container where there is one more target, under temporary names, then gives all names."""
     with written_folders(targets) as staged:
         container = staged[0] if len(staged) > len(models) else None
@@ -212,7 +160,7 @@ def _write_all(models: Sequence[_Model], request: _Request, compared: int, targe
                 write_container(container / (model.group or ""), folder)
 
 
-def _compare(folder: Path, model: _Model, request: _Request, fold: str, number: int) -> None:
+def _compare(folder: Path, model: Model, request: Request, fold: str, number: int) -> None:
     """Adds how well a group's model does what its network did in training, and what its sequences look like."""
     from nnunet_mutual.export import parity, sequences
 
@@ -227,7 +175,7 @@ def _compare(folder: Path, model: _Model, request: _Request, fold: str, number: 
         sequences.write_references(
             folder, list(training_cases(folders.raw, content)[0].values()), groups.all_channels, reader
         )
-    if (other := _validated_otherwise(fold_of(source, fold), model, FINAL)) is not None:
+    if (other := validated_otherwise(fold_of(source, fold), model, FINAL)) is not None:
         print(f"{model.group}: not compared with the training, whose validation cases were predicted with {other}")
         return
     found = parity.compare(folder, fold, validated, folders, place, channels, number)
@@ -243,7 +191,7 @@ def _compare(folder: Path, model: _Model, request: _Request, fold: str, number: 
     print(said if agreement >= parity.BAR else f"WARNING: {said}, less than {parity.BAR:.1%}; see model_card.md")
 
 
-def _plan_models(source: Path, plans_name: str, configuration: str) -> list[_Model]:
+def _plan_models(source: Path, plans_name: str, configuration: str) -> list[Model]:
     """Returns the models of a training: one, or one for each modality group."""
 
     def named(name: str) -> Path:
@@ -254,16 +202,16 @@ def _plan_models(source: Path, plans_name: str, configuration: str) -> list[_Mod
     clean, plan = without_identities(dataset_json), plans_of(trained_plan, configuration)
     groups = modality_groups_of(trained_plan, dataset_json)
     if groups is None:
-        return [_Model(named(plans_name), {**plan, "plans_name": plans_name}, clean)]
+        return [Model(named(plans_name), {**plan, "plans_name": plans_name}, clean)]
     models = []
     for group, channels in groups.channels.items():
         name = f"{plans_name}_{group}"
         own = {**group_plan(plan, channels), "plans_name": name}
-        models.append(_Model(named(name), own, group_dataset(clean, channels), group))
+        models.append(Model(named(name), own, group_dataset(clean, channels), group))
     return models
 
 
-def _write_model(folder: Path, model: _Model, request: _Request) -> list[str]:
+def _write_model(folder: Path, model: Model, request: Request) -> list[str]:
     """Writes a model folder and returns the names of its folds."""
     folder.mkdir()
     write_json(folder / "plans.json", model.plan)
@@ -280,7 +228,7 @@ def _write_model(folder: Path, model: _Model, request: _Request) -> list[str]:
     return shown
 
 
-def _card(model: _Model, request: _Request, trained: Sequence[TrainedFold]) -> str:
+def _card(model: Model, request: Request, trained: Sequence[TrainedFold]) -> str:
     """Returns the model card."""
     dataset_json = read_object(request.source / "dataset.json")
     table = AnnotationTable.from_dataset_json(dataset_json)
@@ -312,70 +260,13 @@ def _of_training_cases(table: AnnotationTable, references: Path, ending: str) ->
     return replace(table, cases=cases) if cases else table
 
 
-def _require_trained(models: Sequence[_Model], request: _Request, validate: bool) -> None:
-    """Verifies that all folds were trained and validated; validates them if that was asked for."""
-    for fold in request.folds:
-        command = request.training(fold).command
-        folder = request.training(fold).find_fold()
-        finished = (folder / FINAL).is_file()  # nnU-Net's --val validates no other training
-        for model in models:
-            if not _checkpoint(folder, request.checkpoint, model).is_file():
-                there = checkpoints_in(folder)
-                also = f", or export one of {', '.join(there)} with -chk" if there else ""
-                also += " --validate" if there and not finished else ""
-                raise MutualError(
-                    f"{folder} has no {request.checkpoint}; finish the training with: {command} --c{also}"
-                )
-        if validate:
-            _validate(request, fold)
-        for model in models:
-            if not (folder / f"validation{model.suffix}" / "summary.json").is_file():
-                how = f"validate with: {command} --val" if finished else "add --validate, which predicts them first"
-                raise MutualError(
-                    f"the validation cases of {folder} were not predicted, so nothing is known about the model; {how}"
-                )
-            other = _validated_otherwise(folder, model, request.checkpoint)
-            if other is not None and model.group is None:  # of groups, the best ones are of different epochs
-                raise MutualError(
-                    f"the validation cases of {folder} were predicted with {other}, not with {request.checkpoint}, "
-                    "so its results are not those of the model; add --validate, which predicts them again"
-                )
-
-
-def _validated_otherwise(folder: Path, model: _Model, checkpoint: str) -> str | None:
-    """Returns the checkpoint that a fold was validated with if it is another one; trainings of 0.1.0 do not say it."""
-    place, file = folder / f"validation{model.suffix}", _checkpoint(folder, checkpoint, model)
-    known, progress = validated_checkpoint(place), validated_progress(place)
-    if known is not None and known == file.name and progress is not None:
-        return None if progress == progress_of(read_checkpoint(file, mapped=True)) else f"an earlier {known}"
-    return None if known in (None, file.name) else known
-
-
-def _validate(request: _Request, fold: str) -> None:
-    """Predicts the validation cases with the networks that are exported, as the end of a training does."""
-    if find_own(request.trainer).by_group and request.checkpoint == BEST:
-        raise MutualError(
-            "checkpoint_best.pth of modality groups is one file for each, which cannot be validated together; export "
-            "-chk checkpoint_latest.pth --validate, or finish the training"
-        )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    open_trained(request.source, fold, request.checkpoint, device).perform_actual_validation()
-
-
-def _checkpoint(fold: Path, checkpoint: str, model: _Model) -> Path:
-    """Path of a checkpoint; of the best one, each modality group has its own."""
-    if model.group is not None and checkpoint == BEST:
-        return fold / f"checkpoint_best_{model.group}.pth"
-    return fold / checkpoint
-
-
-def _models(model: _Model, request: _Request) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+def _models(model: Model, request: Request) -> Iterator[tuple[str, Path, dict[str, Any]]]:
     """Yields the name of each exported fold, the folder it comes from and its checkpoint, one in memory at a time."""
     source, checkpoint = request.source, request.checkpoint
     dataset_json, plan = read_object(source / "dataset.json"), read_plans(source / "plans.json")
     for fold in request.folds:
         origin = fold_of(source, fold)
-        trained = load_own(_checkpoint(origin, checkpoint, model), torch.device("cpu"))
+        trained = load_own(checkpoint_file(origin, checkpoint, model), torch.device("cpu"))
         if model.group is not None:
             groups = modality_groups_of(plan, dataset_json)
             assert groups is not None
@@ -413,7 +304,7 @@ def deployed_weights(peers: Mapping[str, Any]) -> list[dict[str, torch.Tensor]]:
     return averages or peers["networks"][:number]
 
 
-def _export_fold(source: Path, checkpoint: str, folder: Path, trained: Mapping[str, Any], model: _Model) -> TrainedFold:
+def _export_fold(source: Path, checkpoint: str, folder: Path, trained: Mapping[str, Any], model: Model) -> TrainedFold:
     (folder / "validation").mkdir(parents=True)
     with whole(str(source / checkpoint)):
         content = checkpoint_of(trained, STOCK_TRAINER, model.plan, model.dataset_json)
@@ -434,5 +325,5 @@ def _export_fold(source: Path, checkpoint: str, folder: Path, trained: Mapping[s
         trained["current_epoch"],
         read_decisions(decisions) if decisions.is_file() else (),
         Acted.of_state(trained[STATE_KEY]),
-        _validated_otherwise(source, model, checkpoint),
+        validated_otherwise(source, model, checkpoint),
     )

@@ -1,0 +1,127 @@
+"""Whether a training can be exported: its checkpoints are there, and its validation is of the networks that go out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunet_mutual.disk.locate import DatasetFolders
+from nnunet_mutual.disk.trainings import (
+    BEST,
+    FINAL,
+    NamedTraining,
+    checkpoints_in,
+    parts_of_name,
+    progress_of,
+    validated_checkpoint,
+    validated_progress,
+)
+from nnunet_mutual.engine.checkpoint_file import read_checkpoint
+from nnunet_mutual.engine.trained import open_trained
+from nnunet_mutual.errors import MutualError
+from nnunet_mutual.plugin.trainer_names import find_own
+
+
+@dataclass(frozen=True)
+class Model:
+    """One stock model to be written.
+
+    Attributes:
+        target: its folder.
+        plan: its plans.
+        dataset_json: its dataset.json, without identities.
+        group: name of its modality group, None for a model of all channels.
+    """
+
+    target: Path
+    plan: dict[str, Any]
+    dataset_json: dict[str, Any]
+    group: str | None = None
+
+    @property
+    def suffix(self) -> str:
+        """What the names of its files in a training folder end in."""
+        return "" if self.group is None else f"_{self.group}"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is exported: the folder of a training, and the arguments of :func:`export`."""
+
+    source: Path
+    folders: DatasetFolders
+    trainer: str
+    folds: Sequence[str]
+    checkpoint: str
+    peers: bool
+
+    @property
+    def configuration(self) -> str:
+        """The trained configuration."""
+        return parts_of_name(self.source)[2]
+
+    def training(self, fold: str) -> NamedTraining:
+        """Returns one fold of the training."""
+        trainer, plans, configuration = parts_of_name(self.source)
+        return NamedTraining(self.folders.name, configuration, fold, trainer, plans)
+
+
+def require_trained(models: Sequence[Model], request: Request, validate: bool) -> None:
+    """Verifies that all folds were trained and validated; validates them if that was asked for."""
+    for fold in request.folds:
+        command = request.training(fold).command
+        folder = request.training(fold).find_fold()
+        finished = (folder / FINAL).is_file()  # nnU-Net's --val validates no other training
+        for model in models:
+            if not checkpoint_file(folder, request.checkpoint, model).is_file():
+                there = checkpoints_in(folder)
+                also = f", or export one of {', '.join(there)} with -chk" if there else ""
+                also += " --validate" if there and not finished else ""
+                raise MutualError(
+                    f"{folder} has no {request.checkpoint}; finish the training with: {command} --c{also}"
+                )
+        if validate:
+            _validate(request, fold)
+        for model in models:
+            if not (folder / f"validation{model.suffix}" / "summary.json").is_file():
+                how = f"validate with: {command} --val" if finished else "add --validate, which predicts them first"
+                raise MutualError(
+                    f"the validation cases of {folder} were not predicted, so nothing is known about the model; {how}"
+                )
+            other = validated_otherwise(folder, model, request.checkpoint)
+            if other is not None and model.group is None:  # of groups, the best ones are of different epochs
+                raise MutualError(
+                    f"the validation cases of {folder} were predicted with {other}, not with {request.checkpoint}, "
+                    "so its results are not those of the model; add --validate, which predicts them again"
+                )
+
+
+def validated_otherwise(folder: Path, model: Model, checkpoint: str) -> str | None:
+    """Returns the checkpoint that a fold was validated with if it is another one; trainings of 0.1.0 do not say it."""
+    place, file = folder / f"validation{model.suffix}", checkpoint_file(folder, checkpoint, model)
+    known, progress = validated_checkpoint(place), validated_progress(place)
+    if known is not None and known == file.name and progress is not None:
+        return None if progress == progress_of(read_checkpoint(file, mapped=True)) else f"an earlier {known}"
+    return None if known in (None, file.name) else known
+
+
+def _validate(request: Request, fold: str) -> None:
+    """Predicts the validation cases with the networks that are exported, as the end of a training does."""
+    if find_own(request.trainer).by_group and request.checkpoint == BEST:
+        raise MutualError(
+            "checkpoint_best.pth of modality groups is one file for each, which cannot be validated together; export "
+            "-chk checkpoint_latest.pth --validate, or finish the training"
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    open_trained(request.source, fold, request.checkpoint, device).perform_actual_validation()
+
+
+def checkpoint_file(fold: Path, checkpoint: str, model: Model) -> Path:
+    """Path of a checkpoint; of the best one, each modality group has its own."""
+    if model.group is not None and checkpoint == BEST:
+        return fold / f"checkpoint_best_{model.group}.pth"
+    return fold / checkpoint
