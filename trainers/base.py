@@ -22,7 +22,7 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.batches.loading import LoaderSettings, case_probabilities, loader_seed, parts_of, stop_loaders
 from nnunet_mutual.batches.streams import Stream
-from nnunet_mutual.disk.case_files import damage_named, require_readable
+from nnunet_mutual.disk.case_files import damage_named, load_case, require_readable
 from nnunet_mutual.disk.host_files import require_plans
 from nnunet_mutual.disk.trainings import (
     BEST,
@@ -48,7 +48,7 @@ from nnunet_mutual.engine.checkpoints import (
     whole,
 )
 from nnunet_mutual.engine.fold_data import FoldData
-from nnunet_mutual.engine.foreground import PredictedForeground
+from nnunet_mutual.engine.foreground import PASSES, PredictedForeground, in_turn
 from nnunet_mutual.engine.log import ProgressPlot, RunLog, TermLog
 from nnunet_mutual.engine.networks import Networks, buildable, seed, settle, share_encoder
 from nnunet_mutual.engine.online import OnlineValidation, mean_dice
@@ -541,11 +541,19 @@ class MutualTrainer(nnUNetTrainer):
         """Changes what is learnt, where a method has stages; renews where unlabelled images have foreground."""
         if not self.foreground.is_due(self.current_epoch, self.stream.foreground_epochs):
             return
-        keys = self.stream.unlabelled_keys
-        self.print_to_log_file(f"predicting {len(keys)} unlabelled images to draw patches from")
+        every, patches = self.stream.foreground_epochs, self.batch_size + self.stream.unlabelled
+        passes = every * self.num_iterations_per_epoch * patches * PASSES * self.ranks.size
         dataset, _ = self.get_tr_and_val_datasets()
+        renewed = in_turn(
+            self.stream.unlabelled_keys,
+            lambda key: self.window.tiles(load_case(dataset.holding(key), key)[0].shape[1:]),
+            passes,
+            self.current_epoch // every,
+        )
+        of = len(self.stream.unlabelled_keys)
+        self.print_to_log_file(f"predicting {len(renewed)} of {of} unlabelled images to draw patches from")
         self.stage.collect()
-        self.foreground.renew(self.window, self.deployed_network, dataset, keys, self.ranks)
+        self.foreground.renew(self.window, self.deployed_network, dataset, renewed, self.ranks)
 
     def _run_epoch(self, stopping: Stopping) -> None:
         if self.iteration == 0:

@@ -37,7 +37,7 @@ def sizes_of(trainer: MutualTrainer) -> StreamSizes:
         chosen.labelled_per_batch,
         chosen.unlabelled_per_batch,
         forced=chosen.unlabelled_foreground,
-        foreground_epochs=chosen.unlabelled_foreground_epochs,
+        foreground_epochs=min(chosen.unlabelled_foreground_epochs, max(1, trainer.num_epochs // 20)),
     )
 
 

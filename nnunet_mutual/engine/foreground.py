@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,31 @@ from nnunet_mutual.disk.case_files import load_case
 from nnunet_mutual.disk.writing import sweep
 from nnunet_mutual.engine.parallel.ranks import Ranks
 from nnunet_mutual.engine.window import Window
+
+SHARE = 0.05  # of the passes of a training that predictions take
+PASSES = 3  # of a patch in a step: forward, and backward, which counts as two
+
+
+def in_turn(keys: Sequence[str], cost: Callable[[str], int], passes: int, number: int) -> list[str]:
+    """Returns the images of a renewal: they take turns, and as many have one as a share of the passes allows.
+
+    Counted, not timed, so that a training that is repeated or goes on predicts the same ones.
+
+    Args:
+        keys: of all images.
+        cost: key -> passes that its prediction takes.
+        passes: of the training between two renewals.
+        number: of the renewal, from 1.
+    """
+    costs = {key: cost(key) for key in keys}
+    start, chosen = 0, list[str]()
+    for _ in range(number):
+        order = [*keys[start:], *keys[:start]]
+        spent = itertools.accumulate(costs[key] for key in order)
+        fitting = sum(1 for _ in itertools.takewhile(lambda total: total <= SHARE * passes, spent))
+        chosen = order[: max(1, fitting)]
+        start = (start + len(chosen)) % len(keys)
+    return chosen
 
 
 class PredictedForeground:

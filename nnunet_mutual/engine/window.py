@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.inference.sliding_window_prediction import compute_gaussian
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import device, nn
 
 from nnunet_mutual.engine.checkpoints import STOCK_TRAINER
 from nnunet_mutual.engine.peers import unwrap
+
+STEP = 0.5  # of a patch, nnU-Net's
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,18 @@ class Window:
     device: device
     mirror_axes: Sequence[int] | None
     deep_supervision: bool
+
+    def tiles(self, shape: Sequence[int]) -> int:
+        """Returns how often the sliding window asks a network about an image.
+
+        Args:
+            shape: of the image, without channels.
+        """
+        patch = self.configuration.patch_size
+        planes, size = shape[: len(shape) - len(patch)], shape[-len(patch) :]
+        padded = tuple(max(pair) for pair in zip(size, patch, strict=True))
+        steps = compute_steps_for_sliding_window(padded, tuple(patch), STEP)
+        return math.prod(planes) * math.prod(map(len, steps))
 
     @contextmanager
     def around(

@@ -17,6 +17,7 @@ from unlabelled_images import add_unlabelled
 
 from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.engine.checkpoint_file import read_checkpoint
+from nnunet_mutual.engine.foreground import in_turn
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.trainers import MeanTeacherTrainer, MutualCorrelationTrainer, PartialTrainer
 
@@ -230,6 +231,7 @@ def test_patches_are_drawn_where_foreground_is_predicted(nnunet_folders: Path, k
     configuration = "2d" if kind == "2d" else "3d_fullres"
     options: dict[str, Any] = {"labels": tiny.REGIONS} if kind == "regions" else {"ignore": kind == "ignore"}
     settings = {"unlabelled_foreground": 1.0, "unlabelled_foreground_epochs": 2, "unlabelled_per_batch": 3}
+    settings["num_epochs"] = 40
     preprocessed = two_stream_dataset(nnunet_folders, configuration=configuration, settings=settings, **options)
     trainer = trainer_for(preprocessed, MeanTeacherTrainer, configuration)
     trainer.initialize()
@@ -264,6 +266,25 @@ def test_patches_are_drawn_where_foreground_is_predicted(nnunet_folders: Path, k
         assert all(low < 4 for low in lower)
     forced = [[loader.get_do_oversample(i) for i in range(4)] for _ in range(20)]
     assert all(all(row[:3]) for row in forced)
+
+
+def test_images_take_turns_within_a_twentieth_of_the_passes() -> None:
+    costs = {"a": 3, "b": 2, "c": 4, "d": 30}
+    turns = [in_turn([*costs], costs.__getitem__, 120, number) for number in range(1, 6)]  # so 6 at a time
+    assert turns == [["a", "b"], ["c"], ["d"], ["a", "b"], ["c"]], "one that is larger than that has a turn, too"
+    assert in_turn([*costs], costs.__getitem__, 10**6, 7) == ["a", "b", "c", "d"]
+
+
+def test_passes_of_a_sliding_window(nnunet_folders: Path) -> None:
+    trainer = trainer_for(two_stream_dataset(nnunet_folders), MeanTeacherTrainer)
+    trainer.initialize()
+    asked: list[int] = []
+    network = trainer.deployed_network
+    network.register_forward_pre_hook(lambda _, inputs: asked.append(len(inputs[0])))
+    size = [3 * edge for edge in trainer.configuration_manager.patch_size]
+    with trainer.window.around(network, mirroring=False) as predictor:
+        predictor.predict_sliding_window_return_logits(torch.zeros(1, *size))
+    assert sum(asked) == trainer.window.tiles(size) == 5**3
 
 
 def _located(dataset: Any, key: str) -> list[Any]:
