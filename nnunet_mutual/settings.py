@@ -130,8 +130,8 @@ class TwoStreamSettings(PeersSettings):
         ramp: share of the training during which the weights of unlabelled terms rise.
         unlabelled_foreground: share of the unlabelled patches that are centred on what the network predicts as
             foreground, which is worth its time where organs are small; 0 for patches from anywhere.
-        unlabelled_foreground_epochs: epochs after which predictions of unlabelled images are renewed, a twentieth of the
-            training at most; of as many images, in turn, as a twentieth of its passes allows.
+        unlabelled_foreground_epochs: epochs after which predictions of unlabelled images are renewed, a twentieth of
+            the training at most; of as many images, in turn, as a twentieth of its passes allows.
     """
 
     labelled_per_batch: int | None = None

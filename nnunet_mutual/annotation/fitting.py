@@ -11,6 +11,7 @@ BY_GROUP = ("MutualCrossModalTrainer",)
 UNLABELLED = ("MeanTeacherTrainer", "MutualCorrelationTrainer", "MutualPrototypeTrainer", "SoftLabelTrainer")
 LABELLED = ("PartialTrainer", "MutualPartialTrainer")
 DIFFERENT = ("PartialTrainer", "TaughtPartialTrainer", "MutualPartialTrainer")
+FEW = 10  # of so many cases one that annotates nothing counts, as an image in imagesUn does
 
 
 def fitting_trainers(
@@ -31,19 +32,20 @@ def fitting_trainers(
             planning: as the table declares.
         accepting: trainers that know the settings given; None: all.
     """
-    entries, everything = [table.case(key) for key in cases], frozenset(table.labels)
-    empty = sum(not case.drawn for case in entries)  # a few of them are not what the training is about
+    listed, everything = [table.case(key) for key in cases], frozenset(table.labels)
+    entries = [case for case in listed if case.drawn]
+    empty = len(listed) - len(entries)
     fitting: tuple[str, ...]
     if by_group if by_group is not None else bool(table.modality_groups):
         fitting, why = BY_GROUP, f"{len(table.modality_groups)} modality groups"
-    elif unlabelled or 0 < len(entries) <= 2 * empty:
+    elif unlabelled or FEW * empty >= len(listed) > 0:
         fitting, why = (*UNLABELLED, *DIFFERENT), "there are unlabelled images"
     elif any(case.drawn != everything for case in entries):
         fitting, why = DIFFERENT, "cases annotate different labels"
     elif any(case.incomplete for case in entries):
         fitting, why = DIFFERENT, "labels are drawn in part"
     else:
-        fitting, why = LABELLED, "every case annotates every label"
+        fitting, why = LABELLED, f"every case{' that is drawn' * bool(empty)} annotates every label"
     chosen = [name for name in fitting if accepting is None or name in accepting]
     if accepting is not None and not chosen:
         chosen = [name for name in (*UNLABELLED, *DIFFERENT, *BY_GROUP) if name in accepting] or [*accepting]

@@ -99,6 +99,10 @@ def parse_modality_groups(entries: Sequence[str], channels: Sequence[str]) -> di
             raise MutualError(f"--groups {entry!r} is not of the form NAME=CHANNEL,CHANNEL, such as T1=T1")
         if not name.isalnum() or not name.isascii():
             raise MutualError(f"the group name {name!r} must consist of letters and digits: models are called by it")
+        if name == "full":
+            raise MutualError(
+                "a group called full would have its results where nnU-Net's whole predictions are; rename it"
+            )
         if name in found:
             raise MutualError(f"the group {name} is given twice; choose another name for one of them")
         for channel in members:

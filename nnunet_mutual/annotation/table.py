@@ -256,10 +256,5 @@ def _groups(groups: Any, channels: tuple[str, ...]) -> dict[str, tuple[str, ...]
             raise MutualError(
                 f'modality group "{name}" of dataset.json is empty; list its channels: {", ".join(channels)}'
             )
-        if name.split("_")[0] == "full":
-            raise MutualError(
-                f'modality group "{name}" of dataset.json has the name of a folder of nnU-Net\'s results, '
-                "validation_full; choose another one"
-            )
         found[safe_name(name, "modality group of dataset.json")] = tuple(members)
     return found

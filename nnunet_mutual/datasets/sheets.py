@@ -62,7 +62,8 @@ def read_sheet(path: Path, known: Sequence[str] = (), name: str | None = None) -
     if name is not None and path.suffix.lower() not in WORKBOOKS:
         raise MutualError(f"{path} has no sheets, only a workbook (.xlsx) has; leave --sheet {name} out")
     lines, guesses = _workbook(path, name) if path.suffix.lower() in WORKBOOKS else _text(path)
-    header = [plain_cell(cell.strip()) for cell in next(lines, (0, []))[1]]
+    filled = (cells for _, cells in lines if any(cell.strip() for cell in cells))  # rows before the first one are empty
+    header = [plain_cell(cell.strip()) for cell in next(filled, [])]
     while header and not header[-1]:
         header.pop()
     header = [cell.lower() if cell.lower() in known else cell for cell in header]
@@ -92,13 +93,11 @@ def _text(path: Path) -> tuple[Iterator[Line], tuple[str, ...]]:
             raise MutualError(
                 f"{path}, line {number} holds a NUL byte; in the spreadsheet choose 'CSV UTF-8' when saving"
             )
-    body = text.lstrip("\n")
-    said = _SEPARATOR.match(body)  # as Excel writes it for itself
-    body = body[said.end() :] if said else body
-    first = body.split("\n", 1)[0]
+    said = _SEPARATOR.match(text)  # as Excel writes it for itself
+    body = text[said.end() :] if said else text
+    first = next((line for line in body.split("\n") if line.strip(',;\t "')), "")
     delimiter = said[1] if said else max(",;\t", key=first.count)  # spreadsheets in many countries write ';'
-    before = text[: len(text) - len(body)].count("\n")
-    return _csv_lines(body, delimiter, path, before), (encoding,) * (encoding != "UTF-8")
+    return _csv_lines(body, delimiter, path, int(said is not None)), (encoding,) * (encoding != "UTF-8")
 
 
 def _content(path: Path) -> bytes:

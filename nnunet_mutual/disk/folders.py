@@ -35,9 +35,10 @@ def output_folder(given: str | os.PathLike[str], *, new: str = "") -> Path:
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
         raise MutualError(f"-o {folder}: {there} is no folder; give -o another one")
-    if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-        raise MutualError(f"-o {folder}: there is no permission to write in {there}; give -o another folder")
-    if new and there == folder and folder.is_mount():
+    for place in (there, folder.absolute().parent) if new and there == folder else (there,):  # which gives it its name
+        if not os.access(place, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise MutualError(f"-o {folder}: there is no permission to write in {place}; give -o another folder")
+    if new and there == folder and os.path.ismount(folder):
         raise MutualError(f"-o {folder} is a mounted disk; give -o a new folder in it, such as {folder / 'new'}")
     if new and there == folder and any(folder.iterdir()):
         raise MutualError(f"-o {folder} is not empty; give -o a new folder, so that {new} is overwritten")

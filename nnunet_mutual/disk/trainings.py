@@ -209,7 +209,7 @@ def validated_progress(folder: Path) -> list[float | None] | None:
 
 
 def set_aside(fold: Path) -> list[Path]:
-    """Gives other names to what says that the training of a fold is finished, where another one begins in its folder.
+    """Gives other names to checkpoints and results of a training where another one begins in its folder.
 
     nnU-Net's ``--c`` would take the old one for that which is to go on, and reports its results for the new one's.
 
@@ -220,7 +220,7 @@ def set_aside(fold: Path) -> list[Path]:
         The new places.
     """
     moved = []
-    for file in (fold / FINAL, *sorted(fold.glob("validation*/summary.json"))):
+    for file in (*(fold / name for name in CHECKPOINTS), *sorted(fold.glob("validation*/summary.json"))):
         if file.is_file():
             number = next(n for n in itertools.count(1) if not file.with_name(f"{file.name}.bak-{n}").exists())
             moved.append(file.rename(file.with_name(f"{file.name}.bak-{number}")))

@@ -190,19 +190,20 @@ def _resampled(table: NDArray[np.float64], patients: Sequence[str], seed: int) -
         patients: of each row.
         seed: of the draws.
     """
-    shown = ~np.isnan(table).all(axis=1)  # a resample of none but the others would have no mean
-    known, number = np.unique(np.array(patients)[shown], return_inverse=True)
-    table = table[shown]
-    if len(known) < 2:
-        return np.full(RESAMPLES, np.nan)
+    known, number = np.unique(patients, return_inverse=True)
     sums, counts = (np.zeros((len(known), table.shape[1])) for _ in range(2))
     np.add.at(sums, number, np.nan_to_num(table))
     np.add.at(counts, number, ~np.isnan(table))
+    found = np.full(RESAMPLES, np.nan)
+    if counts.any(axis=1).sum() < 2:
+        return found
     rng = np.random.default_rng([seed, zlib.crc32("\n".join(known).encode())])
     times = rng.multinomial(len(known), np.full(len(known), 1 / len(known)), RESAMPLES)
     scored = times @ counts
     means = np.divide(times @ sums, scored, out=np.full(scored.shape, np.nan), where=scored > 0)
-    return np.nanmean(means, axis=1)
+    some = scored.any(axis=1)  # the others hold nobody with a score
+    found[some] = np.nanmean(means[some], axis=1)
+    return found
 
 
 def _of_patients(table: NDArray[np.float64], patients: Sequence[str]) -> dict[str, float]:
@@ -213,5 +214,8 @@ def _of_patients(table: NDArray[np.float64], patients: Sequence[str]) -> dict[st
 
 def _percentiles(mean: float, resampled: NDArray[np.float64], confidence: float = CONFIDENCE) -> Interval:
     """The percentile interval of a bootstrap."""
-    low, high = np.percentile(resampled, [50 * (1 - confidence), 50 * (1 + confidence)])
+    known = resampled[~np.isnan(resampled)]
+    if not len(known):
+        return Interval(mean, math.nan, math.nan)
+    low, high = np.percentile(known, [50 * (1 - confidence), 50 * (1 + confidence)])
     return Interval(mean, float(low), float(high))

@@ -153,6 +153,7 @@ class Budget:
         gigabytes = round(cost.total(batch), 1)
         if settings:
             plan[BLOCK] = {PLANNED: {"trainer": self.method.trainer, "settings": settings, "gigabytes": gigabytes}}
+            plan[BLOCK][PLANNED] |= {"given": sorted(self.method.given)} if self.method.given else {}
         if not self.needs.as_stock:
             other = self._stock(plan)
             if (times(other["patch_size"]), other["batch_size"]) != (times(plan["patch_size"]), batch):

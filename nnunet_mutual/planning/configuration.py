@@ -114,14 +114,15 @@ def new_configuration(
         MutualError: what the network does not allow, with the nearest that it does.
     """
     other = reshaped(plans, base, shape, new) if shape else {}
-    block = {**(settings or {}), **(_open_again(merged_block(plans, base)) if shape else {})}
+    block = {**(settings or {}), **(_open_again(merged_block(plans, base), shape) if shape else {})}
     return {"inherits_from": base, **other, **({BLOCK: block} if block else {})}
 
 
-def _open_again(block: Mapping[str, Any]) -> dict[str, Any]:
+def _open_again(block: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
     """Returns what undoes the choices of a planner that are right for its own patch, batch and network only."""
-    planned = {**block[PLANNED]["settings"]} if planned_trainer(block) else {}
-    undone = {name: value for name, value in _UNPLANNED.items() if name in planned}
+    planned = block[PLANNED] if planned_trainer(block) else {"settings": {}}
+    chosen = {*planned["settings"]} - {*planned.get("given", ())}
+    undone = {name: value for name, value in _UNPLANNED.items() if name in chosen and (name == "memory" or shape.batch)}
     return {PLANNED: {"settings": undone}} if undone else {}
 
 

@@ -130,7 +130,9 @@ def _not_up_to_date(preprocessed: Path, record: Mapping[str, Mapping[str, Any]])
     Where imagesUn is not on this machine, that is not known. A copy has other times.
     """
     raw = locate(preprocessed.name).raw
-    cases = {} if raw is None else unlabelled_cases(raw, read_dataset_json(raw), ())[0]
+    if raw is None or not (raw / "imagesUn").is_dir():
+        return []
+    cases = unlabelled_cases(raw, read_dataset_json(raw), ())[0]
     return [key for key, files in cases.items() if _sizes(state_of(files, "")) != _sizes(record.get(key, {}))]
 
 

@@ -12,7 +12,7 @@ import torch
 
 from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
 from nnunet_mutual.annotation.restriction import vouched
-from nnunet_mutual.annotation.table import table_fingerprint
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.batches.pseudo import CSV, PseudoStore
@@ -66,8 +66,8 @@ def pseudo_label(
     """
     maps = None if output is None else output_folder(output, new="no label map")
     training = NamedTraining(locate(dataset).name, configuration, fold, trainer, plans)
+    _require_same_table(training)
     made = load_networks(training, checkpoint, device)
-    _require_same_table(made, training)
     base = getattr(made.settings, "pseudo_labels", FilterSettings())
     given = parse_settings(settings)
     if isinstance(given.get("pseudo_labels"), dict):  # as plans name them
@@ -84,6 +84,7 @@ def pseudo_label(
     print(f"Every decision: {store.folder / CSV}")
     if maps is not None:
         try:
+            maps.absolute().parent.mkdir(parents=True, exist_ok=True)
             with temporary_folder(maps.absolute(), "pseudo_label", "writing") as folder:
                 _write_label_maps(made.window, made.fold_cases, store, folder)
                 finish(folder, maps.absolute())
@@ -93,15 +94,24 @@ def pseudo_label(
     _say_next(decisions, training, checkpoint)
 
 
-def _require_same_table(made: Any, training: NamedTraining) -> None:
+def _require_same_table(training: NamedTraining) -> None:
     """Verifies that nothing was drawn or withdrawn since the training: it judges by the table that it was given."""
-    now = read_dataset_json(Path(made.preprocessed_dataset_folder_base))
-    if table_fingerprint(now) != table_fingerprint(made.dataset_json):
+    preprocessed = locate(training.dataset).preprocessed
+    require_own(training.trainer)
+    if preprocessed is None:
+        return  # which the training says better
+    then, now = (AnnotationTable.from_dataset_json(read_dataset_json(p)) for p in (training.find_model(), preprocessed))
+    if _said(then) != _said(now):
         raise MutualError(
-            f"the annotation table of {training.dataset} was changed since {training.trainer} was trained, which would "
-            "take what was drawn since for open; move the folder of that training away, train anew, then make pseudo "
-            f"labels: {training.command}"
+            f"what {training.dataset} says was drawn in which case was changed since {training.trainer} was trained, "
+            "which would take what was drawn since for open; move the folder of that training away, train anew, then "
+            f"make pseudo labels: {training.command}"
         )
+
+
+def _said(table: AnnotationTable) -> Any:
+    drawn = {key: (case.annotated, case.incomplete, table.contained(case)) for key, case in table.cases.items()}
+    return table.labels, drawn, table.may_overlap
 
 
 def _say_next(decisions: Sequence[Decision], training: NamedTraining, checkpoint: str) -> None:

@@ -94,7 +94,7 @@ def _still_falling(training: Training, curves: pd.DataFrame) -> Iterator[Notice]
     if training.finished and share > STILL and falls.get("validation", share) > 0:
         plan = f"nnunet_mutual plan -d {training.folders.number} -c {training.configuration} "
         plan += "--name long" if training.plans == "nnUNetPlans" else f"-p {training.plans} --name long"
-        how = "" if training.settings is None else f": {plan} --set num_epochs={4 * training.epochs_planned}"
+        how = "" if training.settings is None else f": {plan} --set num_epochs={4 * training.epochs_asked}"
         yield Notice(
             "alarm",
             f"The loss was still falling when the training ended: the last fifth of the epochs brought {share:.0%} of "

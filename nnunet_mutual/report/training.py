@@ -121,8 +121,12 @@ class Training:
     @property
     def epochs_planned(self) -> int:
         """Epochs of the whole training; of several networks that share updates, fewer than the settings ask for."""
-        asked = (self.settings or {}).get("num_epochs", STOCK_EPOCHS)
-        return int(read_newest(self.folder).get(STATE_KEY, {}).get("num_epochs", asked))
+        return int(read_newest(self.folder).get(STATE_KEY, {}).get("num_epochs", self.epochs_asked))
+
+    @property
+    def epochs_asked(self) -> int:
+        """Epochs that the settings ask for."""
+        return int((self.settings or {}).get("num_epochs", STOCK_EPOCHS))
 
     @property
     def iterations(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -256,9 +256,10 @@ def _removed_unless_begun(path: Path, new: bool) -> Iterator[None]:
         yield
     except BaseException:
         for made in {*path.iterdir()} - before if new else ():
-            shutil.rmtree(made, ignore_errors=True) if made.is_dir() else made.unlink(missing_ok=True)
+            shutil.rmtree(made, ignore_errors=True) if made.is_dir() else made.unlink()
         if new and not before:
-            path.rmdir()
+            with suppress(OSError):  # a lock that is held cannot be removed on every disk
+                path.rmdir()
         raise
 
 

@@ -187,4 +187,4 @@ def test_a_group_is_not_called_like_a_folder_of_results(
     """What validation_full holds are nnU-Net's whole predictions."""
     make_raw(nnunet_folders, groups=None)
     assert main(["plan", "-d", "901", "--groups", "T1=T1", "full=T1,FLAIR"]) == 2
-    assert 'modality group "full" of dataset.json has the name of a folder' in capsys.readouterr().err
+    assert "a group called full would have its results where" in capsys.readouterr().err

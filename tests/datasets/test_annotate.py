@@ -272,7 +272,7 @@ def test_two_names_of_one_value_are_refused(raw: RawDataset, tmp_path: Path) -> 
     [
         LONG.replace("\n", "\r"),
         "sep=;\r\n" + SAME["spreadsheet with semicolons"],
-        "\n\n" + LONG,
+        "\n,,\n" + LONG,
     ],
     ids=["line ends of a Macintosh", "the separator said in a line of its own", "empty first lines"],
 )

@@ -47,6 +47,12 @@ CHOICES: dict[str, tuple[dict[str, list[str]], bool, dict[str, Any], str]] = {
     "images in imagesUn": (FULL, True, {}, "MeanTeacherTrainer"),
     "different labels and imagesUn": (PARTIAL, True, {}, "MeanTeacherTrainer"),
     "a case without any label": (NOTHING, False, {}, "MeanTeacherTrainer"),
+    "one of eleven cases without any label": (
+        {**{f"d{n}": ["liver", "spleen"] for n in range(10)}, "c2": []},
+        False,
+        {},
+        "PartialTrainer",
+    ),
     "plans of groups": (FULL, True, {"by_group": True}, "MutualCrossModalTrainer"),
     "settings of two stages": (PARTIAL, False, {"accepting": ["MutualPartialTrainer"]}, "MutualPartialTrainer"),
     "settings of a teacher": (FULL, True, {"accepting": [*TWO_STREAMS[::-1]]}, "MeanTeacherTrainer"),

@@ -131,7 +131,7 @@ def test_a_link_and_a_mounted_disk_as_output(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(os, "replace", broken(errno.EBUSY))
         with pytest.raises(OSError, match="busy"):
             finish(folder, tmp_path / "real")
-    monkeypatch.setattr(Path, "is_mount", lambda path: True)
+    monkeypatch.setattr("os.path.ismount", lambda path: True)
     with pytest.raises(MutualError, match=f"^-o {tmp_path}/real is a mounted disk; give -o a new folder in it"):
         output_folder(tmp_path / "real", new="nothing")
 

@@ -191,7 +191,11 @@ def test_what_was_planned_for_a_batch_is_open_in_another_one(nnunet_folders: Pat
     plans["configurations"]["new"] = new
     found = block_for(MutualCrossModalTrainer, merged_block(plans, "new"))
     assert found == {"memory": "auto", "labelled_per_batch": None, "unlabelled_per_batch": None, "seed": 1}
-    assert "mutual" not in new_configuration(plans, "3d_fullres", "longer"), "of the same batch it stays"
+    assert "mutual" not in new_configuration(plans, "3d_fullres", "longer"), "of the same shape it stays"
+    other = new_configuration(plans, "3d_fullres", "patch", Shape(features=(16,)))["mutual"]["planned"]["settings"]
+    assert other == {"memory": "auto"}, "the division is of the batch"
+    given = plan(for_("MutualCrossModalTrainer", memory="sequential"), 8)[0]
+    assert "mutual" not in new_configuration(given, "3d_fullres", "patch", Shape(features=(16,))), "the user's word"
 
 
 @pytest.mark.parametrize(
@@ -225,13 +229,9 @@ def test_needs_of_settings() -> None:
 CHOICES: dict[str, tuple[dict[str, Any], str]] = {
     "nothing special": ({}, "PartialTrainer"),
     "imagesUn": ({"unlabelled": 1}, "MeanTeacherTrainer"),
-    "half of the cases annotate nothing": (
-        {"block": block({key: ALL if key not in KEYS[:2] else [] for key in KEYS})},
-        "MeanTeacherTrainer",
-    ),
     "a case that annotates nothing": (
         {"block": block({key: ALL if key != KEYS[0] else [] for key in KEYS})},
-        "PartialTrainer",
+        "MeanTeacherTrainer",
     ),
     "different labels": ({"block": block({key: ALL[: 1 + (key == KEYS[0])] for key in KEYS})}, "PartialTrainer"),
     "groups": ({"block": block(modality_groups=GROUPS), "channels": ["T1", "FLAIR"]}, "MutualCrossModalTrainer"),

@@ -36,6 +36,11 @@ def test_plain_labels() -> None:
     assert rules[3] == Rule(2, 3), "an aorta that a model drew"
 
 
+def test_a_liver_that_is_drawn_in_part_may_end_before_the_tumour() -> None:
+    some = Case("case", "with", frozenset({"spleen"}), incomplete=frozenset({"liver"}))
+    assert rules_for(PLAIN, some, "tumour")[2] == Rule(2, 0)
+
+
 def test_a_liver_drawn_without_its_tumour_contradicts_it() -> None:
     assert rules_for(PLAIN, case("without", "liver"), "tumour")[1] == Rule(None, 1)
 

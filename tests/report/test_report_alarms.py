@@ -138,7 +138,7 @@ def falling(training: list[float], validation: list[float] | None = None, **more
         columns=["epoch", "kind", "name", "value"],
     )
     folders = SimpleNamespace(number=7)
-    known = {"finished": True, "settings": {}, "folders": folders, "configuration": "2d", "epochs_planned": 10}
+    known = {"finished": True, "settings": {}, "folders": folders, "configuration": "2d", "epochs_asked": 10}
     known |= {"plans": "nnUNetPlans", **more}
     return [f"{one.text} {one.do}" for one in _still_falling(SimpleNamespace(**known), curves)]  # type: ignore[arg-type]
 

@@ -51,7 +51,14 @@ def test_a_training_from_beginning_to_end(nnunet_folders: Path) -> None:
 
 def test_each_stored_channel_has_the_mask_of_its_own(nnunet_folders: Path) -> None:
     groups = {"FLAIR": ["FLAIR"], "both": ["T1", "FLAIR"]}  # stored one after the other
-    assert started(nnunet_folders, groups=groups).stream.masked([True, False]) == [False, True, False]
+    trainer = trainer_for(make_preprocessed(nnunet_folders, settings=FAST, groups=groups), MutualCrossModalTrainer)
+    trainer.initialize()
+    trainer.configuration_manager.configuration["use_mask_for_norm"] = [True, False]
+    asked: dict[str, Any] = {}
+    original = trainer.get_training_transforms
+    trainer.get_training_transforms = lambda *some, **more: (asked.update(more), original(*some, **more))[1]
+    trainer.get_dataloaders()
+    assert asked["use_mask_for_norm"] == [False, True, False]
 
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -183,11 +183,11 @@ def _labels(folders: Sequence[MaskFolder]) -> list[str]:
 def _identity(work: _Work, content: Mapping[str, Any], wanted: Sequence[str]) -> dict[str, Any]:
     """Returns what these pseudo labels depend on, as builtins; files of masks and cases by name, size and time."""
     digest = hashlib.sha256()
-    own = [file for key in wanted for file in (*work.files[key].images.values(), work.files[key].label)]
-    masks = [file for one in work.folders for key in wanted if key in one.places for file in one.files(key)]
-    for file in (file for file in [*own, *masks] if file.exists()):
+    own = [(key, file) for key in wanted for file in (*work.files[key].images.values(), work.files[key].label)]
+    masks = [(key, file) for one in work.folders for key in wanted if key in one.places for file in one.files(key)]
+    for key, file in ((key, file) for key, file in [*own, *masks] if file.exists()):
         state = file.stat()
-        digest.update(f"{file.name} {state.st_size} {state.st_mtime_ns}\n".encode())
+        digest.update(f"{key} {file.name} {state.st_size} {state.st_mtime_ns}\n".encode())
     return {
         "masks": digest.hexdigest(),
         "tools": [one.tool for one in work.folders],

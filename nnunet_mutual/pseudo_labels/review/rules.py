@@ -69,7 +69,7 @@ def put_in(drawn: np.ndarray, mask: np.ndarray, rules: Mapping[int, Rule]) -> tu
 def _plain_rules(table: AnnotationTable, case: Case, label: str) -> dict[int, Rule]:
     value = table.values[label][0]
     contained, possible = table.contained(case), left_open(table, case)
-    outer = drawn_around(label, case.drawn, contained)
+    outer = drawn_around(label, case.annotated, contained)
     beneath = 0 if outer is None else table.values[outer][0]
     rules = {0: Rule(value, 0), value: Rule(value, value if label in case.incomplete else beneath)}
     for other in table.labels:
