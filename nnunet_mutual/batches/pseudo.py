@@ -66,16 +66,33 @@ class PseudoStore:
         """Whether the pseudo labels of a case are complete."""
         return self._decisions(case).exists()
 
-    def outdated(self, case: str, preprocessed: str | os.PathLike[str]) -> bool:
-        """Whether a case that is there was preprocessed again since.
+    def note(self, case: str, preprocessed: str | os.PathLike[str]) -> None:
+        """Notes which files a case is made of; a copy of them has other times.
 
         Args:
             case: identifier.
             preprocessed: folder of nnU-Net's files of the cases.
         """
+        self._noted(case).parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._noted(case), self._sizes(case, preprocessed))
+
+    def outdated(self, case: str, preprocessed: str | os.PathLike[str]) -> bool:
+        """Whether a case that is there was preprocessed again since, as far as sizes of its compressed files tell.
+
+        Args:
+            case: identifier.
+            preprocessed: folder of nnU-Net's files of the cases.
+        """
+        noted = self._noted(case)
+        return noted.is_file() and read_json(noted) != self._sizes(case, preprocessed)
+
+    @staticmethod
+    def _sizes(case: str, preprocessed: str | os.PathLike[str]) -> list[int]:
         files = [Path(preprocessed) / f"{case}{ending}" for ending in (".b2nd", "_seg.b2nd")]
-        made = self._decisions(case).stat().st_mtime
-        return any(file.stat().st_mtime > made for file in files if file.exists())
+        return [file.stat().st_size if file.exists() else 0 for file in files]
+
+    def _noted(self, case: str) -> Path:
+        return self.folder / "candidates" / f"{case}.json"
 
     def forget(self, case: str) -> None:
         """Has the pseudo labels of a case made anew."""

@@ -207,6 +207,10 @@ class StreamSizes:
         return cls(labelled or max(1, whole - number), number, **more)
 
 
+def nowhere(key: str) -> None:
+    """Says that nothing was predicted in an image; loaders take it to their processes."""
+
+
 class TwoStreams(Stream):
     """Batches hold unlabelled patches, then labelled ones.
 
@@ -235,7 +239,7 @@ class TwoStreams(Stream):
         sizes: StreamSizes,
         *,
         undrawn: bool = True,
-        predicted: Locations = lambda key: None,
+        predicted: Locations = nowhere,
     ):
         self.table = fold.table
         self.labels = labels

@@ -111,7 +111,7 @@ def _is_finished(options: argparse.Namespace, training: NamedTraining) -> bool:
         MutualError: a finished training would be written over, one that is not finished validated, or one continued
             that was never begun.
     """
-    from nnunet_mutual.disk.trainings import CHECKPOINTS, FINAL
+    from nnunet_mutual.disk.trainings import CHECKPOINTS, FINAL, is_validated
     from nnunet_mutual.engine.parallel.launch import is_worker
 
     folder = training.place
@@ -132,9 +132,7 @@ def _is_finished(options: argparse.Namespace, training: NamedTraining) -> bool:
             f"{folder} holds a finished training, which would be written over; validate it again with --val, move the "
             f"folder away to train anew, or, {longer}"
         )
-    summaries = folder.glob("validation*/summary.json")  # of modality groups, in a folder each
-    validated = any(not file.parent.name.startswith("validation_full") for file in summaries)
-    if not (folder / "progress.png").is_file() or not validated:
+    if not (folder / "progress.png").is_file() or not is_validated(folder):
         print(f"{folder}: the training is finished; what is left is its validation")
         return False
     print(f"{folder}: the training is finished and validated, there is nothing to do")

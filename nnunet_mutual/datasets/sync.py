@@ -5,15 +5,17 @@ nnU-Net copies dataset.json at planning only: a later correction of the table wo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import filecmp
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable, table_fingerprint
+from nnunet_mutual.datasets.raw import training_cases
 from nnunet_mutual.disk.files import keep_backup, read_json, read_object, write_json
 from nnunet_mutual.disk.locate import DatasetFolders, locate
-from nnunet_mutual.errors import MutualError, shown
+from nnunet_mutual.errors import MutualError, shorten, shown
 from nnunet_mutual.settings import BLOCK
 
 INTERRUPTED = ".accept.json"  # in the raw dataset while `nnunet_mutual accept` replaces files
@@ -52,6 +54,8 @@ def raw_and_preprocessed_differ(dataset_name: str | int) -> str | None:
         what = 'the raw dataset says who annotated what ("mutual" in dataset.json), the preprocessed one does not'
     elif BLOCK not in raw:
         what = 'the preprocessed dataset says who annotated what ("mutual" in dataset.json), the raw one no longer does'
+    elif redrawn := _redrawn(folders, raw, preprocessed):
+        return _anew(folders, redrawn)
     else:
         what = (
             "the annotation tables of the raw and of the preprocessed dataset.json differ "
@@ -105,12 +109,65 @@ def sync(dataset: str | int) -> None:
     if table_fingerprint(raw) == table_fingerprint(preprocessed):
         print(f"{folders.name}: the raw and the preprocessed annotation table are equal, nothing to do")
         return
+    if redrawn := _redrawn(folders, raw, preprocessed):
+        raise MutualError(_anew(folders, redrawn))
     backup = keep_backup(paths[1]) if BLOCK in preprocessed else None
     preprocessed.pop(BLOCK, None)
     if BLOCK in raw:
         preprocessed[BLOCK] = raw[BLOCK]
     write_json(paths[1], preprocessed)
     print(f"{folders.name}: annotation table copied to {paths[1]}" + (f" (before: {backup.name})" if backup else ""))
+
+
+def take_over(folders: DatasetFolders) -> None:
+    """Copies the raw block where the cases have just been preprocessed, so that they are as it says."""
+    paths = _paths(folders)
+    if paths is not None:
+        raw, preprocessed = (read_object(path) for path in paths)
+        if table_fingerprint(raw) != table_fingerprint(preprocessed):
+            keep_backup(paths[1])
+            write_json(paths[1], {**preprocessed, **{key: raw[key] for key in (BLOCK, "numTraining") if key in raw}})
+
+
+def _redrawn(folders: DatasetFolders, raw: Any, preprocessed: Any) -> list[str]:
+    """Returns cases of which the tables differ, and whose label maps were drawn anew since they were preprocessed."""
+    assert folders.raw is not None and folders.preprocessed is not None
+    old, new = (_cases(content.get(BLOCK)) for content in (preprocessed, raw))
+    changed = {key for key in new if old.get(key) != new[key]}
+    truth = folders.preprocessed / "gt_segmentations"
+    labels = {key: files.label for key, files in training_cases(folders.raw, raw)[0].items() if key in changed}
+    pairs = {key: (label, truth / label.name) for key, label in labels.items()}
+    return [
+        key
+        for key, files in pairs.items()
+        if all(f.is_file() for f in files) and not filecmp.cmp(*files, shallow=False)
+    ]
+
+
+def _cases(block: Any) -> Mapping[str, Any]:
+    cases = block.get("cases") if isinstance(block, Mapping) else None
+    return cases if isinstance(cases, Mapping) else {}
+
+
+def _anew(folders: DatasetFolders, redrawn: Sequence[str]) -> str:
+    return (
+        f"{folders.name}: the label maps of {len(redrawn)} case(s) ({shorten(redrawn, 3)}) were drawn anew since they "
+        "were preprocessed, as the table says; preprocess them, which takes the table over, too: nnunet_mutual "
+        f"plan_and_preprocess -d {folders.number} --as-planned nnUNetPlans"
+    )
+
+
+def refuse_planned_otherwise(folders: DatasetFolders) -> None:
+    """Verifies that labels and channels are those that plans were made for.
+
+    Raises:
+        MutualError: they are others.
+    """
+    paths = _paths(folders)
+    if paths is not None:
+        raw, preprocessed = (read_object(path) for path in paths)
+        if said := _other_entry(raw, preprocessed, folders):
+            raise MutualError(said)
 
 
 def _planned_otherwise(raw: Any, preprocessed: Any, folders: DatasetFolders) -> str | None:
@@ -121,6 +178,10 @@ def _planned_otherwise(raw: Any, preprocessed: Any, folders: DatasetFolders) -> 
             "preprocessed one, by which the data of modality groups were made; put them back, or plan again: "
             f"nnunet_mutual plan_and_preprocess -d {folders.number}"
         )
+    return _other_entry(raw, preprocessed, folders)
+
+
+def _other_entry(raw: Any, preprocessed: Any, folders: DatasetFolders) -> str | None:
     key = next((key for key in _PLANNED if raw.get(key) != preprocessed.get(key)), None)
     if key is None:
         return None

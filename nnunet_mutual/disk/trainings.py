@@ -201,6 +201,13 @@ def validated_checkpoint(folder: Path) -> str | None:
     return str(read_object(file).get("checkpoint")) if file.is_file() else None
 
 
+def is_validated(fold: Path) -> bool:
+    """Whether validations of a fold were begun and all of them, of modality groups several, have results."""
+    begun = [file.parent for file in fold.glob(f"validation*/{_VALIDATED}")]  # 0.1.0 did not note that
+    begun = begun or [file.parent for file in fold.glob("validation*/summary.json") if "_full" not in file.parent.name]
+    return bool(begun) and all((folder / "summary.json").is_file() for folder in begun)
+
+
 def validated_progress(folder: Path) -> list[float | None] | None:
     """Returns the progress that :func:`begin_validation` noted; None where it is not known."""
     file = folder / _VALIDATED

@@ -24,6 +24,7 @@ from nnunet_mutual.datasets.examination import examine
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, training_cases
 from nnunet_mutual.datasets.splits import describe_splits, first_fold, stratified_splits
+from nnunet_mutual.datasets.sync import refuse_planned_otherwise, take_over
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.host_files import read_plans, read_splits
 from nnunet_mutual.disk.images import reader_for
@@ -164,6 +165,7 @@ def preprocess_as_planned(
         require_preprocessed_by_group(content, groups, images.folders.number)
     elif PLANS_KEY in content:
         raise MutualError(f"the plans {plans} are of modality groups, which dataset.json no longer declares; plan anew")
+    refuse_planned_otherwise(images.folders)
     refuse_unknown(configurations, preprocessed)
     counts = _counts(processes, configurations)
     for name in (name for name in configurations if name in content["configurations"]):
@@ -229,6 +231,7 @@ def _preprocess(
                     GroupPreprocessor(verbose=False).run(folders.number, name, plans, count)
             preprocess_dataset(folders.number, plans, [], [])  # only copies the label maps
         _record_label_maps(preprocessed, plans, chosen, images, training)
+        take_over(locate(folders.number))
     if images.cases:
         most = max(counts) if limited else None
         preprocess_unlabelled(folders.number, configurations=chosen, plans=plans, processes=most)

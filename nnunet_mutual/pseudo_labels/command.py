@@ -146,7 +146,13 @@ def load_networks(training: NamedTraining, checkpoint: str, device: str) -> Any:
             f"{name} has a network for each modality group; use --soft with an exported one (-tr nnUNetTrainer and -p "
             "as nnunet_mutual export prints it)"
         )
-    return open_trained(file.parents[1], training.fold, checkpoint, torch.device(device))
+    made = open_trained(file.parents[1], training.fold, checkpoint, torch.device(device))
+    if made.is_cascaded:
+        raise MutualError(
+            f"{training.configuration} is the second stage of a cascade, which also needs the first one's prediction "
+            "of an image; name a training of 3d_fullres or 3d_lowres"
+        )
+    return made
 
 
 def _write_label_maps(window: Window, fold: Fold, store: PseudoStore, folder: Path) -> None:

@@ -204,6 +204,7 @@ def _write_case(labeller: PseudoLabeller, dataset: Any, store: PseudoStore, key:
     decided = labeller.codes.decided_values(codes)
     merged = np.where(decided == UNDECIDED, drawn, decided)
     places = locations(labeller.table, labeller.labels, case, merged, decisions)
+    store.note(key, dataset.source_folder)
     store.write(key, codes[None], places, decisions, candidates=candidates[None], like=seg)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.engine.checkpoint_file import read_checkpoint
 from nnunet_mutual.engine.foreground import in_turn
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.trainers import MeanTeacherTrainer, MutualCorrelationTrainer, PartialTrainer
+from nnunet_mutual.trainers import MeanTeacherTrainer, MutualCorrelationTrainer, PartialTrainer, TaughtPartialTrainer
 
 TRAINERS = [MeanTeacherTrainer, MutualCorrelationTrainer]
 
@@ -273,6 +274,16 @@ def test_images_take_turns_within_a_twentieth_of_the_passes() -> None:
     turns = [in_turn([*costs], costs.__getitem__, 120, number) for number in range(1, 6)]  # so 6 at a time
     assert turns == [["a", "b"], ["c"], ["d"], ["a", "b"], ["c"]], "one that is larger than that has a turn, too"
     assert in_turn([*costs], costs.__getitem__, 10**6, 7) == ["a", "b", "c", "d"]
+
+
+def test_datasets_of_all_streams_travel_to_loaders_that_are_no_forks(nnunet_folders: Path) -> None:
+    preprocessed = two_stream_dataset(nnunet_folders, block=partial_block())
+    for trainer_class in (MeanTeacherTrainer, TaughtPartialTrainer):
+        trainer = trainer_for(preprocessed, trainer_class)
+        trainer.initialize()
+        assert trainer.stream.unlabelled
+        dataset = pickle.loads(pickle.dumps(trainer.get_tr_and_val_datasets()[0]))
+        assert dataset.load_case("un_0")[3]["class_locations"] is not None
 
 
 def test_passes_of_a_sliding_window(nnunet_folders: Path) -> None:

@@ -96,9 +96,13 @@ def test_a_finished_training_that_is_continued(
     assert main([*TRAIN, "--c"]) == 0
     assert len(called) == 1 and "finished; what is left is its validation" in capsys.readouterr().out
     finish(fold, "validation/summary.json")
+    finish(fold, "validation/checkpoint.json", "validation_FLAIR/checkpoint.json")
+    assert main([*TRAIN, "--c"]) == 0, "the second network's was interrupted"
+    assert len(called) == 2 and "what is left is its validation" in capsys.readouterr().out
+    finish(fold, "validation_FLAIR/summary.json")
     assert main([*TRAIN, "--c"]) == 0
     said = capsys.readouterr().out
-    assert len(called) == 1 and "finished and validated, there is nothing to do" in said
+    assert len(called) == 2 and "finished and validated, there is nothing to do" in said
     assert (
         "To validate it again: --val; to train longer, give it a name of its own, for example: nnunet_mutual plan"
         in said

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk
+import tiny
 from raw_dataset import DRAWN, NAME, RawDataset
 
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
+from nnunet_mutual.cli.parser import main
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ, sync
 from nnunet_mutual.errors import MutualError
+
+KEYS = [f"case_{i:02d}" for i in range(6)]
 
 
 @pytest.fixture()
@@ -142,3 +148,36 @@ def test_what_planning_went_by_cannot_be_copied(raw: RawDataset, preprocessed: P
     with pytest.raises(MutualError, match="put it back, or plan again"):
         sync(NAME)
     assert preprocessed.read_bytes() == before
+
+
+def test_what_was_drawn_anew_is_preprocessed_and_not_only_declared(
+    nnunet_folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that says so beside old label maps would teach that the organ is absent."""
+    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    block = tiny.two_sources(["liver"], ["tumour", "spleen"], KEYS)
+    preprocessed = tiny.make_dataset(nnunet_folders, block=block)
+    raw = nnunet_folders / "nnUNet_raw" / tiny.NAME
+    content = json.loads((raw / "dataset.json").read_text())
+    content["mutual"]["cases"]["case_00"]["annotated"] = ["liver", "spleen"]
+    (raw / "dataset.json").write_text(json.dumps(content))
+    assert "run nnunet_mutual sync" in str(raw_and_preprocessed_differ(901)), (
+        "what is there may have been declared late"
+    )
+    voxels = sitk.GetArrayFromImage(sitk.ReadImage(str(raw / "labelsTr" / "case_00.nii.gz")))
+    voxels[:2, :3, :3] = 3
+    tiny.write_nifti(voxels, raw / "labelsTr" / "case_00.nii.gz")
+    said = r"label maps of 1 case\(s\) \(case_00\) were drawn anew since they were preprocessed, as the table says"
+    assert re.search(said, str(raw_and_preprocessed_differ(901)))
+    with pytest.raises(MutualError, match=f"{said}.*plan_and_preprocess -d 901 --as-planned nnUNetPlans"):
+        sync(901)
+    assert (
+        main(["plan_and_preprocess", "-d", "901", "--as-planned", "nnUNetPlans", "-c", "3d_fullres", "-np", "1"]) == 0
+    )
+    assert "Next:  nnunet_mutual train 901 3d_fullres 0 -tr PartialTrainer" in capsys.readouterr().out
+    assert raw_and_preprocessed_differ(901) is None
+    assert json.loads((preprocessed / "dataset.json").read_text())["mutual"] == content["mutual"]
+    content["labels"] = {**content["labels"], "more": 4}
+    (raw / "dataset.json").write_text(json.dumps(content))
+    assert main(["plan_and_preprocess", "-d", "901", "--as-planned", "nnUNetPlans", "-c", "3d_fullres"]) == 2
+    assert '"labels" of the raw dataset.json is' in capsys.readouterr().err

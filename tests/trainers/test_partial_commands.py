@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import blosc2
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -162,12 +163,17 @@ def test_images_that_were_preprocessed_again_are_predicted_again(
         assert label("-device", "cpu", "--set", "high=0.9") == 0
     first = list(asked)
     image = trained / "nnUNet_preprocessed" / tiny.NAME / "nnUNetPlans_3d_fullres" / f"{first[0]}.b2nd"
-    later = time.time() + 10
-    os.utime(image, (later, later))
+    content = image.read_bytes()
+    os.utime(image, (later := time.time() + 10, later))
+    assert label("-device", "cpu", "--set", "high=0.9") == 0
+    assert asked == first, "a copy has other times"
+    noise = np.random.default_rng(0).normal(size=(1, 16, 20, 18)).astype(np.float32)
+    image.unlink()
+    blosc2.asarray(noise, urlpath=str(image))
     try:
         assert label("-device", "cpu", "--set", "high=0.9", "-o", str(tmp_path / "maps")) == 0
     finally:
-        os.utime(image)
+        image.write_bytes(content)
     assert asked == [*first, first[0]] and len(first) > 1
 
 

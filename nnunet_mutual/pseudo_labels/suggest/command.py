@@ -125,11 +125,6 @@ def _ask(trainings: Sequence[NamedTraining], checkpoint: str, device: str) -> _A
     made: Any = None
     for training in reversed(trainings):
         made = load_networks(training, checkpoint, device)
-        if made.is_cascaded:
-            raise MutualError(
-                f"{training.configuration} is the second stage of a cascade, which suggest does not ask; name "
-                "3d_fullres or 3d_lowres"
-            )
         made.stage.collect()
         networks += made.pseudo_labelling
         learnt += made.network_labels()
