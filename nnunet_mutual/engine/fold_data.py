@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
 from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.engine.log import RunLog
 from nnunet_mutual.engine.parallel.ranks import Ranks
-from nnunet_mutual.errors import MutualError
+from nnunet_mutual.errors import MutualError, shorten
 from nnunet_mutual.preprocessing.label_maps import Labels, LabelWatch
 from nnunet_mutual.preprocessing.unlabelled import UNLABELLED
 
@@ -98,8 +98,20 @@ class FoldData:
                 )
                 if said:
                     self.say(said)
-            self._split = draw()
+            split = draw()
+            self._require_first_stage(sorted({*split[0], *split[1]}))
+            self._split = split
         return list(self._split[0]), list(self._split[1])
+
+    def _require_first_stage(self, keys: Sequence[str]) -> None:
+        """Verifies that the first stage of a cascade has predicted every case: each fold those that it validates."""
+        place = self.previous_stage
+        absent = [key for key in keys if place is not None and not (Path(place) / f"{key}.b2nd").is_file()]
+        if absent:
+            raise MutualError(
+                f"the first stage has not predicted {len(absent)} case(s) ({shorten(absent, 3)}; {place}); train and "
+                "validate all its folds, and list a case that no fold validates among those of one (splits_final.json)"
+            )
 
     @property
     def cases(self) -> Fold:

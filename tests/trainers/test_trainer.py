@@ -64,6 +64,11 @@ def test_cascade(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> No
     passed_on = Path(lowres.output_folder_base) / "predicted_next_stage" / "3d_cascade_fullres"
     assert sorted(f.name for f in passed_on.glob("*.b2nd")) == [f"{key}.b2nd" for key in KEYS]
     fullres = trainer_for(preprocessed, configuration="3d_cascade_fullres")
+    (passed_on / f"{KEYS[1]}.b2nd").rename(passed_on / "aside")
+    with pytest.raises(MutualError, match=rf"first stage has not predicted 1 case\(s\) \({KEYS[1]}; .*all its folds"):
+        fullres.run_training()
+    (passed_on / "aside").rename(passed_on / f"{KEYS[1]}.b2nd")
+    fullres = trainer_for(preprocessed, configuration="3d_cascade_fullres")
     fullres.run_training()
     assert fullres.num_input_channels == 1 + 3
     assert math.isfinite(lines_of(fullres)[0]["loss"])
