@@ -129,7 +129,7 @@ class TwoStreamSettings(PeersSettings):
         unlabelled_per_batch: unlabelled ones; null: the other half, at least one.
         ramp: share of the training during which the weights of unlabelled terms rise.
         unlabelled_foreground: share of the unlabelled patches that are centred on what the network predicts as
-            foreground, which is worth its time where organs are small; 0 for patches from anywhere.
+            foreground, which did harm where it was measured (head and neck); 0 for patches from anywhere.
         unlabelled_foreground_epochs: epochs after which predictions of unlabelled images are renewed, a twentieth of
             the training at most; of as many images, in turn, as a twentieth of its passes allows.
     """

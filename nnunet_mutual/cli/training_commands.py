@@ -90,14 +90,14 @@ def _choose_trainer(options: argparse.Namespace) -> None:
     """Takes the trainer that fits the dataset, and says why."""
     from nnunet_mutual.disk.host_files import read_plans
     from nnunet_mutual.disk.locate import locate, plans_file
-    from nnunet_mutual.disk.trainings import device_option
+    from nnunet_mutual.disk.trainings import device_option, plans_option
     from nnunet_mutual.planning.configuration import choose_trainer
 
     folders = locate(options.dataset, need_preprocessed=True)
     assert folders.preprocessed is not None
     plans = read_plans(plans_file(folders.preprocessed, options.plans))
     options.trainer, why = choose_trainer(folders, plans, options.configuration)
-    words = f"{options.dataset} {options.configuration}" + f" -p {options.plans}" * (options.plans != "nnUNetPlans")
+    words = f"{options.dataset} {options.configuration}{plans_option(options.plans)}"
     print(
         f"Trains with {options.trainer}, since {why}; whether another one pays on these data, a trial tells: "
         f"nnunet_mutual trial {words}{device_option()}"

@@ -13,7 +13,7 @@ from nnunet_mutual.datasets.raw import cases_with_maps, images_of, read_dataset_
 from nnunet_mutual.datasets.splits import first_fold
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import DatasetFolders, locate, plans_in
-from nnunet_mutual.disk.trainings import train_command
+from nnunet_mutual.disk.trainings import plans_option, train_command
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.settings import merged_block, planned_trainer
 
@@ -81,8 +81,8 @@ def next_command(folders: DatasetFolders, contents: Contents, suggested: str, pl
         return f"nnunet_mutual plan_and_preprocess -d {number} -c {suggested}"
     assert folders.preprocessed is not None
     if contents.unlabelled and not any((folders.preprocessed / "unlabelled" / found.identifier).glob("*.pkl")):
-        other = "" if found.plans == "nnUNetPlans" else f" -p {found.plans}"
-        return f"nnunet_mutual preprocess_unlabelled -d {number} -c {found.configuration}{other}"
+        chosen = f"-d {number} -c {found.configuration}{plans_option(found.plans)}"
+        return f"nnunet_mutual preprocess_unlabelled {chosen}"
     if not by_group and unprepared(folders, contents.cases, found.identifier):
         return f"nnunet_mutual plan_and_preprocess -d {number} -c {found.configuration} --as-planned {found.plans}"
     accepting = None if found.trainer is None else [found.trainer]

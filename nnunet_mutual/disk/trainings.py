@@ -134,7 +134,12 @@ def device_option() -> str:
 
 def _words(number: int, configuration: str, fold: int | str | None, trainer: str, plans: str) -> str:
     words = [str(number), configuration, *([] if fold is None else [str(fold)]), "-tr", trainer]
-    return shlex.join(words if plans == "nnUNetPlans" else [*words, "-p", plans])
+    return shlex.join(words) + plans_option(plans)
+
+
+def plans_option(plans: str) -> str:
+    """Returns what a command needs for plans of another name than nnU-Net's own, such as " -p nnUNetPlans_50G"."""
+    return "" if plans == "nnUNetPlans" else f" -p {shlex.quote(plans)}"
 
 
 def training_name(trainer: str, plans: str, configuration: str) -> str:

@@ -190,10 +190,9 @@ def _metrics(cases: Mapping[str, LabelScores]) -> list[str]:
 
 
 def _folder(chosen: str | None, predictions: Path) -> Path:
-    if chosen is not None:
-        return output_folder(chosen)
     # A folder of predictions may come from elsewhere, links in it included.
-    return output_folder(inside(predictions, FOLDER, "folder", fix="name another one with -o"))
+    own = inside(predictions, FOLDER, "folder", fix="name another one with -o") if chosen is None else chosen
+    return output_folder(own)
 
 
 def _make(folder: Path) -> None:

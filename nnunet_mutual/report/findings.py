@@ -8,7 +8,7 @@ from functools import partial
 import pandas as pd
 
 from nnunet_mutual.batches.decisions import Decision
-from nnunet_mutual.disk.trainings import FINAL, validated_checkpoint
+from nnunet_mutual.disk.trainings import FINAL, plans_option, validated_checkpoint
 from nnunet_mutual.errors import shorten
 from nnunet_mutual.report.blocks import Notice
 from nnunet_mutual.report.identities import Identities
@@ -92,8 +92,8 @@ def _still_falling(training: Training, curves: pd.DataFrame) -> Iterator[Notice]
             falls[name] = (before - end) / (first - end) if first > end else 0.0
     share = falls.get("training", 0.0)
     if training.finished and share > STILL and falls.get("validation", share) > 0:
-        plan = f"nnunet_mutual plan -d {training.folders.number} -c {training.configuration} "
-        plan += "--name long" if training.plans == "nnUNetPlans" else f"-p {training.plans} --name long"
+        plan = f"nnunet_mutual plan -d {training.folders.number} -c {training.configuration}"
+        plan += f"{plans_option(training.plans)} --name long"
         how = "" if training.settings is None else f": {plan} --set num_epochs={4 * training.epochs_asked}"
         yield Notice(
             "alarm",

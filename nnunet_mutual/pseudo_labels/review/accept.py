@@ -27,6 +27,7 @@ from nnunet_mutual.disk.folders import temporary_folder
 from nnunet_mutual.disk.images import reader_for
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.swap import BACKUP, Roots, Swap, forget_old, swap_all, undo
+from nnunet_mutual.disk.trainings import plans_option
 from nnunet_mutual.errors import MutualError, typed
 from nnunet_mutual.preprocessing.label_maps import note, preprocessed_map, read_record, record_of
 from nnunet_mutual.pseudo_labels.review.arrivals import (
@@ -361,8 +362,7 @@ def _say_next(
         after = "move the old training's folder away and train anew (not with --c)"
         print(f"Next, check the dataset, {'which says how to train' if manifest.training is None else after}:")
         if opened.arrivals(changed):
-            plans = None if manifest.training is None else manifest.training.plans
-            chosen = "" if plans in (None, "nnUNetPlans") else f" -p {plans}"
+            chosen = "" if manifest.training is None else plans_option(manifest.training.plans)
             print(f"  nnunet_mutual preprocess_unlabelled -d {number}{chosen}")
         print(f"  nnunet_mutual check {number}")
         if manifest.training is not None:
