@@ -118,6 +118,7 @@ class MutualCorrelationTrainer(MutualTrainer):
 
     Attributes:
         teaching: how moving averages teach.
+        objective: what both networks learn.
 
     Source: Gao et al., MICCAI 2023, arXiv 2307.06312; what differs is marked [E] where it is done.
     """
@@ -129,6 +130,7 @@ class MutualCorrelationTrainer(MutualTrainer):
     settings_class = MutualCorrelationSettings
     settings: MutualCorrelationSettings
     teaching: type[Teaching] = Teaching
+    objective: type[CorrelationObjective] = CorrelationObjective
     stream: TwoStreams
     no_cascade = NO_CASCADE
 
@@ -166,7 +168,7 @@ class MutualCorrelationTrainer(MutualTrainer):
         if not self.stream.unlabelled:
             return [self.supervised]
         return [
-            CorrelationObjective(
+            self.objective(
                 self.knowledge,
                 self.supervised,
                 self.stream.labelled_keys,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from forms.agreeing import AgreeingCorrelationTrainer
 from forms.calibrated import CalibratedPrototypeTrainer
+from forms.debiased import DebiasedCorrelationTrainer
 from forms.deep import DeepTeacherTrainer
 from forms.memory import MemoryFilterTrainer, MemoryVoteTrainer
 from forms.one_piece import InnerPieceTrainer, OnePieceCorrelationTrainer, OnePieceTaughtTrainer, OnePieceTrainer
@@ -18,6 +19,7 @@ from forms.warm_up import WarmUpTrainer
 __all__ = [
     "AgreeingCorrelationTrainer",
     "CalibratedPrototypeTrainer",
+    "DebiasedCorrelationTrainer",
     "DeepTeacherTrainer",
     "InnerPieceTrainer",
     "MemoryFilterTrainer",

@@ -20,6 +20,7 @@ from two_streams import two_stream_dataset
 from nnunet_mutual.batches.poses import posed
 from nnunet_mutual.engine.peers import unwrap
 from nnunet_mutual.objectives import Output, Progress
+from nnunet_mutual.objectives.correlation import CorrelationObjective
 from nnunet_mutual.objectives.teaching import Teaching
 from nnunet_mutual.trainers import MeanTeacherTrainer
 
@@ -83,6 +84,40 @@ def test_voxels_count_by_how_much_averages_agree(forms: ModuleType) -> None:
     expected = torch.tensor([[[1.0, 0.5, math.exp(-kl)]]])
     torch.testing.assert_close(agreeing.accord([first, second]), expected)
     torch.testing.assert_close(agreeing.accord([second, first]), expected)
+
+
+def test_class_weights_by_hand(forms: ModuleType) -> None:
+    debiased = importlib.import_module("forms.debiased")
+    found = debiased.by_rarity(torch.tensor([1000.0, 100.0, 10.0, 0.0]))
+    torch.testing.assert_close(found, 4 * torch.tensor([0.0, 1 / 3, 2 / 3, 1.0]))
+    dice, learnt, unlearnt = torch.tensor([[0.9, 0.5, 0.5], [0.1, 0.1, 0.1], [0.1, 0.1, 3.2]])
+    found = debiased.by_difficulty(dice, learnt, unlearnt)
+    torch.testing.assert_close(found, 3 * torch.tensor([0.1, 0.5, 1.0]))
+    logits, target = torch.randn(3, 50), torch.randn(3, 50).softmax(0)
+    counted, weights = torch.rand(50) > 0.5, torch.tensor([0.0, 2.0, 1.0])
+    plain = -(target * logits.log_softmax(0)).sum(0)[counted].mean()
+    weighted = -(weights[:, None] * target * logits.log_softmax(0)).sum(0)[counted].mean()
+    torch.testing.assert_close(debiased.reweighted(logits, target, counted, weights), weighted - plain)
+
+
+def test_each_network_is_debiased_by_weights_of_its_own(forms: ModuleType, nnunet_folders: Path) -> None:
+    trainer, loader = started(
+        two_stream_dataset(nnunet_folders, settings=settings_of("debiased")), forms.DebiasedCorrelationTrainer, steps=2
+    )
+    (objective,) = trainer.objectives
+    batch = trainer.training_batch(next(loader))
+    outputs = [Output(network(batch.data)) for network in trainer.peers.networks]
+    step = prepare(objective, outputs, batch, LATE)
+    rarity, difficulty = step.weights
+    assert rarity.argmin() == 0, "background is the commonest class"
+    assert difficulty.max() == pytest.approx(4) and not torch.equal(rarity, difficulty)
+    even = replace(step, weights=[torch.ones(4)] * 2)
+    for n in (0, 1):
+        plain = CorrelationObjective.terms(objective, n, outputs, step)
+        same, other = (objective.terms(n, outputs, which) for which in (even, step))
+        for name in ("supervised", "consistency"):
+            torch.testing.assert_close(same[name].value, plain[name].value)
+            assert other[name].value != plain[name].value and other[name].weight == plain[name].weight
 
 
 def test_each_network_has_a_pose_of_its_own(forms: ModuleType, nnunet_folders: Path) -> None:
