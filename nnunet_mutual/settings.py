@@ -95,7 +95,10 @@ class Settings:
             raise MutualError(f'setting "seed" must be from 0 to {LARGEST}, or null, found {self.seed}')
 
     def unused(self) -> dict[str, str]:
-        """Returns the settings that have no effect beside the others, and beside which: words to go on with."""
+        """Returns the settings that have no effect beside the others, and beside which: words to go on with.
+
+        Those of a group by their full name, such as "loss.pd".
+        """
         return {}
 
 
@@ -330,9 +333,17 @@ def read_settings(cls: type[S], block: Mapping[str, Any], place: str = BLOCK, or
     """
     made = _read(cls, block, place, origin)
     for name, why in made.unused().items() if isinstance(made, Settings) else ():
-        if name in block and getattr(made, name) != getattr(cls(), name):
+        given, now, plain = (_at(of, name) for of in (block, made, cls()))
+        if given is not _UNSET and now != plain:
             raise MutualError(f'setting "{name}" has no effect {why}; leave it out')
     return typing.cast(S, made)
+
+
+def _at(settings: Any, name: str) -> Any:
+    """A setting by its full name, in a block or as it was made; _UNSET where the block does not have it."""
+    for part in name.split("."):
+        settings = settings.get(part, _UNSET) if isinstance(settings, Mapping) else getattr(settings, part, _UNSET)
+    return settings
 
 
 def groups_of_settings(cls: type[Any]) -> dict[str, type[Any] | None]:

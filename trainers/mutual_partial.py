@@ -79,11 +79,20 @@ class MutualPartialSettings(PeersSettings):
                 'setting "pseudo_labels.rectify" needs one network in stage 1 and its moving average; set '
                 'stage1_networks="one" and ema, to 0.999 for example'
             )
-        if self.pseudo_labels.given and (self.pseudo_labels.rectify or self.stage1_networks != "one"):
-            raise MutualError(
-                'setting "pseudo_labels.given" leaves stage 1 out, so "pseudo_labels.rectify" and "stage1_networks" '
-                "would do nothing; remove one of them"
-            )
+
+    def unused(self) -> dict[str, str]:
+        """See :meth:`Settings.unused`."""
+        found = super().unused()
+        if self.stage1_networks == "one":
+            found |= dict.fromkeys(("loss.pd", "loss.fd", "fd_form"), 'with stage1_networks="one"')
+        if self.stage2_networks == "one":
+            found |= dict.fromkeys(("loss.ps", "loss.dfs"), 'with stage2_networks="one"')
+        if self.stage1_networks == self.stage2_networks == "one":
+            found["ramp"] = "with one network in each stage"
+        if self.pseudo_labels.given:
+            names = ("stage1_share", "stage1_networks", "loss.pd", "loss.fd", "fd_form", "pseudo_labels.rectify")
+            found |= dict.fromkeys(names, "with pseudo_labels.given=true, which leaves stage 1 out")
+        return found
 
 
 def two_stages(settings: MutualPartialSettings, table: AnnotationTable, cases: Sequence[str]) -> TwoStages:

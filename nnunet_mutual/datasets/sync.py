@@ -14,7 +14,7 @@ from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable, table_fingerprint
 from nnunet_mutual.datasets.raw import training_cases
 from nnunet_mutual.disk.files import keep_backup, read_json, read_object, write_json
-from nnunet_mutual.disk.locate import DatasetFolders, locate
+from nnunet_mutual.disk.locate import DatasetFolders, locate, plans_in
 from nnunet_mutual.errors import MutualError, shorten, shown
 from nnunet_mutual.settings import BLOCK
 
@@ -150,10 +150,12 @@ def _cases(block: Any) -> Mapping[str, Any]:
 
 
 def _anew(folders: DatasetFolders, redrawn: Sequence[str]) -> str:
+    assert folders.preprocessed is not None
+    command = f"nnunet_mutual plan_and_preprocess -d {folders.number} --as-planned"
+    commands = [f"{command} {plans}" for plans in plans_in(folders.preprocessed) or ["nnUNetPlans"]]
     return (
         f"{folders.name}: the label maps of {len(redrawn)} case(s) ({shorten(redrawn, 3)}) were drawn anew since they "
-        "were preprocessed, as the table says; preprocess them, which takes the table over, too: nnunet_mutual "
-        f"plan_and_preprocess -d {folders.number} --as-planned nnUNetPlans"
+        f"were preprocessed, as the table says; preprocess them, which takes the table over, too: {'; '.join(commands)}"
     )
 
 

@@ -169,8 +169,14 @@ def test_what_was_drawn_anew_is_preprocessed_and_not_only_declared(
     tiny.write_nifti(voxels, raw / "labelsTr" / "case_00.nii.gz")
     said = r"label maps of 1 case\(s\) \(case_00\) were drawn anew since they were preprocessed, as the table says"
     assert re.search(said, str(raw_and_preprocessed_differ(901)))
-    with pytest.raises(MutualError, match=f"{said}.*plan_and_preprocess -d 901 --as-planned nnUNetPlans"):
+    again = "nnunet_mutual plan_and_preprocess -d 901 --as-planned nnUNet"
+    with pytest.raises(MutualError, match=f"{said}.*{again}Plans$"):
         sync(901)
+    more = preprocessed / "nnUNetResEncUNetMPlans.json"
+    more.write_text((preprocessed / "nnUNetPlans.json").read_text())
+    with pytest.raises(MutualError, match=f"{again}Plans; {again}ResEncUNetMPlans$"):
+        sync(901)
+    more.unlink()
     assert (
         main(["plan_and_preprocess", "-d", "901", "--as-planned", "nnUNetPlans", "-c", "3d_fullres", "-np", "1"]) == 0
     )

@@ -286,10 +286,11 @@ def test_plan_writes_an_inheriting_configuration(nnunet_folders: Path, capsys: p
         "mutual": {"num_iterations_per_epoch": 9, "optimizer": "adamw"},
     }
     assert "nnunet_mutual train 901 3d_fullres_long all -tr PartialTrainer" in capsys.readouterr().out
-    plan("901", settings=["loss.pd=0.5", "stage2_networks=one"], **{**options, "name": "own"})
+    plan("901", settings=["loss.pd=0.5", "stage1_networks=groups"], **{**options, "name": "own"})
     assert capsys.readouterr().out.count("3d_fullres_own all -tr MutualPartialTrainer ") == 1
     for settings, sentence in (
         (["los.pd=3"], "did you mean 'loss'"),
+        (["loss.pd=3"], '"loss.pd" has no effect with stage1_networks="one"'),
         (["num_epoch=3"], "did you mean 'num_epochs'"),
         (["num_epochs=many"], '"num_epochs" must be int'),
         (["num_epochs"], "key=value"),

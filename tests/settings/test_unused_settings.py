@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.settings import Settings, read_settings
+from nnunet_mutual.settings import Settings, deep_merge, read_settings
 from nnunet_mutual.trainers.mean_teacher import MeanTeacherSettings
 from nnunet_mutual.trainers.mutual_correlation import MutualCorrelationSettings
 from nnunet_mutual.trainers.mutual_cross_modal import MutualCrossModalSettings
+from nnunet_mutual.trainers.mutual_partial import MutualPartialSettings
 from nnunet_mutual.trainers.mutual_prototype import MutualPrototypeSettings
 from nnunet_mutual.trainers.soft_label import SoftLabelSettings
 from nnunet_mutual.trainers.taught_partial import TaughtPartialSettings
 
+GIVEN = {"pseudo_labels": {"given": True}}
 UNUSED: list[tuple[type[Settings], dict[str, Any], str]] = [
     (MeanTeacherSettings, {"ema": 0.9, "ema_age": 0.1}, '"ema" has no effect with ema_age=0.1'),
     (TaughtPartialSettings, {"unlabelled_foreground_epochs": 5}, "has no effect with this trainer"),
@@ -45,6 +48,17 @@ UNUSED: list[tuple[type[Settings], dict[str, Any], str]] = [
     (MutualCrossModalSettings, {"form": "averages", "loss": {"contrast": 0.0}}, '"loss" has no effect with form="aver'),
     (TaughtPartialSettings, {"teachers": "crossed"}, '"teachers" has no effect with one network'),
     (TaughtPartialSettings, {"weight": 0.0, "sure": 0.5}, '"sure" has no effect with weight=0'),
+    (MutualPartialSettings, {"loss": {"pd": 0.5}}, '"loss.pd" has no effect with stage1_networks="one"'),
+    (MutualPartialSettings, {"stage1_networks": "groups", "loss": {"ps": 0.0}}, '"loss.ps" has no effect with stage2'),
+    (MutualPartialSettings, {"stage2_networks": "groups", "fd_form": "own"}, '"fd_form" has no effect with stage1'),
+    (MutualPartialSettings, {"ramp": {"end": 0.5}}, '"ramp" has no effect with one network in each stage'),
+    (MutualPartialSettings, {"stage1_networks": "groups", **GIVEN}, '"stage1_networks" has no effect with pseudo_lab'),
+    (MutualPartialSettings, {"stage1_share": 0.2, **GIVEN}, '"stage1_share" has no effect with pseudo_labels.given'),
+    (
+        MutualPartialSettings,
+        {"ema": 0.9, "pseudo_labels": {"given": True, "rectify": True}},
+        '"pseudo_labels.rectify" has no effect with pseudo_labels.given=true',
+    ),
 ]
 USED: list[tuple[type[Settings], dict[str, Any]]] = [
     (MutualCorrelationSettings, {"published": True, "dropout": 0.1}),
@@ -52,7 +66,12 @@ USED: list[tuple[type[Settings], dict[str, Any]]] = [
     (MutualCorrelationSettings, {"form": "crossed", "ema": 0.9, "ema_age": None, "dropout": 0.2, "own_views": False}),
     (MutualPrototypeSettings, {"role": "filter", "soft_loss": "sample", "confidence": 0.8}),  # the default says nothing
     (TaughtPartialSettings, {"networks": 2, "teachers": "crossed", "sure": 0.5}),
+    (MutualPartialSettings, {"stage1_networks": "groups", "fd_form": "own", "stage1_share": 0.2}),
 ]
+USED_IN_GROUPS = {
+    "stage1_networks": {"loss": {"pd": 0.5, "ps": 1.0}, "ramp": {"end": 0.5}},  # the default of ps says nothing
+    "stage2_networks": {"loss": {"dfs": 0.5}, "ramp": {"end": 0.5}, **GIVEN},
+}
 
 
 @pytest.mark.parametrize(("settings", "block", "words"), UNUSED)
@@ -66,3 +85,10 @@ def test_what_has_no_effect_is_refused(settings: type[Settings], block: dict[str
 def test_what_has_an_effect_is_read(settings: type[Settings], block: dict[str, Any]) -> None:
     read = read_settings(settings, block)
     assert {name: getattr(read, name) for name in block} == block
+
+
+@pytest.mark.parametrize("stage", USED_IN_GROUPS)
+def test_what_has_an_effect_on_groups_is_read(stage: str) -> None:
+    block = {stage: "groups", **USED_IN_GROUPS[stage]}
+    read = dataclasses.asdict(read_settings(MutualPartialSettings, block))
+    assert deep_merge(read, block) == read

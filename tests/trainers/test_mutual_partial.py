@@ -198,7 +198,7 @@ def test_a_wrong_table_is_found_before_a_split_is_made_of_it(nnunet_folders: Pat
 
 @pytest.mark.parametrize(("first", "second"), [("one", "one"), ("groups", "one"), ("one", "groups")])
 def test_single_networks(nnunet_folders: Path, first: str, second: str) -> None:
-    settings = {"num_epochs": 10, "stage1_networks": first, "stage2_networks": second}
+    settings = {"num_epochs": 10, "stage1_networks": first, "stage2_networks": second, "ramp": {}}
     trainer = trained(nnunet_folders, partial_block(), settings=settings)
     number = {"one": 1, "groups": 2}
     assert trainer.stages.first_epochs == 4 // number[first]

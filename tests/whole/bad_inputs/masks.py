@@ -110,7 +110,7 @@ ROWS = [
         nothing,
         "plan -d 901 --name new --set pseudo_labels.given=true stage1_networks=groups",
         "stage1_networks",
-        "would do nothing",
+        "leaves stage 1 out",
     ),
     row(
         "a weight of pseudo labels above 1",
