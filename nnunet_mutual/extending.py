@@ -1,7 +1,8 @@
 """What a trainer of your own may import, and will still find in the next release; see docs/extending.md."""
 
 from nnunet_mutual.batches.batch import Batch
-from nnunet_mutual.batches.streams import Stream, TwoStreams
+from nnunet_mutual.batches.streams import Stream
+from nnunet_mutual.batches.unlabelled_streams import TwoStreams
 from nnunet_mutual.objectives import Objective, Output, Progress, Said, Step, Term
 from nnunet_mutual.settings import PeersSettings, Settings, TeacherSettings, TermWeights, TwoStreamSettings
 from nnunet_mutual.trainers import MeanTeacherTrainer, PartialTrainer

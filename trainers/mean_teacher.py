@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.batches.streams import TwoStreams
+from nnunet_mutual.batches.unlabelled_streams import TwoStreams
 from nnunet_mutual.engine.peers import Peers
 from nnunet_mutual.objectives import Batch, Objective
 from nnunet_mutual.objectives.mean_teacher import MeanTeacherObjective

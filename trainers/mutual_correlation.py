@@ -11,7 +11,7 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import Tensor, nn
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.batches.streams import TwoStreams
+from nnunet_mutual.batches.unlabelled_streams import TwoStreams
 from nnunet_mutual.engine.peers import Peers
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.modules.attention import Inter, attention_stage, make_auxiliary

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nnunet_mutual.annotation.modality_groups import ModalityGroups, require_preprocessed_by_group
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.batches.streams import ModalityStreams, TwoStreams
+from nnunet_mutual.batches.unlabelled_streams import ModalityStreams, TwoStreams
 from nnunet_mutual.engine.checkpoints import save_atomically
 from nnunet_mutual.engine.peers import Peers, unwrap
 from nnunet_mutual.engine.soft_views import over_views

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.batches.streams import TwoStreams
+from nnunet_mutual.batches.unlabelled_streams import TwoStreams
 from nnunet_mutual.disk.trainings import FINAL
 from nnunet_mutual.engine.checkpoints import plain, save_atomically
 from nnunet_mutual.engine.online import annotated_counts

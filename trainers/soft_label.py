@@ -10,7 +10,7 @@ from typing import Any
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.batches.streams import SoftStreams, TwoStreams
+from nnunet_mutual.batches.unlabelled_streams import SoftStreams, TwoStreams
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Objective
 from nnunet_mutual.objectives.relearning import SoftLabelObjective

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nnunet_mutual.annotation.label_groups import choose_label_groups
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.batches.streams import ExchangedStreams
+from nnunet_mutual.batches.unlabelled_streams import ExchangedStreams
 from nnunet_mutual.engine.peers import Peers
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Objective

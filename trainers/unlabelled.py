@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.batches.streams import StreamSizes, TaughtStreams, TwoStreams
+from nnunet_mutual.batches.unlabelled_streams import StreamSizes, TaughtStreams, TwoStreams
 from nnunet_mutual.planning.needs import Needs, one_network
 from nnunet_mutual.preprocessing.unlabelled import unlabelled_dataset
 from nnunet_mutual.settings import TwoStreamSettings

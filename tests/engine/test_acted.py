@@ -12,7 +12,8 @@ from training import KEYS, SHORT, partial_block, trainer_for
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.decisions import Decision
-from nnunet_mutual.batches.streams import NO_IMAGES, Stream
+from nnunet_mutual.batches.streams import Stream
+from nnunet_mutual.batches.unlabelled_streams import NO_IMAGES
 from nnunet_mutual.engine.acted import Acted, in_stages, of_stream
 from nnunet_mutual.engine.checkpoint_file import read_checkpoint
 from nnunet_mutual.errors import MutualError

@@ -21,7 +21,7 @@ from planned import BRAIN, KEYS, PROSTATE, make_raw, plan, read_plans
 from tiny import NAME, PLAIN
 
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.batches.streams import StreamSizes
+from nnunet_mutual.batches.unlabelled_streams import StreamSizes
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.planners import MutualPlanner, MutualPlannerResEncL, MutualPlannerResEncM, MutualPlannerResEncXL
 from nnunet_mutual.planning.budget import GIB
