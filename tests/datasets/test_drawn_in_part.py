@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from annotating import table
 from checking import examine, sentences
 from merging import Pair, block_of
 from raw_dataset import NAME, RawDataset
@@ -41,12 +42,6 @@ TABLES: dict[str, str | dict[str, Any]] = {
 @pytest.fixture()
 def raw(nnunet_folders: Path) -> RawDataset:
     return RawDataset(nnunet_folders, DRAWN, {"background": 0, "liver": 1, "spleen": 2})
-
-
-def table(tmp_path: Path, content: str | dict[str, Any]) -> Path:
-    path = tmp_path / ("table.csv" if isinstance(content, str) else "table.json")
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return path
 
 
 def said(folder: Path) -> dict[str, tuple[set[str], set[str]]]:
