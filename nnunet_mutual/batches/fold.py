@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.disk.label_maps import TRUTH
 
 
 @dataclass(frozen=True)
@@ -37,4 +38,4 @@ class Fold:
     @property
     def references(self) -> Path:
         """The folder of the reference label maps, as they were drawn."""
-        return Path(self.folder).parent / "gt_segmentations"
+        return Path(self.folder).parent / TRUTH

@@ -12,6 +12,7 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.raw import cases_with_maps, images_of, read_dataset_json
 from nnunet_mutual.datasets.splits import first_fold
 from nnunet_mutual.disk.host_files import read_plans
+from nnunet_mutual.disk.label_maps import TRUTH, outdated
 from nnunet_mutual.disk.locate import DatasetFolders, locate, plans_in
 from nnunet_mutual.disk.trainings import plans_option, train_command
 from nnunet_mutual.errors import MutualError
@@ -50,7 +51,7 @@ class Contents:
         assert folders.preprocessed is not None
         content = read_dataset_json(folders.preprocessed)
         table = AnnotationTable.from_dataset_json(content)
-        cases = cases_with_maps(folders.preprocessed / "gt_segmentations", content["file_ending"], table)
+        cases = cases_with_maps(folders.preprocessed / TRUTH, content["file_ending"], table)
         raw = folders.raw is not None and bool(images_of(folders.raw / "imagesUn", content["file_ending"])[0])
         done = any((folders.preprocessed / "unlabelled").glob("*/*.pkl"))
         return cls(table, cases, raw or done)
@@ -83,7 +84,7 @@ def next_command(folders: DatasetFolders, contents: Contents, suggested: str, pl
     if contents.unlabelled and not any((folders.preprocessed / "unlabelled" / found.identifier).glob("*.pkl")):
         chosen = f"-d {number} -c {found.configuration}{plans_option(found.plans)}"
         return f"nnunet_mutual preprocess_unlabelled {chosen}"
-    if not by_group and unprepared(folders, contents.cases, found.identifier):
+    if unprepared(folders, contents.cases, found.identifier, by_group=by_group):
         return f"nnunet_mutual plan_and_preprocess -d {number} -c {found.configuration} --as-planned {found.plans}"
     accepting = None if found.trainer is None else [found.trainer]
     trainer, _ = fitting_trainers(
@@ -93,17 +94,20 @@ def next_command(folders: DatasetFolders, contents: Contents, suggested: str, pl
     return train_command(number, found.configuration, trainer, plans=found.plans, fold=fold)
 
 
-def unprepared(folders: DatasetFolders, cases: Sequence[str], identifier: str) -> list[str]:
-    """Returns the training cases that came after preprocessing, so that no training would use them.
+def unprepared(folders: DatasetFolders, cases: Sequence[str], identifier: str, *, by_group: bool = False) -> list[str]:
+    """Returns the training cases that came, or were drawn anew, after preprocessing: no training would use that.
 
     Args:
         folders: of a planned dataset.
         cases: training cases.
         identifier: nnU-Net's name for the folder of preprocessed cases.
+        by_group: whether cases that lack channels may have been left out.
     """
     assert folders.preprocessed is not None
-    there = {path.stem for path in (folders.preprocessed / identifier).glob("*.pkl")}
-    return [key for key in cases if key not in there]
+    data = folders.preprocessed / identifier
+    there = {path.stem for path in data.glob("*.pkl")}
+    stale = outdated(data, there, read_dataset_json(folders.preprocessed)["file_ending"])
+    return [key for key in cases if key in stale or not (by_group or key in there)]
 
 
 def say_next(dataset: str | int, plans: str) -> None:

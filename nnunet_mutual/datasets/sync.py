@@ -14,11 +14,13 @@ from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable, table_fingerprint
 from nnunet_mutual.datasets.raw import training_cases
 from nnunet_mutual.disk.files import keep_backup, read_json, read_object, write_json
+from nnunet_mutual.disk.label_maps import TRUTH
 from nnunet_mutual.disk.locate import DatasetFolders, locate, plans_in
 from nnunet_mutual.errors import MutualError, shorten, shown
 from nnunet_mutual.settings import BLOCK
 
 INTERRUPTED = ".accept.json"  # in the raw dataset while `nnunet_mutual accept` replaces files
+_FILES = "dataset"
 # What preprocessing and planning depend on: a difference here cannot be copied over.
 _PLANNED = ("labels", "regions_class_order", "channel_names", "modality", "file_ending")
 
@@ -129,14 +131,24 @@ def take_over(folders: DatasetFolders) -> None:
             write_json(paths[1], {**preprocessed, **{key: raw[key] for key in (BLOCK, "numTraining") if key in raw}})
 
 
+def take_over_files(folders: DatasetFolders) -> None:
+    """Copies which files are the training cases ("dataset"): nnU-Net preprocesses those that it planned with."""
+    paths = _paths(folders)
+    if paths is not None:
+        raw, preprocessed = (read_object(path) for path in paths)
+        if raw.get(_FILES) != preprocessed.get(_FILES):
+            preprocessed.pop(_FILES, None)
+            write_json(paths[1], {**preprocessed, **({_FILES: raw[_FILES]} if _FILES in raw else {})})
+
+
 def _redrawn(folders: DatasetFolders, raw: Any, preprocessed: Any) -> list[str]:
     """Returns cases of which the tables differ, and whose label maps were drawn anew since they were preprocessed."""
     assert folders.raw is not None and folders.preprocessed is not None
     old, new = (_cases(content.get(BLOCK)) for content in (preprocessed, raw))
     changed = {key for key in new if old.get(key) != new[key]}
-    truth = folders.preprocessed / "gt_segmentations"
+    truth, ending = folders.preprocessed / TRUTH, raw["file_ending"]
     labels = {key: files.label for key, files in training_cases(folders.raw, raw)[0].items() if key in changed}
-    pairs = {key: (label, truth / label.name) for key, label in labels.items()}
+    pairs = {key: (label, truth / (key + ending)) for key, label in labels.items()}
     return [
         key
         for key, files in pairs.items()
@@ -144,9 +156,12 @@ def _redrawn(folders: DatasetFolders, raw: Any, preprocessed: Any) -> list[str]:
     ]
 
 
-def _cases(block: Any) -> Mapping[str, Any]:
-    cases = block.get("cases") if isinstance(block, Mapping) else None
-    return cases if isinstance(cases, Mapping) else {}
+def _cases(block: Any) -> dict[str, Any]:
+    """Returns what each case says, and what its source says for it."""
+    parts = [block.get(part) if isinstance(block, Mapping) else None for part in ("sources", "cases")]
+    sources, cases = (part if isinstance(part, Mapping) else {} for part in parts)
+    said = {key: entry.get("source") if isinstance(entry, Mapping) else None for key, entry in cases.items()}
+    return {key: (sources.get(said[key]) if isinstance(said[key], str) else None, cases[key]) for key in cases}
 
 
 def _anew(folders: DatasetFolders, redrawn: Sequence[str]) -> str:
@@ -204,7 +219,7 @@ def _channels_otherwise(raw: Any, preprocessed: Any, folders: DatasetFolders) ->
         return None
     before, now = _lacking(old), _lacking(new)
     others = [key for key in before if key in now and before[key] != now[key]]
-    truth, ending = folders.preprocessed / "gt_segmentations", str(preprocessed.get("file_ending"))
+    truth, ending = folders.preprocessed / TRUTH, str(preprocessed.get("file_ending"))
     labelled = next((key for key in others if (truth / (key + ending)).is_file()), None)
     return labelled if labelled is not None and _planned_by_group(folders.preprocessed) else None
 

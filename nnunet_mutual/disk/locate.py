@@ -8,6 +8,7 @@ from pathlib import Path
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets, maybe_convert_to_dataset_name
 
+from nnunet_mutual.disk.label_maps import RECORD
 from nnunet_mutual.disk.names import safe_name
 from nnunet_mutual.errors import MutualError, meant, shorten
 
@@ -114,7 +115,7 @@ def _is_dataset_name(name: str) -> bool:
 def plans_in(preprocessed: Path) -> list[str]:
     """Returns the names of the plans of a preprocessed dataset."""
     names = (file.stem for file in preprocessed.glob("*Plans*.json"))
-    return sorted(name for name in names if not name.startswith("label_maps_"))  # records of what was preprocessed
+    return sorted(name for name in names if not name.startswith(RECORD))
 
 
 def plans_file(preprocessed: Path, plans: str) -> Path:

@@ -14,6 +14,7 @@ from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.datasets.split_problems import fold_problems
 from nnunet_mutual.datasets.splits import provide_splits
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
+from nnunet_mutual.disk.label_maps import outdated
 from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.engine.log import RunLog
 from nnunet_mutual.engine.parallel.ranks import Ranks
@@ -87,10 +88,7 @@ class FoldData:
             difference = raw_and_preprocessed_differ(Path(self.folder).parent.name)
             if difference:  # before a split is made of a wrong table
                 raise MutualError(difference)
-            if not Path(self.folder).is_dir():
-                raise MutualError(
-                    f"{self.folder} does not exist, so its configuration is not preprocessed; run {self.preprocess}"
-                )
+            self._require_preprocessed()
             self.table.require(self.keys())
             if self.fold != "all":
                 said = provide_splits(
@@ -102,6 +100,18 @@ class FoldData:
             self._require_first_stage(sorted({*split[0], *split[1]}))
             self._split = split
         return list(self._split[0]), list(self._split[1])
+
+    def _require_preprocessed(self) -> None:
+        """Verifies that the folder is there, and made of the label maps that are in gt_segmentations."""
+        if not Path(self.folder).is_dir():
+            raise MutualError(
+                f"{self.folder} does not exist, so its configuration is not preprocessed; run {self.preprocess}"
+            )
+        if stale := outdated(Path(self.folder), self.keys(), self.dataset_json["file_ending"]):
+            raise MutualError(
+                f"the label maps of {len(stale)} case(s) ({shorten(stale, 3)}) were drawn anew, and preprocessed for "
+                f"another configuration than this one; run {self.preprocess}"
+            )
 
     def _require_first_stage(self, keys: Sequence[str]) -> None:
         """Verifies that the first stage of a cascade has predicted every case: each fold those that it validates."""

@@ -26,6 +26,7 @@ from nnunet_mutual.datasets.raw import read_dataset_json, training_cases
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.folders import finish_interrupted, written_folders
 from nnunet_mutual.disk.host_files import read_fingerprint, read_plans, read_summary
+from nnunet_mutual.disk.label_maps import TRUTH
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.trainings import (
     FINAL,
@@ -235,7 +236,7 @@ def _card(model: Model, request: Request, trained: Sequence[TrainedFold]) -> str
     configuration = PlansManager(model.plan).get_configuration(request.configuration)
     preprocessed = request.folders.preprocessed
     if preprocessed is not None:
-        table = _of_training_cases(table, preprocessed / "gt_segmentations", dataset_json["file_ending"])
+        table = _of_training_cases(table, preprocessed / TRUTH, dataset_json["file_ending"])
     channels = AnnotationTable.from_dataset_json(model.dataset_json).channels
     origin = model_card.Origin(
         model.target.name,

@@ -24,10 +24,11 @@ from nnunet_mutual.datasets.examination import examine
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, training_cases
 from nnunet_mutual.datasets.splits import describe_splits, first_fold, stratified_splits
-from nnunet_mutual.datasets.sync import refuse_planned_otherwise, take_over
+from nnunet_mutual.datasets.sync import refuse_planned_otherwise, take_over, take_over_files
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.host_files import read_plans, read_splits
 from nnunet_mutual.disk.images import reader_for
+from nnunet_mutual.disk.label_maps import TRUTH, outdated, record
 from nnunet_mutual.disk.locate import locate, plans_file, require_root
 from nnunet_mutual.disk.trainings import train_command
 from nnunet_mutual.errors import MutualError, meant
@@ -47,7 +48,7 @@ from nnunet_mutual.plugin.compat import processes_of_planners
 from nnunet_mutual.plugin.find import public_names, resolve
 from nnunet_mutual.preprocessing.by_group import GroupPreprocessor, present_channels
 from nnunet_mutual.preprocessing.fingerprint import FingerprintExtractor
-from nnunet_mutual.preprocessing.label_maps import TRUTH, record, renew_truth
+from nnunet_mutual.preprocessing.label_maps import renew_truth
 from nnunet_mutual.preprocessing.unlabelled import unlabelled_keys
 from nnunet_mutual.preprocessing.update import UnlabelledImages, list_unlabelled, preprocess_unlabelled
 from nnunet_mutual.settings import merged_block, parse_settings, planned_trainer
@@ -173,6 +174,7 @@ def preprocess_as_planned(
     refuse_wrong_splits(images.folders, preprocessed, images.table, training)
     if check:
         refuse_errors(examine(images.folders, before_planning=True), images.folders, configurations, False)
+    take_over_files(images.folders)
     _preprocess(images, training, groups, plans, configurations, counts, limited=processes is not None)
 
 
@@ -236,10 +238,27 @@ def _preprocess(
         most = max(counts) if limited else None
         preprocess_unlabelled(folders.number, configurations=chosen, plans=plans, processes=most)
     _provide_splits(preprocessed, images, training)
+    _say_outdated(images, plans, list(training))
     first = next(name for name in ("3d_fullres", *chosen) if name in chosen)
     fold = first_fold(preprocessed, images.table, list(training))
     trainer, _ = choose_trainer(locate(folders.number), read_plans(preprocessed / f"{plans}.json"), first)
     print(f"Next:  {train_command(folders.number, first, trainer, plans=plans, fold=fold)}")
+
+
+def _say_outdated(images: UnlabelledImages, plans: str, cases: Sequence[str]) -> None:
+    """Names other configurations whose data are of older label maps than those that were preprocessed now."""
+    preprocessed = require_root("nnUNet_preprocessed") / images.folders.name
+    manager = PlansManager(read_object(preprocessed / f"{plans}.json"))
+    data: dict[str, str] = {}  # some configurations share theirs
+    for name in manager.available_configurations:
+        data.setdefault(manager.get_configuration(name).data_identifier, name)
+    ending = images.dataset_json["file_ending"]
+    stale = [name for identifier, name in data.items() if outdated(preprocessed / identifier, cases, ending)]
+    if stale:
+        print(
+            f"\n{', '.join(stale)}: preprocessed from label maps that were drawn anew since; before you train that:  "
+            f"nnunet_mutual plan_and_preprocess -d {images.folders.number} -c {' '.join(stale)} --as-planned {plans}"
+        )
 
 
 def _method(

@@ -1,16 +1,8 @@
-"""Which labels a training began with, so that a change under it is noticed.
-
-Thousands of label maps cannot be hashed at each start. Whoever makes preprocessed label maps (``plan_and_preprocess``,
-``accept``) therefore notes them in ``nnUNet_preprocessed/D/label_maps_<data identifier>.json``, a line per case: the
-bytes of the label map in gt_segmentations, those of the preprocessed one, and the hash of the former. A note counts
-while both sizes are as noted; what stock nnU-Net has preprocessed has none and is known by its sizes alone. The record
-lies beside the folder of the data, because nnU-Net knows the kind of that folder by the file endings in it.
-"""
+"""Which labels a training began with, so that a change under it is noticed."""
 
 from __future__ import annotations
 
 import filecmp
-import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,55 +10,11 @@ from typing import Any
 
 from nnunet_mutual.annotation.table import table_fingerprint
 from nnunet_mutual.datasets.sync import first_difference
-from nnunet_mutual.disk.files import read_json, read_object, write_json
+from nnunet_mutual.disk.files import read_object
+from nnunet_mutual.disk.label_maps import TRUTH, Maps, read_maps, record_of, stat_of
 from nnunet_mutual.disk.writing import written
 from nnunet_mutual.errors import MutualError, shorten
 from nnunet_mutual.settings import BLOCK
-
-TRUTH = "gt_segmentations"
-# Of each case: bytes in gt_segmentations, bytes preprocessed (None: not there), SHA-256 ("": unknown).
-Maps = dict[str, list[Any]]
-
-
-def record_of(data: Path) -> Path:
-    """Path of the record of a folder of preprocessed cases."""
-    return data.with_name(f"label_maps_{data.name}.json")
-
-
-def read_record(data: Path) -> Maps:
-    """Reads what was noted about a folder of preprocessed cases; what nobody noted, or nobody can read, is unknown."""
-    try:
-        found = read_json(record_of(data))
-    except MutualError:
-        return {}
-    return {k: v for k, v in found.items() if isinstance(v, list) and len(v) == 3} if isinstance(found, dict) else {}
-
-
-def note(label: Path, truth: Path, preprocessed: Path) -> list[Any]:
-    """Returns what is noted about a case.
-
-    Args:
-        label: the label map, which is hashed.
-        truth: its copy in gt_segmentations.
-        preprocessed: as nnU-Net preprocessed it.
-    """
-    return [_bytes(truth), _bytes(preprocessed), hashlib.sha256(label.read_bytes()).hexdigest()]
-
-
-def record(data: Path, labels: Mapping[str, Path], ending: str) -> None:
-    """Notes all label maps of a folder that was just preprocessed.
-
-    Args:
-        data: ``nnUNet_preprocessed/D/<data identifier>``.
-        labels: the label map of each case.
-        ending: of label maps.
-
-    Raises:
-        MutualError: the record cannot be written.
-    """
-    truth = data.parent / TRUTH
-    notes = {key: note(path, truth / (key + ending), preprocessed_map(data, key)) for key, path in labels.items()}
-    write_json(record_of(data), notes)
 
 
 def renew_truth(truth: Path, labels: Mapping[str, Path], ending: str) -> None:
@@ -88,22 +36,6 @@ def renew_truth(truth: Path, labels: Mapping[str, Path], ending: str) -> None:
     for path in truth.glob(f"[!.]*{ending}"):
         if path.name.removesuffix(ending) not in labels:
             path.unlink()
-
-
-def preprocessed_map(data: Path, key: str) -> Path:
-    """Path of a preprocessed label map."""
-    return data / f"{key}_seg.b2nd"
-
-
-def read_maps(data: Path, keys: Iterable[str], ending: str) -> Maps:
-    """Returns what is known of the label maps of some cases, from sizes of files and from the record."""
-    noted = read_record(data)
-    found = {}
-    for key in keys:
-        sizes = [_bytes(data.parent / TRUTH / (key + ending)), _bytes(preprocessed_map(data, key))]
-        known = noted.get(key)
-        found[key] = [*sizes, known[2] if known is not None and known[:2] == sizes else ""]
-    return found
 
 
 def difference(then: Mapping[str, Any], now: Mapping[str, Any], maps_then: Maps | None, maps_now: Maps) -> str | None:
@@ -170,7 +102,7 @@ class Labels:
         """Changes whenever a file of a case is replaced, by which the folders that hold it change."""
         base = self._data.parent
         paths = [base / "dataset.json", record_of(self._data), self._data, base / TRUTH]
-        return [(s.st_mtime_ns, s.st_size) if (s := _stat(path)) else None for path in paths]
+        return [(s.st_mtime_ns, s.st_size) if (s := stat_of(path)) else None for path in paths]
 
 
 class LabelWatch:
@@ -269,15 +201,3 @@ def _differ(then: Sequence[Any], now: Sequence[Any]) -> bool:
     if then[2] and now[2]:
         return bool(then[2] != now[2])
     return list(then[:2]) != list(now[:2])
-
-
-def _bytes(path: Path) -> int | None:
-    found = _stat(path)
-    return found.st_size if found else None
-
-
-def _stat(path: Path) -> Any:
-    try:
-        return path.stat()
-    except OSError:
-        return None

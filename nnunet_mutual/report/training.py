@@ -17,6 +17,7 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.raw import cases_with_maps, read_dataset_json, unlabelled_cases
 from nnunet_mutual.disk.files import natural, read_object
 from nnunet_mutual.disk.host_files import read_plans, read_splits
+from nnunet_mutual.disk.label_maps import TRUTH
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.shapes import require_shape
 from nnunet_mutual.disk.trainings import FINAL, NamedTraining, fold_of
@@ -160,8 +161,8 @@ class Training:
     def references(self) -> Path | None:
         """Folder of the drawn label maps, if the dataset is at hand."""
         preprocessed, raw = self.folders.preprocessed, self.folders.raw
-        if preprocessed is not None and (preprocessed / "gt_segmentations").is_dir():
-            return preprocessed / "gt_segmentations"
+        if preprocessed is not None and (preprocessed / TRUTH).is_dir():
+            return preprocessed / TRUTH
         return raw / "labelsTr" if raw is not None else None
 
     @cached_property

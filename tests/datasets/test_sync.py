@@ -150,6 +150,32 @@ def test_what_planning_went_by_cannot_be_copied(raw: RawDataset, preprocessed: P
     assert preprocessed.read_bytes() == before
 
 
+@pytest.mark.parametrize("place", ["case", "source", "file of another name"])
+def test_what_was_drawn_anew_is_found_wherever_it_is_said(nnunet_folders: Path, place: str) -> None:
+    preprocessed = tiny.make_dataset(nnunet_folders, block=tiny.two_sources(["liver"], ["tumour", "spleen"], KEYS))
+    raw = nnunet_folders / "nnUNet_raw" / tiny.NAME
+    content = json.loads((raw / "dataset.json").read_text())
+    label = raw / "labelsTr" / "case_00.nii.gz"
+    if place == "file of another name":
+        label = label.rename(label.with_name("drawn.nii.gz"))
+        names = {key: key if key != "case_00" else "drawn" for key in KEYS}
+        files = {
+            k: {"images": [f"imagesTr/{k}_0000.nii.gz"], "label": f"labelsTr/{n}.nii.gz"} for k, n in names.items()
+        }
+        content["dataset"] = files
+    block = content["mutual"]
+    entry = block["sources"]["a"] if place == "source" else block["cases"]["case_00"]
+    entry["annotated"] = ["liver", "spleen"]
+    (raw / "dataset.json").write_text(json.dumps(content))
+    voxels = sitk.GetArrayFromImage(sitk.ReadImage(str(label)))
+    voxels[:2, :3, :3] = 3
+    tiny.write_nifti(voxels, label)
+    before = (preprocessed / "dataset.json").read_bytes()
+    with pytest.raises(MutualError, match=r"label maps of 1 case\(s\) \(case_00\) were drawn anew"):
+        sync(901)
+    assert (preprocessed / "dataset.json").read_bytes() == before
+
+
 def test_what_was_drawn_anew_is_preprocessed_and_not_only_declared(
     nnunet_folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,17 +16,11 @@ import torch
 from reviewing import REVIEW, decided, fabricate, fill, run
 from training import KEYS, curves, largest_difference, stop_at, trainer_for, weights
 
+from nnunet_mutual.cli.parser import main
+from nnunet_mutual.disk.label_maps import Maps, outdated, read_maps, read_record, record, record_of
 from nnunet_mutual.engine.validation import FoldValidation
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.preprocessing.label_maps import (
-    Maps,
-    difference,
-    read_maps,
-    read_record,
-    record,
-    record_of,
-    renew_truth,
-)
+from nnunet_mutual.preprocessing.label_maps import difference, renew_truth
 from nnunet_mutual.trainers import MutualPartialTrainer, PartialTrainer
 
 DATA = "nnUNetPlans_3d_fullres"
@@ -247,3 +241,28 @@ def test_accept_notes_what_it_writes(nnunet_folders: Path, monkeypatch: pytest.M
     assert [key for key in KEYS if before[key][2] != after[key][2]] == ["case_00"]
     assert all(after[key][2] for key in KEYS), "the notes of the others still count"
     assert not np.array_equal(before["case_00"][:2], after["case_00"][:2])
+
+
+def test_another_configuration_that_is_of_older_label_maps_is_not_trained(
+    nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As plan_and_preprocess -c 2d leaves it: the table and gt_segmentations are new, 3d_fullres is not."""
+    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    preprocessed = tiny.make_dataset(nnunet_folders, configurations=("2d", "3d_fullres"))
+    raw = nnunet_folders / "nnUNet_raw" / tiny.NAME
+    labels = {key: raw / "labelsTr" / f"{key}.nii.gz" for key in KEYS}
+    data = {name: preprocessed / f"nnUNetPlans_{name}" for name in ("2d", "3d_fullres")}
+    for folder in data.values():
+        record(folder, labels, ".nii.gz")
+    trainer_for(preprocessed, PartialTrainer).do_split()
+    tiny.write_nifti(np.full((16, 20, 18), 3, np.uint8), labels["case_00"])
+    again = "plan_and_preprocess -d 901 -c 3d_fullres --as-planned nnUNetPlans"
+    assert main([*again.replace("3d_fullres", "2d").split(), "--no-check", "-np", "1"]) == 0
+    said = "3d_fullres: preprocessed from label maps that were drawn anew since; before you train that:"
+    assert f"{said}  nnunet_mutual {again}\n" in capsys.readouterr().out
+    assert [outdated(folder, KEYS, ".nii.gz") for folder in data.values()] == [[], ["case_00"]]
+    trainer_for(preprocessed, PartialTrainer, "2d").do_split()
+    with pytest.raises(MutualError, match=rf"label maps of 1 case\(s\) \(case_00\) were drawn anew.*{again}"):
+        trainer_for(preprocessed, PartialTrainer).do_split()
+    main(["check", "901"])
+    assert f" nnunet_mutual {again}\n" in capsys.readouterr().out

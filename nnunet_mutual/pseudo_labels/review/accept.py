@@ -25,11 +25,11 @@ from nnunet_mutual.disk.cores import each_case
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.folders import temporary_folder
 from nnunet_mutual.disk.images import reader_for
+from nnunet_mutual.disk.label_maps import TRUTH, note, preprocessed_map, read_record, record_of
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.swap import BACKUP, Roots, Swap, forget_old, swap_all, undo
 from nnunet_mutual.disk.trainings import plans_option
 from nnunet_mutual.errors import MutualError, typed
-from nnunet_mutual.preprocessing.label_maps import note, preprocessed_map, read_record, record_of
 from nnunet_mutual.pseudo_labels.review.arrivals import (
     declared,
     leave_unlabelled,
@@ -260,10 +260,10 @@ def _swaps_of_data(
         folder.mkdir(exist_ok=True)
         for new in data.make(opened.files[key], label, content, folder):
             swaps.append(Swap(new, data.folder / new.name))
-    if (root / "gt_segmentations").is_dir():
+    if (root / TRUTH).is_dir():
         new = scratch[root] / label.name
         shutil.copyfile(label, new)
-        swaps.append(Swap(new, root / "gt_segmentations" / label.name))
+        swaps.append(Swap(new, root / TRUTH / label.name))
     return swaps
 
 
