@@ -328,6 +328,21 @@ def test_reorient_makes_nnunet_turn_the_images(pair: Pair) -> None:
     assert check(111) == 0
 
 
+@pytest.mark.parametrize("why", ["a dataset asks for it", "another format"])
+def test_an_image_is_known_however_its_dataset_is_turned(nnunet_folders: Path, why: str) -> None:
+    pair = Pair(nnunet_folders, ending=".nrrd" if why == "another format" else ".nii.gz")
+    pair.twin({1: 20}, {0: 20, 2: 8})
+    if why == "a dataset asks for it":
+        pair.liver.save(overwrite_image_reader_writer="NibabelIOWithReorient")
+    block_of(pair.liver, {"a": {"annotated": ["liver"]}}, {key: {"source": "a"} for key in pair.liver.drawn})
+    drawn = {"b": {"annotated": ["kidney", "spleen"]}}
+    block_of(pair.spleen, drawn, {key: {"source": "b"} for key in pair.spleen.drawn})
+    assert pair.merge("--reorient", "--ending", ".nii.gz") == 0
+    assert dataset_json(pair)["numTraining"] == 4
+    label = pair.label_map("Liver_c_1").ravel()
+    assert (label[:20] == 1).all() and (label[20:28] == 3).all() and not label[28:].any()
+
+
 def test_unlabelled_images_are_listed_with_their_source(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
     unlabelled(pair.liver, {"u_1": voxels(40), "u_2": voxels(1)})  # u_2 is the image of c_2
     pair.liver.image("c_2", voxels(1))

@@ -13,6 +13,7 @@ from nnunet_mutual.errors import MutualError, shorten, spelling_key, typed
 
 _ALIKE = 0.85  # of difflib: tumor and tumour are 0.91 alike, left and right parotid 0.73
 NIFTI = (".nii.gz", ".nii")
+REORIENT = "NibabelIOWithReorient"  # nnU-Net's reader that turns all NIfTI images into one orientation
 
 
 @dataclass(frozen=True)

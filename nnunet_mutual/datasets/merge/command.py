@@ -13,7 +13,7 @@ from tqdm import tqdm
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.coverage import coverage, format_coverage
 from nnunet_mutual.datasets.merge import traps
-from nnunet_mutual.datasets.merge.agreement import Target, agree, similar_labels
+from nnunet_mutual.datasets.merge.agreement import REORIENT, Target, agree, similar_labels
 from nnunet_mutual.datasets.merge.contains import decide_contains
 from nnunet_mutual.datasets.merge.identical import Contradiction, combine, group_equal, refuse_pseudo
 from nnunet_mutual.datasets.merge.merged_cases import MergedCase, merged_cases, merged_dataset_json, view_of
@@ -87,7 +87,7 @@ def merge(datasets: Sequence[str], output: str, options: MergeOptions | None = N
         target,
         contains,
         same_patients=options.patients == "same",
-        reader=traps.REORIENT if turn else _common_reader(sources, target),
+        reader=REORIENT if turn else _common_reader(sources, target),
     )
     table = AnnotationTable.from_dataset_json(dataset_json)
     table.require(case.key for case in cases if case.labelled)
@@ -113,7 +113,7 @@ def _common_reader(sources: Sequence[MergeSource], target: Target) -> str | None
     named = {source.dataset_json.get("overwrite_image_reader_writer") for source in sources}
     endings = {source.dataset_json["file_ending"] for source in sources}
     only = named.pop() if len(named) == 1 and endings == {target.ending} else None
-    return only if only not in ("None", traps.REORIENT) else None
+    return only if only not in ("None", REORIENT) else None
 
 
 def _contradictions(

@@ -16,7 +16,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 
 from nnunet_mutual.datasets.case_voxels import inspect_case
-from nnunet_mutual.datasets.merge.agreement import NIFTI
+from nnunet_mutual.datasets.merge.agreement import NIFTI, REORIENT
 from nnunet_mutual.datasets.merge.sources import MergeSource
 from nnunet_mutual.datasets.problems import ERROR, Problem
 from nnunet_mutual.datasets.raw import CaseFiles
@@ -24,6 +24,7 @@ from nnunet_mutual.datasets.volumes import Finding, exact
 from nnunet_mutual.disk.cores import each_case
 from nnunet_mutual.disk.images import reader_for
 
+DIRECTED = (".nrrd", ".mha", ".gipl")  # formats, beside NIfTI, that say how their axes lie
 PERCENTILES = (0.5, 50.0, 99.5)
 _SAMPLES = 200_000  # voxels per channel for the percentiles
 
@@ -76,18 +77,22 @@ def readers(sources: Sequence[MergeSource], ending: str, *, reorient: bool) -> d
     Args:
         sources: the datasets.
         ending: of the merged dataset.
-        reorient: read NIfTI files in one orientation, as the merged dataset will be read.
+        reorient: read all in one orientation, as the merged dataset will be read; so it is, too, where a dataset asks
+            for that: equal images of different datasets are known by the order of their voxels.
 
     Raises:
         MutualError: nnU-Net has no reader for a file ending.
     """
     found = {}
+    named = "overwrite_image_reader_writer"
+    reorient = reorient or any(source.dataset_json.get(named) == REORIENT for source in sources)
     for source in sources:
         content = dict(source.dataset_json)
-        if reorient and content["file_ending"] in NIFTI:
-            content["overwrite_image_reader_writer"] = "NibabelIOWithReorient"
-        elif content["file_ending"] != ending:
-            content["overwrite_image_reader_writer"] = "SimpleITKIO"  # the one that reads and writes all these formats
+        own = content["file_ending"]
+        if reorient and own in (*NIFTI, *DIRECTED):
+            content[named] = REORIENT if own in NIFTI else "SimpleITKIOWithReorient"
+        elif own != ending:
+            content[named] = "SimpleITKIO"  # the one that reads and writes all these formats
         examples = [path for files in source.training.values() for path in files.images.values()]
         found[source] = reader_for(content, examples)
     return found
@@ -123,7 +128,7 @@ def orientation(path: Path) -> str | None:
     if path.name.endswith(NIFTI):
         image: Any = nibabel.load(path)
         return "".join(code or "?" for code in nibabel.aff2axcodes(image.affine))
-    if path.name.endswith((".nrrd", ".mha", ".gipl")):
+    if path.name.endswith(DIRECTED):
         header = sitk.ImageFileReader()
         header.SetFileName(str(path))
         header.ReadImageInformation()

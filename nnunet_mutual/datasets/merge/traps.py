@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_mutual.datasets.coverage import columns, fully_drawn
-from nnunet_mutual.datasets.merge.agreement import NIFTI
+from nnunet_mutual.datasets.merge.agreement import NIFTI, REORIENT
 from nnunet_mutual.datasets.merge.scan import PERCENTILES, Scan
 from nnunet_mutual.datasets.merge.sources import MergeSource
 from nnunet_mutual.datasets.problems import ERROR, Problem
 from nnunet_mutual.disk.files import natural
 from nnunet_mutual.errors import MutualError, shorten
 
-REORIENT = "NibabelIOWithReorient"
 # Channels whose values nnU-Net takes as they are; the others are scaled image by image, so that an offset is harmless.
 _ABSOLUTE = ("ct", "nonorm", "rgb_to_0_1")
 _SHIFT_HU = 500.0  # air to water is 1000, usual offsets are 1000 and 1024; what differs between body parts is less
