@@ -139,6 +139,8 @@ def case_of(
     patient = entry.get("patient")
     if patient is not None and not isinstance(patient, str):
         raise MutualError(f'"patient" of {place} of dataset.json must be text, found {patient!r}; put it in quotes')
+    if patient is not None and not patient.strip():
+        raise MutualError(f'"patient" of {place} of dataset.json is empty; name the patient, or leave the entry out')
     if patient is not None:
         safe_text(patient, f"patient of {place} of dataset.json")
     pseudo = names_of(entry.get("pseudo", []), labels, f"pseudo of {place}", "label")

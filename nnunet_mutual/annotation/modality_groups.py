@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nnunet_mutual.annotation.cases import Case
+from nnunet_mutual.annotation.schema import group_name
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.errors import MutualError, meant
 
@@ -97,13 +98,7 @@ def parse_modality_groups(entries: Sequence[str], channels: Sequence[str]) -> di
         members = [channel.strip() for channel in text.split(",")]
         if not equals or not all(members):
             raise MutualError(f"--groups {entry!r} is not of the form NAME=CHANNEL,CHANNEL, such as T1=T1")
-        if not name.isalnum() or not name.isascii():
-            raise MutualError(f"the group name {name!r} must consist of letters and digits: models are called by it")
-        if name == "full":
-            raise MutualError(
-                "a group called full would have its results where nnU-Net's whole predictions are; rename it"
-            )
-        if name in found:
+        if group_name(name) in found:
             raise MutualError(f"the group {name} is given twice; choose another name for one of them")
         for channel in members:
             if channel not in channels:

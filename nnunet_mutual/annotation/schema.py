@@ -41,6 +41,15 @@ def names_of(value: Any, known: Iterable[str], place: str, what: str) -> frozens
     return frozenset(value)
 
 
+def group_name(name: str) -> str:
+    """Returns the name of a modality group, by which folders and models are called."""
+    if not name.isalnum() or not name.isascii():
+        raise MutualError(f"the group name {name!r} must consist of letters and digits: models are called by it")
+    if name == "full":
+        raise MutualError("a group called full would have its results where nnU-Net's whole predictions are; rename it")
+    return name
+
+
 def integers(value: Any) -> tuple[int, ...]:
     """Returns the integers of a label: one, or several of a region."""
     items = value if isinstance(value, (list, tuple)) else (value,)

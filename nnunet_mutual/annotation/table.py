@@ -16,6 +16,7 @@ from typing import Any
 from nnunet_mutual.annotation.cases import Case, Outline, Source, case_of, closure, source_of
 from nnunet_mutual.annotation.schema import (
     channels_of,
+    group_name,
     integers,
     known_keys,
     mapping,
@@ -256,5 +257,5 @@ def _groups(groups: Any, channels: tuple[str, ...]) -> dict[str, tuple[str, ...]
             raise MutualError(
                 f'modality group "{name}" of dataset.json is empty; list its channels: {", ".join(channels)}'
             )
-        found[safe_name(name, "modality group of dataset.json")] = tuple(members)
+        found[group_name(name)] = tuple(members)
     return found

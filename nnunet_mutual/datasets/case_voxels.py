@@ -104,6 +104,9 @@ def outside_annotation(counts: Mapping[int, int], table: AnnotationTable, annota
     return found
 
 
+TOGETHER = "the channels are in one file, as in colour images, and groups need each in its own; save them so"
+
+
 def in_one_file(files: CaseFiles, case: Case | None, table: AnnotationTable) -> bool:
     """Whether all channels of a case are in one file, as in colour images."""
     return len(files.images) == 1 < len(table.channels) - (0 if case is None else len(case.missing))

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from nnunet_mutual.annotation.modality_groups import ModalityGroups, parse_modality_groups
 from nnunet_mutual.annotation.table import VERSION, AnnotationTable
+from nnunet_mutual.datasets.case_voxels import TOGETHER, in_one_file
 from nnunet_mutual.datasets.raw import read_dataset_json, training_cases
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ, refuse_interrupted, sync
 from nnunet_mutual.disk.files import keep_backup, write_json
 from nnunet_mutual.disk.locate import locate
+from nnunet_mutual.errors import MutualError
 from nnunet_mutual.settings import BLOCK
 
 
@@ -31,9 +33,12 @@ def declare_groups(dataset: str | int, entries: Sequence[str]) -> None:
     path = folders.raw / "dataset.json"
     content = read_dataset_json(folders.raw)
     table = AnnotationTable.from_dataset_json(content)
+    files = training_cases(folders.raw, content)[0]
+    if any(in_one_file(one, table.cases.get(key), table) for key, one in files.items()):
+        raise MutualError(f"{folders.name}: {TOGETHER}")
     block = content.get(BLOCK)
     if block is None:
-        cases = {key: {"source": folders.name} for key in training_cases(folders.raw, content)[0]}
+        cases = {key: {"source": folders.name} for key in files}
         block = {"version": VERSION, "sources": {folders.name: {"annotated": list(table.labels)}}, "cases": cases}
     groups = parse_modality_groups(entries, table.channels)
     new = {**content, BLOCK: {**block, "modality_groups": groups}}

@@ -12,7 +12,7 @@ from typing import Any
 from nnunet_mutual.annotation.cases import Case
 from nnunet_mutual.annotation.modality_groups import ModalityGroups
 from nnunet_mutual.annotation.table import AnnotationTable, drawn_in_part
-from nnunet_mutual.datasets.case_voxels import in_one_file, missing_files
+from nnunet_mutual.datasets.case_voxels import TOGETHER, in_one_file, missing_files
 from nnunet_mutual.datasets.coverage import Cell, coverage
 from nnunet_mutual.datasets.look import Seen, look
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
@@ -23,7 +23,7 @@ from nnunet_mutual.datasets.tolerant import readable_table
 from nnunet_mutual.disk.files import natural, read_json
 from nnunet_mutual.disk.images import reader_for
 from nnunet_mutual.disk.locate import DatasetFolders
-from nnunet_mutual.errors import MutualError, Spellings, shorten, typed
+from nnunet_mutual.errors import MutualError, Spellings, shorten, shown, typed
 from nnunet_mutual.settings import BLOCK
 
 
@@ -85,7 +85,8 @@ def examine(folders: DatasetFolders, *, before_planning: bool = False, headers_o
     problems += found + _misspelt_problems(folders.raw) + _unlabelled_problems(table, files, unlabelled)
     if table.declared:
         problems += listing_problems(_listed(dataset_json[BLOCK]), files, set(unlabelled))
-    problems += _missing_channels(table, {**unlabelled, **files}) + _group_problems(table, list(cases.values()))
+    problems += _missing_channels(table, {**unlabelled, **files})
+    problems += _group_problems(table, list(cases.values()), files)
     reader = reader_for(dataset_json, [path for case in files.values() for path in case.images.values()])
     seen = look(files, cases, table, reader, headers_only=headers_only)
     problems += [problem for one in seen.values() for problem in one.problems] + _no_ct(table, seen)
@@ -149,11 +150,16 @@ def _misspelt_problems(raw: Path) -> list[Problem]:
     return [Problem(WARNING, name, text) for name in alike]
 
 
+def _together(table: AnnotationTable, training: Mapping[str, CaseFiles]) -> bool:
+    """Whether the channels of some case are in one file."""
+    return any(in_one_file(files, table.cases.get(key), table) for key, files in training.items())
+
+
 def _unlabelled_problems(
     table: AnnotationTable, training: Mapping[str, CaseFiles], unlabelled: Mapping[str, CaseFiles]
 ) -> list[Problem]:
     """Channels that images in imagesUn lack, by the names of their files; preprocessing reads the files."""
-    if any(in_one_file(files, table.cases.get(key), table) for key, files in training.items()):
+    if _together(table, training):
         return []
     problems = []
     for number, name in enumerate(table.channels):
@@ -191,8 +197,8 @@ def _missing_channels(table: AnnotationTable, files: Mapping[str, CaseFiles]) ->
     ]
 
 
-def _group_problems(table: AnnotationTable, cases: Sequence[Case]) -> list[Problem]:
-    """A modality group learns from the cases that have all its channels."""
+def _group_problems(table: AnnotationTable, cases: Sequence[Case], training: Mapping[str, CaseFiles]) -> list[Problem]:
+    """A modality group learns from the cases that have all its channels, each in a file of its own."""
     text = (
         'every case lacks one of its channels ({}), so nothing could teach its network; correct "missing" in the '
         "table, or remove the group: nnunet_mutual plan --groups"
@@ -202,6 +208,8 @@ def _group_problems(table: AnnotationTable, cases: Sequence[Case]) -> list[Probl
         for name, channels in table.modality_groups.items()
         if cases and not any(case.missing.isdisjoint(channels) for case in cases)
     ]
+    if table.modality_groups and _together(table, training):
+        problems.append(Problem(ERROR, "modality groups", TOGETHER))
     try:
         if table.modality_groups:
             ModalityGroups.of(table)
@@ -231,12 +239,25 @@ def _dataset_problems(dataset_json: Mapping[str, Any], table: AnnotationTable, n
     if (background := dataset_json["labels"].get("background")) not in (0, "0"):
         found = "has no" if background is None else f"has {background!r} instead of"
         error(f'"labels" {found} "background": 0; correct it')
-    if table.is_regions and len(dataset_json.get("regions_class_order") or ()) != len(table.labels):
-        error(
-            f'"regions_class_order" must list one value for each of the {len(table.labels)} regions; see nnU-Net\'s '
-            "region_based_training.md"
-        )
+    if table.is_regions and (wrong := _wrong_order(dataset_json.get("regions_class_order"), table)):
+        error(f'"regions_class_order" {wrong}; see nnU-Net\'s region_based_training.md')
     return problems
+
+
+def _wrong_order(order: Any, table: AnnotationTable) -> str | None:
+    """Says why nnU-Net could not make a label map of predicted regions: it paints one over the other, in order."""
+    if not isinstance(order, list) or len(order) != len(table.labels) or any(type(value) is not int for value in order):
+        return f"must list one value for each of the {len(table.labels)} regions, found {shown(order)}"
+    for number, (name, value) in enumerate(zip(table.labels, order, strict=True)):
+        own, later = set(table.values[name]), table.labels[number + 1 :]
+        if value not in own:
+            return f"gives {name} the value {value}, which is not in that region; give one of {sorted(own)}"
+        over = next((other for other in later if value in table.values[other]), None)
+        if over is not None:
+            left = sorted(own.difference(*(table.values[other] for other in later)))
+            mend = f"give one of {left}" if left else f'name {over} before {name} in "labels"'
+            return f"gives {name} the value {value}, over which {over} is painted, so that {name} is lost; {mend}"
+    return None
 
 
 def listing_problems(listed: set[str], files: Mapping[str, CaseFiles], unlabelled: set[str]) -> list[Problem]:

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 
 from nnunet_mutual.datasets.raw import CaseFiles
-from nnunet_mutual.disk.images import sidecar
+from nnunet_mutual.disk.images import sidecar, write_image
 from nnunet_mutual.disk.locate import require_root
 from nnunet_mutual.errors import MutualError
 
@@ -58,7 +58,7 @@ def place_images(files: CaseFiles, folder: Path, key: str, ending: str, *, copy:
         if path.name.endswith(ending):
             link_or_copy(path, place, copy=copy)
         else:
-            sitk.WriteImage(sitk.ReadImage(str(path)), str(place), useCompression=True)
+            write_image(sitk.ReadImage(str(path)), place)
     spacing = sidecar(next(iter(files.images.values())), is_label=False)
     if ending.startswith(".tif") and spacing is not None:
         link_or_copy(spacing, folder / f"{key}.json", copy=copy)

@@ -76,6 +76,11 @@ def training_cases(folder: Path, dataset_json: Mapping[str, Any]) -> tuple[dict[
     problems: list[Problem] = []
     if "dataset" in dataset_json:
         cases = _declared_files(folder, dataset_json["dataset"])
+        if not cases:
+            raise MutualError(
+                f'"dataset" of {folder / "dataset.json"} lists no case; list them, or remove it to read imagesTr and '
+                "labelsTr"
+            )
         problems = [
             Problem(ERROR, f"case {key}", f"{files.label} does not exist; correct the path in dataset.json")
             for key, files in cases.items()
@@ -145,13 +150,12 @@ def _declared_files(folder: Path, entries: Any) -> dict[str, CaseFiles]:
     cases = {}
     for key, entry in entries.items():
         safe_name(key, f'case in "dataset" of {folder / "dataset.json"}')
-        try:
-            images = {channel: resolve(path) for channel, path in enumerate(entry["images"])}
-            cases[key] = CaseFiles(key, images, resolve(entry["label"]))
-        except (TypeError, KeyError):
+        paths, label = (entry.get(part) if isinstance(entry, dict) else None for part in ("images", "label"))
+        if not (isinstance(paths, list) and all(isinstance(path, str) for path in paths) and isinstance(label, str)):
             raise MutualError(
                 f'"dataset" of dataset.json: case "{key}" must be {{"images": [...], "label": ...}}, found {entry!r}'
-            ) from None
+            )
+        cases[key] = CaseFiles(key, {channel: resolve(path) for channel, path in enumerate(paths)}, resolve(label))
     return cases
 
 
@@ -195,6 +199,12 @@ def _refuse_numbered_cases(
 def _no_case(folder: Path, ending: str) -> str:
     """Says why no image is a training case."""
     names = _names(folder)
+    found = {numbered[1] for name in names if (numbered := re.search(r"_\d{4}(\.\D\S*)$", name))} - {ending}
+    if found:
+        return (
+            f"{folder} holds no image ending in {ending}, but numbered ones ending in {', '.join(sorted(found))}; "
+            'correct "file_ending" of dataset.json'
+        )
     unnumbered = [name for name in names if name.endswith(ending)]
     if unnumbered:
         first = unnumbered[0].removesuffix(ending)

@@ -7,8 +7,10 @@ largest value, if they get one that can hold it. And an image without a spacing 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import (
     determine_reader_writer_from_dataset_json,
@@ -82,6 +85,29 @@ def write_label_map(reader: BaseReaderWriter, voxels: NDArray[Any], path: Path, 
             'another "file_ending" or "overwrite_image_reader_writer" in dataset.json'
         )
     reader.write_seg(voxels.astype(np.uint8 if highest <= 255 else np.uint16), str(path), dict(properties))
+    require_written(path)
+
+
+def write_image(image: sitk.Image, path: Path) -> None:
+    """Writes an image, compressed where its format can be.
+
+    Raises:
+        OSError, RuntimeError: the disk is full or not writable (SimpleITK reports it as RuntimeError).
+    """
+    sitk.WriteImage(image, str(path), useCompression=True)
+    require_written(path)
+
+
+def require_written(path: Path) -> None:
+    """Verifies that a file was written to its end: SimpleITK says nothing where a disk was full.
+
+    Raises:
+        OSError: it was not.
+    """
+    try:
+        read_to_end(path)
+    except DAMAGED:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
 
 
 def require_reader(name: object, place: str) -> None:

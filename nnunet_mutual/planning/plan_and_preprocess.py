@@ -319,8 +319,8 @@ def _training(images: UnlabelledImages) -> dict[str, CaseFiles]:
 
 def _complete(images: UnlabelledImages, training: Mapping[str, CaseFiles]) -> list[str]:
     """Returns the training cases with an image of every channel; what others lack must be declared."""
-    for files in [*training.values(), *images.cases.values()]:
-        present_channels(list(files.images.values()), images.dataset_json, images.table)
+    for key, files in [*training.items(), *images.cases.items()]:
+        present_channels(list(files.images.values()), images.dataset_json, images.table, key)
     complete = [key for key, files in training.items() if len(files.images) == len(images.table.channels)]
     if not complete:
         raise MutualError(

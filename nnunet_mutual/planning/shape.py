@@ -203,6 +203,8 @@ def _topology(
         raise MutualError("--strides: the first stage has the resolution of the patch, so all of its numbers are 1")
     if shape.kernels is not None and any(n % 2 == 0 for row in shape.kernels for n in row):
         raise MutualError("--kernels: the convolutions of nnU-Net have odd sizes, such as 1 and 3")
+    if 1 in (wanted, len(shape.strides or ()), len(shape.kernels or ())):
+        raise MutualError("a network has two stages or more, the first at the resolution of the patch; give so many")
     _, strides, kernels, _, _ = get_pool_and_conv_props(spacing, patch, LEAST_EDGE, 999)
     most = len(strides)
     if shape.strides is None and (most < 2 or (wanted or 2) > most):

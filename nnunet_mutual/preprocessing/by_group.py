@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from numpy.typing import NDArray
 
 from nnunet_mutual.annotation.modality_groups import ModalityGroups
 from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.disk.locate import require_root
 from nnunet_mutual.errors import MutualError
 
 
@@ -47,7 +50,8 @@ class GroupPreprocessor(DefaultPreprocessor):
         reader = plans_manager.image_reader_writer_class()
         found, properties = reader.read_images(image_files)
         table = AnnotationTable.from_dataset_json(content)
-        present = present_channels(image_files, content, table)
+        listed = _listed(plans_manager.dataset_name).get(tuple(image_files)) if "dataset" in content else None
+        present = present_channels(image_files, content, table, listed)
         data = np.zeros((len(table.channels), *found.shape[1:]), np.float32)
         data[list(present.values())] = found[list(present)]
         seg = None if seg_file is None else reader.read_seg(seg_file)[0]
@@ -101,8 +105,15 @@ class _Configuration:
         self.use_mask_for_norm = masks
 
 
+@lru_cache(maxsize=1)
+def _listed(dataset: str) -> dict[tuple[str, ...], str]:
+    """Returns the case of each list of image files, as "dataset" of dataset.json says."""
+    files = get_filenames_of_train_images_and_targets(str(require_root("nnUNet_raw") / dataset))
+    return {tuple(entry["images"]): key for key, entry in files.items()}
+
+
 def present_channels(
-    files: Sequence[str | Path], dataset_json: Mapping[str, Any], table: AnnotationTable
+    files: Sequence[str | Path], dataset_json: Mapping[str, Any], table: AnnotationTable, case: str | None = None
 ) -> dict[int, int]:
     """Tells which channels the files of one case are.
 
@@ -110,6 +121,7 @@ def present_channels(
         files: in the order in which nnU-Net lists them.
         dataset_json: the dataset's.
         table: its annotation table.
+        case: of the files; None: their names say it.
 
     Returns:
         Position in ``files`` -> number of the channel, without those that the table declares missing.
@@ -119,17 +131,17 @@ def present_channels(
     """
     ending = dataset_json["file_ending"]
     matches = [re.fullmatch(rf"(.+)_(\d{{4}}){re.escape(ending)}", Path(file).name) for file in files]
-    if len(files) == len(table.channels) and not all(matches):  # listed in dataset.json, with names of any kind
-        return dict(enumerate(range(len(files))))
-    if not all(matches):
+    named = all(matches)
+    if not named and len(files) != len(table.channels):
         raise MutualError(
             f"{Path(files[0]).name}: {len(files)} of {len(table.channels)} channels, and the names do not say which; "
             f"call them CASE_0000{ending}, CASE_0001{ending} and so on"
         )
-    key = str(matches[0][1])  # type: ignore[index]
+    key = case or (str(matches[0][1]) if matches[0] else "")
     entry = table.cases.get(key)
     missing = entry.missing if entry is not None else frozenset()
-    numbers = [int(match[2]) for match in matches if match is not None]
+    # Files of any name are listed in dataset.json, in the order of the channels.
+    numbers = [int(match[2]) for match in matches if match is not None] if named else list(range(len(files)))
     absent = [c for n, c in enumerate(table.channels) if n not in numbers and c not in missing]
     if absent:
         raise MutualError(

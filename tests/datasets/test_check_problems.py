@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,8 +40,9 @@ def nobody(raw: RawDataset) -> None:
         raw.label(key, {2: 3, 1: 3 if key == "toy_010" else 0})
 
 
-def regions_without_order(raw: RawDataset) -> None:
-    raw.save(labels={"background": 0, "liver": [1, 2, 3], "spleen": [2], "kidney": [3]})
+def regions(order: Any, **labels: list[int]) -> Callable[[RawDataset], None]:
+    labels = labels or {"liver": [1, 2, 3], "spleen": [2], "kidney": [3]}
+    return lambda raw: raw.save(labels={"background": 0, **labels}, regions_class_order=order)
 
 
 def two_spellings(raw: RawDataset) -> None:
@@ -156,9 +158,20 @@ ERRORS: dict[str, tuple[Callable[[RawDataset], object], str]] = {
         lambda raw: raw.save(mutual={key: value for key, value in raw.block.items() if key != "version"}),
         "has version None, this release reads version 1",
     ),
-    "regions without order": (
-        regions_without_order,
-        '"regions_class_order" must list one value for each of the 3 regions',
+    "regions without order": (regions(None), "must list one value for each of the 3 regions, found None"),
+    "an order that is a number": (regions(3), '"regions_class_order" must list one value for each of the 3 regions'),
+    "an order of text": (regions(["1", "2", "3"]), "must list one value for each of the 3 regions"),
+    "an order with a value of another region": (
+        regions([1, 3, 3]),
+        '"regions_class_order" gives spleen the value 3, which is not in that region; give one of [2]',
+    ),
+    "an order in which a region is painted over": (
+        regions([2, 2, 3]),
+        "gives liver the value 2, over which spleen is painted, so that liver is lost; give one of [1]",
+    ),
+    "regions in an order in which one is painted over": (
+        regions([2, 1, 3], spleen=[2], liver=[1, 2], kidney=[3]),
+        "gives spleen the value 2, over which liver is painted, so that spleen is lost; name liver before spleen in",
     ),
 }
 

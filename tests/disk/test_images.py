@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWit
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from skimage import io
 
-from nnunet_mutual.disk.images import read_images, read_label_map, voxel_ml, write_label_map
+from nnunet_mutual.disk.images import read_images, read_label_map, voxel_ml, write_image, write_label_map
 from nnunet_mutual.errors import MutualError
 
 SHAPE = (6, 7, 8)
@@ -93,3 +95,22 @@ def test_a_truncated_file_is_named_and_not_filled_with_zeros(tmp_path: Path, sha
     for read in (lambda: read_images(SimpleITKIO(), [path]), lambda: read_label_map(SimpleITKIO(), path)):
         with pytest.raises(MutualError, match=r"a_0000.nii.gz is cut off or damaged .*; copy it again"):
             read()
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".nrrd"])
+def test_what_was_not_written_to_its_end_is_noticed(tmp_path: Path, ending: str) -> None:
+    """SimpleITK says nothing where a file may grow no further, as on a full disk."""
+    drawn = np.random.default_rng(0).integers(0, 200, (16, 16, 16)).astype(np.uint8)
+    place = tmp_path / f"a{ending}"
+    properties = {"sitk_stuff": {"spacing": (1, 1, 1), "origin": (0, 0, 0), "direction": np.eye(3).ravel().tolist()}}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises((OSError, RuntimeError)):
+            write_label_map(SimpleITKIO(), drawn, place, properties)
+        with pytest.raises((OSError, RuntimeError)):
+            write_image(sitk.GetImageFromArray(drawn), place)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)

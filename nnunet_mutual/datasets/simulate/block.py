@@ -24,7 +24,7 @@ from nnunet_mutual.datasets.simulate.hiding import Hiding
 from nnunet_mutual.disk.cores import each_case
 from nnunet_mutual.disk.files import write_csv, write_json
 from nnunet_mutual.disk.folders import finish, not_written, temporary_folder
-from nnunet_mutual.disk.images import read_label_map, write_label_map
+from nnunet_mutual.disk.images import read_label_map, write_image, write_label_map
 from nnunet_mutual.settings import BLOCK
 
 TRUTH = "truth"  # nnU-Net and this package read imagesTr, imagesUn, labelsTr and dataset.json only
@@ -242,4 +242,4 @@ def _write_zeros(path: Path, place: Path) -> None:
     image = sitk.ReadImage(str(path))
     zeros = sitk.Image(image.GetSize(), image.GetPixelID(), image.GetNumberOfComponentsPerPixel())
     zeros.CopyInformation(image)
-    sitk.WriteImage(zeros, str(place), useCompression=True)
+    write_image(zeros, place)

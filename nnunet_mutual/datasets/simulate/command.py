@@ -168,11 +168,6 @@ def _read(
     reader = reader_for(content, [path for files in training.values() for path in files.images.values()])
     original = Original(name, content, table, training, unlabelled, reader)
     errors = [problem for problem in problems + more if problem.severity == ERROR]
-    together = next((key for key, files in every.items() if in_one_file(files, table.cases.get(key), table)), None)
-    if one_file_per_channel and together is not None:
-        raise MutualError(
-            f"the channels of case {together} are in one file, so none can be left out; save each as its own file"
-        )
     listed = {key: case for key in every if (case := original.listed(key)) is not None}
     for key, seen in look(every, listed, table, reader).items():
         errors += [problem for problem in seen.problems if problem.severity == ERROR]
@@ -182,6 +177,11 @@ def _read(
         raise MutualError(
             f"{name} has {len(errors)} error(s), the first is {errors[0].place}: {errors[0].text}; correct them all "
             f"(nnunet_mutual check {name} lists them) and repeat, nothing was written"
+        )
+    together = next((key for key, files in every.items() if in_one_file(files, table.cases.get(key), table)), None)
+    if one_file_per_channel and together is not None:
+        raise MutualError(
+            f"the channels of case {together} are in one file, so none can be left out; save each as its own file"
         )
     return original
 
