@@ -167,6 +167,11 @@ def test_names_that_do_not_say_the_channel(nnunet_folders: Path) -> None:
     content = content_of(raw)
     table = AnnotationTable.from_dataset_json(content)
     assert present_channels(["/x/t1.nii.gz", "/x/flair.nii.gz"], content, table) == {0: 0, 1: 1}
+    lacking = AnnotationTable.from_dataset_json(
+        {**content, "mutual": {**content["mutual"], "cases": {"pat": {"source": "a", "missing": ["FLAIR"]}}}}
+    )
+    for files in (["t1.nii.gz", "flair.nii.gz"], ["c_0000.nii.gz", "c_0001.nii.gz"], ["c_0000.nii.gz"]):
+        assert present_channels([f"/x/{name}" for name in files], content, lacking, "pat") == {0: 0}
     with pytest.raises(MutualError, match="do not say which"):
         present_channels(["/x/t1.nii.gz"], content, table)
 

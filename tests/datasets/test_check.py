@@ -14,6 +14,7 @@ import skimage.io
 from checking import VOXELS, broken, broken_label, entry, examine, nan, sentences
 from raw_dataset import DRAWN, NAME, SHAPE, RawDataset
 
+from nnunet_mutual.cli.parser import main
 from nnunet_mutual.datasets.check import check
 from nnunet_mutual.errors import MutualError
 
@@ -334,6 +335,11 @@ def test_colour_images_hold_all_channels_in_one_file(nnunet_folders: Path, capsy
     skimage.io.imsave(raw.folder / "imagesTr" / "toy_001_0000.png", colours)
     skimage.io.imsave(raw.folder / "labelsTr" / "toy_001.png", np.eye(5, 6, dtype=np.uint8), check_contrast=False)
     assert examine(capsys)[1]["problems"] == []
+    raw.save(mutual={**raw.block, "modality_groups": {"a": ["R"], "b": ["G", "B"]}})
+    assert any("the channels are in one file" in text for text in sentences(examine(capsys)[1], "error"))
+    raw.declare()
+    assert main(["plan", "-d", "777", "--groups", "a=R", "b=G,B"]) == 2
+    assert "groups need each in its own" in capsys.readouterr().err
     raw.save(channel_names={"0": "R", "1": "G"})
     assert "holds 3 channels, dataset.json has 2" in sentences(examine(capsys)[1], "error")[0]
 

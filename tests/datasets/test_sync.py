@@ -176,6 +176,26 @@ def test_what_was_drawn_anew_is_found_wherever_it_is_said(nnunet_folders: Path, 
     assert (preprocessed / "dataset.json").read_bytes() == before
 
 
+def test_the_files_that_dataset_json_lists_now_are_preprocessed(
+    nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    preprocessed = tiny.make_dataset(nnunet_folders)
+    raw = nnunet_folders / "nnUNet_raw" / tiny.NAME
+    files = {k: {"images": [f"imagesTr/{k}_0000.nii.gz"], "label": f"labelsTr/{k}.nii.gz"} for k in KEYS}
+    for folder, keys in ((raw, KEYS), (preprocessed, KEYS[:-1])):
+        content = json.loads((folder / "dataset.json").read_text())
+        content["dataset"] = {key: files[key] for key in keys}
+        (folder / "dataset.json").write_text(json.dumps(content))
+    data = preprocessed / "nnUNetPlans_3d_fullres"
+    for path in data.glob(f"{KEYS[-1]}*"):
+        path.unlink()
+    command = ["plan_and_preprocess", "-d", "901", "--as-planned", "nnUNetPlans", "-c", "3d_fullres", "-np", "1"]
+    assert main(command) == 0
+    assert sorted(path.stem for path in data.glob("*.pkl")) == KEYS
+    assert json.loads((preprocessed / "dataset.json").read_text())["dataset"] == files
+
+
 def test_what_was_drawn_anew_is_preprocessed_and_not_only_declared(
     nnunet_folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

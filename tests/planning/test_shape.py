@@ -120,6 +120,8 @@ REFUSED: dict[str, tuple[list[str], str, str]] = {
         "3d_fullres",
         "--patch 33 x 64 x 64: the network of 5 stages needs multiples of 8 x 16 x 16 voxels; give 40 64 64",
     ),
+    "one stage": (["--patch", "16", "16", "16", "--stages", "1"], "3d_fullres", "a network has two stages or more"),
+    "strides of one stage": (["--strides", "1,1,1"], "3d_fullres", "a network has two stages or more"),
     "too many stages": (["--patch", "16", "16", "16", "--stages", "9"], "3d_fullres", "allows 3 stage(s) at most"),
     "too small a patch": (["--patch", "4", "4", "4"], "3d_fullres", "allows 1 stage(s) at most"),
     "two axes": (["--patch", "32", "32"], "3d_fullres", "3d_fullres has 3 axes, as in 16 x 16 x 16"),
