@@ -128,8 +128,9 @@ class TwoStreamSettings(PeersSettings):
     """Settings of trainers with unlabelled images.
 
     Attributes:
-        labelled_per_batch: labelled patches in a batch (of one GPU); null: half of the plans' batch.
-        unlabelled_per_batch: unlabelled ones; null: the other half, at least one.
+        labelled_per_batch: labelled patches in a batch (of one GPU); null: what the others leave of the plans' batch,
+            at least one.
+        unlabelled_per_batch: unlabelled ones; null: likewise. Both null: half of it each.
         ramp: share of the training during which the weights of unlabelled terms rise.
         unlabelled_foreground: share of the unlabelled patches that are centred on what the network predicts as
             foreground, which did harm where it was measured (head and neck); 0 for patches from anywhere.
@@ -158,6 +159,10 @@ class TwoStreamSettings(PeersSettings):
             )
         if not 0 < self.ramp <= 1:
             raise MutualError(f'setting "ramp" must be a share of the training, above 0, found {self.ramp}')
+
+    def unused(self) -> dict[str, str]:
+        """See :meth:`Settings.unused`."""
+        return {} if self.unlabelled_foreground else {"unlabelled_foreground_epochs": "with unlabelled_foreground=0"}
 
 
 # Of trainers with two streams that have no use for predicted places.
@@ -203,7 +208,8 @@ class TeacherSettings(TwoStreamSettings):
 
     def unused(self) -> dict[str, str]:
         """See :meth:`Settings.unused`."""
-        return {"ema": f"with ema_age={self.ema_age}"} if self.taught and self.ema_age is not None else {}
+        aged = self.taught and self.ema_age is not None
+        return super().unused() | ({"ema": f"with ema_age={self.ema_age}"} if aged else {})
 
 
 @dataclass(frozen=True)
@@ -334,7 +340,8 @@ def read_settings(cls: type[S], block: Mapping[str, Any], place: str = BLOCK, or
     made = _read(cls, block, place, origin)
     for name, why in made.unused().items() if isinstance(made, Settings) else ():
         given, now, plain = (_at(of, name) for of in (block, made, cls()))
-        if given is not _UNSET and now != plain:
+        switched_off = name.startswith("loss.") and now == 0  # a term that is not there, anyway
+        if given is not _UNSET and now != plain and not switched_off:
             raise MutualError(f'setting "{name}" has no effect {why}; leave it out')
     return typing.cast(S, made)
 

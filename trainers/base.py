@@ -193,7 +193,7 @@ class MutualTrainer(nnUNetTrainer):
 
     def build_peers(self, objectives: Sequence[Objective]) -> Peers:
         """Returns the networks that learn together; stock's one network by default."""
-        return Peers([self.network], [self.optimizer], [self.lr_scheduler], self.grad_scaler)
+        return Peers([self.network], [self.optimizer], [self.lr_scheduler], self.grad_scaler, ranks=self.ranks)
 
     def make_peers(
         self, objectives: Sequence[Objective], number: int = 1, auxiliary: Sequence[nn.Module] = (), **averages: Any
@@ -304,7 +304,6 @@ class MutualTrainer(nnUNetTrainer):
             self.batch_size, self.oversample_foreground_percent = size, self.forced_share
         objectives = self.build_objectives()
         peers = self.build_peers(objectives)
-        first, end = self.stage_span
         memory_open = isinstance(self.settings, PeersSettings) and self.settings.memory == "auto"
         graphs = self.settings.cuda_graphs
         self.stage = Stage(
@@ -313,7 +312,7 @@ class MutualTrainer(nnUNetTrainer):
             device=self.device,
             autocast=self.autocast,
             settle=partial(settle, autocast=self.autocast, graphs=graphs, memory_open=memory_open, say=self.log.say),
-            steps=(end - max(first, self.current_epoch)) * self.num_iterations_per_epoch,
+            steps=self.steps_left,
         )
         self.acted = self.find_acted()
         self.online = OnlineValidation(
@@ -324,6 +323,12 @@ class MutualTrainer(nnUNetTrainer):
             device=self.device,
             ranks=self.ranks,
         )
+
+    @property
+    def steps_left(self) -> int:
+        """Of the stage."""
+        first, end = self.stage_span
+        return (end - max(first, self.current_epoch)) * self.num_iterations_per_epoch - self.iteration
 
     def restore_stage(self, number: int) -> None:
         """Builds the stage of the training in which a checkpoint was written; there is only one by default."""
@@ -487,6 +492,8 @@ class MutualTrainer(nnUNetTrainer):
 
     def on_train_start(self) -> None:
         """Prints the settings and what to know of the split, goes on where a resumed run stopped (nnU-Net's hook)."""
+        if self.opened is None:  # before loaders read it
+            self.foreground.forget()
         super().on_train_start()
         name = type(self).__name__
         self.log.start(name, self.settings, self.autocast_dtype or "float32")
@@ -504,7 +511,8 @@ class MutualTrainer(nnUNetTrainer):
         if self.opened is None and self.local_rank == 0 and not self.disable_checkpointing:
             for place in set_aside(Path(self.output_folder)):
                 self.print_to_log_file(f"Of an earlier training, kept as {place}")
-        if len(self.peers.networks) > 1 and not self._first_weight.equal(next(self.network.parameters())):
+        pretrained = self.opened is None and not self._first_weight.equal(next(self.network.parameters()))
+        if len(self.peers.networks) > 1 and pretrained:
             share_encoder(self.peers.networks)
             self.print_to_log_file("All networks start from the pretrained encoder; only the first from its decoder")
         self.peers.restart_averages()
@@ -755,6 +763,7 @@ class MutualTrainer(nnUNetTrainer):
         self.online.ranking.load_state_dict(state["ranking"])
         self.stage.load_state_dict(state)
         self.iteration = state["iteration"]
+        self.stage.forecast.left = self.steps_left
         self.pauses = dict(state.get("pauses", {}))
         if self.iteration and "time" in state:
             self.pauses[self.current_epoch] = self.pauses.get(self.current_epoch, 0.0) + time() - state["time"]

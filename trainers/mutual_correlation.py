@@ -84,7 +84,9 @@ class MutualCorrelationSettings(SoftTeacherSettings):
         if self.published:
             found |= dict.fromkeys(("loss", "temperature", "dropout"), "with published=true")
         if self.networks == 1:
-            found |= dict.fromkeys(("second", "own_views"), f'with form="{self.form}", which has one network')
+            found |= dict.fromkeys(
+                ("second", "own_views", "loss.correlation"), f'with form="{self.form}", which has one network'
+            )
         if not self.taught:
             names = ["own_views", "strong_intensity", "strong_pose", "paste_from", "soft_loss"]
             names += ["ema_age"] if self.ema_age else []

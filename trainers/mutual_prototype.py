@@ -61,7 +61,9 @@ class MutualPrototypeSettings(SoftTeacherSettings):
 
     def unused(self) -> dict[str, str]:
         """See :meth:`Settings.unused`."""
-        names = ("confidence",) if self.role == "filter" else ("temperature", "soft_loss", "strong_pose")
+        names = (
+            ("confidence", "loss.contrast") if self.role == "filter" else ("temperature", "soft_loss", "strong_pose")
+        )
         found = super().unused() | dict.fromkeys(names, f'with role="{self.role}"')
         return found | (dict.fromkeys(("loss", "confidence"), "with published=true") if self.published else {})
 

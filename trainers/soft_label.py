@@ -11,6 +11,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.unlabelled_streams import SoftStreams, TwoStreams
+from nnunet_mutual.engine.peers import Peers
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.objectives import Objective
 from nnunet_mutual.objectives.relearning import SoftLabelObjective
@@ -89,3 +90,7 @@ class SoftLabelTrainer(MutualTrainer):
                 area=chosen.relearning_contrast,
             )
         ]
+
+    def build_peers(self, objectives: Sequence[Objective]) -> Peers:
+        """Returns one network, and its moving average where that is asked for."""
+        return self.make_peers(objectives)

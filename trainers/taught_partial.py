@@ -101,7 +101,9 @@ class TaughtPartialTrainer(MutualTrainer):
         chosen, everyone = self.settings, range(self.settings.networks)
         alone = chosen.teachers == "consensus" or chosen.networks == 1
         teachers = [[n for n in everyone if alone or n != student] for student in everyone]
-        forced = self.stream.unlabelled + round(self.batch_size * (1 - self.oversample_foreground_percent))
+        # The patches that are drawn from anywhere; a single one with labels may hold foreground by force.
+        anywhere = 0 if self.batch_size == 1 else round(self.batch_size * (1 - self.oversample_foreground_percent))
+        forced = self.stream.unlabelled + anywhere
         options: dict[str, Any] = {"ramp_end": chosen.ramp, "sure": chosen.sure, "foreground_from": forced}
         parts = self.knowledge, self.supervised, self._ask, teachers
         return [NotDrawnObjective(*parts, weight=chosen.weight, **options)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets, maybe_convert_to_dataset_name
 
 from nnunet_mutual.disk.label_maps import RECORD
@@ -92,7 +92,7 @@ def _name(dataset: str, roots: list[Path]) -> str:
         else "; no dataset folders were found, check nnUNet_raw and nnUNet_preprocessed"
     )
     if not dataset.isdecimal():
-        if dataset not in known:
+        if dataset not in known and not _has_results(dataset):
             raise MutualError(
                 f"no dataset is called {dataset!r}{meant(dataset, known)}; give its ID or its full name{there}"
             )
@@ -106,6 +106,12 @@ def _name(dataset: str, roots: list[Path]) -> str:
             "or nnUNet_results; nnU-Net cannot tell them apart either, give each its own ID"
         )
     return str(maybe_convert_to_dataset_name(int(dataset)))
+
+
+def _has_results(dataset: str) -> bool:
+    """Whether there are trainings of a dataset whose own folders are elsewhere."""
+    results = nnUNet_results.get()
+    return results is not None and _is_dataset_name(dataset) and (Path(results) / dataset).is_dir()
 
 
 def _is_dataset_name(name: str) -> bool:

@@ -232,10 +232,9 @@ def set_aside(fold: Path) -> list[Path]:
         The new places.
     """
     moved = []
-    for file in (*(fold / name for name in CHECKPOINTS), *sorted(fold.glob("validation*/summary.json"))):
-        if file.is_file():
-            number = next(n for n in itertools.count(1) if not file.with_name(f"{file.name}.bak-{n}").exists())
-            moved.append(file.rename(file.with_name(f"{file.name}.bak-{number}")))
+    for file in sorted([*fold.glob("checkpoint_*.pth"), *fold.glob("validation*/summary.json")]):
+        number = next(n for n in itertools.count(1) if not file.with_name(f"{file.name}.bak-{n}").exists())
+        moved.append(file.rename(file.with_name(f"{file.name}.bak-{number}")))
     return moved
 
 

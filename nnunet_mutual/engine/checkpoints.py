@@ -83,8 +83,9 @@ def load_own(filename: str | os.PathLike[str], device: torch.device) -> dict[str
     checkpoint = read_checkpoint(filename, device, fix=_what_else(Path(filename)))
     if STATE_KEY not in checkpoint:
         raise MutualError(
-            f"{filename} was not written by a trainer of this package (it has no {STATE_KEY}); continue with the -tr "
-            "that wrote it, or pass it as -pretrained_weights"
+            f"{filename} was not written by a trainer of this package (it has no {STATE_KEY}); it predicts as it is "
+            "with nnU-Net's own commands; to train on, continue with the -tr that wrote it, or pass it as "
+            "-pretrained_weights"
         )
     require_shape(checkpoint, _SHAPE, filename, _what_else(Path(filename)))
     return checkpoint

@@ -38,6 +38,9 @@ class FoldData:
         say: prints to the log.
         output: folder of the fold of the training.
         preprocess: the command that makes the preprocessed cases.
+
+    Attributes:
+        asked: whether networks are only asked: cases that came after their training are left out then.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class FoldData:
         self.output = output
         self.preprocess = preprocess
         self._split: Split | None = None
+        self.asked = False
 
     @cached_property
     def dataset_class(self) -> Any:
@@ -72,6 +76,13 @@ class FoldData:
     def keys(self) -> list[str]:
         """Returns all cases of the folder."""
         return list(self.dataset_class.get_identifiers(self.folder))
+
+    def _known(self, keys: Sequence[str]) -> list[str]:
+        """Verifies that the table lists all cases; those that came after a training that is only asked are left out."""
+        if self.asked and self.table.declared:
+            return [key for key in keys if key in self.table.cases]
+        self.table.require(keys)
+        return list(keys)
 
     def split(self, draw: Callable[[], Split]) -> Split:
         """Returns the training and the validation cases of the fold.
@@ -89,14 +100,13 @@ class FoldData:
             if difference:  # before a split is made of a wrong table
                 raise MutualError(difference)
             self._require_preprocessed()
-            self.table.require(self.keys())
+            known, file = self._known(self.keys()), Path(self.folder).parent / "splits_final.json"
             if self.fold != "all":
-                said = provide_splits(
-                    self.table, self.keys(), self.fold, Path(self.folder).parent / "splits_final.json"
-                )
+                said = provide_splits(self.table, self.keys() if file.is_file() else known, self.fold, file)
                 if said:
                     self.say(said)
-            split = draw()
+            training, validation = draw()
+            split = self._known(training), self._known(validation)
             self._require_first_stage(sorted({*split[0], *split[1]}))
             self._split = split
         return list(self._split[0]), list(self._split[1])

@@ -62,14 +62,12 @@ class PredictedForeground:
             shutil.rmtree(self.folder)
 
     def is_due(self, epoch: int, every: int) -> bool:
-        """Whether the images are to be predicted before an epoch; before the first one, forgets an older training.
+        """Whether the images are to be predicted before an epoch.
 
         Args:
             epoch: that is about to begin.
             every: how many epochs, 0 for never.
         """
-        if every and epoch == 0:
-            self.forget()
         return bool(every and epoch and epoch % every == 0)
 
     def locations(self, key: str) -> dict[Any, np.ndarray] | None:

@@ -29,6 +29,6 @@ def open_trained(folder: Path, fold: str, checkpoint: str, device: torch.device)
     plan, dataset_json = read_plans(folder / "plans.json"), read_dataset_json(folder)
     number = fold if fold == "all" else int(fold)
     made = find_own(name)({**plan, "continue_training": True}, configuration, number, dataset_json, device)
-    made.continues = False  # it only asks the networks
+    made.continues, made.data.asked = False, True  # the networks, and nothing is trained
     made.load_checkpoint(str(fold_of(folder, fold) / checkpoint))
     return made

@@ -162,6 +162,8 @@ class FoldValidation:
         folders = validation_folders(self.folder, suffix)
         for folder in folders:
             maybe_mkdir_p(folder)
+            if self.ranks.rank == 0:
+                self._remove_others(Path(folder), keys)
         with (
             ExportPool(default_num_processes) as pool,
             self.window.around(network, mirroring=True) as predictor,
@@ -171,6 +173,13 @@ class FoldValidation:
         self.ranks.barrier()
         if self.ranks.rank == 0:
             self._summarise(keys, folders[0], suffix)
+
+    def _remove_others(self, folder: Path, keys: Sequence[str]) -> None:
+        """Removes predictions of an earlier training that validated other cases: every file there is scored."""
+        for ending in (self.window.dataset_json["file_ending"], ".npz", ".pkl"):
+            for file in folder.glob(f"[!.]*{ending}"):
+                if file.name.removesuffix(ending) not in keys:
+                    file.unlink()
 
     def _mine(self, keys: Sequence[str], suffix: str) -> Iterator[str]:
         """Yields the cases that this process predicts, and waits for the others from time to time."""
@@ -287,7 +296,8 @@ class FoldValidation:
     def _leave_out_unknown(self, metrics: dict[str, Any], folder: str) -> None:
         """Makes NaN of what nnU-Net has scored against labels that are drawn in part, by a model, or not at all.
 
-        A region that was not drawn seems to be there where one within it was. It writes the summary again then.
+        A region that was not drawn seems to be there where one within it was; a label may have been drawn since the
+        training, whose table does not say so. It writes the summary again then.
 
         Args:
             metrics: of nnU-Net, changed in place.
@@ -296,11 +306,9 @@ class FoldValidation:
         scored: list[dict[str, float]] = []
         for entry in metrics["metric_per_case"]:
             case = self._case_of(entry)
-            unknown = case.pseudo | case.incomplete
-            if self.fold.table.is_regions:
-                unknown |= frozenset(self.fold.table.labels) - case.annotated
-            values = [self.fold.table.values[label] for label in unknown]
-            scored += [_entry_of(entry["metrics"], own) for own in values]
+            values = [self.fold.table.values[label] for label in self.fold.table.labels if label not in case.annotated]
+            found = [_entry_of(entry["metrics"], own) for own in values]
+            scored += [of for of in found if not np.isnan(of["Dice"])]
         if not scored:
             return
         for of in scored:

@@ -160,7 +160,7 @@ def _data(origin: Origin, table: AnnotationTable, unlabelled: int) -> str:
     if not table.declared:
         return f"## Data\n\n{origin.cases} cases in training and validation, each annotated completely.{also}"
     sets = Counter(_drawn(case, table) for case in table.cases.values())
-    rows = [f"| {', '.join(labels) or 'nothing'} | {number} |" for labels, number in sets.most_common()]
+    rows = [f"| {cell(', '.join(labels)) or 'nothing'} | {number} |" for labels, number in sets.most_common()]
     sources = f"{len(table.sources)} sources" if len(table.sources) > 1 else "one source"
     return "\n".join(
         [
@@ -195,12 +195,17 @@ def _validation(table: AnnotationTable, origin: Origin, trained: Sequence[Traine
         dice = _dice(table, label, [one.summary for one in trained])
         mean = f"{statistics.fmean(dice):.3f}" if dice else "not scored"
         deviation = f"{statistics.stdev(dice):.3f}" if len(dice) > 1 else "-"
-        lines.append(f"| {label} | {annotated} | {mean} | {deviation} | {len(dice)} |")
+        lines.append(f"| {cell(label)} | {annotated} | {mean} | {deviation} | {len(dice)} |")
     if others := sorted({one.validated for one in trained if one.validated}):
         lines += ["", f"These numbers are of {' and '.join(others)}; those of {origin.checkpoint} were not measured."]
     if any(fold == "all" for fold in origin.folds):
         lines += ["", "Fold all was validated on its own training cases: these numbers are too good."]
     return "\n".join(lines)
+
+
+def cell(text: str) -> str:
+    """Returns a name for a table in Markdown."""
+    return text.replace("|", r"\|")
 
 
 def _dice(table: AnnotationTable, label: str, summaries: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -217,7 +222,10 @@ def _dice(table: AnnotationTable, label: str, summaries: Sequence[Mapping[str, A
 
 
 def _outlines(table: AnnotationTable) -> str:
-    rows = [f"| {one.label} | {one.by or 'a network'} | {one.weight:g} | {number} |" for one, number in table.outlines]
+    rows = [
+        f"| {cell(one.label)} | {cell(one.by or 'a network')} | {one.weight:g} | {number} |"
+        for one, number in table.outlines
+    ]
     return "\n".join(
         [
             "## Outlines of tools",
@@ -246,5 +254,5 @@ def _pseudo_labels(table: AnnotationTable, folds: Sequence[str], trained: Sequen
     for label in table.labels:
         judged = [[decision.accepted for decision in one.decisions if decision.label == label] for one in trained]
         if any(judged):
-            lines.append(f"| {label} | " + " | ".join(f"{sum(one)} of {len(one)}" for one in judged) + " |")
+            lines.append(f"| {cell(label)} | " + " | ".join(f"{sum(one)} of {len(one)}" for one in judged) + " |")
     return "\n".join(lines)

@@ -68,6 +68,7 @@ def allowed_classes(
     incomplete: Tensor | None = None,
     margin: int = 0,
     drawn: Tensor | None = None,
+    by_hand: Tensor | None = None,
 ) -> Tensor:
     """Returns S(v), the classes that voxels may have: (B, C, *spatial) bool.
 
@@ -75,8 +76,9 @@ def allowed_classes(
         labels: (B, 1, *spatial) integers below V, the ignore label replaced.
         possible: (B, V, C) bool, see :func:`partial_softmax_loss`; and for the others.
         incomplete: labels that are drawn in part.
-        margin: around what is drawn of them.
+        margin: around what somebody drew of them.
         drawn: class of each value.
+        by_hand: the class that somebody drew, where ``drawn`` is what was decided.
     """
     flat = labels.flatten(2).long()
     allowed = possible.transpose(1, 2).gather(2, flat.expand(-1, possible.shape[2], -1))
@@ -85,7 +87,8 @@ def allowed_classes(
         return allowed
     classes = torch.arange(possible.shape[2], device=labels.device)[None]
     own = at_every_voxel(classes, labels) == (labels if drawn is None else drawn[labels])
-    return allowed & ~beside(own & at_every_voxel(incomplete, labels), margin)
+    outlined = own if by_hand is None else at_every_voxel(classes, labels) == by_hand[labels]
+    return allowed & ~(beside(outlined & at_every_voxel(incomplete, labels), margin) & ~own)
 
 
 def partial_softmax_loss(
@@ -98,6 +101,7 @@ def partial_softmax_loss(
     margin: int = 0,
     ignore_label: int | None = None,
     drawn: Tensor | None = None,
+    by_hand: Tensor | None = None,
     leaves_open: bool = False,
     weights: Tensor | None = None,
     mix: Mix | None = None,
@@ -128,6 +132,7 @@ def partial_softmax_loss(
         margin: voxels around what is drawn of such a label where it is taken as absent, see :func:`beside`.
         ignore_label: voxels of this value count for nothing.
         drawn: (V,) class of each value; None where the values are classes (V = C).
+        by_hand: (V,) the class that somebody drew, where ``drawn`` is what was decided.
         leaves_open: whether a value may leave open if a voxel belongs to an annotated label; with ``drawn`` it always
             may. Such a voxel does not count in the Dice of that label.
         weights: (B, C) how much each class counts where it is drawn or decided; None: all of them 1.
@@ -148,7 +153,7 @@ def partial_softmax_loss(
     speaks = asked if incomplete is None else asked | at_every_voxel(incomplete, target)
     valid = torch.ones_like(labels, dtype=torch.bool) if ignore_label is None else labels != ignore_label
     labels = torch.where(valid, labels, 0)
-    allowed = allowed_classes(labels, possible, incomplete=incomplete, margin=margin, drawn=drawn)
+    allowed = allowed_classes(labels, possible, incomplete=incomplete, margin=margin, drawn=drawn, by_hand=by_hand)
     if mix is not None:
         asked, speaks = (mix(part.expand(-1, -1, *labels.shape[2:])) for part in (asked, speaks))
         if weights is not None:
@@ -216,7 +221,7 @@ def known_regions(
         known_by: relations.
         annotated: regions.
         incomplete: regions that are drawn in part.
-        margin: around what is drawn of them.
+        margin: around what somebody drew of them.
         has_ignore: whether there is an ignore mask.
         decided: where a pseudo label is known.
     """
@@ -235,6 +240,8 @@ def known_regions(
     if incomplete is None or not margin:
         return known, truth
     in_part = target[:, :regions].bool() & at_every_voxel(incomplete, target)
+    if decided is not None:
+        in_part = in_part & ~decided.bool()
     near = beside(in_part, margin) & ~known.bool() & valid.view(len(target), -1, *target.shape[2:]).bool()
     return known + near, truth * ~near
 

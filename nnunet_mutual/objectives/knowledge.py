@@ -31,6 +31,7 @@ class Tables:
         possible: (patterns, V, C) bool for plain labels, S(v) of methods/partial: row = value, column = class.
         relations: (patterns, R, R) for regions.
         drawn: (V,) class of each value with pseudo labels, None where the value is the class.
+        by_hand: (V,) the class that somebody drew, where ``drawn`` is what was decided; None where they are the same.
         decided: (patterns, R) bool for regions, labels whose decided voxels count as known.
         open: (patterns, V, C) bool for plain labels, annotated labels that a voxel drawn as something else may be as
             well; None where there is no such voxel.
@@ -44,6 +45,7 @@ class Tables:
     possible: Tensor | None = None
     relations: RegionRelations | None = None
     drawn: Tensor | None = None
+    by_hand: Tensor | None = None
     decided: Tensor | None = None
     open: Tensor | None = None
     incomplete: Tensor | None = None
@@ -242,7 +244,8 @@ class Knowledge:
                 possible[:, code] &= within[z]
             possible[:, code, 0] = False
             possible[:, code, z] = True
-        return Tables(annotated, full, possible=possible, drawn=drawn, incomplete=in_part)
+        by_hand = self.tables.drawn
+        return Tables(annotated, full, possible=possible, drawn=drawn, by_hand=by_hand, incomplete=in_part)
 
     def _possible(self, case: Case) -> Tensor:
         """S(v): classes that a voxel may have, given the value drawn there.

@@ -13,7 +13,9 @@ def spread(voxels: int, device: torch.device) -> Tensor:
     """Returns different places of [0, voxels), spread evenly with a random shift each, (R,) long."""
     number = min(voxels, MOST_POOL, max(LEAST_POOL, int(voxels * POOL_SHARE)))
     width = voxels // number
-    return torch.arange(number, device=device) * width + torch.randint(width, (number,), device=device)
+    places = torch.arange(number, device=device) * width + torch.randint(width, (number,), device=device)
+    # Where the width leaves voxels over, they would be at the end, and never drawn.
+    return (places + torch.randint(voxels, (1,), device=device)) % voxels if voxels % number else places
 
 
 def any_of(eligible: Tensor, number: int) -> tuple[Tensor, Tensor]:

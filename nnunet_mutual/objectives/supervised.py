@@ -175,6 +175,7 @@ class SupervisedObjective(Objective[Step]):
             annotated,
             ignore_label=self.ignore_label,
             drawn=tables.drawn,
+            by_hand=tables.by_hand,
             leaves_open=tables.open is not None,
             **options,
         )

@@ -68,7 +68,7 @@ def collect(training: Training, compare: str | None, *, with_names: bool) -> Col
         MutualError: the second model has no validation of the same cases, or a file is damaged.
     """
     table, split = training.table, training.split
-    validated = validations(training.folder)
+    validated = validations(training.folder, table.modality_groups)
     scores = read_scores(validated, table)
     other = None if compare is None else read_other(Path(compare), training.fold, table)
     if other is not None and (scores.empty or paired(scores, other[1]).empty):

@@ -62,7 +62,7 @@ def data(training: Training, covered: pd.DataFrame, decisions: Sequence[Decision
     else:
         text = (
             f"{training.folders.name}. Which cases were trained on is not known here: splits_final.json of "
-            "nnUNet_preprocessed is not at hand. The table counts all cases of the dataset."
+            "nnUNet_preprocessed is not at hand, or was changed since. The table counts all cases of the dataset."
         )
     section.blocks += [Text(text), _coverage(covered)]
     section.blocks.append(Text(_unlabelled(training)))

@@ -13,6 +13,7 @@ from nnunet_mutual.errors import shorten
 from nnunet_mutual.report.blocks import Notice
 from nnunet_mutual.report.identities import Identities
 from nnunet_mutual.report.logs import Alarm, stage_borders
+from nnunet_mutual.report.scores import validations
 from nnunet_mutual.report.training import Training
 
 FEW = 5  # cases, below which a mean says little
@@ -112,7 +113,8 @@ def _state(training: Training, scores: pd.DataFrame) -> Iterator[str]:
             f"{len(training.unlabelled)} unlabelled images are at hand, and {training.trainer} did not learn from "
             "them; MeanTeacherTrainer does."
         )
-    validated = {validated_checkpoint(folder) for folder in training.folder.glob("validation*")} - {None, FINAL}
+    folders = validations(training.folder, training.table.modality_groups).values()
+    validated = {validated_checkpoint(folder) for folder in folders} - {None, FINAL}
     if training.finished and validated:
         said = " and ".join(sorted(map(str, validated)))
         yield f"Whole cases were validated with {said}: their results are not those of {FINAL}."

@@ -9,6 +9,9 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.disk.files import natural
 
 _SAID = r"\b(?:cases?|patients?|label maps? of) "
+# Folders may have spaces and quotation marks in their names: where a path is quoted, and after the letter of a drive.
+_QUOTED = re.compile(r"""(?<!\w)(['"])(?:[A-Za-z]:)?[/\\][^"\n]*?\1(?!\w)""")
+_DRIVE = re.compile(r"""(?<!\w)[A-Za-z]:\\(?:[^\\/:*?"<>|\n]+\\)*""")
 _PATH = re.compile(r"(?<![\w<])(?:[A-Za-z]:)?(?:[/\\][^\s/\\:,;'\"()]+){2,}")
 
 
@@ -49,7 +52,8 @@ class Identities:
         """Returns a text without names of cases and patients, and with no more than the last part of paths."""
         if self.shown:
             return text
-        text = _PATH.sub(lambda found: re.split(r"[/\\]", found[0])[-1], text)
+        text = _QUOTED.sub(lambda found: found[1] + re.split(r"[/\\]", found[0])[-1], text)
+        text = _PATH.sub(lambda found: re.split(r"[/\\]", found[0])[-1], _DRIVE.sub("", text))
         return self._pattern.sub(self._aliases, text) if self._pattern else text
 
     def _aliases(self, found: re.Match[str]) -> str:

@@ -111,7 +111,7 @@ def _distances(scores: pd.DataFrame, labels: Sequence[str], of: str) -> list[Blo
                 *([f"{distance.median():.1f}", f"{distance.max():.1f}"] if len(distance) else [None, None]),
                 _mean(own.surface_dice),
                 *(
-                    [short(own[name].median()) for name in ("reference_volume_ml", "volume_ml")]
+                    [short(own.loc[error.index, name].median()) for name in ("reference_volume_ml", "volume_ml")]
                     if len(error)
                     else [None, None]
                 ),

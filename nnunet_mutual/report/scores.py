@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,10 @@ COLUMNS = ("network", "case", "source", "label", "dice", "precision", "recall", 
 DRAWS = 10_000
 
 
-def validations(fold: Path) -> dict[str, Path]:
+def validations(fold: Path, groups: Iterable[str]) -> dict[str, Path]:
     """Returns the validation folders of a fold by network: "" or the name of a modality group."""
-    folders = sorted(folder for folder in fold.glob("validation*") if (folder / "summary.json").is_file())
-    names = {folder: folder.name.removeprefix("validation").removeprefix("_") for folder in folders}
-    return {name: folder for folder, name in names.items() if name.split("_")[0] != "full"}
+    folders = {"": fold / "validation"} | {name: fold / f"validation_{name}" for name in sorted(groups)}
+    return {name: folder for name, folder in folders.items() if (folder / "summary.json").is_file()}
 
 
 def read_scores(folders: Mapping[str, Path], table: AnnotationTable) -> pd.DataFrame:
@@ -177,9 +176,15 @@ def bootstrap(values: np.ndarray) -> tuple[float, float]:
 
 
 def paired(scores: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """Joins the scores of two models on case and label: columns ``dice`` and ``dice_other``."""
-    keys = ["case", "label"]
-    return scores.merge(other[[*keys, "dice"]], on=keys, suffixes=("", "_other"))
+    """Joins the scores of two models on case and label: columns ``dice`` and ``dice_other``.
+
+    Where nothing is drawn and one model alone predicts something, the other one has 1, as in ``evaluate``.
+    """
+    keys, two = ["case", "label"], ["dice", "dice_other"]
+    both = scores.merge(other[[*keys, "dice", "voxels_drawn"]], on=keys, suffixes=("", "_other"))
+    nothing = both[["voxels_drawn", "voxels_drawn_other"]].eq(0).all(axis=1) & both[two].notna().any(axis=1)
+    both.loc[nothing, two] = both.loc[nothing, two].fillna(1.0)
+    return both.drop(columns="voxels_drawn_other")
 
 
 def first_network(scores: pd.DataFrame) -> pd.DataFrame:

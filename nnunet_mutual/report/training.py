@@ -35,7 +35,7 @@ STOCK_EPOCHS, STOCK_ITERATIONS = 1000, 250
 
 @dataclass(frozen=True)
 class Split:
-    """Cases of a fold; ``known`` is false where splits_final.json is not at hand, and the lists are then empty."""
+    """Cases of a fold; ``known`` is false where its splits_final.json is not at hand; the lists are then empty."""
 
     training: list[str]
     validation: list[str]
@@ -150,7 +150,16 @@ class Training:
         if not self.fold.isdecimal() or int(self.fold) >= len(splits):
             return Split([], [], False)
         chosen: Mapping[str, list[str]] = splits[int(self.fold)]
-        return Split(sorted(chosen["train"], key=natural), sorted(chosen["val"], key=natural), True)
+        ending = self.dataset_json["file_ending"]
+        validated = {file.name.removesuffix(ending) for file in self.folder.glob(f"validation*/[!.]*{ending}")}
+        if not validated <= {*chosen["val"]}:  # other folds than those of this training
+            return Split([], [], False)
+        # Cases that came after the training are not in its table.
+        training, validation = (
+            sorted((key for key in chosen[part] if not self.table.declared or key in self.table.cases), key=natural)
+            for part in ("train", "val")
+        )
+        return Split(training, validation, True)
 
     def _labelled_cases(self) -> list[str]:
         ending, place = self.dataset_json["file_ending"], self.references

@@ -422,12 +422,14 @@ def test_a_training_started_anew_goes_on_and_not_the_finished_one(preprocessed: 
     folder = Path(first.output_folder)
     (folder / "validation").mkdir(exist_ok=True)
     (folder / "validation" / "summary.json").write_text("{}")
+    (folder / "checkpoint_rectified.pth").touch()
     second = trainer_for(preprocessed)
     stop_at(second, 5, signal.SIGTERM)
     with pytest.raises(SystemExit):
         second.run_training()
     assert (folder / "checkpoint_final.pth.bak-1").is_file() and not (folder / "checkpoint_final.pth").exists()
     assert (folder / "validation" / "summary.json.bak-1").is_file()
+    assert (folder / "checkpoint_rectified.pth.bak-1").is_file()
     third = trainer_for(preprocessed)
     maybe_load_checkpoint(third, True, False)
     assert 0 < third.current_epoch < 3 or third.iteration > 0

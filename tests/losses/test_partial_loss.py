@@ -15,7 +15,16 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from partial_oracle import dataset, knowledge_of, softmax_loss
 from torch import Tensor
 
-from nnunet_mutual.losses.partial import beside, partial_softmax_loss, set_log_probability, supervised_dice
+from nnunet_mutual.annotation.codes import PseudoCodes
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.losses.partial import (
+    allowed_classes,
+    beside,
+    partial_softmax_loss,
+    set_log_probability,
+    supervised_dice,
+)
+from nnunet_mutual.objectives.knowledge import Knowledge
 
 THREE = {"liver": 1, "tumour": 2, "spleen": 3}
 ORGANS = dataset(
@@ -89,6 +98,23 @@ def test_a_label_drawn_in_part_by_hand() -> None:
     missed = torch.zeros(1, 4, 1, 1)
     missed[0, 2] = -30.0
     assert loss_of(missed, line(2), ["some_tumours"], smooth=1e12).item() > 25
+
+
+def test_a_label_ends_beside_what_somebody_drew_and_not_beside_what_was_decided() -> None:
+    """A row of 12 voxels: drawn at 9, decided as tumour at 3 and 10, as nothing at 0; the rest is undecided."""
+    content = dataset({"liver": 1, "tumour": 2}, {"some": {"annotated": ["liver"], "incomplete": ["tumour"]}})
+    table = AnnotationTable.from_dataset_json(content)
+    codes = PseudoCodes.from_table(table)
+    code = dict(zip(codes.pairs, range(codes.offset, codes.size), strict=True))
+    known = Knowledge(table, ["some"], 3, codes, {"some": frozenset({"tumour"})})
+    row = torch.zeros(12, dtype=torch.long)
+    row[0], row[3], row[9], row[10] = code[0, 0], code[0, 2], 2, code[0, 2]
+    tables, index = known.pseudo_tables, known.patterns(["some"])
+    assert tables is not None and tables.possible is not None and tables.incomplete is not None
+    options = {"incomplete": tables.incomplete[index], "drawn": tables.drawn, "by_hand": tables.by_hand}
+    allowed = allowed_classes(row[None, None, None], tables.possible[index], margin=2, **options)
+    assert allowed[0, 2, 0].int().tolist() == [0, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 0]
+    assert allowed.any(1).all()
 
 
 def test_a_drawn_voxel_weighs_as_much_in_a_case_that_draws_only_a_part() -> None:

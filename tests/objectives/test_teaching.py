@@ -161,6 +161,8 @@ def test_who_sees_nothing_says_and_learns_nothing(known: Knowledge) -> None:
     lessons = modal(known, said).lessons(batch)
     torch.testing.assert_close(lessons[0].target, said[0].softmax(1), atol=1e-4, rtol=0)
     assert lessons[0].counted.all() and not lessons[1].counted.any()
+    assert lessons[0].present is not None and lessons[0].present.any()
+    assert lessons[1].present is not None and not lessons[1].present.any(), "each would count as a perfect Dice"
 
 
 def test_the_running_dice_is_of_labelled_samples_that_a_network_sees(known: Knowledge) -> None:

@@ -333,3 +333,30 @@ def test_images_that_cannot_be_read_cost_their_slices_only(
     page = Page(fold / "report.html")
     assert "data:image/png" not in page.source
     assert_is_a_good_page(page)
+
+
+def test_other_folds_since_are_not_those_of_the_training(
+    nnunet_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fold = write_folder(nnunet_folders, settings=SETTINGS)
+    splits = nnunet_folders / "nnUNet_preprocessed" / tiny.NAME / "splits_final.json"
+    split = json.loads(splits.read_text())[0]
+    splits.write_text(json.dumps([{"train": [*split["train"], "came_later"], "val": split["val"]}]))
+    shutil.copytree(fold / "validation", fold / "validation_old")  # no modality group
+    report(capsys, LINE.format("PartialTrainer"))
+    page = Page(fold / "report.html")
+    assert "3 training and 3 validation cases" in page.text and "came_later" not in page.text
+    assert {row["network"] for row in rows(fold / "report_dice.csv")} == {""}
+    splits.write_text(json.dumps([{"train": split["val"], "val": split["train"]}]))
+    report(capsys, LINE.format("PartialTrainer"))
+    assert "is not at hand, or was changed since" in Page(fold / "report.html").text
+
+
+def test_results_alone_are_found_by_the_name_of_the_dataset(
+    nnunet_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fold = write_folder(nnunet_folders, settings=SETTINGS)
+    for name in ("nnUNet_raw", "nnUNet_preprocessed"):
+        shutil.rmtree(nnunet_folders / name / tiny.NAME)
+    report(capsys, LINE.format("PartialTrainer").replace("901", tiny.NAME))
+    assert (fold / "report.html").is_file()

@@ -18,11 +18,13 @@ from nnunet_mutual.errors import MutualError
 from nnunet_mutual.evaluation.output import write_tidy
 from nnunet_mutual.pseudo_labels.review.figures import PLANES
 from nnunet_mutual.report import findings
+from nnunet_mutual.report.blocks import Table
 from nnunet_mutual.report.identities import Identities
 from nnunet_mutual.report.logs import networks_per_epoch, read_alarms, read_curves, read_versions, stage_borders
 from nnunet_mutual.report.overlays import _place, _planes, _read, _Volume
 from nnunet_mutual.report.plots import Frame, Series, decisions_plot, families, line_plots, score_plots, thin
-from nnunet_mutual.report.scores import _measured, compare, read_scores
+from nnunet_mutual.report.results import _distances
+from nnunet_mutual.report.scores import _measured, compare, paired, read_scores
 from nnunet_mutual.report.training import Training
 
 
@@ -35,6 +37,9 @@ from nnunet_mutual.report.training import Training
         ("/home/me/a_1/b.nii.gz of Ms Roe", "b.nii.gz of patient 1"),
         (r"C:\data\a_1.nii.gz", "case 1.nii.gz"),
         ("0.5 of 1/2, a/b", "0.5 of 1/2, a/b"),
+        ("not measured: '/data/Klinik Mitte/Studie M/x/metrics.csv'", "not measured: 'metrics.csv'"),
+        ("'/srv/dr.o'hara/images/a_1.nii.gz' and it's 'fine'", "'case 1.nii.gz' and it's 'fine'"),
+        (r"C:\Users\Jane Roe\data\a_1.nii.gz is damaged", "case 1.nii.gz is damaged"),
     ],
 )
 def test_names_become_numbers(text: str, clean: str) -> None:
@@ -67,6 +72,24 @@ def test_difference_by_hand() -> None:
     assert wide.low is not None and wide.high is not None and wide.low < 0 < wide.high
     # 1.96 standard errors of the mean: 1.96 * 0.4 / sqrt(20)
     assert wide.high - wide.low == pytest.approx(2 * 1.96 * 0.4 / np.sqrt(20), rel=0.15)
+
+
+def test_a_false_positive_of_one_model_alone_is_a_pair() -> None:
+    """As evaluate --compare does it; absent in both it is none, and nor is what the other one has no drawing of."""
+    one = {"dice": [0.8, float("nan"), float("nan"), 0.7], "voxels_drawn": [9, 0, 0, 9]}
+    two = {"dice": [0.6, 0.0, float("nan"), float("nan")], "voxels_drawn": [9, 0, 0, 0]}
+    keys = {"case": list("abcd"), "label": ["liver"] * 4}
+    both = paired(pd.DataFrame({**keys, **one}), pd.DataFrame({**keys, **two}))
+    found = both.set_index("case")[["dice", "dice_other"]].T.to_dict("list")
+    assert found["a"] == [0.8, 0.6] and found["b"] == [1.0, 0.0]
+    assert np.isnan(found["c"]).all() and np.isnan(found["d"][1])
+
+
+def test_volumes_are_of_cases_that_have_the_label() -> None:
+    values = {"hd95_mm": [1.0, None, None], "surface_dice": [0.5, None, None], "volume_ml": [2.0, 0.0, 0.0]}
+    scores = pd.DataFrame({"label": ["liver"] * 3, **values, "reference_volume_ml": [4.0, 0.0, 0.0]})
+    (table,) = _distances(scores, ["liver"], "")
+    assert isinstance(table, Table) and table.rows == [["liver", "1", "1.0", "1.0", "0.500", "4", "2", "50 %"]]
 
 
 def test_logs(tmp_path: Path) -> None:

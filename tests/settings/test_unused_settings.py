@@ -46,10 +46,13 @@ UNUSED: list[tuple[type[Settings], dict[str, Any], str]] = [
     (MutualPrototypeSettings, {"published": True, "confidence": 0.99}, '"confidence" has no effect with published'),
     (MutualCrossModalSettings, {"published": True, "queue": 5}, '"queue" has no effect with published=true'),
     (MutualCrossModalSettings, {"form": "averages", "loss": {"contrast": 0.0}}, '"loss" has no effect with form="aver'),
+    (MutualPrototypeSettings, {"role": "filter", "loss": {"contrast": 0.5}}, '"loss.contrast" has no effect with role'),
+    (MutualCorrelationSettings, {"form": "alternating", "loss": {"correlation": 0.5}}, '"loss.correlation" has no eff'),
+    (MeanTeacherSettings, {"unlabelled_foreground_epochs": 5}, "has no effect with unlabelled_foreground=0"),
     (TaughtPartialSettings, {"teachers": "crossed"}, '"teachers" has no effect with one network'),
     (TaughtPartialSettings, {"weight": 0.0, "sure": 0.5}, '"sure" has no effect with weight=0'),
     (MutualPartialSettings, {"loss": {"pd": 0.5}}, '"loss.pd" has no effect with stage1_networks="one"'),
-    (MutualPartialSettings, {"stage1_networks": "groups", "loss": {"ps": 0.0}}, '"loss.ps" has no effect with stage2'),
+    (MutualPartialSettings, {"stage1_networks": "groups", "loss": {"ps": 0.5}}, '"loss.ps" has no effect with stage2'),
     (MutualPartialSettings, {"stage2_networks": "groups", "fd_form": "own"}, '"fd_form" has no effect with stage1'),
     (MutualPartialSettings, {"ramp": {"end": 0.5}}, '"ramp" has no effect with one network in each stage'),
     (MutualPartialSettings, {"stage1_networks": "groups", **GIVEN}, '"stage1_networks" has no effect with pseudo_lab'),
@@ -63,12 +66,13 @@ UNUSED: list[tuple[type[Settings], dict[str, Any], str]] = [
 USED: list[tuple[type[Settings], dict[str, Any]]] = [
     (MutualCorrelationSettings, {"published": True, "dropout": 0.1}),
     (MutualCorrelationSettings, {"ema": 0.9}),
+    (MeanTeacherSettings, {"unlabelled_foreground_epochs": 5, "unlabelled_foreground": 0.5}),
     (MutualCorrelationSettings, {"form": "crossed", "ema": 0.9, "ema_age": None, "dropout": 0.2, "own_views": False}),
     (MutualPrototypeSettings, {"role": "filter", "soft_loss": "sample", "confidence": 0.8}),  # the default says nothing
     (TaughtPartialSettings, {"networks": 2, "teachers": "crossed", "sure": 0.5}),
     (MutualPartialSettings, {"stage1_networks": "groups", "fd_form": "own", "stage1_share": 0.2}),
 ]
-USED_IN_GROUPS = {
+USED_IN_GROUPS: dict[str, dict[str, Any]] = {
     "stage1_networks": {"loss": {"pd": 0.5, "ps": 1.0}, "ramp": {"end": 0.5}},  # the default of ps says nothing
     "stage2_networks": {"loss": {"dfs": 0.5}, "ramp": {"end": 0.5}, **GIVEN},
 }

@@ -89,6 +89,8 @@ def trained(rank: int, name: str, preprocessed: Path) -> dict[str, Any]:
         "state": leaves([state, *(o.state_dict() for o in trainer.objectives)], COUNTS),
         "decisions": [trainer.deployed, trainer._best_ema, trainer.online.ranking.state_dict(), trainer.stage_number],
         "batch": (trainer.batch_size, trainer.oversample_foreground_percent, seen),
+        "shared": trainer.peers.ranks is trainer.ranks,
+        "logged": list(trainer.logger.local_logger.my_fantastic_logging["train_losses"]),
         "moved": not torch.equal(trainer._first_weight, next(trainer.network.parameters())),
     }
 
@@ -102,7 +104,8 @@ def test_both_processes_end_with_the_same_networks(name: str, nnunet_folders: Pa
     assert [key for key, value in first["state"].items() if not torch.equal(value, second["state"][key])] == []
     assert str(first["decisions"]) == str(second["decisions"])
     assert first["batch"][2] != second["batch"][2], "each process has samples of its own"
-    assert first["moved"]
+    assert first["moved"] and first["shared"] and second["shared"]
+    assert first["logged"] == second["logged"], "the mean over both"
     if name != "PartialTrainer":  # whose batches nnU-Net divides: the others compose each as in one process
         assert first["batch"][:2] == second["batch"][:2]
         assert first["batch"][1] == 0.33

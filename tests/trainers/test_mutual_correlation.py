@@ -183,6 +183,9 @@ def test_spread_places_are_different_and_reach_everywhere() -> None:
     found = torch.stack([spread(40000, torch.device("cpu")) for _ in range(60)])
     assert found.shape == (60, 5000) and all(len(set(row)) == 5000 for row in found.tolist())
     assert found.min() == 0 and found.max() == 39999
+    for voxels in (5000, 20**3):  # no multiple of the stride
+        places = torch.stack([spread(voxels, torch.device("cpu")) for _ in range(60)])
+        assert all(len(set(row)) == len(row) for row in places.tolist()) and len(places.unique()) == voxels
     assert spread(10, torch.device("cpu")).tolist() == list(range(10))
     assert len(spread(128**3, torch.device("cpu"))) == 2**16
 

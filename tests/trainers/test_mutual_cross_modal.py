@@ -13,7 +13,7 @@ import torch
 from modalities import GROUPS, make_preprocessed
 from nnunetv2.evaluation.evaluate_predictions import load_summary_json
 from prepared import prepare
-from training import SHORT, trainer_for
+from training import SHORT, largest_difference, trainer_for
 
 from nnunet_mutual.engine.checkpoints import load_own
 from nnunet_mutual.engine.peers import unwrap
@@ -164,6 +164,18 @@ def test_unused_columns_stay_zero(nnunet_folders: Path) -> None:
     assert all(p.isfinite().all() for network in trainer.peers.networks for p in network.parameters())
 
 
+def test_what_a_checkpoint_holds_is_no_pretrained_encoder(nnunet_folders: Path) -> None:
+    """Of a training that was stopped before its first step."""
+    trainer = trainer_for(make_preprocessed(nnunet_folders, settings=FAST), MutualCrossModalTrainer)
+    trainer.initialize()
+    latest = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    trainer.save_checkpoint(str(latest))
+    again = trainer_for(nnunet_folders / "nnUNet_preprocessed" / tiny.NAME, MutualCrossModalTrainer, resume="latest")
+    again.on_train_start()
+    for before, after in zip(trainer.peers.networks, again.peers.networks, strict=True):
+        assert largest_difference(unwrap(before).state_dict(), unwrap(after).state_dict()) == 0
+
+
 def test_pretrained_weights_leave_unused_columns_zero(nnunet_folders: Path) -> None:
     trainer = trainer_for(make_preprocessed(nnunet_folders, settings=FAST), MutualCrossModalTrainer)
     trainer.initialize()
@@ -294,6 +306,7 @@ def test_a_resumed_training_is_the_same(nnunet_folders: Path, monkeypatch: pytes
     (fold / "checkpoint_final.pth").unlink()
     (fold / "checkpoint_latest.pth").write_bytes(kept["bytes"])
     again = trainer_for(preprocessed, MutualCrossModalTrainer, resume="latest")
+    assert again.stage.forecast.left == 2 * again.num_iterations_per_epoch
     again.run_training()
     resumed = load_own(fold / "checkpoint_final.pth", torch.device("cpu"))
     for a, b in zip(*(c["mutual_state"]["peers"]["networks"] for c in (whole, resumed)), strict=True):

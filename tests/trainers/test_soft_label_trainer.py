@@ -128,8 +128,12 @@ def test_the_loss_is_that_of_the_soft_label(nnunet_folders: Path) -> None:
     found = np.random.default_rng(0).dirichlet(np.ones(4), (16, 20, 18)).transpose(3, 0, 1, 2).astype(np.float32)
     preprocessed, soft = with_soft_labels(nnunet_folders, found)
     assert main(["preprocess_unlabelled", "-d", "901", "--soft", str(soft)]) == 0
+    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+    plans["configurations"]["3d_fullres"]["mutual"]["ema"] = 0.9
+    (preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
     trainer = trainer_for(preprocessed, SoftLabelTrainer)
     trainer.initialize()
+    assert len(trainer.peers.averages) == 1 and trainer.deployed_network is trainer.peers.averages[0].network
     loader, _ = trainer.get_dataloaders()
     batch = trainer.training_batch(next(loader))
     assert batch.data.shape[1] == 1

@@ -99,12 +99,18 @@ def test_images_that_nobody_drew_are_one_more_source(nnunet_folders: Path) -> No
     assert batch.keys[0] in UNLABELLED and batch.keys[1] in KEYS
     assert trainer.acted.unlabelled == len(UNLABELLED) and trainer.acted.idle == ""
     (objective,) = trainer.objectives
-    assert objective.foreground_from > trainer.stream.unlabelled, "volumes of a drawn case are compared with theirs"
+    assert objective.foreground_from == trainer.stream.unlabelled, "a single drawn patch may hold foreground by force"
     both = objective.ask(batch, trainer.progress())
     origin, inside = batch.exchange.origins[0], batch.views.inside
     assert both[0].counted.any() and not (both[0].counted & ~batch.exchange.mixed(inside)).any()
     assert all(origin[sample].unique().tolist() == [0, 1] for sample in range(2)), "labels come with their boxes"
     assert np.isfinite(trainer.train_step(raw)["terms"]).all()
+
+
+def test_volumes_are_compared_with_those_of_drawn_patches_from_anywhere(nnunet_folders: Path) -> None:
+    preprocessed = two_stream_dataset(nnunet_folders, settings={**TWO, "labelled_per_batch": 2}, block=partial_block())
+    trainer, _ = started(preprocessed, TaughtPartialTrainer)
+    assert trainer.objectives[0].foreground_from == trainer.stream.unlabelled + 1
 
 
 def test_without_anything_undecided_it_says_so(nnunet_folders: Path) -> None:

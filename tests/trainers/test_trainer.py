@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +234,11 @@ def test_validation_of_regions(nnunet_folders: Path) -> None:
     (preprocessed / "splits_final.json").write_text(json.dumps([{"train": KEYS, "val": KEYS[:2]}]))
     trainer = trainer_for(preprocessed)
     trainer.run_training()
+    stray = Path(trainer.output_folder) / "validation" / "case_05.nii.gz"  # of an earlier training with other folds
+    stray.parent.mkdir()
+    shutil.copy(preprocessed / "gt_segmentations" / stray.name, stray)
     trainer.perform_actual_validation()
+    assert not stray.exists()
     read = {
         (name, key): SimpleITKIO().read_seg(f"{trainer.output_folder}/{name}/{key}.nii.gz")[0]
         for name in ("validation", "validation_full")

@@ -15,6 +15,7 @@ from nnunet_mutual.disk import whole
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.engine import standalone
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.export.model_card import cell
 
 BASE_IMAGE = "pytorch/pytorch:2.8.0-cuda12.6-cudnn9-runtime"  # nnU-Net does not run with torch 2.9
 _MODEL_FILES = ("plans.json", "dataset.json", "model_card.md")  # and the checkpoints; nothing about single cases
@@ -107,8 +108,10 @@ def write_container(folder: Path, model: Path) -> None:
         "nnunetv2": version("nnunetv2"),
         "base": BASE_IMAGE,
         "ending": ending,
-        "channels": "\n".join(f"| `CASE_{n:04d}{ending}` | {name} |" for n, name in enumerate(table.channels)),
-        "labels": "\n".join(f"| {', '.join(map(str, values))} | {label} |" for label, values in table.values.items()),
+        "channels": "\n".join(f"| `CASE_{n:04d}{ending}` | {cell(name)} |" for n, name in enumerate(table.channels)),
+        "labels": "\n".join(
+            f"| {', '.join(map(str, values))} | {cell(label)} |" for label, values in table.values.items()
+        ),
     }
     (folder / "Dockerfile").write_text(_DOCKERFILE.format(**words), encoding="utf-8")
     (folder / "README.md").write_text(_README.format(**words), encoding="utf-8")
