@@ -75,14 +75,11 @@ class FoldData:
 
     def keys(self) -> list[str]:
         """Returns all cases of the folder."""
-        return list(self.dataset_class.get_identifiers(self.folder))
+        return self._known(self.dataset_class.get_identifiers(self.folder))
 
     def _known(self, keys: Sequence[str]) -> list[str]:
-        """Verifies that the table lists all cases; those that came after a training that is only asked are left out."""
-        if self.asked and self.table.declared:
-            return [key for key in keys if key in self.table.cases]
-        self.table.require(keys)
-        return list(keys)
+        """Leaves out cases that came after a training that is only asked: its table does not list them."""
+        return [key for key in keys if not (self.asked and self.table.declared) or key in self.table.cases]
 
     def split(self, draw: Callable[[], Split]) -> Split:
         """Returns the training and the validation cases of the fold.
@@ -100,9 +97,10 @@ class FoldData:
             if difference:  # before a split is made of a wrong table
                 raise MutualError(difference)
             self._require_preprocessed()
-            known, file = self._known(self.keys()), Path(self.folder).parent / "splits_final.json"
-            if self.fold != "all":
-                said = provide_splits(self.table, self.keys() if file.is_file() else known, self.fold, file)
+            self.table.require(self.keys())
+            file = Path(self.folder).parent / "splits_final.json"
+            if self.fold != "all" and not (self.asked and file.is_file()):
+                said = provide_splits(self.table, self.keys(), self.fold, file)
                 if said:
                     self.say(said)
             training, validation = draw()

@@ -256,6 +256,38 @@ def test_a_training_that_was_stopped_is_validated_and_exported(
         run_export(output_name="again", checkpoint="checkpoint_best.pth")
 
 
+def test_what_was_drawn_since_and_cases_that_came_since_change_no_validation(
+    trained: Path, nnunet_folders: Path
+) -> None:
+    """The training's table does not say so: a drawing that it did not know would be scored against nothing."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        shutil.copytree(trained / name, nnunet_folders / name)
+    training = nnunet_folders / "nnUNet_results" / tiny.NAME / "PartialTrainer__nnUNetPlans__3d_fullres"
+    preprocessed = nnunet_folders / "nnUNet_preprocessed" / tiny.NAME
+    summary = training / "fold_0" / "validation" / "summary.json"
+    before = json.loads(summary.read_text())
+    key = Path(before["metric_per_case"][0]["prediction_file"]).name
+    everything = tiny.image_and_labels(int(key[5:7]))[1]
+    for folder in (preprocessed / "gt_segmentations", nnunet_folders / "nnUNet_raw" / tiny.NAME / "labelsTr"):
+        tiny.write_nifti(everything, folder / key)
+    splits = json.loads((preprocessed / "splits_final.json").read_text())
+    for number, split in enumerate(splits):
+        split["train" if number == 0 else "val"].append("case_later")
+    (preprocessed / "splits_final.json").write_text(json.dumps(splits))
+    for file in preprocessed.rglob("case_05*"):
+        shutil.copy(file, file.with_name(file.name.replace("case_05", "case_later")))
+    for root in ("nnUNet_raw", "nnUNet_preprocessed"):
+        file = nnunet_folders / root / tiny.NAME / "dataset.json"
+        content = json.loads(file.read_text())
+        content["mutual"]["cases"]["case_later"] = {"source": "b"}
+        file.write_text(json.dumps(content))
+    run_export(output_name="later", validate=True)
+    after = json.loads(summary.read_text())
+    for then, now in zip(before["metric_per_case"], after["metric_per_case"], strict=True):
+        dice = [{label: m["Dice"] for label, m in entry["metrics"].items()} for entry in (then, now)]
+        assert dice[0] == pytest.approx(dice[1], abs=1e-5, nan_ok=True)
+
+
 def test_an_existing_export_is_never_overwritten(folders: Callable[[str], Path]) -> None:
     run_export(output_name="nnUNetPlans_Twice")
     kept = folders("nnUNet_results") / "nnUNetTrainer__nnUNetPlans_Twice__3d_fullres" / "plans.json"
