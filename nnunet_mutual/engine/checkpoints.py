@@ -74,13 +74,18 @@ def _reason(error: BaseException) -> str:
     return getattr(cause, "strerror", None) or str(error)
 
 
-def load_own(filename: str | os.PathLike[str], device: torch.device) -> dict[str, Any]:
+def load_own(filename: str | os.PathLike[str], device: torch.device, *, mapped: bool = False) -> dict[str, Any]:
     """Reads a checkpoint written by this package.
+
+    Args:
+        filename: of the checkpoint.
+        device: where its tensors go.
+        mapped: leave them on the disk until they are needed.
 
     Raises:
         MutualError: the file is damaged, or of another trainer.
     """
-    checkpoint = read_checkpoint(filename, device, fix=_what_else(Path(filename)))
+    checkpoint = read_checkpoint(filename, device, fix=_what_else(Path(filename)), mapped=mapped)
     if STATE_KEY not in checkpoint:
         raise MutualError(
             f"{filename} was not written by a trainer of this package (it has no {STATE_KEY}); it predicts as it is "

@@ -20,7 +20,7 @@ from nnunet_mutual.disk.trainings import (
     validated_checkpoint,
     validated_progress,
 )
-from nnunet_mutual.engine.checkpoint_file import read_checkpoint
+from nnunet_mutual.engine.checkpoints import load_own
 from nnunet_mutual.engine.trained import open_trained
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.plugin.trainer_names import find_own
@@ -105,7 +105,8 @@ def validated_otherwise(folder: Path, model: Model, checkpoint: str) -> str | No
     place, file = folder / f"validation{model.suffix}", checkpoint_file(folder, checkpoint, model)
     known, progress = validated_checkpoint(place), validated_progress(place)
     if known is not None and known == file.name and progress is not None:
-        return None if progress == progress_of(read_checkpoint(file, mapped=True)) else f"an earlier {known}"
+        now = progress_of(load_own(file, torch.device("cpu"), mapped=True))
+        return None if progress == now else f"an earlier {known}"
     return None if known in (None, file.name) else known
 
 
