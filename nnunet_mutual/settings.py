@@ -62,7 +62,8 @@ class Settings:
         seed: of weights and batches; null leaves them random. A run is repeatable to the bit with nnUNet_n_proc_DA=0 on
             a CPU.
         incomplete_margin: voxels around what is drawn of a label of which a part is drawn (incomplete), in the plane
-            of a slice, where the label is taken as absent; 0 for none.
+            of a slice, where the label is taken as absent; 0 for none. At lower resolutions of deep supervision, of
+            theirs.
         balance_sources: draw cases with probability proportional to 1/sqrt(cases of their source).
         checkpoint_epochs: checkpoint_latest is written at least every so many epochs ...
         checkpoint_minutes: ... or minutes.
