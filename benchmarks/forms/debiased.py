@@ -85,8 +85,13 @@ class DebiasedObjective(CorrelationObjective):
     Args:
         arguments, options: of :class:`CorrelationObjective`.
 
+    Attributes:
+        strength: 1 for weights as published, by which the commonest class has none; 0 for none at all.
+
     Source: Wang & Li, MICCAI 2023, arXiv 2307.11960, where the networks teach each other as they are.
     """
+
+    strength = 1.0
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
@@ -105,7 +110,8 @@ class DebiasedObjective(CorrelationObjective):
         second = outputs[1].levels[0][batch.views.unlabelled :].flatten(2)
         decided = [logits[:, places].argmax(0) for logits, (places, _, _) in zip(second, labelled, strict=True)]
         truth, known = torch.cat([t for _, t, _ in labelled], 1), torch.cat([k for _, _, k in labelled])
-        weights = [self._rarity(truth * known, plain.lessons[0].target), self._difficulty(decided, truth, known)]
+        found = self._rarity(truth * known, plain.lessons[0].target), self._difficulty(decided, truth, known)
+        weights = [1 + self.strength * (weight - 1) for weight in found]
         return DebiasedStep(batch, progress, plain.compared, plain.said, plain.lessons, labelled, weights)
 
     def _rarity(self, truth: Tensor, taught: Tensor) -> Tensor:
@@ -159,3 +165,15 @@ class DebiasedCorrelationTrainer(MutualCorrelationTrainer):
     """Two differently weighted networks."""
 
     objective = DebiasedObjective
+
+
+class HalfDebiasedObjective(DebiasedObjective):
+    """The same with weights halfway between those and 1."""
+
+    strength = 0.5
+
+
+class HalfDebiasedTrainer(DebiasedCorrelationTrainer):
+    """Two networks that are weighted half as differently."""
+
+    objective = HalfDebiasedObjective
