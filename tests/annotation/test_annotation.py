@@ -245,7 +245,7 @@ SOURCE, CASE = ("sources", "siteA"), ("cases", "siteB_007")
         ((*SOURCE, "annotated"), ["liver", "liver"], "lists a label twice.*keep one"),
         ((*CASE, "missing"), ["T1", "T1"], "lists a channel twice"),
         (("modality_groups", "T1"), [], "modality group \"T1\" of dataset.json is empty; list its channels: T1, FLAIR"),
-        (("modality_groups", "T1_post"), ["T1"], "the group name 'T1_post' must consist of letters and digits"),
+        (("modality_groups", "T1_post"), ["T1"], "the modality group 'T1_post' must be named with letters and digits"),
         (("modality_groups", "full"), ["T1"], "a group called full would have its results where"),
         ((*SOURCE, "contains"), {"liver": ["liver"]}, "\"liver\" contains itself"),
         ((*SOURCE, "contains"), {"liver": ["heart"], "heart": ["aorta"], "aorta": ["liver"]}, "contains itself"),

@@ -308,7 +308,10 @@ HOPELESS: dict[str, tuple[Callable[[RawDataset], object], str]] = {
         "imagesTr holds no image ending in .nii.gz; check",
     ),
     "no file_ending": (lambda raw: raw.save(file_ending=None), 'has no "file_ending"'),
-    "unknown ending": (lambda raw: raw.save(file_ending=".dcm"), "holds no image ending in .dcm, but toy_001_0000"),
+    "unknown ending": (
+        lambda raw: raw.save(file_ending=".dcm"),
+        "holds no image ending in .dcm, but numbered ones ending in .nii.gz; correct",
+    ),
 }
 
 

@@ -225,7 +225,7 @@ def test_new_settings_of_what_was_planned_for_a_trainer(
     (pre / "nnUNetPlans.json").write_text(json.dumps(plans))
     line = next_line(capsys, "plan", "-d", "901", "--name", "long", "--set", "num_epochs=9")
     assert line.startswith("nnunet_mutual train 901 3d_fullres_long 0 -tr MutualCorrelationTrainer ")
-    line = next_line(capsys, "plan", "-d", "901", "--name", "other", "--set", "loss.pd=0.5")
+    line = next_line(capsys, "plan", "-d", "901", "--name", "other", "--set", "loss.pd=0.5", "stage1_networks=groups")
     assert line.startswith("nnunet_mutual train 901 3d_fullres_other 0 -tr MutualPartialTrainer ")
 
 
