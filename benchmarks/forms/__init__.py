@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from forms.agreeing import AgreeingCorrelationTrainer
 from forms.calibrated import CalibratedPrototypeTrainer
-from forms.debiased import DebiasedCorrelationTrainer, HalfDebiasedTrainer
+from forms.debiased import DebiasedCorrelationTrainer
 from forms.deep import DeepTeacherTrainer
 from forms.memory import MemoryFilterTrainer, MemoryVoteTrainer
 from forms.one_piece import InnerPieceTrainer, OnePieceCorrelationTrainer, OnePieceTaughtTrainer, OnePieceTrainer
@@ -21,7 +21,6 @@ __all__ = [
     "CalibratedPrototypeTrainer",
     "DebiasedCorrelationTrainer",
     "DeepTeacherTrainer",
-    "HalfDebiasedTrainer",
     "InnerPieceTrainer",
     "MemoryFilterTrainer",
     "MemoryVoteTrainer",

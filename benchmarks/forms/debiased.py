@@ -85,13 +85,8 @@ class DebiasedObjective(CorrelationObjective):
     Args:
         arguments, options: of :class:`CorrelationObjective`.
 
-    Attributes:
-        strength: 1 for weights as published, by which the commonest class has none; 0 for none at all.
-
     Source: Wang & Li, MICCAI 2023, arXiv 2307.11960, where the networks teach each other as they are.
     """
-
-    strength = 1.0
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
@@ -110,8 +105,7 @@ class DebiasedObjective(CorrelationObjective):
         second = outputs[1].levels[0][batch.views.unlabelled :].flatten(2)
         decided = [logits[:, places].argmax(0) for logits, (places, _, _) in zip(second, labelled, strict=True)]
         truth, known = torch.cat([t for _, t, _ in labelled], 1), torch.cat([k for _, _, k in labelled])
-        found = self._rarity(truth * known, plain.lessons[0].target), self._difficulty(decided, truth, known)
-        weights = [1 + self.strength * (weight - 1) for weight in found]
+        weights = [self._rarity(truth * known, plain.lessons[0].target), self._difficulty(decided, truth, known)]
         return DebiasedStep(batch, progress, plain.compared, plain.said, plain.lessons, labelled, weights)
 
     def _rarity(self, truth: Tensor, taught: Tensor) -> Tensor:
@@ -147,7 +141,8 @@ class DebiasedObjective(CorrelationObjective):
             ]
         )
         flat = [values.movedim(1, 0).flatten(1) for values in (logits[:first], lesson.target, lesson.counted)]
-        added = {"supervised": of_labels, "consistency": reweighted(flat[0], flat[1], flat[2][0], weights)}
+        finest = self.supervised.level_weights[0]
+        added = {"supervised": finest * of_labels, "consistency": reweighted(flat[0], flat[1], flat[2][0], weights)}
         return found | {name: Term(found[name].value + more, found[name].weight) for name, more in added.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -165,15 +160,3 @@ class DebiasedCorrelationTrainer(MutualCorrelationTrainer):
     """Two differently weighted networks."""
 
     objective = DebiasedObjective
-
-
-class HalfDebiasedObjective(DebiasedObjective):
-    """The same with weights halfway between those and 1."""
-
-    strength = 0.5
-
-
-class HalfDebiasedTrainer(DebiasedCorrelationTrainer):
-    """Two networks that are weighted half as differently."""
-
-    objective = HalfDebiasedObjective

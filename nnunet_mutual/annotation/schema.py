@@ -44,7 +44,9 @@ def names_of(value: Any, known: Iterable[str], place: str, what: str) -> frozens
 def group_name(name: str) -> str:
     """Returns the name of a modality group, by which folders and models are called."""
     if not name.isalnum() or not name.isascii():
-        raise MutualError(f"the modality group {name!r} must be named with letters and digits alone: models are called by it")
+        raise MutualError(
+            f"the modality group {name!r} must be named with letters and digits alone: models are called by it"
+        )
     if name == "full":
         raise MutualError("a group called full would have its results where nnU-Net's whole predictions are; rename it")
     return name

@@ -118,6 +118,14 @@ def test_each_network_is_debiased_by_weights_of_its_own(forms: ModuleType, nnune
         for name in ("supervised", "consistency"):
             torch.testing.assert_close(same[name].value, plain[name].value)
             assert other[name].value != plain[name].value and other[name].weight == plain[name].weight
+        none = objective.terms(n, outputs, replace(step, weights=[torch.zeros(4)] * 2))["supervised"].value
+        entropies = []
+        for sample, (places, _, known) in enumerate(step.labelled, 2):
+            shown = outputs[n].levels[0][sample].flatten(1)[:, places[known]].T
+            drawn = batch.target[0][sample].flatten()[places[known]].long()
+            entropies.append(torch.nn.functional.cross_entropy(shown, drawn))
+        entropy = torch.stack(entropies).mean()
+        torch.testing.assert_close(plain["supervised"].value - none, trainer.supervised.level_weights[0] * entropy)
 
 
 def test_each_network_has_a_pose_of_its_own(forms: ModuleType, nnunet_folders: Path) -> None:
