@@ -134,9 +134,10 @@ class DebiasedObjective(CorrelationObjective):
         assert step.batch.views is not None and step.lessons is not None
         first, weights, lesson = step.batch.views.unlabelled, step.weights[peer], step.lessons[peer]
         logits = outputs[peer].levels[0].flatten(2)
+        # nnU-Net's mean is over padded voxels, too.
         of_labels = mean_of(
             [
-                reweighted(z[:, places], truth, known, weights)
+                reweighted(z[:, places], truth, known, weights) * known.float().mean()
                 for z, (places, truth, known) in zip(logits[first:], step.labelled, strict=True)
             ]
         )
