@@ -68,7 +68,7 @@ from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.supervised import SupervisedObjective, like_nnunet
 from nnunet_mutual.planning.needs import Needs, one_network
 from nnunet_mutual.plugin import compat
-from nnunet_mutual.preprocessing.label_maps import LabelWatch
+from nnunet_mutual.preprocessing.label_changes import LabelWatch
 from nnunet_mutual.settings import PeersSettings, Settings, block_for, merged_block, read_settings
 
 

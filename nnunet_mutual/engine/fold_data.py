@@ -19,7 +19,7 @@ from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.engine.log import RunLog
 from nnunet_mutual.engine.parallel.ranks import Ranks
 from nnunet_mutual.errors import MutualError, shorten
-from nnunet_mutual.preprocessing.label_maps import Labels, LabelWatch
+from nnunet_mutual.preprocessing.label_changes import Labels, LabelWatch
 from nnunet_mutual.preprocessing.unlabelled import UNLABELLED
 
 Split = tuple[list[str], list[str]]
@@ -115,7 +115,8 @@ class FoldData:
             raise MutualError(
                 f"{self.folder} does not exist, so its configuration is not preprocessed; run {self.preprocess}"
             )
-        if stale := outdated(Path(self.folder), self.keys(), self.dataset_json["file_ending"]):
+        stale = outdated(Path(self.folder), self.keys(), self.dataset_json["file_ending"])
+        if stale and not self.asked:
             raise MutualError(
                 f"the label maps of {len(stale)} case(s) ({shorten(stale, 3)}) were drawn anew, and preprocessed for "
                 f"another configuration than this one; run {self.preprocess}"

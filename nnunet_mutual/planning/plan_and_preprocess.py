@@ -48,7 +48,7 @@ from nnunet_mutual.plugin.compat import processes_of_planners
 from nnunet_mutual.plugin.find import public_names, resolve
 from nnunet_mutual.preprocessing.by_group import GroupPreprocessor, present_channels
 from nnunet_mutual.preprocessing.fingerprint import FingerprintExtractor
-from nnunet_mutual.preprocessing.label_maps import renew_truth
+from nnunet_mutual.preprocessing.label_changes import renew_truth
 from nnunet_mutual.preprocessing.unlabelled import unlabelled_keys
 from nnunet_mutual.preprocessing.update import UnlabelledImages, list_unlabelled, preprocess_unlabelled
 from nnunet_mutual.settings import merged_block, parse_settings, planned_trainer

@@ -20,7 +20,7 @@ from nnunet_mutual.cli.parser import main
 from nnunet_mutual.disk.label_maps import Maps, outdated, read_maps, read_record, record, record_of
 from nnunet_mutual.engine.validation import FoldValidation
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.preprocessing.label_maps import difference, renew_truth
+from nnunet_mutual.preprocessing.label_changes import difference, renew_truth
 from nnunet_mutual.trainers import MutualPartialTrainer, PartialTrainer
 
 DATA = "nnUNetPlans_3d_fullres"
