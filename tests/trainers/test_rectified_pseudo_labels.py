@@ -17,7 +17,7 @@ from nnunet_mutual.cli.parser import main
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.trainers import MutualPartialTrainer, MutualPrototypeTrainer
 
-ONE = {**SETTINGS, "stage1_networks": "one", "stage2_networks": "one", "ema": 0.9}
+ONE = {**SETTINGS, "stage1_networks": "one", "stage2_networks": "one", "ramp": {}, "ema": 0.9}
 RECTIFIED = {**ONE, "pseudo_labels": {"label": False, "voxel": False, "rectify": True}}
 
 
