@@ -128,10 +128,10 @@ class DebiasedObjective(CorrelationObjective):
         history["last"].copy_(torch.where(present, dice, history["last"]))
         return by_difficulty(history["last"], history["learnt"], history["unlearnt"])
 
-    def terms(self, peer: int, outputs: Sequence[Output], step: DebiasedStep) -> dict[str, Term]:  # type: ignore[override]
+    def terms(self, peer: int, outputs: Sequence[Output], step: CorrelationStep) -> dict[str, Term]:
         """See :meth:`Objective.terms`."""
         found = super().terms(peer, outputs, step)
-        assert step.batch.views is not None and step.lessons is not None
+        assert isinstance(step, DebiasedStep) and step.batch.views is not None and step.lessons is not None
         first, weights, lesson = step.batch.views.unlabelled, step.weights[peer], step.lessons[peer]
         logits = outputs[peer].levels[0].flatten(2)
         # nnU-Net's mean is over padded voxels, too.

@@ -112,6 +112,11 @@ def in_one_file(files: CaseFiles, case: Case | None, table: AnnotationTable) -> 
     return len(files.images) == 1 < len(table.channels) - (0 if case is None else len(case.missing))
 
 
+def first_in_one_file(cases: Mapping[str, CaseFiles], table: AnnotationTable) -> str | None:
+    """Returns the first case of which all channels are in one file, None without any."""
+    return next((key for key, files in cases.items() if in_one_file(files, table.cases.get(key), table)), None)
+
+
 def missing_files(files: CaseFiles, case: Case | None, table: AnnotationTable) -> list[str]:
     """Returns the channels of a case that are declared missing and have no image, not even one of zeros."""
     if case is None or in_one_file(files, case, table):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from nnunet_mutual.annotation.modality_groups import ModalityGroups, parse_modality_groups
 from nnunet_mutual.annotation.table import VERSION, AnnotationTable
-from nnunet_mutual.datasets.case_voxels import TOGETHER, in_one_file
+from nnunet_mutual.datasets.case_voxels import TOGETHER, first_in_one_file
 from nnunet_mutual.datasets.raw import read_dataset_json, training_cases
 from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ, refuse_interrupted, sync
 from nnunet_mutual.disk.files import keep_backup, write_json
@@ -34,7 +34,7 @@ def declare_groups(dataset: str | int, entries: Sequence[str]) -> None:
     content = read_dataset_json(folders.raw)
     table = AnnotationTable.from_dataset_json(content)
     files = training_cases(folders.raw, content)[0]
-    if any(in_one_file(one, table.cases.get(key), table) for key, one in files.items()):
+    if first_in_one_file(files, table) is not None:
         raise MutualError(f"{folders.name}: {TOGETHER}")
     block = content.get(BLOCK)
     if block is None:

@@ -12,7 +12,7 @@ from typing import Any
 from nnunet_mutual.annotation.cases import Case
 from nnunet_mutual.annotation.modality_groups import ModalityGroups
 from nnunet_mutual.annotation.table import AnnotationTable, drawn_in_part
-from nnunet_mutual.datasets.case_voxels import TOGETHER, in_one_file, missing_files
+from nnunet_mutual.datasets.case_voxels import TOGETHER, first_in_one_file, missing_files
 from nnunet_mutual.datasets.coverage import Cell, coverage
 from nnunet_mutual.datasets.look import Seen, look
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
@@ -150,16 +150,11 @@ def _misspelt_problems(raw: Path) -> list[Problem]:
     return [Problem(WARNING, name, text) for name in alike]
 
 
-def _together(table: AnnotationTable, training: Mapping[str, CaseFiles]) -> bool:
-    """Whether the channels of some case are in one file."""
-    return any(in_one_file(files, table.cases.get(key), table) for key, files in training.items())
-
-
 def _unlabelled_problems(
     table: AnnotationTable, training: Mapping[str, CaseFiles], unlabelled: Mapping[str, CaseFiles]
 ) -> list[Problem]:
     """Channels that images in imagesUn lack, by the names of their files; preprocessing reads the files."""
-    if _together(table, training):
+    if first_in_one_file(training, table) is not None:
         return []
     problems = []
     for number, name in enumerate(table.channels):
@@ -208,7 +203,7 @@ def _group_problems(table: AnnotationTable, cases: Sequence[Case], training: Map
         for name, channels in table.modality_groups.items()
         if cases and not any(case.missing.isdisjoint(channels) for case in cases)
     ]
-    if table.modality_groups and _together(table, training):
+    if table.modality_groups and first_in_one_file(training, table) is not None:
         problems.append(Problem(ERROR, "modality groups", TOGETHER))
     try:
         if table.modality_groups:

@@ -114,10 +114,7 @@ def sync(dataset: str | int) -> None:
     if redrawn := _redrawn(folders, raw, preprocessed):
         raise MutualError(_anew(folders, redrawn))
     backup = keep_backup(paths[1]) if BLOCK in preprocessed else None
-    preprocessed.pop(BLOCK, None)
-    if BLOCK in raw:
-        preprocessed[BLOCK] = raw[BLOCK]
-    write_json(paths[1], preprocessed)
+    write_json(paths[1], _with(preprocessed, raw, BLOCK))
     print(f"{folders.name}: annotation table copied to {paths[1]}" + (f" (before: {backup.name})" if backup else ""))
 
 
@@ -137,8 +134,13 @@ def take_over_files(folders: DatasetFolders) -> None:
     if paths is not None:
         raw, preprocessed = (read_object(path) for path in paths)
         if raw.get(_FILES) != preprocessed.get(_FILES):
-            preprocessed.pop(_FILES, None)
-            write_json(paths[1], {**preprocessed, **({_FILES: raw[_FILES]} if _FILES in raw else {})})
+            write_json(paths[1], _with(preprocessed, raw, _FILES))
+
+
+def _with(preprocessed: Mapping[str, Any], raw: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Returns the content of the preprocessed dataset.json with an entry of the raw one, or without it as that is."""
+    others = {name: value for name, value in preprocessed.items() if name != key}
+    return {**others, key: raw[key]} if key in raw else others
 
 
 def _redrawn(folders: DatasetFolders, raw: Any, preprocessed: Any) -> list[str]:

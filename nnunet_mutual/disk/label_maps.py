@@ -85,7 +85,7 @@ def outdated(data: Path, keys: Iterable[str], ending: str) -> list[str]:
     noted = read_record(data)
     found = []
     for key in keys:
-        truth, preprocessed = _bytes(data.parent / TRUTH / (key + ending)), _bytes(preprocessed_map(data, key))
+        truth, preprocessed = _sizes(data, key, ending)
         known = noted.get(key)
         if known is not None and truth is not None and truth != known[0] and preprocessed == known[1]:
             found.append(key)
@@ -102,10 +102,15 @@ def read_maps(data: Path, keys: Iterable[str], ending: str) -> Maps:
     noted = read_record(data)
     found = {}
     for key in keys:
-        sizes = [_bytes(data.parent / TRUTH / (key + ending)), _bytes(preprocessed_map(data, key))]
+        sizes = _sizes(data, key, ending)
         known = noted.get(key)
         found[key] = [*sizes, known[2] if known is not None and known[:2] == sizes else ""]
     return found
+
+
+def _sizes(data: Path, key: str, ending: str) -> list[int | None]:
+    """Bytes of the label map in gt_segmentations, and of the preprocessed one."""
+    return [_bytes(data.parent / TRUTH / (key + ending)), _bytes(preprocessed_map(data, key))]
 
 
 def stat_of(path: Path) -> Any:

@@ -96,11 +96,11 @@ class FoldData:
             difference = raw_and_preprocessed_differ(Path(self.folder).parent.name)
             if difference:  # before a split is made of a wrong table
                 raise MutualError(difference)
-            self._require_preprocessed()
-            self.table.require(self.keys())
+            keys = self._preprocessed()
+            self.table.require(keys)
             file = Path(self.folder).parent / "splits_final.json"
             if self.fold != "all" and not (self.asked and file.is_file()):
-                said = provide_splits(self.table, self.keys(), self.fold, file)
+                said = provide_splits(self.table, keys, self.fold, file)
                 if said:
                     self.say(said)
             training, validation = draw()
@@ -109,18 +109,20 @@ class FoldData:
             self._split = split
         return list(self._split[0]), list(self._split[1])
 
-    def _require_preprocessed(self) -> None:
-        """Verifies that the folder is there, and made of the label maps that are in gt_segmentations."""
+    def _preprocessed(self) -> list[str]:
+        """Returns all cases of the folder, which must be there, made of the label maps that are in gt_segmentations."""
         if not Path(self.folder).is_dir():
             raise MutualError(
                 f"{self.folder} does not exist, so its configuration is not preprocessed; run {self.preprocess}"
             )
-        stale = outdated(Path(self.folder), self.keys(), self.dataset_json["file_ending"])
-        if stale and not self.asked:
+        keys = self.keys()
+        stale = [] if self.asked else outdated(Path(self.folder), keys, self.dataset_json["file_ending"])
+        if stale:
             raise MutualError(
                 f"the label maps of {len(stale)} case(s) ({shorten(stale, 3)}) were drawn anew, and preprocessed for "
                 f"another configuration than this one; run {self.preprocess}"
             )
+        return keys
 
     def _require_first_stage(self, keys: Sequence[str]) -> None:
         """Verifies that the first stage of a cascade has predicted every case: each fold those that it validates."""

@@ -84,7 +84,7 @@ class ModalTeaching(Teaching):
             return [self.lesson(self._mean(said, weights), batch)] * networks
         sees = batch.sight.device[:number].T.reshape(networks, number, 1, *axes)
         lesson = self.lesson(self._mean(said, weights * sees.float().clamp_min(UNSEEN)), batch)
-        return [replace(lesson, counted=lesson.counted & own, present=_and(lesson.present, own)) for own in sees]
+        return [replace(lesson, counted=lesson.counted & own, present=_of_seen(lesson.present, own)) for own in sees]
 
     def _mean(self, said: Tensor, weights: Tensor) -> Tensor:
         mean = (weights * said).sum(0) / weights.sum(0)
@@ -98,7 +98,7 @@ class ModalTeaching(Teaching):
         return super().diagnose() | {f"share of network {n} in {names[c]}": row[c] for n, row in rows for c in names}
 
 
-def _and(present: Tensor | None, sees: Tensor) -> Tensor | None:
+def _of_seen(present: Tensor | None, sees: Tensor) -> Tensor | None:
     """Labels of the samples, (B, C), that a network sees, (B, 1, ...): the Dice of others would count as perfect."""
     return None if present is None else present & sees.flatten(1)
 

@@ -15,6 +15,7 @@ import SimpleITK as sitk
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 
+from nnunet_mutual.datasets.case_headers import PLACED
 from nnunet_mutual.datasets.case_voxels import inspect_case
 from nnunet_mutual.datasets.merge.agreement import NIFTI, REORIENT
 from nnunet_mutual.datasets.merge.sources import MergeSource
@@ -24,7 +25,6 @@ from nnunet_mutual.datasets.volumes import Finding, exact
 from nnunet_mutual.disk.cores import each_case
 from nnunet_mutual.disk.images import reader_for
 
-DIRECTED = (".nrrd", ".mha", ".gipl")  # formats, beside NIfTI, that say how their axes lie
 PERCENTILES = (0.5, 50.0, 99.5)
 _SAMPLES = 200_000  # voxels per channel for the percentiles
 
@@ -89,7 +89,7 @@ def readers(sources: Sequence[MergeSource], ending: str, *, reorient: bool) -> d
     for source in sources:
         content = dict(source.dataset_json)
         own = content["file_ending"]
-        if reorient and own in (*NIFTI, *DIRECTED):
+        if reorient and own in PLACED:
             content[named] = REORIENT if own in NIFTI else "SimpleITKIOWithReorient"
         elif own != ending:
             content[named] = "SimpleITKIO"  # the one that reads and writes all these formats
@@ -128,7 +128,7 @@ def orientation(path: Path) -> str | None:
     if path.name.endswith(NIFTI):
         image: Any = nibabel.load(path)
         return "".join(code or "?" for code in nibabel.aff2axcodes(image.affine))
-    if path.name.endswith(DIRECTED):
+    if path.name.endswith(PLACED):
         header = sitk.ImageFileReader()
         header.SetFileName(str(path))
         header.ReadImageInformation()

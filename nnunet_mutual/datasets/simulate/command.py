@@ -13,7 +13,7 @@ from typing import Any
 
 from nnunet_mutual.annotation.cases import Case
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.datasets.case_voxels import in_one_file
+from nnunet_mutual.datasets.case_voxels import first_in_one_file
 from nnunet_mutual.datasets.coverage import coverage, format_coverage
 from nnunet_mutual.datasets.examination import listing_problems
 from nnunet_mutual.datasets.look import look
@@ -178,7 +178,7 @@ def _read(
             f"{name} has {len(errors)} error(s), the first is {errors[0].place}: {errors[0].text}; correct them all "
             f"(nnunet_mutual check {name} lists them) and repeat, nothing was written"
         )
-    together = next((key for key, files in every.items() if in_one_file(files, table.cases.get(key), table)), None)
+    together = first_in_one_file(every, table)
     if one_file_per_channel and together is not None:
         raise MutualError(
             f"the channels of case {together} are in one file, so none can be left out; save each as its own file"
