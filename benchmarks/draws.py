@@ -38,23 +38,37 @@ def link_draw(setting: Setting, dataset: str, seed: int) -> None:
     (target / data).mkdir(parents=True)
     for origin, cases in sources.items():
         _link(origin / data, cases, target / data)
+    listed: dict[str, Any] = {}
     if "unlabelled_from" in entry:
-        others = [case for case in pool if case not in {*labelled}]
+        others = [case for case in pool if case not in {*labelled} and has_image(setting, dataset, case)]
         source_of_images = preprocessed / setting.dataset_name(entry["unlabelled_from"], seed)
         _link_unlabelled(source_of_images / UNLABELLED / data, others, target / UNLABELLED / data)
+        known = read_json(source_of_images / "dataset.json")["mutual"]["cases"]
+        listed = {case: known[case] for case in others if case in known}
     shutil.copyfile(source / "dataset_fingerprint.json", target / "dataset_fingerprint.json")
     write_json(target / f"{PLANS}.json", {**read_json(source / f"{PLANS}.json"), "dataset_name": target.name})
     parts = [(read_json(origin / "dataset.json"), cases) for origin, cases in sources.items()]
-    write_json(target / "dataset.json", dataset_json(parts))
+    write_json(target / "dataset.json", dataset_json(parts, listed))
 
 
-def dataset_json(parts: list[tuple[dict[str, Any], list[str]]]) -> dict[str, Any]:
-    """Returns the dataset.json of labelled cases of one dataset or several, which differ in what they annotate."""
+def has_image(setting: Setting, dataset: str, case: str) -> bool:
+    """Whether a case has any channel of a dataset, as far as the protocol says what it lacks."""
+    gaps = setting.lacks(dataset, case)
+    return not gaps or len(gaps) < len(setting["datasets"][dataset]["channels"])
+
+
+def dataset_json(parts: list[tuple[dict[str, Any], list[str]]], images: dict[str, Any]) -> dict[str, Any]:
+    """Returns the dataset.json of labelled cases of one dataset or several, which differ in what they annotate.
+
+    Args:
+        parts: dataset.json of each, and its cases.
+        images: what is said of unlabelled images, such as channels that they lack.
+    """
     blocks = [(whole["mutual"], cases) for whole, cases in parts]
     sources = {name: source for block, _ in blocks for name, source in block["sources"].items()}
     cases = {case: block["cases"][case] for block, of_block in blocks for case in of_block}
     first = parts[0][0]
-    block = {**first["mutual"], "sources": sources, "cases": cases}
+    block = {**first["mutual"], "sources": sources, "cases": cases | images}
     return {**first, "numTraining": len(cases), "mutual": block}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +85,18 @@ def write_raw(setting: Setting, dataset: str) -> None:
         sources[group["source"]] = {"annotated": common}
         in_part = {"incomplete": group["incomplete"]} if "incomplete" in group else {}
         for case, annotated in annotated_of.items():
-            link_images(setting.images(group["folder"]), case, [names.index(c) for c in channels], target / "imagesTr")
+            link_images(setting.images(group["folder"]), case, numbers(names, channels), target / "imagesTr")
             write_label_map(setting, entry, group, case, annotated, target / "labelsTr")
             cases[case] = {"source": group["source"], "annotated": annotated, **in_part}
+    listed: dict[str, Any] = {}
     for group in entry.get("unlabelled", []):
         for case in setting["cases"][group["cases"]]:
-            link_images(setting.images(group["folder"]), case, [names.index(c) for c in channels], target / "imagesUn")
-    block: dict[str, Any] = {"version": 1, "sources": sources, "cases": cases}
+            gaps = setting.lacks(dataset, case)
+            there = numbers(names, channels, without=gaps)
+            link_images(setting.images(group["folder"]), case, there, target / "imagesUn")
+            if gaps:
+                listed[case] = {"source": next(iter(sources)), "missing": gaps}
+    block: dict[str, Any] = {"version": 1, "sources": sources, "cases": cases | listed}
     if "modality_groups" in entry:
         block["modality_groups"] = entry["modality_groups"]
     write_json(
@@ -127,9 +132,14 @@ def labels_of(entry: dict[str, Any]) -> dict[str, int]:
     return {name: value for value, name in enumerate(names)}
 
 
-def link_images(source: Path, case: str, channels: list[int], target: Path) -> None:
+def numbers(names: list[str], channels: list[str], without: Sequence[str] = ()) -> dict[int, int]:
+    """Returns number in a dataset -> number in the public one, of channels that a case has."""
+    return {new: names.index(name) for new, name in enumerate(channels) if name not in without}
+
+
+def link_images(source: Path, case: str, channels: dict[int, int], target: Path) -> None:
     """Links channels of a case, numbered anew."""
-    for new, old in enumerate(channels):
+    for new, old in channels.items():
         os.symlink(source / f"{case}_{old:04d}{ENDING}", target / f"{case}_{new:04d}{ENDING}")
 
 

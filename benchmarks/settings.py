@@ -121,7 +121,7 @@ class Setting:
         self.results = results or HERE / "evidence"
         base = work or Path(tempfile.gettempdir()) / "nnunet_mutual_benchmarks"
         # A changed protocol gets its own folder, so that nothing of an older one can be mistaken for a finished part.
-        further = [key for key in ("second_modality", "draws", "crop") if key in self.protocol]
+        further = [key for key in ("second_modality", "draws", "crop", "gaps") if key in self.protocol]
         self.work = base / f"{self.file}-{self._digest('network', 'plan_on', 'datasets', 'cases', *further)}"
 
     def __getitem__(self, key: str) -> Any:
@@ -197,6 +197,12 @@ class Setting:
         """Case -> patient."""
         every = {case: case for cases in self["cases"].values() for case in cases}
         return every | {c: patient for patient, cases in self.protocol.get("patients", {}).items() for c in cases}
+
+    def lacks(self, dataset: str, case: str) -> list[str]:
+        """Returns the channels of a dataset that a case lacks, where the protocol says that patients have gaps."""
+        entry = self["datasets"][dataset]
+        gaps = self["gaps"] if entry.get("gaps") else {}
+        return [name for name in entry.get("channels", ()) if self.patients[case] in gaps.get(name, ())]
 
     def is_drawn(self, dataset: str) -> bool:
         """Whether each seed has a dataset of its own, linked from others."""

@@ -32,6 +32,7 @@ NO_IMAGES = (
     "there are no unlabelled images that this fold may use (in imagesUn, or cases that annotate nothing); put images "
     "into imagesUn, run nnunet_mutual preprocess_unlabelled, and train anew"
 )
+AGAIN = "seen a second time as if nobody had drawn them, since there are no unlabelled images"
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,14 @@ class TwoStreams(Stream):
         sizes: of a batch.
         undrawn: whether training cases that annotate nothing are of use, without anything but the image.
         predicted: places of predicted labels in unlabelled images.
+        again: whether, without any, labelled images are seen a second time, as if nobody had drawn them.
 
     Attributes:
         labelled_keys: training cases with labels.
-        unlabelled_keys: the unlabelled stream.
-        unlabelled: number of unlabelled patches in a batch, 0 without any images.
+        unlabelled_keys: images without any drawing that are learnt from.
+        again: whether labelled cases take their place.
+        stream_keys: the unlabelled stream: these or those.
+        unlabelled: number of patches of this stream in a batch, 0 without any images.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class TwoStreams(Stream):
         *,
         undrawn: bool = True,
         predicted: Locations = nowhere,
+        again: bool = False,
     ):
         self.table = fold.table
         self.labels = labels
@@ -101,7 +106,9 @@ class TwoStreams(Stream):
         self.further = () if images is None else list(images.identifiers)
         without = sorted({*fold.training} - {*self.labelled_keys}) if undrawn else []
         self.unlabelled_keys = [*without, *self.further]
-        self.unlabelled = sizes.unlabelled if self.unlabelled_keys else 0
+        self.again = again and not self.unlabelled_keys
+        self.stream_keys = self.labelled_keys if self.again else self.unlabelled_keys
+        self.unlabelled = sizes.unlabelled if self.stream_keys else 0
         self.idle = "" if self.unlabelled else NO_IMAGES
         self.foreground_epochs = sizes.foreground_epochs if self.unlabelled and sizes.forced else 0
 
@@ -113,8 +120,9 @@ class TwoStreams(Stream):
         """
         if not self.unlabelled:
             return "A batch holds labelled cases alone"
+        images = AGAIN if self.again else f"{len(self.unlabelled_keys)} unlabelled images"
         return (
-            f"{len(self.labelled_keys)} cases with labels, {len(self.unlabelled_keys)} unlabelled images; a batch "
+            f"{len(self.labelled_keys)} cases with labels, {images}; a batch "
             f"holds {self.sizes.labelled} and {self.unlabelled} of them (the plans' batch size is {planned})"
         )
 
@@ -138,7 +146,7 @@ class TwoStreams(Stream):
         if not self.unlabelled:
             return super().loader(keys)
         return partial(
-            TwoStreamLoader, unlabelled=self.unlabelled_keys, number=self.unlabelled, forced=self.sizes.forced
+            TwoStreamLoader, unlabelled=self.stream_keys, number=self.unlabelled, forced=self.sizes.forced
         )
 
     def transforms(self, transforms: Any) -> Any:
@@ -251,6 +259,8 @@ class SoftStreams(TwoStreams):
 class ModalityStreams(TwoStreams):
     """Each network sees the channels of its modality group, of cases that have them.
 
+    Networks that see different channels have something to tell each other about labelled images, too.
+
     Args:
         arguments: of :class:`TwoStreams`.
         groups: a network for each.
@@ -266,7 +276,7 @@ class ModalityStreams(TwoStreams):
         all_take_part: bool,
         views: Mapping[str, Any] | None = None,
     ):
-        super().__init__(*arguments)
+        super().__init__(*arguments, again=True)
         self.groups = groups
         self.views = views
         complete = all(all(groups.available(case)) for case in self.table.cases.values())

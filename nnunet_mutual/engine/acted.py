@@ -80,7 +80,9 @@ def of_stream(
         idle = f"{trainer} had nothing to be mutual about and trained as {like}: {stream.idle}"
         return Acted(f"{cases}, as by {like}{alone}", methods, idle=idle)
     own = () if trainer == PARTIAL else (trainer,)
-    more = f", and on {number} unlabelled images" if number else "" if own or incomplete else ", as by stock nnU-Net"
+    more = "" if own or incomplete else ", as by stock nnU-Net"
+    if number or stream.again:
+        more = f", and on {number} unlabelled images" if number else ", seen a second time without their labels"
     return Acted(cases + more, (*methods, *own), number)
 
 

@@ -26,8 +26,8 @@ def table_of(block: dict[str, Any] | None) -> AnnotationTable:
     return AnnotationTable.from_dataset_json(content if block is None else {**content, "mutual": block})
 
 
-def stream_of(images: int, *, idle: str = "") -> Any:
-    return SimpleNamespace(unlabelled_keys=["x"] * images, idle=idle)
+def stream_of(images: int, *, idle: str = "", again: bool = False) -> Any:
+    return SimpleNamespace(unlabelled_keys=["x"] * images, idle=idle, again=again)
 
 
 def decisions(*accepted: bool) -> list[Decision]:
@@ -45,10 +45,13 @@ def test_with_and_without_unlabelled_images() -> None:
     taught = of_stream("MeanTeacherTrainer", table_of(None), KEYS, stream_of(9), 1)
     assert taught.methods == ("MeanTeacherTrainer",) and taught.unlabelled == 9 and not taught.idle
     assert taught.trained.endswith("which annotate every label, and on 9 unlabelled images")
+    again = of_stream("MutualCrossModalTrainer", table_of(None), KEYS, stream_of(0, again=True), 2)
+    assert again.methods == ("MutualCrossModalTrainer",) and again.unlabelled == 0 and not again.idle
+    assert again.trained.endswith("which annotate every label, seen a second time without their labels")
     idle = of_stream("MeanTeacherTrainer", table_of(partial_block()), KEYS, stream_of(0, idle=NO_IMAGES), 1)
     assert idle.methods == ("PartialTrainer",) and idle.unlabelled == 0
     assert "had nothing to be mutual about and trained as PartialTrainer: there are no unlabelled images" in idle.idle
-    alone = of_stream("MutualCrossModalTrainer", table_of(None), KEYS, stream_of(0, idle=NO_IMAGES), 2)
+    alone = of_stream("MutualCorrelationTrainer", table_of(None), KEYS, stream_of(0, idle=NO_IMAGES), 2)
     assert alone.methods == () and "2 networks" in alone.trained and "did not learn from each other" in alone.trained
 
 

@@ -321,14 +321,22 @@ def test_two_unlabelled_samples_at_least(nnunet_folders: Path) -> None:
     assert "raised to 2" in Path(trainer.log_file).read_text()
 
 
-def test_without_unlabelled_images_each_group_is_supervised(nnunet_folders: Path) -> None:
-    trainer = started(nnunet_folders, unlabelled=0)
-    said = trainer.train_step(next(trainer.dataloader_train))
+@pytest.mark.parametrize("form", ["contrast", "averages"])
+def test_without_unlabelled_images_labelled_ones_are_seen_without_their_labels(nnunet_folders: Path, form: str) -> None:
+    """Each network learns from the others what labelled images show, and labels of the other stream alone."""
+    trainer = started(nnunet_folders, unlabelled=0, settings={"form": form, "ramp": 0.01})
+    trainer.train_step(next(trainer.dataloader_train))
+    trainer.on_train_epoch_start()
+    trainer.current_epoch = 1
+    batch = next(trainer.dataloader_train)
+    assert {*batch["keys"]} <= {*trainer.stream.labelled_keys} and len(batch["keys"]) == 3
+    said = trainer.train_step(batch)
     by_name = dict(zip(trainer.stage.term_names, said["terms"], strict=True))
-    assert all(by_name[f"supervised[{n}]"] != 0 and by_name[f"contrast[{n}]"] == 0 for n in range(3))
+    own = "contrast" if form == "contrast" else "consistency"
+    assert all(by_name[f"{name}[{n}]"] != 0 for n in range(3) for name in ("supervised", own))
     acted = trainer.acted
-    assert acted.methods == () and "3 networks" in acted.trained and "did not learn from each other" in acted.trained
-    assert f"WARNING: {acted.idle}" in Path(trainer.log_file).read_text()
+    assert acted.methods == ("MutualCrossModalTrainer",) and not acted.idle
+    assert "seen a second time" in acted.trained and "seen a second time" in Path(trainer.log_file).read_text()
 
 
 def test_an_inactive_contrast_is_said(nnunet_folders: Path) -> None:
