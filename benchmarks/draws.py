@@ -43,8 +43,9 @@ def link_draw(setting: Setting, dataset: str, seed: int) -> None:
         others = [case for case in pool if case not in {*labelled} and has_image(setting, dataset, case)]
         source_of_images = preprocessed / setting.dataset_name(entry["unlabelled_from"], seed)
         _link_unlabelled(source_of_images / UNLABELLED / data, others, target / UNLABELLED / data)
-        known = read_json(source_of_images / "dataset.json")["mutual"]["cases"]
-        listed = {case: known[case] for case in others if case in known}
+        if setting["datasets"][entry["unlabelled_from"]].get("gaps"):
+            known = read_json(source_of_images / "dataset.json")["mutual"]["cases"]
+            listed = {case: known[case] for case in others if case in known}
     shutil.copyfile(source / "dataset_fingerprint.json", target / "dataset_fingerprint.json")
     write_json(target / f"{PLANS}.json", {**read_json(source / f"{PLANS}.json"), "dataset_name": target.name})
     parts = [(read_json(origin / "dataset.json"), cases) for origin, cases in sources.items()]

@@ -145,9 +145,7 @@ class TwoStreams(Stream):
         """Adds the unlabelled stream."""
         if not self.unlabelled:
             return super().loader(keys)
-        return partial(
-            TwoStreamLoader, unlabelled=self.stream_keys, number=self.unlabelled, forced=self.sizes.forced
-        )
+        return partial(TwoStreamLoader, unlabelled=self.stream_keys, number=self.unlabelled, forced=self.sizes.forced)
 
     def transforms(self, transforms: Any) -> Any:
         """Marks where the images are."""
