@@ -57,8 +57,10 @@ class ModalTeaching(Teaching):
     def notice(self, outputs: Sequence[Output], batch: Batch) -> None:
         """Moves the running Dice of every network; processes share it, so that they agree on the weights."""
         found = torch.stack([drawn_dice(output, batch, self.knowledge, self.ignore_label) for output in outputs], 1)
+        if batch.views is not None:  # whose images, drawn or not, are seen with boxes of others
+            found = found[batch.views.unlabelled :]
         if batch.sight is not None:
-            found = found.masked_fill(~batch.sight.device[:, :, None], torch.nan)
+            found = found.masked_fill(~batch.sight.device[-len(found) :, :, None], torch.nan)
         known = torch.isfinite(found).to(found)
         sums = torch.stack([torch.nan_to_num(found).sum(0), known.sum(0)])
         total, count = summed(sums)

@@ -177,3 +177,16 @@ def test_the_running_dice_is_of_labelled_samples_that_a_network_sees(known: Know
     hidden = replace(batch_of(known), sight=Sight(host, torch.tensor(host)))
     teaching.notice([Output([torn]), Output([sure])], hidden)
     torch.testing.assert_close(teaching.scores[:, 1], torch.tensor([1.0, MOMENTUM * 2 / 3 + 1 - MOMENTUM]))
+
+
+def test_the_running_dice_leaves_out_images_that_are_seen_again_without_their_labels(known: Knowledge) -> None:
+    """Boxes of others were pasted into them: what was drawn is not what they show."""
+    patterns = known.patterns(["a", "a"])
+    drawn = [torch.ones(2, 1, *SIZE).long()]
+    known_twice = {"keys": ["a", "a"], "patterns": patterns, "pattern_index": torch.tensor(patterns)}
+    batch = replace(batch_of(known), target=drawn, **known_twice)
+    logits = torch.full((2, 3, *SIZE), -50.0)
+    logits[0, 2] = logits[1, 1] = 50.0  # the one that is seen again is all spleen, after boxes were pasted
+    teaching = modal(known, torch.zeros(2, 1, 3, *SIZE))
+    teaching.notice([Output([logits])] * 2, batch)
+    torch.testing.assert_close(teaching.scores[:, 1], torch.ones(2))
