@@ -43,7 +43,8 @@ def write_modalities(setting: Setting) -> None:
         labels = sitk.GetArrayFromImage(sitk.ReadImage(str(source / "labelsTr" / f"{case}{ENDING}")))
         voxels, hidden = sitk.GetArrayFromImage(image), integers[rule["hidden"]]
         if "hidden_in_first" in rule:
-            made = two_modalities(voxels, labels, (integers[rule["hidden_in_first"]], hidden), rule["soft"], case)
+            both = integers[rule["hidden_in_first"]], hidden
+            made = two_modalities(voxels, labels, both, rule["soft"], case, enhanced=rule.get("enhanced", 0.0))
             write_image(like(image, made[0]), first)
         else:
             made = (voxels, second_modality(voxels, labels, hidden, case))
@@ -67,12 +68,21 @@ def second_modality(image: NDArray[np.floating], labels: NDArray[np.integer], hi
 
 
 def two_modalities(
-    image: NDArray[np.floating], labels: NDArray[np.integer], hidden: tuple[int, int], soft: float, key: str
+    image: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    hidden: tuple[int, int],
+    soft: float,
+    key: str,
+    *,
+    enhanced: float = 0.0,
 ) -> tuple[Image, Image]:
     """Returns two modalities, each of which lacks the contrast of another structure to its surroundings.
 
     Nothing is filled in: a smooth field is taken away, and what a structure's own texture is stays, so that neither
     modality shows where the label ends, nor both by where they differ.
+
+    With ``enhanced``, each shows brightly what the other one hides, as two moments of the first pass of a contrast
+    agent through a heart do: it is in the right ventricle and not in the left one, later the other way round.
 
     Args:
         image: (Z, Y, X) real image.
@@ -81,11 +91,18 @@ def two_modalities(
         soft: voxels, how blurred the borders of structures are in the image: 0.9 of the hippocampus, 0.5 of the heart
             leave the smallest step there, by the images of six patients each.
         key: of the case; the noise is drawn from it.
+        enhanced: what the agent adds, of a grey scale from 0 to 1.
     """
     random = np.random.default_rng(zlib.crc32(f"{key}, two".encode()))
     x, body = _grey(image)
-    first, second = (_blended(x, labels == structure, soft) for structure in hidden)
-    return (1000 * _noisy(first * body, FINE_NOISE, random)).astype(np.float32), _other_contrast(second, body, random)
+    masks = [labels == structure for structure in hidden]
+    without = [_blended(x, mask, soft) for mask in masks]
+    bright = [np.zeros(x.shape)] * 2
+    if enhanced:
+        without = [_blended(y, mask, soft) for y, mask in zip(without, reversed(masks), strict=True)]
+        bright = [enhanced * ndimage.gaussian_filter(mask.astype(np.float64), soft) for mask in reversed(masks)]
+    first = _noisy(without[0] * body + bright[0], FINE_NOISE, random)
+    return (1000 * first).astype(np.float32), _other_contrast(without[1], body, random, bright[1])
 
 
 def _grey(image: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -95,9 +112,14 @@ def _grey(image: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.
     return np.clip((image.astype(np.float64) - low) / max(high - low, 1e-6), 0, 1), body
 
 
-def _other_contrast(x: NDArray[np.float64], body: NDArray[np.bool_], random: np.random.Generator) -> Image:
+def _other_contrast(
+    x: NDArray[np.float64],
+    body: NDArray[np.bool_],
+    random: np.random.Generator,
+    bright: NDArray[np.float64] | float = 0,
+) -> Image:
     y = 1 - x + 0.35 * np.sin(2 * np.pi * x)  # not monotonous: two tissues may look alike
-    return (1000 * _noisy(_coarse(y * body), NOISE, random)).astype(np.float32)
+    return (1000 * _noisy(_coarse(y * body + bright), NOISE, random)).astype(np.float32)
 
 
 def _noisy(y: NDArray[np.float64], noise: float, random: np.random.Generator) -> NDArray[np.float64]:

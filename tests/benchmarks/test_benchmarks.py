@@ -554,6 +554,17 @@ def test_a_second_modality_hides_one_structure(monkeypatch: pytest.MonkeyPatch) 
     inner = (labels == 1) & ~ndimage.binary_erosion(labels == 1)
     assert abs(first[edge].mean() - first[inner].mean()) < 0.5 * np.ptp(first[labels == 2]), "the mask has an edge"
 
+    shown = importlib.import_module("second_modality").two_modalities(
+        image, labels, (1, 2), 0.3, "case_1", enhanced=0.4
+    )
+    for seen, bright, hidden in zip(shown, (2, 1), (1, 2), strict=True):
+        assert contrast(seen, bright) > 4 * contrast(seen, hidden)
+        core, around = (
+            ndimage.binary_erosion(labels == bright),
+            ndimage.binary_dilation(labels == bright) & (labels == 0),
+        )
+        assert 300 < np.median(seen[core]) - np.median(seen[around]) < 500, "the agent adds 0.4 of 1000"
+
 
 def test_the_same_slices_are_hidden_in_every_arm(bench: SimpleNamespace, tmp_path: Path) -> None:
     """As 0, or as the ignore label."""
