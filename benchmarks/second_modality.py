@@ -19,6 +19,7 @@ AROUND = 3.0  # voxels, of the surroundings that fill a hidden structure
 SOFT = 0.7  # voxels, of its blurred border
 WIDE = 3  # voxels around a structure with whose surroundings it is blended
 COARSE = 2  # how much coarser, along each axis
+IN_PLANE = 0.5  # voxels, of a blur in place of that
 AIR, MUCH_AIR = 0.1, 0.3  # of the grey scale; of the voxels
 NOISE = 0.05  # standard deviation, of a grey scale from 0 to 1
 FINE_NOISE = 0.03  # of the first modality
@@ -82,7 +83,8 @@ def two_modalities(
     modality shows where the label ends, nor both by where they differ.
 
     With ``enhanced``, each shows brightly what the other one hides, as two moments of the first pass of a contrast
-    agent through a heart do: it is in the right ventricle and not in the left one, later the other way round.
+    agent through a heart do: it is in the right ventricle and not in the left one, later the other way round. The
+    second one then is blurred in plane, in place of blocks of voxels that average over two slices.
 
     Args:
         image: (Z, Y, X) real image.
@@ -97,12 +99,13 @@ def two_modalities(
     x, body = _grey(image)
     masks = [labels == structure for structure in hidden]
     without = [_blended(x, mask, soft) for mask in masks]
-    bright = [np.zeros(x.shape)] * 2
+    first, bright = without[0] * body, None
     if enhanced:
         without = [_blended(y, mask, soft) for y, mask in zip(without, reversed(masks), strict=True)]
-        bright = [enhanced * ndimage.gaussian_filter(mask.astype(np.float64), soft) for mask in reversed(masks)]
-    first = _noisy(without[0] * body + bright[0], FINE_NOISE, random)
-    return (1000 * first).astype(np.float32), _other_contrast(without[1], body, random, bright[1])
+        agent = [enhanced * ndimage.gaussian_filter(mask.astype(np.float64), soft) for mask in reversed(masks)]
+        first, bright = without[0] * body + agent[0], agent[1]
+    fine = _noisy(first, FINE_NOISE, random)
+    return (1000 * fine).astype(np.float32), _other_contrast(without[1], body, random, bright)
 
 
 def _grey(image: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -116,10 +119,11 @@ def _other_contrast(
     x: NDArray[np.float64],
     body: NDArray[np.bool_],
     random: np.random.Generator,
-    bright: NDArray[np.float64] | float = 0,
+    bright: NDArray[np.float64] | None = None,
 ) -> Image:
-    y = 1 - x + 0.35 * np.sin(2 * np.pi * x)  # not monotonous: two tissues may look alike
-    return (1000 * _noisy(_coarse(y * body + bright), NOISE, random)).astype(np.float32)
+    y = (1 - x + 0.35 * np.sin(2 * np.pi * x)) * body  # not monotonous: two tissues may look alike
+    seen = _coarse(y) if bright is None else ndimage.gaussian_filter(y + bright, (0, IN_PLANE, IN_PLANE))
+    return (1000 * _noisy(seen, NOISE, random)).astype(np.float32)
 
 
 def _noisy(y: NDArray[np.float64], noise: float, random: np.random.Generator) -> NDArray[np.float64]:
