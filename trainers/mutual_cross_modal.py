@@ -18,7 +18,7 @@ from nnunet_mutual.engine.peers import Peers, unwrap
 from nnunet_mutual.engine.soft_views import over_views
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.losses.area_similarity import PUBLISHED, ROBUST
-from nnunet_mutual.modules.input_columns import clear_unused
+from nnunet_mutual.modules.input_columns import clear_unused, fill_unseen
 from nnunet_mutual.objectives import Batch, Objective
 from nnunet_mutual.objectives.crossmodal import CrossModalCourse, CrossModalLoss, CrossModalObjective
 from nnunet_mutual.objectives.crossmodal_teaching import ModalTeacherObjective, ModalTeaching
@@ -205,6 +205,9 @@ class MutualCrossModalTrainer(MutualTrainer):
         """Clears the columns again that pretrained weights filled (nnU-Net's hook)."""
         super().on_train_start()
         if self.current_epoch == self.iteration == 0:
+            for name, network in zip(self.groups.names, self.peers.networks, strict=True):
+                if fill_unseen(unwrap(network), self.groups.channels[name]):
+                    self.print_to_log_file(f"the pretrained weights did not see all channels of {name}: filled in")
             self._clear(self.peers)
             self.peers.restart_averages()
 

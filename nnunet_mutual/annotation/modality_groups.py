@@ -45,10 +45,8 @@ class ModalityGroups:
                 f"dataset.json declares {len(declared) or 'no'} modality group(s), two are needed; declare them, for "
                 f"example: nnunet_mutual plan -d DATASET --groups {_example(table.channels)}"
             )
-        channels = {
-            name: tuple(number for number, channel in enumerate(table.channels) if channel in members)
-            for name, members in declared.items()
-        }
+        number = {channel: number for number, channel in enumerate(table.channels)}
+        channels = {name: tuple(number[channel] for channel in of) for name, of in declared_groups(table).items()}
         by_channels: dict[tuple[int, ...], str] = {}
         for name, numbers in channels.items():
             if numbers in by_channels:
@@ -80,6 +78,11 @@ class ModalityGroups:
     def described(self) -> dict[str, list[str]]:
         """Returns the groups with names of channels, as plans and dataset.json hold them."""
         return {name: [self.all_channels[n] for n in numbers] for name, numbers in self.channels.items()}
+
+
+def declared_groups(table: AnnotationTable) -> dict[str, list[str]]:
+    """Returns the channels of each group that a table declares, in the order of dataset.json; none if it does not."""
+    return {name: [c for c in table.channels if c in members] for name, members in table.modality_groups.items()}
 
 
 def parse_modality_groups(entries: Sequence[str], channels: Sequence[str]) -> dict[str, list[str]]:
@@ -121,11 +124,16 @@ def require_preprocessed_by_group(plans: Mapping[str, Any], groups: ModalityGrou
             f"the data of the plans {plans['plans_name']} were not preprocessed by modality group; run {command} and "
             "train with the plans that it names"
         )
-    if found != groups.described():
+    if not same_groups(found, groups.described()):
         raise MutualError(
             f"the data of the plans {plans['plans_name']} were preprocessed for other modality groups "
             f"({in_words(found)}) than dataset.json declares ({in_words(groups.described())}); run {command}"
         )
+
+
+def same_groups(found: Any, groups: Mapping[str, Sequence[str]]) -> bool:
+    """Whether plans hold these groups, in this order: it says where channels lie, and whose network is which."""
+    return isinstance(found, Mapping) and [*found.items()] == [*groups.items()]
 
 
 def in_words(groups: Mapping[str, Sequence[str]]) -> str:

@@ -221,8 +221,16 @@ def drawn_in_part(cases: Iterable[Case], labels: Iterable[str]) -> str:
 
 
 def table_fingerprint(dataset_json: Mapping[str, Any]) -> str:
-    """Returns the block as canonical JSON text ('' without a block), to compare raw and preprocessed tables."""
-    return json.dumps(dataset_json[BLOCK], sort_keys=True) if BLOCK in dataset_json else ""
+    """Returns the block as canonical JSON text ('' without a block), to compare raw and preprocessed tables.
+
+    The order of modality groups counts, since it is that of the stored channels and of the networks.
+    """
+    if BLOCK not in dataset_json:
+        return ""
+    block = dataset_json[BLOCK]
+    groups = block.get("modality_groups") if isinstance(block, Mapping) else None
+    order = json.dumps([*groups]) if isinstance(groups, Mapping) else ""
+    return json.dumps(block, sort_keys=True) + order
 
 
 def _singles(entries: Any, labels: tuple[str, ...]) -> frozenset[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_mutual.annotation.fitting import fitting_trainers
-from nnunet_mutual.annotation.modality_groups import PLANS_KEY
+from nnunet_mutual.annotation.group_notes import grouped_otherwise
+from nnunet_mutual.annotation.modality_groups import PLANS_KEY, declared_groups, same_groups
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.raw import cases_with_maps, images_of, read_dataset_json
 from nnunet_mutual.datasets.splits import first_fold
@@ -76,8 +77,9 @@ def next_command(folders: DatasetFolders, contents: Contents, suggested: str, pl
         suggested: configuration to plan.
         plans: name of the plans to go on with, if their data are there.
     """
-    by_group, number = bool(contents.table.modality_groups), folders.number
-    found = next(_planned(folders.preprocessed, by_group, plans), None) if folders.preprocessed is not None else None
+    groups, number = declared_groups(contents.table), folders.number
+    by_group = bool(groups)
+    found = next(_planned(folders.preprocessed, groups, plans), None) if folders.preprocessed is not None else None
     if found is None:
         return f"nnunet_mutual plan_and_preprocess -d {number} -c {suggested}"
     assert folders.preprocessed is not None
@@ -106,7 +108,10 @@ def unprepared(folders: DatasetFolders, cases: Sequence[str], identifier: str, *
     assert folders.preprocessed is not None
     data = folders.preprocessed / identifier
     there = {path.stem for path in data.glob("*.pkl")}
-    stale = outdated(data, there, read_dataset_json(folders.preprocessed)["file_ending"])
+    content = read_dataset_json(folders.preprocessed)
+    stale = {*outdated(data, there, content["file_ending"])}
+    if by_group:
+        stale.update(grouped_otherwise(data, AnnotationTable.from_dataset_json(content), there & {*cases}))
     return [key for key in cases if key in stale or not (by_group or key in there)]
 
 
@@ -121,14 +126,14 @@ def say_next(dataset: str | int, plans: str) -> None:
     print(f"Next: {next_command(folders, Contents.of_planned(folders), '3d_fullres', plans)}")
 
 
-def _planned(preprocessed: Path, by_group: bool, first: str) -> Iterator[_Plan]:
+def _planned(preprocessed: Path, groups: Mapping[str, Sequence[str]], first: str) -> Iterator[_Plan]:
     """Yields the configurations whose data are there, those of the plans ``first`` and 3d_fullres at the beginning."""
     for plans_name in sorted(plans_in(preprocessed), key=lambda name: name != first):
         try:
             plans = read_plans(preprocessed / f"{plans_name}.json")
         except MutualError:
             continue  # the training that would read it says what is wrong
-        if (PLANS_KEY in plans) != by_group:
+        if not same_groups(plans.get(PLANS_KEY, {}), groups):
             continue
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # imports torch, which takes seconds
 

@@ -253,4 +253,4 @@ def first_difference(raw: Any, preprocessed: Any, place: str = "") -> str:
         for key in [*raw, *preprocessed]:
             if raw.get(key) != preprocessed.get(key):
                 return first_difference(raw.get(key), preprocessed.get(key), f"{place}/{key}" if place else key)
-    return f"first at {place}"
+    return f"first at {place}" if place else "the order of the modality groups"

@@ -9,6 +9,7 @@ from typing import Any
 
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
+from nnunet_mutual.annotation.group_notes import grouped_otherwise
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.datasets.split_problems import fold_problems
@@ -20,7 +21,7 @@ from nnunet_mutual.engine.log import RunLog
 from nnunet_mutual.engine.parallel.ranks import Ranks
 from nnunet_mutual.errors import MutualError, shorten
 from nnunet_mutual.preprocessing.label_changes import Labels, LabelWatch
-from nnunet_mutual.preprocessing.unlabelled import UNLABELLED
+from nnunet_mutual.preprocessing.unlabelled import UNLABELLED, unlabelled_keys
 
 Split = tuple[list[str], list[str]]
 
@@ -122,6 +123,12 @@ class FoldData:
                 f"the label maps of {len(stale)} case(s) ({shorten(stale, 3)}) were drawn anew, and preprocessed for "
                 f"another configuration than this one; run {self.preprocess}"
             )
+        other = [] if self.asked else grouped_otherwise(Path(self.folder), self.table, keys)
+        if other:
+            raise MutualError(
+                f"{len(other)} case(s) of {self.folder} ({shorten(other, 3)}) were preprocessed for other modality "
+                f"groups, or lacked other channels, than dataset.json declares; run {self.preprocess}"
+            )
         return keys
 
     def _require_first_stage(self, keys: Sequence[str]) -> None:
@@ -151,7 +158,8 @@ class FoldData:
     def warn(self, log: RunLog, trainer: str, acted: Acted) -> None:
         """Says what to know of the split, and of images that are preprocessed and not learnt from."""
         images = Path(self.folder).parent / UNLABELLED / Path(self.folder).name
-        left_out = 0 if acted.unlabelled or acted.idle else len(list(images.glob("*.pkl")))
+        found = [] if acted.unlabelled or acted.idle else [path.stem for path in images.glob("*.pkl")]
+        left_out = len(unlabelled_keys(self.table, found, () if self.fold == "all" else self.cases.validation))
         if left_out:
             said = f"{left_out} unlabelled image(s) are at hand, and {trainer} does not learn from them"
             log.say(f"{said}; MeanTeacherTrainer does")

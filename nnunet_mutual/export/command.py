@@ -156,33 +156,25 @@ def _write_all(models: Sequence[Model], request: Request, compared: int, targets
         for model, folder in zip(models, staged[-len(models) :], strict=True):
             shown = _write_model(folder, model, request)
             if model.group is not None and request.checkpoint == FINAL:
-                _compare(folder, model, request, shown[0], compared)
+                _look_at_images(folder, model, request, shown, compared)
             if container is not None:
                 write_container(container / (model.group or ""), folder)
 
 
-def _compare(folder: Path, model: Model, request: Request, fold: str, number: int) -> None:
-    """Adds how well a group's model does what its network did in training, and what its sequences look like."""
+def _look_at_images(folder: Path, model: Model, request: Request, folds: Sequence[str], number: int) -> None:
+    """Adds what sequences look like, and how well a group's model does what its network did in training."""
     from nnunet_mutual.export import parity, sequences
 
-    source, folders = request.source, request.folders
-    groups = modality_groups_of(read_plans(source / "plans.json"), read_object(source / "dataset.json"))
-    assert groups is not None and model.group is not None
-    validated = fold_of(source, fold) / f"validation_full{model.suffix}"
-    place, channels = groups.stored[model.group], groups.channels[model.group]
-    if folders.raw is not None:
-        content = read_object(folders.raw / "dataset.json")
+    if request.folders.raw is not None:
+        content = read_dataset_json(request.folders.raw)
+        cases, table = training_cases(request.folders.raw, content)[0], AnnotationTable.from_dataset_json(content)
         reader = PlansManager(model.plan).image_reader_writer_class()
-        sequences.write_references(
-            folder, list(training_cases(folders.raw, content)[0].values()), groups.all_channels, reader
-        )
-    if (other := validated_otherwise(fold_of(source, fold), model, FINAL)) is not None:
-        print(f"{model.group}: not compared with the training, whose validation cases were predicted with {other}")
+        sequences.write_references(folder, cases.values(), table, reader)
+    if not number:
         return
-    found = parity.compare(folder, fold, validated, folders, place, channels, number)
-    if not found:
-        there = folders.raw is not None and folders.preprocessed is not None
-        reason = "no validation case has its channels" if there else "which needs the raw and the preprocessed images"
+    try:
+        found = parity.compare(folder, model, request, folds, number)
+    except parity.NotComparedError as reason:
         print(f"{model.group}: not compared with the training, {reason}")
         return
     with (folder / CARD).open("a", encoding="utf-8") as stream:
@@ -235,9 +227,12 @@ def _card(model: Model, request: Request, trained: Sequence[TrainedFold]) -> str
     table = AnnotationTable.from_dataset_json(dataset_json)
     configuration = PlansManager(model.plan).get_configuration(request.configuration)
     preprocessed = request.folders.preprocessed
+    channels = AnnotationTable.from_dataset_json(model.dataset_json).channels
     if preprocessed is not None:
         table = _of_training_cases(table, preprocessed / TRUTH, dataset_json["file_ending"])
-    channels = AnnotationTable.from_dataset_json(model.dataset_json).channels
+    if model.group is not None:  # whose network saw the cases that have its channels
+        seen = {key: case for key, case in table.cases.items() if case.missing.isdisjoint(channels)}
+        table = replace(table, cases=seen)
     origin = model_card.Origin(
         model.target.name,
         request.trainer,

@@ -13,16 +13,20 @@ import torch
 import torch.nn.functional as F
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from nnunet_mutual.datasets.raw import read_dataset_json, training_cases
+from nnunet_mutual.annotation.modality_groups import PLANS_KEY, ModalityGroups, same_groups
+from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases
 from nnunet_mutual.disk.case_files import load_case
+from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.images import read_images, read_label_map
-from nnunet_mutual.disk.locate import DatasetFolders
-from nnunet_mutual.disk.trainings import FINAL
+from nnunet_mutual.disk.trainings import FINAL, fold_of, parts_of_name
 from nnunet_mutual.engine.stock_model import open_predictor
 from nnunet_mutual.evaluation.masks import dice
+from nnunet_mutual.export.ready import Model, Request, validated_otherwise
 
 BAR = 0.999  # of voxels with the same label
 CARD = """
@@ -52,50 +56,96 @@ class Parity:
     most: float
 
 
-def compare(
-    model: Path,
-    fold: str,
-    validated: Path,
-    folders: DatasetFolders,
-    stored: slice,
-    channels: Sequence[int],
-    number: int,
-) -> list[Parity]:
+class NotComparedError(Exception):
+    """Why there is no comparison."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training predicted of validation cases that have the channels of a group.
+
+    Attributes:
+        fold: the first one with such cases.
+        predicted: its own unrestricted predictions.
+        channels: of the group in the raw images.
+        stored: where they lie in the preprocessed data.
+        content: the raw dataset.json.
+        cases: raw files of the predicted cases that are there.
+        preprocessed: cases as the training saw them.
+    """
+
+    fold: str
+    predicted: Path
+    channels: Sequence[int]
+    stored: slice
+    content: dict[str, Any]
+    cases: dict[str, CaseFiles]
+    preprocessed: Path
+
+    @classmethod
+    def of(cls, model: Model, request: Request, folds: Sequence[str]) -> Trained:
+        """Looks for what there is to compare with.
+
+        Raises:
+            NotComparedError: nothing, or images are not on this machine or were preprocessed otherwise since.
+        """
+        folders, source, content = request.folders, request.source, read_dataset_json(request.source)
+        if folders.raw is None or folders.preprocessed is None:
+            raise NotComparedError("which needs the raw and the preprocessed images")
+        groups, table = ModalityGroups.of(AnnotationTable.from_dataset_json(content)), read_dataset_json(folders.raw)
+        plans = folders.preprocessed / f"{parts_of_name(source)[1]}.json"
+        data = folders.preprocessed / PlansManager(model.plan).get_configuration(request.configuration).data_identifier
+        if not data.is_dir() or not plans.is_file():
+            raise NotComparedError("whose preprocessed images are not there")
+        if not same_groups(read_plans(plans).get(PLANS_KEY), groups.described()):
+            raise NotComparedError("whose images have been preprocessed for other modality groups since")
+        assert model.group is not None
+        channels, raw = groups.channels[model.group], training_cases(folders.raw, table)[0]
+        for fold in folds:
+            if (other := validated_otherwise(fold_of(source, fold), model, FINAL)) is not None:
+                raise NotComparedError(f"whose validation cases were predicted with {other}")
+            place = fold_of(source, fold) / f"validation_full{model.suffix}"
+            keys = [path.name.removesuffix(table["file_ending"]) for path in sorted(place.glob("*"))]
+            cases = {k: raw[k] for k in keys if k in raw and {*channels} <= raw[k].images.keys()}
+            cases = {key: files for key, files in cases.items() if (data / f"{key}.b2nd").is_file()}
+            if cases:
+                return cls(fold, place, channels, groups.stored[model.group], table, cases, data)
+        raise NotComparedError("no validation case has its channels")
+
+
+def compare(folder: Path, model: Model, request: Request, folds: Sequence[str], number: int) -> list[Parity]:
     """Predicts validation cases with an exported model and compares.
 
     Args:
-        model: the exported folder.
-        fold: in it.
-        validated: folder of the training's own unrestricted predictions.
-        folders: of the dataset.
-        stored: where the group lies in the preprocessed data of the training.
-        channels: of the group in the raw images.
+        folder: of the exported model.
+        model: what it holds.
+        request: what was exported.
+        folds: in the folder.
         number: of cases at most.
 
     Returns:
-        One entry per case; none where the raw images are not on this machine.
+        One entry per case.
+
+    Raises:
+        NotComparedError: there is nothing to compare with.
     """
-    if folders.raw is None or folders.preprocessed is None:
-        return []
-    content = read_dataset_json(folders.raw)
-    cases = training_cases(folders.raw, content)[0]
-    ending = content["file_ending"]
-    keys = [path.name.removesuffix(ending) for path in sorted(validated.glob(f"*{ending}"))][:number]
+    trained = Trained.of(model, request, folds)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    predictor = open_predictor(model, fold, FINAL, device)
-    manager = predictor.plans_manager
-    configuration = predictor.configuration_manager
+    predictor = open_predictor(folder, trained.fold, FINAL, device)
+    manager, configuration = predictor.plans_manager, predictor.configuration_manager
     reader = manager.image_reader_writer_class()
     found = []
-    for key in tqdm(keys, desc=f"comparing {model.name.split('__')[1]}", unit="case"):
-        files = [str(cases[key].images[channel]) for channel in channels]
+    chosen = list(trained.cases.items())[:number]
+    for key, of_case in tqdm(chosen, desc=f"comparing {manager.plans_name}", unit="case"):
+        files = [str(of_case.images[channel]) for channel in trained.channels]
         image, properties = read_images(reader, [Path(file) for file in files])
         theirs = predictor.predict_single_npy_array(image, properties)
-        ours, _ = read_label_map(reader, validated / f"{key}{ending}")
+        ours, _ = read_label_map(reader, trained.predicted / f"{key}{trained.content['file_ending']}")
         alone = DefaultPreprocessor(verbose=False).run_case(files, None, manager, configuration, predictor.dataset_json)
-        before = folders.preprocessed / configuration.data_identifier
-        data, _, _, of_all = load_case(infer_dataset_class(str(before))(str(before), [key]), key)
-        difference = np.abs(alone[0] - _own_box(np.asarray(data[stored]), of_all, alone[2], alone[0].shape[1:]))
+        before = str(trained.preprocessed)
+        data, _, _, of_all = load_case(infer_dataset_class(before)(before, [key]), key)
+        own = _own_box(np.asarray(data[trained.stored]), of_all, alone[2], alone[0].shape[1:])
+        difference = np.abs(alone[0] - own)
         found.append(
             Parity(
                 float((ours == theirs).mean()),

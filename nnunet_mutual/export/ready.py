@@ -13,6 +13,7 @@ from nnunet_mutual.disk.locate import DatasetFolders
 from nnunet_mutual.disk.trainings import (
     BEST,
     FINAL,
+    LATEST,
     NamedTraining,
     checkpoints_in,
     parts_of_name,
@@ -24,6 +25,8 @@ from nnunet_mutual.engine.checkpoints import load_own
 from nnunet_mutual.engine.trained import open_trained
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.plugin.trainer_names import find_own
+
+OF_ALL = (FINAL, LATEST, BEST)  # of modality groups, hold or stand for the networks of all
 
 
 @dataclass(frozen=True)
@@ -72,23 +75,32 @@ class Request:
 
 def require_trained(models: Sequence[Model], request: Request, validate: bool) -> None:
     """Verifies that all folds were trained and validated; validates them if that was asked for."""
+    if request.checkpoint not in OF_ALL and any(model.group is not None for model in models):
+        raise MutualError(
+            f"-chk {request.checkpoint} is of one modality group, or of none; name {', '.join(OF_ALL)} (the last takes "
+            "the best of each group)"
+        )
     for fold in request.folds:
         command = request.training(fold).command
         folder = request.training(fold).find_fold()
         finished = (folder / FINAL).is_file()  # nnU-Net's --val validates no other training
         for model in models:
-            if not checkpoint_file(folder, request.checkpoint, model).is_file():
-                there = checkpoints_in(folder)
+            file = checkpoint_file(folder, request.checkpoint, model)
+            if not file.is_file():
+                there = [name for name in checkpoints_in(folder) if model.group is None or name in OF_ALL]
+                if finished and (there := [name for name in there if name != request.checkpoint]):
+                    raise MutualError(f"{folder} has no {file.name}; export one of {', '.join(there)} with -chk")
                 also = f", or export one of {', '.join(there)} with -chk" if there else ""
                 also += " --validate" if there and not finished else ""
-                raise MutualError(
-                    f"{folder} has no {request.checkpoint}; finish the training with: {command} --c{also}"
-                )
+                raise MutualError(f"{folder} has no {file.name}; finish the training with: {command} --c{also}")
         if validate:
             _validate(request, fold)
         for model in models:
             if not (folder / f"validation{model.suffix}" / "summary.json").is_file():
-                how = f"validate with: {command} --val" if finished else "add --validate, which predicts them first"
+                how = "add --validate, which predicts them first"
+                if model.group is not None and request.checkpoint == BEST:
+                    how = "name another checkpoint with -chk, and add --validate"
+                how = f"validate with: {command} --val" if finished else how
                 raise MutualError(
                     f"the validation cases of {folder} were not predicted, so nothing is known about the model; {how}"
                 )

@@ -6,7 +6,7 @@ That depends neither on the scale of the grey values nor on where in the scanner
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.raw import CaseFiles, images_of, read_dataset_json
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.host_files import read_plans
@@ -48,19 +49,22 @@ def profile(image: NDArray[Any]) -> Profile:
     return np.asarray(means / max(means.mean(), 1e-6))
 
 
-def write_references(folder: Path, cases: Sequence[CaseFiles], channels: Sequence[str], reader: Any) -> None:
+def write_references(folder: Path, cases: Iterable[CaseFiles], table: AnnotationTable, reader: Any) -> None:
     """Writes what each sequence of a training looks like into a model folder, without names of cases.
 
     Args:
         folder: of the model.
-        cases: training cases; the first twenty count.
-        channels: names of all sequences of the training.
+        cases: training cases; of each sequence, the first twenty that have it count.
+        table: of the training, which says what they lack.
         reader: nnU-Net's.
     """
-    found: dict[str, list[Profile]] = {channel: [] for channel in channels}
-    for files in cases[:MOST_CASES]:
+    found: dict[str, list[Profile]] = {channel: [] for channel in table.channels}
+    for files in cases:
+        lacks = table.cases[files.key].missing if files.key in table.cases else ()
         for number, path in files.images.items():
-            found[channels[number]].append(profile(reader.read_images([str(path)])[0][0]))
+            channel = table.channels[number]
+            if channel not in lacks and len(found[channel]) < MOST_CASES:
+                found[channel].append(profile(reader.read_images([str(path)])[0][0]))
     references = {}
     for channel, profiles in found.items():
         if len(profiles) < 2:
@@ -134,7 +138,7 @@ def judge(found: Profile, wanted: str, references: Mapping[str, tuple[Profile, f
         references: of each sequence of the training, the mean profile and the usual distance from it.
     """
     if wanted not in references:
-        return None
+        return f"UNKNOWN, the training held fewer than two images of {wanted} to compare with"
     distance = {name: _distance(found, reference) for name, (reference, _) in references.items()}
     nearest = min(distance, key=lambda name: distance[name])
     if nearest != wanted:

@@ -43,6 +43,28 @@ def clear_unused(network: nn.Module, used: Sequence[int]) -> None:
         state[key][:, unused] = 0
 
 
+@torch.no_grad()
+def fill_unseen(network: nn.Module, used: Sequence[int]) -> bool:
+    """Fills columns of channels that pretrained weights never saw, all zero, with the mean of those that they saw.
+
+    Args:
+        network: as in :func:`clear_unused`.
+        used: channels that it sees.
+
+    Returns:
+        Whether there were any.
+    """
+    state, filled = network.state_dict(), False
+    for key in input_keys(network):
+        weights = state[key]
+        known = weights.flatten(2).abs().amax((0, 2)) > 0
+        unseen = [channel for channel in used if not known[channel]]
+        if unseen and known.any():
+            weights[:, unseen] = weights[:, known].mean(1, keepdim=True)
+            filled = True
+    return filled
+
+
 def only_used(weights: Mapping[str, Tensor], keys: Sequence[str], used: Sequence[int]) -> dict[str, Tensor]:
     """Returns a state dict for a network that has the used channels only.
 

@@ -19,6 +19,7 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_mutual.annotation.group_notes import grouped_otherwise, note_groups
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY, ModalityGroups, require_preprocessed_by_group
 from nnunet_mutual.datasets.examination import examine
 from nnunet_mutual.datasets.problems import ERROR
@@ -232,6 +233,8 @@ def _preprocess(
                 if name in chosen:
                     GroupPreprocessor(verbose=False).run(folders.number, name, plans, count)
             preprocess_dataset(folders.number, plans, [], [])  # only copies the label maps
+            for identifier in _identifiers(preprocessed, plans, chosen):
+                note_groups(preprocessed / identifier, images.table, training)
         _record_label_maps(preprocessed, plans, chosen, images, training)
         take_over(locate(folders.number))
     if images.cases:
@@ -245,18 +248,29 @@ def _preprocess(
     print(f"Next:  {train_command(folders.number, first, trainer, plans=plans, fold=fold)}")
 
 
-def _say_outdated(images: UnlabelledImages, plans: str, cases: Sequence[str]) -> None:
-    """Names other configurations whose data are of older label maps than those that were preprocessed now."""
-    preprocessed = require_root("nnUNet_preprocessed") / images.folders.name
+def _identifiers(preprocessed: Path, plans: str, configurations: Sequence[str] | None = None) -> dict[str, str]:
+    """Returns nnU-Net's name for the data of configurations (None: of all) -> one of them: some share theirs."""
     manager = PlansManager(read_object(preprocessed / f"{plans}.json"))
-    data: dict[str, str] = {}  # some configurations share theirs
-    for name in manager.available_configurations:
-        data.setdefault(manager.get_configuration(name).data_identifier, name)
-    ending = images.dataset_json["file_ending"]
-    stale = [name for identifier, name in data.items() if outdated(preprocessed / identifier, cases, ending)]
+    found: dict[str, str] = {}
+    for name in manager.available_configurations if configurations is None else configurations:
+        found.setdefault(manager.get_configuration(name).data_identifier, name)
+    return found
+
+
+def _say_outdated(images: UnlabelledImages, plans: str, cases: Sequence[str]) -> None:
+    """Names other configurations whose data are of older label maps, or groups, than those preprocessed now."""
+    preprocessed = require_root("nnUNet_preprocessed") / images.folders.name
+    ending, table = images.dataset_json["file_ending"], images.table
+
+    def is_old(data: Path) -> bool:
+        return bool(outdated(data, cases, ending) or grouped_otherwise(data, table, cases))
+
+    data = _identifiers(preprocessed, plans)
+    stale = [name for identifier, name in data.items() if is_old(preprocessed / identifier)]
     if stale:
+        since = "what has been changed since" if table.modality_groups else "label maps that were drawn anew since"
         print(
-            f"\n{', '.join(stale)}: preprocessed from label maps that were drawn anew since; before you train that:  "
+            f"\n{', '.join(stale)}: preprocessed from {since}; before you train that:  "
             f"nnunet_mutual plan_and_preprocess -d {images.folders.number} -c {' '.join(stale)} --as-planned {plans}"
         )
 
@@ -318,10 +332,14 @@ def _training(images: UnlabelledImages) -> dict[str, CaseFiles]:
 
 
 def _complete(images: UnlabelledImages, training: Mapping[str, CaseFiles]) -> list[str]:
-    """Returns the training cases with an image of every channel; what others lack must be declared."""
+    """Returns the training cases with an image of every channel, and no file of zeros; what others lack is declared."""
     for key, files in [*training.items(), *images.cases.items()]:
         present_channels(list(files.images.values()), images.dataset_json, images.table, key)
-    complete = [key for key, files in training.items() if len(files.images) == len(images.table.channels)]
+    complete = [
+        key
+        for key, files in training.items()
+        if len(files.images) == len(images.table.channels) and not images.table.case(key).missing
+    ]
     if not complete:
         raise MutualError(
             f"no training case of {images.folders.name} has an image of every channel, so nothing can be planned; add "
@@ -368,10 +386,9 @@ def _record_label_maps(
     preprocessed: Path, plans: str, chosen: Sequence[str], images: UnlabelledImages, training: Mapping[str, CaseFiles]
 ) -> None:
     """Keeps copies of the label maps, and notes which they are: so a training notices that they changed."""
-    manager = PlansManager(read_object(preprocessed / f"{plans}.json"))
     labels = {key: files.label for key, files in training.items()}
     renew_truth(preprocessed / TRUTH, labels, images.dataset_json["file_ending"])
-    for identifier in {manager.get_configuration(name).data_identifier for name in chosen}:
+    for identifier in _identifiers(preprocessed, plans, chosen):
         record(preprocessed / identifier, labels, images.dataset_json["file_ending"])
 
 

@@ -142,6 +142,11 @@ def present_channels(
     missing = entry.missing if entry is not None else frozenset()
     # Files of any name are listed in dataset.json, in the order of the channels.
     numbers = [int(match[2]) for match in matches if match is not None] if named else list(range(len(files)))
+    if numbers and max(numbers) >= len(table.channels):
+        raise MutualError(
+            f"case {key} has an image of channel {max(numbers):04d}, and dataset.json names {len(table.channels)} "
+            "channels; remove the file, or name the channel"
+        )
     absent = [c for n, c in enumerate(table.channels) if n not in numbers and c not in missing]
     if absent:
         raise MutualError(

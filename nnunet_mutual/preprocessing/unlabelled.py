@@ -93,8 +93,8 @@ def unlabelled_dataset(
         The dataset, or None if there are no unlabelled images.
 
     Raises:
-        MutualError: the images wait in imagesUn, were preprocessed with other plans or have been withdrawn from
-            imagesUn; with the command that mends it.
+        MutualError: the images wait in imagesUn, were preprocessed with other plans or as if they lacked other
+            channels, or have been withdrawn from imagesUn; with the command that mends it.
     """
     identifier = configuration.data_identifier
     folder = preprocessed / UNLABELLED / identifier
@@ -116,6 +116,14 @@ def unlabelled_dataset(
             f"{len(old)} unlabelled image(s) in {folder} were preprocessed with other plans ({shorten(old, 3)}); run "
             f"{command}"
         )
+    if PLANS_KEY in plans.plans:
+        lacks = {key: sorted(table.cases[key].missing) if key in table.cases else [] for key in found}
+        other = sorted(key for key in found if record[key].get("missing", []) != lacks[key])
+        if other:
+            raise MutualError(
+                f"dataset.json says now that other channels of {len(other)} unlabelled image(s) are missing than when "
+                f"they were preprocessed ({shorten(other, 3)}); run {command}"
+            )
     if behind := _not_up_to_date(preprocessed, record):
         say(
             f"WARNING: {len(behind)} image(s) of imagesUn are new or changed since they were preprocessed, and are "
@@ -166,6 +174,7 @@ def plans_fingerprint(plans: Mapping[str, Any], configuration: ConfigurationMana
     """Returns a hash of all entries of the plans that the preprocessed voxels depend on."""
     entries = [plans[key] for key in _OF_PLANS if key in plans]
     entries += [configuration.configuration.get(key) for key in _OF_CONFIGURATION]
+    entries += [[*plans[PLANS_KEY]]] if PLANS_KEY in plans else []  # in their order
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -14,6 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.annotation.travelling import without_identities
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, unlabelled_cases
 from nnunet_mutual.disk.files import read_object, write_json
@@ -104,7 +105,7 @@ def predict_softly(
     weights = _weights(training, checkpoint)
     model = weights.parents[1]
     numbers = _channels(read_object(model / "dataset.json"), content)
-    cases = _complete(cases, numbers)
+    cases = _complete(cases, numbers, AnnotationTable.from_dataset_json(content))
     require_device(device)
     predictor = open_predictor(model, training.fold, checkpoint, torch.device(device))
     soft.claim(model_of(weights), anew=anew)
@@ -120,9 +121,11 @@ def predict_softly(
     return len(cases)
 
 
-def _complete(cases: Mapping[str, CaseFiles], numbers: Sequence[int]) -> dict[str, CaseFiles]:
-    """Returns the images that have all of some channels, and says which have not."""
-    lacking = sorted(key for key, files in cases.items() if not {*numbers} <= files.images.keys())
+def _complete(cases: Mapping[str, CaseFiles], numbers: Sequence[int], table: AnnotationTable) -> dict[str, CaseFiles]:
+    """Returns the images that have all of some channels, and says which have not, or zeros in the place of one."""
+    needed = {table.channels[number] for number in numbers}
+    declared = {key for key, case in table.cases.items() if not needed.isdisjoint(case.missing)}
+    lacking = sorted(key for key, files in cases.items() if key in declared or not {*numbers} <= files.images.keys())
     if len(lacking) == len(cases):
         raise MutualError(
             f"each of the {len(cases)} image(s) lacks a channel that the model needs ({shorten(lacking, 3)}); "

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 from fresh import run_cli
-from modalities import modalities
+from modalities import modalities, two_channels
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from raw_dataset import SHAPE, RawDataset
 from reviewing import fill
@@ -186,7 +186,7 @@ def _evaluation(world: World) -> None:
             tiny.write_nifti(image, path)
         cases.append(CaseFiles(f"sequence_{number}", paths, world.root / "none"))
         shutil.copy(paths[0], images / f"new_{number}_0000.nii.gz")
-    write_references(model, cases, ["T1", "FLAIR"], SimpleITKIO())
+    write_references(model, cases, two_channels(), SimpleITKIO())
     (model / "plans.json").write_text(json.dumps(tiny.plans()))
     (model / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1"}, "file_ending": ".nii.gz"}))
     world.run("check_images")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import SimpleITK as sitk
@@ -188,3 +190,70 @@ def test_columns_with_weights_are_not_cut_off() -> None:
     assert only_used(weights, ["a.weight"], [0])["a.weight"].shape == (2, 1, 1)
     with pytest.raises(MutualError, match="which layer reads"):
         input_keys(torch.nn.Linear(2, 2))
+
+
+@pytest.fixture()
+def changed(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """A copy of the training, which a test may change."""
+    shutil.copytree(trained, tmp_path / "copy", ignore=shutil.ignore_patterns("nnUNetTrainer__*"))  # others' exports
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path / "copy" / name))
+    return lambda name: tmp_path / "copy" / name / NAME
+
+
+FOLD = "MutualCrossModalTrainer__nnUNetPlans__3d_fullres/fold_0"
+
+
+def test_a_checkpoint_of_one_group_is_no_export_of_all(
+    changed: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = changed("nnUNet_results")
+    assert export("-chk", "checkpoint_best_T1.pth") == 2
+    assert "is of one modality group" in capsys.readouterr().err
+    (results / FOLD / "checkpoint_best_FLAIR.pth").unlink()  # of a group that was never validated
+    assert export("-chk", "checkpoint_best.pth") == 2
+    said = capsys.readouterr().err
+    assert "no checkpoint_best_FLAIR.pth; export one of checkpoint_final.pth" in said and "--c" not in said
+    assert not [*results.glob("nnUNetTrainer*")]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda raw, pre: shutil.rmtree(pre / "nnUNetPlans_3d_fullres"), "whose preprocessed images are not there"),
+        (lambda raw, pre: [path.unlink() for path in (raw / "imagesTr").glob("*_0001*")], "no validation case has its"),
+        (lambda raw, pre: regroup(pre, {"FLAIR": ["FLAIR"], "T1": ["T1"]}), "preprocessed for other modality groups"),
+        (lambda raw, pre: regroup(pre, dict(reversed(GROUPS.items()))), "preprocessed for other modality groups"),
+    ],
+    ids=["preprocessed data gone", "raw images gone", "a group less", "another order"],
+)
+def test_where_nothing_can_be_compared_the_export_says_why(
+    changed: Callable[[str], Path], capsys: pytest.CaptureFixture[str], change: Callable[..., Any], reason: str
+) -> None:
+    change(changed("nnUNet_raw"), changed("nnUNet_preprocessed"))
+    assert export() == 0
+    said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("FLAIR: not compared"))
+    assert reason in said
+    cards = [model / "model_card.md" for model in changed("nnUNet_results").glob("nnUNetTrainer*")]
+    compared = [card for card in cards if "## Comparison" in card.read_text()]
+    assert len(cards) == 3 and len(compared) == ("validation case" in reason), "T1 alone can be compared then"
+
+
+def regroup(folder: Path, groups: dict[str, list[str]]) -> None:
+    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    (folder / "nnUNetPlans.json").write_text(json.dumps({**plans, "modality_groups": groups}))
+
+
+def test_a_group_counts_the_cases_that_have_its_channels(
+    changed: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And none is compared where that is not asked for."""
+    source = (changed("nnUNet_results") / FOLD).parent / "dataset.json"
+    content = json.loads(source.read_text())
+    content["mutual"]["cases"]["case_00"]["missing"] = ["FLAIR"]
+    source.write_text(json.dumps(content))
+    assert export("--compared", "0") == 0
+    assert "compared" not in capsys.readouterr().out
+    for name, number in (("T1", 6), ("FLAIR", 5), ("both", 5)):
+        card = (changed("nnUNet_results") / f"nnUNetTrainer__{PLANS}_{name}__3d_fullres/model_card.md").read_text()
+        assert f"\n{number} cases of one source" in card

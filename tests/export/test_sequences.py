@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from modalities import two_channels
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from scipy import ndimage
 from tiny import write_nifti
 
 from nnunet_mutual.cli.parser import main
 from nnunet_mutual.datasets.raw import CaseFiles
-from nnunet_mutual.export.sequences import FILE, judge, profile, write_references
+from nnunet_mutual.export.sequences import FILE, MOST_CASES, judge, profile, write_references
 
 
 def anatomy(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +39,7 @@ def model(tmp_path: Path) -> Path:
         for path, image in zip(paths.values(), anatomy(number), strict=True):
             write_nifti(image, path)
         cases.append(CaseFiles(f"train_{number}", paths, tmp_path / "none"))
-    write_references(folder, cases, ["T1", "FLAIR"], SimpleITKIO())
+    write_references(folder, cases, two_channels(), SimpleITKIO())
     (folder / "plans.json").write_text(json.dumps(tiny.plans()))
     (folder / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1"}, "file_ending": ".nii.gz"}))
     return folder
@@ -62,7 +63,7 @@ def test_an_image_unlike_all_is_noticed() -> None:
     references = {"T1": (np.ones(6), 0.1), "FLAIR": (np.full(6, 9.0), 0.1)}
     assert judge(np.full(6, 1.2), "T1", references) is None
     assert judge(np.full(6, 1.4), "T1", references) == "DOUBTFUL, unlike the images of T1 in the training"
-    assert judge(np.full(6, 1.4), "T2", references) is None  # nothing is known of it
+    assert "UNKNOWN" in str(judge(np.full(6, 1.4), "T2", references))
 
 
 def test_the_profile_knows_no_scale() -> None:
@@ -93,3 +94,26 @@ def test_nothing_to_look_at(
     (model / FILE).unlink()
     assert main(["check_images", str(model), str(images)]) == 2
     assert FILE in capsys.readouterr().err
+
+
+def test_zeros_of_missing_channels_are_no_reference(tmp_path: Path) -> None:
+    """And cases that lack a channel leave room for others that have it."""
+    cases = []
+    for number in range(MOST_CASES + 3):
+        paths = {n: tmp_path / f"c{number:02d}_{n:04d}.nii.gz" for n in range(2)}
+        first, second = anatomy(number % 3)
+        for n, image in enumerate((first, second if number >= MOST_CASES else np.zeros_like(second))):
+            write_nifti(image, paths[n])
+        cases.append(CaseFiles(f"c{number:02d}", paths, tmp_path / "none"))
+    missing = {f"c{number:02d}": "FLAIR" for number in range(MOST_CASES)}
+    write_references(tmp_path, cases, two_channels(missing), SimpleITKIO())
+    found = json.loads((tmp_path / FILE).read_text())
+    assert np.allclose(found["FLAIR"]["profile"], np.mean([profile(anatomy(n)[1]) for n in (2, 0, 1)], 0), atol=1e-3)
+    write_references(tmp_path, cases[:MOST_CASES], two_channels(missing), SimpleITKIO())
+    references = {
+        k: (np.asarray(v["profile"]), v["distance"]) for k, v in json.loads((tmp_path / FILE).read_text()).items()
+    }
+    assert [*references] == ["T1"]
+    assert "UNKNOWN" in str(judge(profile(anatomy(0)[1]), "FLAIR", references)), (
+        "without a reference nothing looks like it"
+    )

@@ -12,6 +12,7 @@ import tiny
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny import NAME, PLAIN, image_and_labels, write_nifti
 
+from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.cli.parser import main
 from nnunet_mutual.preprocessing.by_group import GroupPreprocessor
 
@@ -131,3 +132,10 @@ def make_preprocessed(
     if any((raw / "imagesUn").iterdir()):
         assert main(["preprocess_unlabelled", "-d", "901", "-c", configuration]) == 0
     return folder
+
+
+def two_channels(missing: Mapping[str, str] | None = None) -> AnnotationTable:
+    """A table of T1 and FLAIR, some cases of which lack a channel."""
+    cases = {key: {"source": "a", "missing": [channel]} for key, channel in (missing or {}).items()}
+    block = {"version": 1, "sources": {"a": {"annotated": [*PLAIN][1:]}}, "cases": cases}
+    return AnnotationTable.from_dataset_json({"channel_names": CHANNELS, "labels": PLAIN, "mutual": block})
