@@ -111,6 +111,8 @@ class MutualCrossModalTrainer(MutualTrainer):
     # nnU-Net would feed all stored channels to one network: better it finds no trainer of this name.
     checkpoint_trainer = "Export_first_with_nnunet_mutual_export"
     by_group = True
+    objective: type[CrossModalObjective] = CrossModalObjective
+    teaching: type[ModalTeaching] = ModalTeaching
 
     def __init__(
         self,
@@ -169,7 +171,7 @@ class MutualCrossModalTrainer(MutualTrainer):
             queue=0 if chosen.published else chosen.queue,
         )
         return [
-            CrossModalObjective(
+            self.objective(
                 self.knowledge,
                 self.supervised,
                 networks=len(self.groups.names),
@@ -182,7 +184,7 @@ class MutualCrossModalTrainer(MutualTrainer):
 
     def _taught(self) -> Objective:
         parts = len(self.groups.names), self.knowledge, self.supervised.ignore_label, self._ask_average
-        teaching = ModalTeaching(*parts, temperature=TEMPERATURE)
+        teaching = self.teaching(*parts, temperature=TEMPERATURE)
         return ModalTeacherObjective(
             self.supervised, teaching, weight=self.settings.taught, ramp_end=self.settings.ramp
         )

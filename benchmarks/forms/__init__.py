@@ -7,6 +7,7 @@ from forms.calibrated import CalibratedPrototypeTrainer
 from forms.debiased import DebiasedCorrelationTrainer
 from forms.deep import DeepTeacherTrainer
 from forms.memory import MemoryFilterTrainer, MemoryVoteTrainer
+from forms.modalities import BestModalTrainer, ContrastedModalTrainer, EnsembleRelearningTrainer, SteepModalTrainer
 from forms.one_piece import InnerPieceTrainer, OnePieceCorrelationTrainer, OnePieceTaughtTrainer, OnePieceTrainer
 from forms.posed import PosedCorrelationTrainer
 from forms.prototypes import PrototypeVoteTrainer
@@ -18,9 +19,12 @@ from forms.warm_up import WarmUpTrainer
 
 __all__ = [
     "AgreeingCorrelationTrainer",
+    "BestModalTrainer",
     "CalibratedPrototypeTrainer",
+    "ContrastedModalTrainer",
     "DebiasedCorrelationTrainer",
     "DeepTeacherTrainer",
+    "EnsembleRelearningTrainer",
     "InnerPieceTrainer",
     "MemoryFilterTrainer",
     "MemoryVoteTrainer",
@@ -30,6 +34,7 @@ __all__ = [
     "PosedCorrelationTrainer",
     "PrototypeVoteTrainer",
     "SameViewTrainer",
+    "SteepModalTrainer",
     "TurnedTrainer",
     "TwoDecodersTrainer",
     "UniMatchTrainer",

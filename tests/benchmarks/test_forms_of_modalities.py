@@ -1,0 +1,83 @@
+"""Forms of modality networks that were only tried."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from modalities import make_preprocessed
+from prepared import prepare
+from training import SHORT, trainer_for
+
+from nnunet_mutual.objectives import Output
+from nnunet_mutual.objectives.crossmodal_teaching import LEAST_ERROR
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+AVERAGES = {"form": "averages", "ramp": 0.01}
+
+
+@pytest.fixture
+def forms(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("forms")
+
+
+def started(root: Path, kind: Any, **settings: Any) -> Any:
+    trainer = trainer_for(make_preprocessed(root, settings={**SHORT, "memory": "joint", **settings}), kind)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    return trainer
+
+
+@pytest.mark.parametrize(("name", "power"), [("SteepModalTrainer", 4), ("BestModalTrainer", None)])
+def test_who_knows_a_class_teaches_more_of_it(
+    forms: ModuleType, nnunet_folders: Path, name: str, power: int | None
+) -> None:
+    trainer = started(nnunet_folders, getattr(forms, name), **AVERAGES)
+    teaching = trainer.objectives[0].teaching
+    dice = torch.tensor([[float("nan"), 0.9, 0.5, 0.2], [float("nan"), 0.8, 0.6, 0.2], [float("nan"), 0.1, 0.1, 0.2]])
+    teaching.scores = dice
+    weights = teaching.weights / teaching.weights.sum(0)
+    plain = 1 / (1 - dice[:, 1:] + LEAST_ERROR)
+    if power is None:
+        torch.testing.assert_close(weights[:, 1], torch.tensor([1.0, 0.0, 0.0]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(weights[:, 2], torch.tensor([0.0, 1.0, 0.0]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(weights[:, [0, 3]], torch.full((3, 2), 1 / 3))  # all alike
+    else:
+        torch.testing.assert_close(weights[:, 1:], plain**power / (plain**power).sum(0))
+    said = trainer.train_step(next(trainer.dataloader_train))
+    assert all(value != 0 for value in said["terms"])
+
+
+def test_averages_with_the_contrast(forms: ModuleType, nnunet_folders: Path) -> None:
+    trainer = started(nnunet_folders, forms.ContrastedModalTrainer, **AVERAGES)
+    assert (
+        trainer.stage.term_names[:3] == [f"supervised[{n}]" for n in range(3)]
+        or "contrast[0]" in trainer.stage.term_names
+    )
+    said = trainer.train_step(next(trainer.dataloader_train))
+    by_name = dict(zip(trainer.stage.term_names, said["terms"], strict=True))
+    assert all(by_name[f"{term}[{n}]"] != 0 for n in range(3) for term in ("supervised", "consistency", "contrast"))
+    trainer.current_epoch = trainer.num_epochs - 1  # to the end
+    by_name = dict(
+        zip(trainer.stage.term_names, trainer.train_step(next(trainer.dataloader_train))["terms"], strict=True)
+    )
+    assert all(by_name[f"contrast[{n}]"] != 0 for n in range(3))
+
+
+def test_everybody_learns_from_the_ensemble(forms: ModuleType, nnunet_folders: Path) -> None:
+    trainer = started(nnunet_folders, forms.EnsembleRelearningTrainer, passes=1)
+    objective, batch = trainer.objectives[0], trainer.training_batch(next(trainer.dataloader_train))
+    trainer.current_epoch = trainer.num_epochs - 1
+    number = batch.views.unlabelled
+    outputs = [Output([torch.zeros(len(batch.keys), 4, *batch.data.shape[2:])])] * 3
+    step = prepare(objective, outputs, batch, trainer.progress())
+    expected = torch.stack([trainer._soft_label(n, batch.data[:number]) for n in range(3)]).mean(0)
+    assert sorted(step.soft) == [0, 1, 2]
+    for target, counted in step.soft.values():
+        torch.testing.assert_close(target, expected)
+        assert torch.equal(counted, batch.views.inside[:number])
