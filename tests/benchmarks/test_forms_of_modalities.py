@@ -55,10 +55,6 @@ def test_who_knows_a_class_teaches_more_of_it(
 
 def test_averages_with_the_contrast(forms: ModuleType, nnunet_folders: Path) -> None:
     trainer = started(nnunet_folders, forms.ContrastedModalTrainer, **AVERAGES)
-    assert (
-        trainer.stage.term_names[:3] == [f"supervised[{n}]" for n in range(3)]
-        or "contrast[0]" in trainer.stage.term_names
-    )
     said = trainer.train_step(next(trainer.dataloader_train))
     by_name = dict(zip(trainer.stage.term_names, said["terms"], strict=True))
     assert all(by_name[f"{term}[{n}]"] != 0 for n in range(3) for term in ("supervised", "consistency", "contrast"))
