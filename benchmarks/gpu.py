@@ -27,11 +27,17 @@ LEAST = 15  # seconds in which no step does anything
 # Arguments of `run.py run`, the tables whose outcome is in doubt first.
 RUNS = (
     "acdc_sources_5 --arms partial own_boxes consensus_boxes --seeds 0 1 2 --on calibration --updates 1920 --rate .01",
+    "acdc_slices_shown_3 --arms mean_teacher_first averages_first --seeds 0 1 --on calibration --updates 3840 "
+    "--rate .01",
     "acdc_sources_5 --planned --arms partial own_boxes --seeds 0 1 --on calibration --updates 480 --rate .01",
 )
 REHEARSED = tuple(
-    f"acdc_sources_5 {kind} --arms partial --seeds 0 --on calibration --updates 40 --rate .01"
-    for kind in ("", "--planned")
+    f"{words} --seeds 0 --on calibration --updates 40 --rate .01"
+    for words in (
+        "acdc_sources_5 --arms partial",
+        "acdc_slices_shown_3 --arms averages_first",
+        "acdc_sources_5 --planned --arms partial",
+    )
 )
 
 
@@ -116,7 +122,7 @@ def steps(arguments: argparse.Namespace, out: Path) -> list[Step]:
         ]
         places = ["--work", str(out / "work"), "--results", str(out / "evidence")]
         jobs = ["--jobs", str(arguments.jobs), "--device", device]
-        found.append(Step(f"table{i + 1}", [*command, *places, *jobs, "--budget", "190s"], 210))
+        found.append(Step(f"table{i + 1}", [*command, *places, *jobs, "--budget", "125s"], 145))
     budget = 1800 if arguments.rehearse else None
     return [Step(one.name, one.command, budget or one.seconds) for one in found]
 

@@ -83,7 +83,7 @@ def test_every_step_is_a_command_that_its_program_understands(
 ) -> None:
     arguments = gpu.parse(["--out", str(tmp_path), "--data", str(tmp_path), *(["--rehearse"] if rehearse else [])])
     found = {step.name: list(step.command) for step in gpu.steps(arguments, tmp_path)}
-    assert list(found) == ["tests", "planned", "explained", "small", "table1", "table2"]
+    assert list(found) == ["tests", "planned", "explained", "small", "table1", "table2", "table3"]
     for command in found.values():
         if command[1].endswith(("step.py", "run.py")):
             program = importlib.import_module(Path(command[1]).stem)
