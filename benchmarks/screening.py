@@ -34,39 +34,54 @@ def file_of(setting: Setting, schedule: Schedule, arm: str, seed: int) -> Path:
 
 
 def render(setting: Setting) -> str:
-    """Returns the table of the arms that were scored on calibration patients."""
-    schedule, seeds = schedule_of(setting), setting["calibration"]["seeds"]
+    """Returns the table of the arms that were scored on calibration patients; one for each part of a protocol.
+
+    A part holds the arms whose names end alike, and looks at one label: the one that these networks cannot see.
+    """
+    schedule, rule = schedule_of(setting), setting["calibration"]
     assert schedule is not None
-    files = {arm: {s: file_of(setting, schedule, arm, s) for s in seeds} for arm in setting["arms"]}
+    files = {arm: {s: file_of(setting, schedule, arm, s) for s in rule["seeds"]} for arm in setting["arms"]}
     found = {arm: {s: read_json(f) for s, f in of_arm.items() if f.is_file()} for arm, of_arm in files.items()}
-    if not any(found.values()):
-        return "Not run."
+    found = {arm: runs for arm, runs in found.items() if runs}
+    parts = rule.get("parts", [{"ending": "", "controls": rule["controls"]}])
+    tables = [_table(setting, part, found) for part in parts if any(arm.endswith(part["ending"]) for arm in found)]
+    return "\n\n".join(tables) if tables else "Not run."
+
+
+def _table(setting: Setting, part: dict[str, Any], found: dict[str, dict[int, dict[str, Any]]]) -> str:
+    seeds, label, controls = setting["calibration"]["seeds"], part.get("label"), part["controls"]
     precise = ["precision"] if setting.protocol.get("precision") else []
-    head = ["form", *(f"draw {s}" for s in seeds), "mean", *precise, "network updates"]
-    controls = setting["calibration"]["controls"]
+    head = [f"form{f' ({label})' * bool(label)}", *(f"draw {s}" for s in seeds), "mean"]
+    head += [*(["all labels"] if label else []), *precise, "network updates"]
     for control in controls:
         head += [f"- `{control}`", "95 % over draws (t)", "95 % over patients (bootstrap)"]
     lines = table.heading(head)
-    for arm, evidence in ((arm, runs) for arm, runs in found.items() if runs):
-        means = {s: table.mean_dice(e) for s, e in evidence.items()}
+    for arm, evidence in ((arm, runs) for arm, runs in found.items() if arm.endswith(part["ending"])):
+        means = {s: table.label_means(e)[label] if label else table.mean_dice(e) for s, e in evidence.items()}
         cells = [f"`{arm}`: {setting['arms'][arm]['words']}"]
         cells += [f"{means[s]:.4f}" if s in means else "not run" for s in seeds]
-        updates = next(iter(evidence.values()))["total_updates"]
         cells.append(f"{statistics.fmean(means.values()):.4f}")
+        cells += [f"{statistics.fmean(map(table.mean_dice, evidence.values())):.4f}"] if label else []
         cells += [f"{statistics.fmean(map(table.precision_means, evidence.values())):.3f}" for _ in precise]
-        cells.append(str(updates))
+        cells.append(str(next(iter(evidence.values()))["total_updates"]))
         for control in controls:
-            cells += _against(setting, arm, control, found)
+            cells += _against(setting, arm, control, found, label)
         lines.append(table.row(cells))
     return "\n".join(lines)
 
 
-def _against(setting: Setting, arm: str, control: str, found: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
-    """Difference to a control, of the draws that both have."""
-    both = sorted({*found[arm]} & {*found[control]})
+def _against(
+    setting: Setting, arm: str, control: str, found: dict[str, dict[int, dict[str, Any]]], label: str | None
+) -> list[str]:
+    """Difference to a control, of the draws that both have; of one label or the mean over all."""
+    both = sorted({*found[arm]} & {*found.get(control, ())})
     if arm == control or not both:
         return ["", "", ""] if arm == control else ["not known"] * 3
-    scores: list[dict[int, Scores]] = [{s: found[name][s]["dice"] for s in both} for name in (arm, control)]
+    scores: list[dict[int, Scores]] = [{s: _of(found[name][s]["dice"], label) for s in both} for name in (arm, control)]
     difference = compare_draws(*scores, setting.patients)
     ends = [table.words(interval) for interval in (difference.over_draws, difference.over_patients)]
     return [f"{difference.over_draws.mean:+.4f}", *ends]
+
+
+def _of(dice: Scores, label: str | None) -> Scores:
+    return dice if label is None else {case: {label: of_case[label]} for case, of_case in dice.items()}
