@@ -272,13 +272,16 @@ class MutualTrainer(nnUNetTrainer):
 
     def initialize(self) -> None:
         """Builds networks, optimisers and objectives, unless it would be on a guess (nnU-Net's hook)."""
+        with removed_unless_begun(Path(self.output_folder)):
+            self._refuse_cascade()
+            self._build()
+
+    def _refuse_cascade(self) -> None:
         if self.is_cascaded and self.no_cascade is not None:
             raise MutualError(
                 f"{type(self).__name__} does not train cascades, {self.no_cascade}; train 3d_fullres, or the cascade "
                 "with PartialTrainer"
             )
-        with removed_unless_begun(Path(self.output_folder)):
-            self._build()
 
     def _build(self) -> None:
         training, _ = self.do_split()
@@ -520,6 +523,7 @@ class MutualTrainer(nnUNetTrainer):
     def run_training(self) -> None:
         """Trains to the end, from wherever a checkpoint left off (nnU-Net's hook)."""
         with removed_unless_begun(Path(self.output_folder)):
+            self._refuse_cascade()  # before its first stage is missed
             self.labels.require_same()
         with disk_in_one_sentence(self.output_folder), self._stopping() as stopping:
             with removed_unless_begun(Path(self.output_folder)):

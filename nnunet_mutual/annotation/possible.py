@@ -70,6 +70,14 @@ def left_open(table: AnnotationTable, case: Case) -> dict[int, frozenset[str]]:
     return {y: unseen_labels(name, labels, case.annotated, contained, overlaps) for y, name in drawn.items()}
 
 
+def fitting_pairs(table: AnnotationTable, case: Case) -> set[tuple[int, int]]:
+    """Returns which value may be decided where which was drawn in a case: decisions change nothing annotated."""
+    if table.is_regions:
+        return {(y, z) for y, integers in hypotheses(table, case).items() for z in integers}
+    values = {name: table.values[name][0] for name in table.labels}
+    return {(y, z) for y, names in left_open(table, case).items() for z in (y, *(values[name] for name in names))}
+
+
 def drawn_around(label: str, drawn: Set[str], contained: Names) -> str | None:
     """Returns the innermost drawn label whose outline contains another one; None if none does.
 

@@ -136,23 +136,18 @@ def _is_finished(options: argparse.Namespace, training: NamedTraining) -> bool:
         print(f"{folder}: the training is finished; what is left is its validation")
         return False
     print(f"{folder}: the training is finished and validated, there is nothing to do")
-    if _table_changed(training):
+    if _labels_changed(training):
         print("WARNING: labels or their table have changed since it began, so move the folder away and train anew")
     print(f"To validate it again: --val; {longer}")
     return True
 
 
-def _table_changed(training: NamedTraining) -> bool:
-    """Whether the dataset says otherwise than the finished training who drew what, as after accept."""
-    from nnunet_mutual.annotation.table import table_fingerprint
-    from nnunet_mutual.datasets.raw import read_dataset_json
+def _labels_changed(training: NamedTraining) -> bool:
+    from nnunet_mutual.datasets.sync import table_changed
     from nnunet_mutual.disk.locate import locate
 
-    preprocessed, trained = locate(training.dataset, need_preprocessed=True).preprocessed, training.place.parent
-    if preprocessed is None or not (trained / "dataset.json").is_file():
-        return False
-    before, now = (read_dataset_json(folder) for folder in (trained, preprocessed))
-    return table_fingerprint(before) != table_fingerprint(now)
+    preprocessed = locate(training.dataset, need_preprocessed=True).preprocessed
+    return preprocessed is not None and table_changed(training.place.parent, preprocessed)
 
 
 def _require_plans(options: argparse.Namespace) -> NamedTraining:

@@ -10,7 +10,7 @@ from nnunet_mutual.annotation.fitting import fitting_trainers
 from nnunet_mutual.annotation.group_notes import grouped_otherwise
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY, declared_groups, same_groups
 from nnunet_mutual.annotation.table import AnnotationTable
-from nnunet_mutual.datasets.raw import cases_with_maps, images_of, read_dataset_json
+from nnunet_mutual.datasets.raw import cases_with_maps, images_of, read_dataset_json, training_cases
 from nnunet_mutual.datasets.splits import first_fold
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.label_maps import TRUTH, outdated
@@ -53,6 +53,8 @@ class Contents:
         content = read_dataset_json(folders.preprocessed)
         table = AnnotationTable.from_dataset_json(content)
         cases = cases_with_maps(folders.preprocessed / TRUTH, content["file_ending"], table)
+        if not cases and folders.raw is not None:  # planned, and not preprocessed yet
+            cases = list(training_cases(folders.raw, content)[0])
         raw = folders.raw is not None and bool(images_of(folders.raw / "imagesUn", content["file_ending"])[0])
         done = any((folders.preprocessed / "unlabelled").glob("*/*.pkl"))
         return cls(table, cases, raw or done)

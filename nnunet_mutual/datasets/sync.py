@@ -66,6 +66,20 @@ def raw_and_preprocessed_differ(dataset_name: str | int) -> str | None:
     return f"{folders.name}: {what}; if the raw one is right, run nnunet_mutual sync {folders.name}"
 
 
+def table_changed(trained: Path, preprocessed: Path) -> bool:
+    """Whether a dataset says otherwise than a training did who drew what, as after accept.
+
+    Args:
+        trained: folder of the training in nnUNet_results.
+        preprocessed: of the dataset.
+    """
+    files = [folder / "dataset.json" for folder in (trained, preprocessed)]
+    if not all(file.is_file() for file in files):
+        return False
+    before, now = map(read_object, files)
+    return table_fingerprint(before) != table_fingerprint(now)
+
+
 def refuse_interrupted(folders: DatasetFolders) -> None:
     """Verifies that no accept was interrupted: the next one would undo what is changed now, and half is replaced.
 

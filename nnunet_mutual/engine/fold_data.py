@@ -134,7 +134,9 @@ class FoldData:
     def _require_first_stage(self, keys: Sequence[str]) -> None:
         """Verifies that the first stage of a cascade has predicted every case: each fold those that it validates."""
         place = self.previous_stage
-        absent = [key for key in keys if place is not None and not (Path(place) / f"{key}.b2nd").is_file()]
+        endings = (".b2nd", ".npz", ".npy")  # the last two of data of an older nnU-Net
+        files = [] if place is None else [(key, Path(place) / key) for key in keys]
+        absent = [key for key, file in files if not any(Path(f"{file}{ending}").is_file() for ending in endings)]
         if absent:
             raise MutualError(
                 f"the first stage has not predicted {len(absent)} case(s) ({shorten(absent, 3)}; {place}); train and "

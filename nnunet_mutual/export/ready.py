@@ -21,7 +21,7 @@ from nnunet_mutual.disk.trainings import (
     validated_checkpoint,
     validated_progress,
 )
-from nnunet_mutual.engine.checkpoints import load_own
+from nnunet_mutual.engine.checkpoints import STATE_KEY, load_own
 from nnunet_mutual.engine.trained import open_trained
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.plugin.trainer_names import find_own
@@ -93,6 +93,7 @@ def require_trained(models: Sequence[Model], request: Request, validate: bool) -
                 also = f", or export one of {', '.join(there)} with -chk" if there else ""
                 also += " --validate" if there and not finished else ""
                 raise MutualError(f"{folder} has no {file.name}; finish the training with: {command} --c{also}")
+        _refuse_first_stage(folder / request.checkpoint)
         if validate:
             _validate(request, fold)
         for model in models:
@@ -110,6 +111,19 @@ def require_trained(models: Sequence[Model], request: Request, validate: bool) -
                     f"the validation cases of {folder} were predicted with {other}, not with {request.checkpoint}, "
                     "so its results are not those of the model; add --validate, which predicts them again"
                 )
+
+
+def _refuse_first_stage(file: Path) -> None:
+    """Refuses networks that know labels of their group alone: a model would stand for all labels."""
+    if not file.is_file():
+        return  # checkpoint_best.pth of modality groups
+    state = load_own(file, torch.device("cpu"), mapped=True)[STATE_KEY]
+    in_groups = state["settings"].get("stage1_networks") == "groups" and state.get("peers", {}).get("deployable", 1) > 1
+    if state.get("stage") == 1 and in_groups:
+        raise MutualError(
+            f"{file} is of the first stage, whose networks each know the labels of their group alone; finish the "
+            "training, and export checkpoint_final.pth"
+        )
 
 
 def validated_otherwise(folder: Path, model: Model, checkpoint: str) -> str | None:

@@ -76,7 +76,7 @@ def plan(
     first = PlansManager(dict(whole)).get_configuration(new).previous_stage_name
     content = whole if first is None else _named_by_its_first_stage(whole, first, new)
     block = merged_block(content, new)
-    trainers = _trainers_that_accept(block)
+    trainers = _fitting_trainers(content, new)
     trainer, why = choose_trainer(folders, content, new)
     lines = []
     found = Contents.of_planned(folders)
@@ -90,9 +90,10 @@ def plan(
     if first is not None:
         again = train_command(folders.number, first, trainer, plans=plans, fold="FOLD")
         print(f"Before, so that the first stage predicts for it, too: {again} --val")
-    if "data_identifier" in entry:
+    data = PlansManager(dict(content)).get_configuration(new).data_identifier
+    if not (folders.preprocessed / data).is_dir():
         preprocess = f"nnunet_mutual plan_and_preprocess -d {folders.number} -c {new} --as-planned {plans}"
-        print(f"Next, data of this spacing: {preprocess}")
+        print(f"Next, {'data of this spacing' if 'data_identifier' in entry else 'its data'}: {preprocess}")
     else:
         fold = first_fold(folders.preprocessed, found.table, found.cases)
         print(f"Next: {train_command(folders.number, new, trainer, plans=plans, fold=fold)}     ({trainer}: {why})")
@@ -153,15 +154,21 @@ def choose_trainer(folders: DatasetFolders, plans: dict[str, Any], configuration
         MutualError: no trainer knows the settings, or there is no such configuration.
     """
     block = merged_block(plans, configuration)
-    trainers = _trainers_that_accept(block)
-    if PlansManager(plans).get_configuration(configuration).previous_stage_name is not None:
-        trainers = [name for name in trainers if resolve("trainers", name).no_cascade is None]
+    trainers = _fitting_trainers(plans, configuration)
     planned_for = planned_trainer(block)
     accepting = [planned_for] if planned_for in trainers else trainers
     found = Contents.of_planned(folders)
     return fitting_trainers(
         found.table, found.cases, found.unlabelled, by_group=PLANS_KEY in plans, accepting=accepting
     )[0]
+
+
+def _fitting_trainers(plans: Mapping[str, Any], configuration: str) -> list[str]:
+    """Names the trainers for which the settings are valid, of a cascade those that train cascades."""
+    trainers = _trainers_that_accept(merged_block(plans, configuration))
+    if PlansManager(dict(plans)).get_configuration(configuration).previous_stage_name is None:
+        return trainers
+    return [name for name in trainers if resolve("trainers", name).no_cascade is None]
 
 
 def _trainers_that_accept(block: dict[str, Any]) -> list[str]:

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 
 from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
+from nnunet_mutual.annotation.possible import fitting_pairs
 from nnunet_mutual.annotation.restriction import vouched
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.decisions import Decision
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.batches.pseudo import CSV, PseudoStore
 from nnunet_mutual.datasets.raw import read_dataset_json
+from nnunet_mutual.datasets.simulate.block import restricted
 from nnunet_mutual.disk.case_files import load_case
 from nnunet_mutual.disk.folders import finish, not_written, output_folder, temporary_folder
 from nnunet_mutual.disk.images import read_label_map, write_label_map
@@ -169,9 +171,14 @@ def _write_label_maps(window: Window, fold: Fold, store: PseudoStore, folder: Pa
         values = [v for label in accepted.get(key, ()) for v in fold.table.values[label]]
         found = in_image_space(window.plans, np.where(np.isin(decided, values), decided, UNDECIDED), properties)
         reference = fold.references / f"{key}{ending}"
-        drawn = vouched(read_label_map(reader, reference)[0], fold.table, fold.table.case(key))
-        open_pairs = set(codes.pairs)
-        fits = np.isin(drawn * codes.offset + found, [y * codes.offset + z for y, z in open_pairs])
+        case = fold.table.case(key)
+        drawn = vouched(read_label_map(reader, reference)[0], fold.table, case)
+        pairs = fitting_pairs(fold.table, case)
+        fits = np.isin(drawn * codes.offset + found, [y * codes.offset + z for y, z in pairs])
+        if fold.table.is_regions:  # of several rejected regions, an integer may hold one beside an accepted one
+            kept = case.drawn | frozenset(accepted.get(key, ()))
+            here, there = (restricted(voxels, fold.table, kept) for voxels in (drawn, np.maximum(found, 0)))
+            fits, found = fits & (here != there), np.where(found == UNDECIDED, found, there)
         merged = np.where(fits & (found != UNDECIDED), found, drawn)
         write_label_map(
             reader, merged, folder / f"{key}{ending}", properties

@@ -7,7 +7,7 @@ and their thresholds are [E].
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from nnunet_mutual.errors import MutualError, telling
 
 Outputs = Mapping[int, np.ndarray] | np.ndarray  # by output of the network, (*spatial)
 
+LEAST = 1e-6  # probability, before a logarithm
 _MIN_CASES = 3  # truly labelled cases with a label, fewer say nothing about its usual volume
 _MIN_SPREAD = 0.2  # of log volumes: a few cases of almost equal volume must not make every other one an outlier
 
@@ -161,20 +162,50 @@ def decide_regions(
         different places: such voxels fit no integer and stay undecided.
     """
     decided = np.full(drawn.shape, UNDECIDED, np.int16)
-    for y, integers in hypotheses.items():
-        patterns: dict[tuple[bool, ...], int] = {}
-        for z in sorted(integers, key=lambda z: z != y):
-            patterns.setdefault(tuple(membership[z].tolist()), z)
-        inside = drawn == y
-        if len(patterns) < 2 or not inside.any():
-            continue
-        differing = [r for r, column in enumerate(zip(*patterns, strict=True)) if len(set(column)) > 1]
+    for inside, patterns, differing in _choices(drawn, hypotheses, membership):
         sure = {r: _sure(probability[r][inside].astype(np.float32), settings) for r in differing}
         choice = np.full(int(inside.sum()), UNDECIDED, np.int16)
         for pattern, z in patterns.items():
             choice[np.logical_and.reduce([sure[r][0 if pattern[r] else 1] for r in differing])] = z
         decided[inside] = choice
     return decided
+
+
+def likeliest_regions(
+    probability: Outputs, drawn: np.ndarray, hypotheses: Mapping[int, Sequence[int]], membership: np.ndarray
+) -> np.ndarray:
+    r"""Chooses the integer that fits all regions best, sure or not, for a reader who looks at all of it.
+
+    .. math:: z_v = \arg\max_{z \in H(y_v)} \prod_{r \in \Delta} p_r(v)^{[z \in r]} (1 - p_r(v))^{[z \notin r]}
+
+    Args:
+        probability: as of :func:`decide_regions`.
+        drawn: likewise.
+        hypotheses: likewise.
+        membership: likewise.
+
+    Returns:
+        (*spatial) int16: the integer, -1 where nothing is open.
+    """
+    decided = np.full(drawn.shape, UNDECIDED, np.int16)
+    for inside, patterns, differing in _choices(drawn, hypotheses, membership):
+        p = {r: np.clip(probability[r][inside].astype(np.float32), LEAST, 1 - LEAST) for r in differing}
+        fit = [sum(np.log(p[r] if pattern[r] else 1 - p[r]) for r in differing) for pattern in patterns]
+        decided[inside] = np.array([*patterns.values()], np.int16)[np.argmax(fit, 0)]
+    return decided
+
+
+def _choices(
+    drawn: np.ndarray, hypotheses: Mapping[int, Sequence[int]], membership: np.ndarray
+) -> Iterator[tuple[np.ndarray, dict[tuple[bool, ...], int], list[int]]]:
+    """Yields where an integer was drawn, which may be there, by their regions, and in which of these they differ."""
+    for y, integers in hypotheses.items():
+        patterns: dict[tuple[bool, ...], int] = {}
+        for z in sorted(integers, key=lambda z: z != y):
+            patterns.setdefault(tuple(membership[z].tolist()), z)
+        inside = drawn == y
+        if len(patterns) > 1 and inside.any():
+            yield inside, patterns, [r for r, column in enumerate(zip(*patterns, strict=True)) if len(set(column)) > 1]
 
 
 def keep_main_component(

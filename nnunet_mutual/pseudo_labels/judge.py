@@ -23,6 +23,7 @@ from nnunet_mutual.pseudo_labels.filter import (
     decide_voxels,
     judge_label,
     keep_main_component,
+    likeliest_regions,
 )
 
 Volumes = dict[str, list[float]]
@@ -104,7 +105,7 @@ class Judge:
         """
         names = list(found.agreements)
         decided = self._decide_main(case, names, found, drawn, self.settings)
-        candidates = self._decide_main(case, names, found, drawn, replace(self.settings, voxel=False))
+        candidates = self._decide_main(case, names, found, drawn, replace(self.settings, voxel=False), likeliest=True)
         chosen = decided != UNDECIDED
         share = float(chosen.sum()) / max(1, int((chosen | self._is_open(case, names, drawn)).sum()))
         decisions = []
@@ -145,23 +146,37 @@ class Judge:
         return self.codes.encode(drawn, decided), candidates, decisions
 
     def _decide_main(
-        self, case: Case, names: Sequence[str], found: Prediction, drawn: np.ndarray, settings: FilterSettings
+        self,
+        case: Case,
+        names: Sequence[str],
+        found: Prediction,
+        drawn: np.ndarray,
+        settings: FilterSettings,
+        *,
+        likeliest: bool = False,
     ) -> np.ndarray:
-        decided = self._decide(case, names, found, drawn, settings)
+        decided = self._decide(case, names, found, drawn, settings, likeliest=likeliest)
         for name in names:
             if name in self.table.singles:
                 decided = self._keep_main(case, name, decided, drawn)
         return decided
 
     def _decide(
-        self, case: Case, names: Sequence[str], found: Prediction, drawn: np.ndarray, settings: FilterSettings
+        self,
+        case: Case,
+        names: Sequence[str],
+        found: Prediction,
+        drawn: np.ndarray,
+        settings: FilterSettings,
+        *,
+        likeliest: bool = False,
     ) -> np.ndarray:
         if self.table.is_regions:
-            hypotheses, membership = self._hypotheses(case)
-            unknown = np.full(drawn.shape, np.nan, np.float32)
-            probability = dict.fromkeys(self.channel.values(), unknown)
-            probability |= {self.channel[name]: found.probability[self.channel[name]] for name in names}
-            return decide_regions(probability, drawn, hypotheses, membership, settings)
+            asked = self._asked(case, names)
+            probability = {self.channel[name]: found.probability[self.channel[name]] for name in names}
+            if likeliest:
+                return likeliest_regions(probability, drawn, *asked)
+            return decide_regions(probability, drawn, *asked, settings)
         return decide_voxels(found.probability, drawn, self._open_values(case, names), found.conflict, settings)
 
     def _open_values(self, case: Case, names: Sequence[str]) -> dict[int, tuple[int, ...]]:
@@ -179,6 +194,13 @@ class Judge:
         for label in self.table.labels:
             membership[list(self.table.values[label]), self.channel[label]] = True
         return {y: tuple(sorted(integers)) for y, integers in sorted(same.items())}, membership
+
+    def _asked(self, case: Case, names: Sequence[str]) -> tuple[dict[int, tuple[int, ...]], np.ndarray]:
+        """The same of the regions asked about: of integers alike in these, the drawn one or that of fewest others."""
+        same, membership = self._hypotheses(case)
+        number, asked = membership.sum(1), membership.copy()
+        asked[:, [channel for name, channel in self.channel.items() if name not in names]] = False
+        return {y: tuple(sorted(integers, key=lambda z: (number[z], z))) for y, integers in same.items()}, asked
 
     def _is_certain(self, case: Case, name: str, drawn: np.ndarray) -> np.ndarray:
         """Where what was drawn leaves no doubt that a label is there, as a drawn core for the whole around it."""

@@ -147,7 +147,7 @@ def _next(found: Collected) -> str:
     """The command that comes next; of a model that alarms speak against, no export."""
     training = found.training
     if not training.finished:
-        return f"{training.command} --c"
+        return training.how_on
     if found.scores.empty:
         return f"{training.command} --val"
     if found.alarms:

@@ -133,7 +133,7 @@ def pseudo_labels(training: Training, decisions: Sequence[Decision]) -> list[Blo
     """Returns what became of pseudo labels, and why."""
     if not decisions:
         if not training.finished:
-            return [Missing("No pseudo labels were made yet: the first stage is not over.", f"{training.command} --c")]
+            return [Missing("No pseudo labels were made yet: the first stage is not over.", training.how_on)]
         none = "There is no record of pseudo labels: none were needed, or the folder pseudo_labels was removed."
         return [Missing(none)]
     counts = pd.DataFrame([(d.label, d.accepted) for d in decisions], columns=["label", "good"])

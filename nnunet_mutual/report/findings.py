@@ -106,7 +106,7 @@ def _still_falling(training: Training, curves: pd.DataFrame) -> Iterator[Notice]
 
 def _state(training: Training, scores: pd.DataFrame) -> Iterator[str]:
     if not training.finished:
-        yield f"The training is not finished. Go on with: {training.command} --c"
+        yield f"The training is not finished. Go on with: {training.how_on}"
     acted = training.acted
     if acted is not None and not acted.idle and not acted.unlabelled and training.unlabelled:
         yield (

@@ -41,7 +41,7 @@ def progress(training: Training, curves: pd.DataFrame) -> Section:
     section = Section("progress", "How the training went")
     if curves.empty:
         text = "Neither mutual_log.jsonl nor a readable checkpoint is in the folder, so there are no curves."
-        section.blocks.append(Missing(text, f"{training.command} --c"))
+        section.blocks.append(Missing(text, training.how_on))
         return section
     frame = Frame(int(curves.epoch.max()), stage_borders(curves), training.table.labels)
     dotted = " The dotted line is the border between stages." if frame.borders else ""
@@ -55,7 +55,7 @@ def _dice(training: Training, curves: pd.DataFrame, frame: Frame, dotted: str) -
     mean = series_of(curves, "mean dice")
     if not by_label and not mean:
         text = "Dice over time is kept in checkpoints, and none that can be read is in the folder."
-        return [Missing(text, f"{training.command} --c")]
+        return [Missing(text, training.how_on)]
     pictures = plots.line_plots("Dice by label", by_label, frame=frame, limits=plots.UNIT, smooth=True)
     pictures += plots.line_plots("Mean Dice, moving average", mean, frame=frame, limits=plots.UNIT)
     return [

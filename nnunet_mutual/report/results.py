@@ -41,7 +41,7 @@ def results(
         section.blocks.append(
             Missing(
                 "This training has no validation of whole cases yet, so nothing is known about how good the model is.",
-                f"{training.command} {'--val' if training.finished else '--c'}",
+                f"{training.command} --val" if training.finished else training.how_on,
             )
         )
         return section

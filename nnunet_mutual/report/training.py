@@ -15,6 +15,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunet_mutual.annotation.modality_groups import PLANS_KEY
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.raw import cases_with_maps, read_dataset_json, unlabelled_cases
+from nnunet_mutual.datasets.sync import table_changed
 from nnunet_mutual.disk.files import natural, read_object
 from nnunet_mutual.disk.host_files import read_plans, read_splits
 from nnunet_mutual.disk.label_maps import TRUTH
@@ -73,6 +74,14 @@ class Training:
     def command(self) -> str:
         """The command that trains this fold."""
         return self._named.command
+
+    @property
+    def how_on(self) -> str:
+        """How an unfinished training goes on; where labels changed since it began, anew."""
+        now = self.folders.preprocessed
+        if now is not None and table_changed(self.base, now):
+            return f"move its folder away, since labels or their table have changed, and train anew: {self.command}"
+        return f"{self.command} --c"
 
     @property
     def pseudo_label_command(self) -> str:

@@ -197,6 +197,9 @@ def test_too_few_cases_for_folds_are_all_trained_on(nnunet_folders: Path, capsys
 
 def test_after_new_settings(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pre = tiny.make_dataset(nnunet_folders, configurations=())
+    assert main(["plan", "-d", "901", "--name", "early", "--set", "num_epochs=9"]) == 0
+    assert "Next, its data: nnunet_mutual plan_and_preprocess" in capsys.readouterr().out
+    (pre / "nnUNetPlans_3d_fullres").mkdir()
 
     def trainer(name: str, *settings: str) -> str:
         line = next_line(capsys, "plan", "-d", "901", "--name", name, "--set", *settings)
@@ -219,6 +222,7 @@ def test_new_settings_of_what_was_planned_for_a_trainer(
     nnunet_folders: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pre = tiny.make_dataset(nnunet_folders, configurations=())
+    (pre / "nnUNetPlans_3d_fullres").mkdir()
     plans = json.loads((pre / "nnUNetPlans.json").read_text())
     planned = {"trainer": "MutualCorrelationTrainer", "settings": {"memory": "joint"}}
     plans["configurations"]["3d_fullres"]["mutual"] = {"planned": planned}

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.disk.trainings import device_option
 from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.export import ready
 from nnunet_mutual.export.command import export
 from nnunet_mutual.export.model_card import Origin, TrainedFold, model_card
 from nnunet_mutual.planning.configuration import plan
@@ -310,6 +312,7 @@ def test_an_interrupted_export_leaves_nothing(folders: Callable[[str], Path], mo
 
 def test_plan_writes_an_inheriting_configuration(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     preprocessed = tiny.make_dataset(nnunet_folders, cases=1, configurations=(), settings={"num_epochs": 7})
+    (preprocessed / "nnUNetPlans_3d_fullres").mkdir()
     options = {"configuration": "3d_fullres", "plans": "nnUNetPlans", "name": "long"}
     plan("901", settings=["num_iterations_per_epoch=9", "optimizer=adamw"], **options)
     content = json.loads((preprocessed / "nnUNetPlans.json").read_text())
@@ -342,3 +345,23 @@ def test_settings_on_the_command_line_go_into_objects() -> None:
 def test_every_method_names_its_paper() -> None:
     classes = {name: getattr(trainers, name) for name in training_names()}
     assert all(found.paper for found in classes.values())
+
+
+@pytest.mark.parametrize(
+    ("stage", "networks", "deployable", "refused"),
+    [(1, "groups", 2, True), (2, "groups", 2, False), (1, "one", 1, False), (None, None, 1, False)],
+)
+def test_networks_of_groups_are_no_model_of_all_labels(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: int | None,
+    networks: str | None,
+    deployable: int,
+    refused: bool,
+) -> None:
+    """In the first stage of MutualPartialTrainer each knows labels of its own."""
+    state = {"stage": stage, "settings": {"stage1_networks": networks}, "peers": {"deployable": deployable}}
+    monkeypatch.setattr(ready, "load_own", lambda *_, **__: {"mutual_state": state})
+    (tmp_path / "checkpoint_latest.pth").touch()
+    with pytest.raises(MutualError, match="first stage, whose networks each know") if refused else nullcontext():
+        ready._refuse_first_stage(tmp_path / "checkpoint_latest.pth")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from modalities import two_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from other_tools import label_maps, organs, probabilities, resampled, rewrite
 from reviewing import raw_label, run, truth, voxels
@@ -300,8 +301,9 @@ def test_a_name_in_files_and_folders_is_one(tmp_path: Path) -> None:
 
 def test_images_without_a_channel_of_the_model_are_left_out(tmp_path: Path, capsys: Any) -> None:
     cases = {key: CaseFiles(key, dict.fromkeys(range(n), tmp_path), tmp_path) for key, n in (("a", 2), ("b", 1))}
-    assert list(_complete(cases, [0, 1])) == ["a"]
+    table = two_channels()
+    assert list(_complete(cases, [0, 1], table)) == ["a"]
     assert capsys.readouterr().out == "Left out, for want of a channel that the model needs: b\n"
-    assert list(_complete(cases, [0])) == ["a", "b"]
+    assert list(_complete(cases, [0], table)) == ["a", "b"]
     with pytest.raises(MutualError, match=r"each of the 1 image\(s\) lacks a channel .*\(b\)"):
-        _complete({"b": cases["b"]}, [1])
+        _complete({"b": cases["b"]}, [1], table)

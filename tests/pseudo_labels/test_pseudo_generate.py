@@ -198,7 +198,7 @@ def test_nobody_has_learnt_a_region() -> None:
     image = torch.tensor([[0.9, 0.9], [0.9, 0.1], [0.1, 0.1]])[:, None, None]
     decided, decisions = made(labeller(content, [Says(regions=True)], [{"core"}]), "w", image, [1, 1])
     assert [d.label for d in decisions] == ["core"]
-    assert decided == [UNDECIDED, UNDECIDED], "without a word on the enhancing part no integer is certain"
+    assert decided == [2, 1], "of the enhancing part, about which nothing is accepted, the integers say nothing"
 
 
 def both_of(predictor: Any, image: Tensor) -> list[Tensor]:

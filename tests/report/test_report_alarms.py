@@ -171,3 +171,18 @@ def test_logs_of_an_earlier_training_in_the_folder_are_not_its_own(tmp_path: Pat
     log("10_08_00_00", "WARNING: at the start", "Epoch 0", "Epoch 1")
     log("10_09_00_00", "Epoch 2", "WARNING: after it was continued")
     assert {alarm.text for alarm in read_alarms(tmp_path)} == {"at the start", "after it was continued"}
+
+
+def test_an_unfinished_training_whose_labels_changed_is_trained_anew(
+    folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--c would be refused, as after accept."""
+    fold = folder()
+    (fold / "checkpoint_final.pth").rename(fold / "checkpoint_latest.pth")
+    assert "--c" in report(capsys, LINE.format("PartialTrainer")).splitlines()[-1]
+    trained = fold.parent / "dataset.json"
+    content = json.loads(trained.read_text())
+    next(iter(content["mutual"]["cases"].values()))["patient"] = "somebody"
+    trained.write_text(json.dumps(content))
+    last = report(capsys, LINE.format("PartialTrainer")).splitlines()[-1]
+    assert "--c" not in last and "move its folder away" in last and "train anew: nnunet_mutual train 901" in last

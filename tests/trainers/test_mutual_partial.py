@@ -127,8 +127,9 @@ def test_regions(nnunet_folders: Path, ignore: bool) -> None:
 def test_cascades_are_refused_before_anything_is_made(nnunet_folders: Path) -> None:
     preprocessed = tiny.make_dataset(nnunet_folders, block=partial_block(), settings=SETTINGS)
     trainer = trainer_for(preprocessed, MutualPartialTrainer, "3d_cascade_fullres")
-    with pytest.raises(MutualError, match="does not train cascades.*with PartialTrainer"):
-        trainer.initialize()
+    for begun in (trainer.initialize, trainer.run_training):
+        with pytest.raises(MutualError, match="does not train cascades.*with PartialTrainer"):
+            begun()
     assert not list(nnunet_folders.rglob("checkpoint*")) and not (preprocessed / "splits_final.json").exists()
 
 

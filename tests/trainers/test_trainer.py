@@ -68,6 +68,9 @@ def test_cascade(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> No
     (passed_on / f"{KEYS[1]}.b2nd").rename(passed_on / "aside")
     with pytest.raises(MutualError, match=rf"first stage has not predicted 1 case\(s\) \({KEYS[1]}; .*all its folds"):
         fullres.run_training()
+    (passed_on / f"{KEYS[1]}.npz").touch()  # as of data of an older nnU-Net
+    trainer_for(preprocessed, configuration="3d_cascade_fullres").do_split()
+    (passed_on / f"{KEYS[1]}.npz").unlink()
     (passed_on / "aside").rename(passed_on / f"{KEYS[1]}.b2nd")
     fullres = trainer_for(preprocessed, configuration="3d_cascade_fullres")
     fullres.run_training()
