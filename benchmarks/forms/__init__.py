@@ -7,7 +7,12 @@ from forms.calibrated import CalibratedPrototypeTrainer
 from forms.debiased import DebiasedCorrelationTrainer
 from forms.deep import DeepTeacherTrainer
 from forms.memory import MemoryFilterTrainer, MemoryVoteTrainer
-from forms.modalities import BestModalTrainer, ContrastedModalTrainer, EnsembleRelearningTrainer, SteepModalTrainer
+from forms.modalities import (
+    ContrastedModalTrainer,
+    EnsembleRelearningTrainer,
+    SteepModalTrainer,
+    WeightedModalTrainer,
+)
 from forms.one_piece import InnerPieceTrainer, OnePieceCorrelationTrainer, OnePieceTaughtTrainer, OnePieceTrainer
 from forms.posed import PosedCorrelationTrainer
 from forms.prototypes import PrototypeVoteTrainer
@@ -19,7 +24,6 @@ from forms.warm_up import WarmUpTrainer
 
 __all__ = [
     "AgreeingCorrelationTrainer",
-    "BestModalTrainer",
     "CalibratedPrototypeTrainer",
     "ContrastedModalTrainer",
     "DebiasedCorrelationTrainer",
@@ -39,4 +43,5 @@ __all__ = [
     "TwoDecodersTrainer",
     "UniMatchTrainer",
     "WarmUpTrainer",
+    "WeightedModalTrainer",
 ]

@@ -14,42 +14,42 @@ from nnunet_mutual.objectives.crossmodal import CrossModalCourse, CrossModalLoss
 from nnunet_mutual.objectives.crossmodal_teaching import ModalTeaching
 from nnunet_mutual.trainers import MutualCrossModalTrainer
 
+LEAST_ERROR = 0.05  # in Dice: where a network is nearly right, no other is left out
+UNSEEN = 1e-6  # weight of a network that does not see a sample, next to 1
 STEEP = 4  # power of the weights
 CONTRAST = 0.4  # its weight where averages teach, as without them
 
 
-class SteepTeaching(ModalTeaching):
+class WeightedTeaching(ModalTeaching):
+    r"""All averages teach every class, with the weight 1 / (1 - D + 0.05) of the running Dice D."""
+
+    power = 1
+
+    def weights(self, sees: Tensor | None = None) -> Tensor:
+        """See :class:`ModalTeaching`."""
+        weights = 1 / (1 - torch.nan_to_num(self.scores)[:, None] + LEAST_ERROR)
+        if not self.regions:
+            weights[:, :, 0] = weights[:, :, 1:].mean(2)
+        weights = weights**self.power
+        return weights if sees is None else weights * sees[:, :, None].float().clamp_min(UNSEEN)
+
+
+class SteepTeaching(WeightedTeaching):
     """Weights to the fourth power: who knows a class a little better says most of it."""
 
-    @property
-    def weights(self) -> Tensor:
-        """See :class:`ModalTeaching`."""
-        return super().weights ** STEEP
+    power = STEEP
 
 
-class BestTeaching(ModalTeaching):
-    """Of each class the network with the highest running Dice teaches alone; of background, all do."""
+class WeightedModalTrainer(MutualCrossModalTrainer):
+    """Averages teach together."""
 
-    @property
-    def weights(self) -> Tensor:
-        """See :class:`ModalTeaching`."""
-        weights = super().weights
-        best = torch.where(weights == weights.amax(0), 1.0, 1e-6)
-        if not self.regions:
-            best[:, 0] = 1
-        return best
+    teaching = WeightedTeaching
 
 
 class SteepModalTrainer(MutualCrossModalTrainer):
     """Averages teach together, weighted steeply."""
 
     teaching = SteepTeaching
-
-
-class BestModalTrainer(MutualCrossModalTrainer):
-    """Of each class, the average that knows it best teaches."""
-
-    teaching = BestTeaching
 
 
 class ContrastAlone(CrossModalObjective):
@@ -63,7 +63,7 @@ class ContrastAlone(CrossModalObjective):
         return {"contrast": Term(self._contrast(peer, mine, step), self.loss.contrast)}
 
 
-class ContrastedModalTrainer(MutualCrossModalTrainer):
+class ContrastedModalTrainer(WeightedModalTrainer):
     """Averages teach together, and networks are contrasted by where they see organs, to the end."""
 
     def build_objectives(self) -> list[Objective]:

@@ -1,4 +1,4 @@
-"""Moving averages of networks that see different modalities teach each class together, as well as each knows it."""
+"""Of moving averages of networks that see different modalities, each class is taught by the one that knows it best."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from nnunet_mutual.objectives.sampling import summed
 from nnunet_mutual.objectives.teaching import Lesson, Teaching
 
 MOMENTUM = 0.98  # of the running Dice
-UNSEEN = 1e-6  # weight of a network that does not see a sample, next to 1; what nobody sees is learnt by nobody
-LEAST_ERROR = 0.05  # in Dice: where a network is nearly right, no other is left out
+LEAST_MASS = 0.5  # of all classes together
 
 
 class ModalTeaching(Teaching):
-    r"""Teaching whose target is a mean of all averages, weighted by class.
+    r"""Teaching whose target is, class by class, what the average says that knows the class best.
 
-    .. math:: q_c \propto \frac{\sum_n w_{nc}\, p_{nc}}{\sum_n w_{nc}}, \qquad w_{nc} = \frac{1}{1 - D_{nc} + 0.05}
+    .. math:: q_c \propto p_{n(c), c}, \qquad n(c) = \arg\max_n D_{nc}
 
-    where :math:`D_{nc}` is the running soft Dice of network n in labelled samples. A network that does not see a sample
-    says nothing of it and learns nothing from it.
+    where :math:`D_{nc}` is the running soft Dice of network n in labelled samples. Of background, and of networks that
+    are equal, it is the mean. Where what they say of all classes sums up to less than a half, one of them denies what
+    the other one is sure of, and nothing is learnt. A network that does not see a sample says nothing of it and learns
+    nothing from it.
 
     Args:
         networks: how many; all teach all.
@@ -38,7 +39,8 @@ class ModalTeaching(Teaching):
         ask: gives a teacher's logits (unlabelled, C, *spatial) of a batch's weak views, in evaluation mode.
         temperature: sharpens what they say together, if below 1.
 
-    Source: [E]; entropy instead of Dice would trust a network that is sure of what it cannot see.
+    Source: [E]; entropy instead of Dice would trust a network that is sure of what it cannot see, and a mean weighted
+        by 1 / (1.05 - D) leaves it half of the word (benchmarks/README.md).
     """
 
     def __init__(
@@ -66,13 +68,21 @@ class ModalTeaching(Teaching):
         total, count = summed(sums)
         self.scores = moved(self.scores, total, count, MOMENTUM)
 
-    @property
-    def weights(self) -> Tensor:
-        """(P, C), of each network for each class; background is what all labels leave."""
-        weights = 1 / (1 - torch.nan_to_num(self.scores) + LEAST_ERROR)
+    def weights(self, sees: Tensor | None = None) -> Tensor:
+        """Of each network for each class.
+
+        Args:
+            sees: (P, B) bool, which networks see which samples; None where all see all.
+
+        Returns:
+            (P, B, C) float, B = 1 without ``sees``.
+        """
+        scores = torch.nan_to_num(self.scores)[:, None]
         if not self.regions:
-            weights[:, 0] = weights[:, 1:].mean(1)
-        return weights
+            scores[:, :, 0] = 0  # background is what all labels leave
+        if sees is not None:
+            scores = scores.masked_fill(~sees[:, :, None], -1)
+        return (scores == scores.amax(0)).float()
 
     @torch.no_grad()
     def lessons(self, batch: Batch) -> list[Lesson]:
@@ -80,21 +90,27 @@ class ModalTeaching(Teaching):
         assert self.ask is not None and batch.views is not None
         number, networks = batch.views.unlabelled, len(self.teachers)
         said = torch.stack([probabilities(self.ask(n, batch), regions=self.regions) for n in range(networks)])
+        sees = None if batch.sight is None else batch.sight.device[:number].T
+        lesson = self.lesson(*self._together(said, self.weights(sees), batch))
+        if sees is None:
+            return [lesson] * networks
         axes = [1] * (said.ndim - 3)
-        weights = self.weights.view(networks, 1, -1, *axes)
-        if batch.sight is None:
-            return [self.lesson(self._mean(said, weights), batch)] * networks
-        sees = batch.sight.device[:number].T.reshape(networks, number, 1, *axes)
-        lesson = self.lesson(self._mean(said, weights * sees.float().clamp_min(UNSEEN)), batch)
-        return [replace(lesson, counted=lesson.counted & own, present=_of_seen(lesson.present, own)) for own in sees]
+        seen = sees.reshape(networks, number, 1, *axes)
+        return [replace(lesson, counted=lesson.counted & own, present=_of_seen(lesson.present, own)) for own in seen]
 
-    def _mean(self, said: Tensor, weights: Tensor) -> Tensor:
-        mean = (weights * said).sum(0) / weights.sum(0)
-        return mean if self.regions else mean / mean.sum(1, keepdim=True)
+    def _together(self, said: Tensor, weights: Tensor, batch: Batch) -> tuple[Tensor, Batch, Tensor | None]:
+        """What they say together, and where that may be learnt."""
+        by_class = weights.view(*weights.shape, *[1] * (said.ndim - 3))
+        mean = (by_class * said).sum(0) / by_class.sum(0)
+        if self.regions:
+            return mean, batch, None
+        mass = mean.sum(1, keepdim=True)
+        return mean / mass.clamp_min(LEAST_MASS), batch, mass >= LEAST_MASS
 
     def diagnose(self) -> dict[str, float]:
         """Reports how sure the teachers were, and how much of each class comes from whom."""
-        shares = self.weights / self.weights.sum(0)
+        weights = self.weights()[:, 0]
+        shares = weights / weights.sum(0)
         names = {self.knowledge.channel[label]: label for label in self.knowledge.table.labels}
         rows = enumerate(shares.tolist())
         return super().diagnose() | {f"share of network {n} in {names[c]}": row[c] for n, row in rows for c in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from nnunet_mutual.losses.consistency import probabilities, sharpened
 from nnunet_mutual.losses.soft import soft_dice
 from nnunet_mutual.objectives import Batch, Paste, Views
 from nnunet_mutual.objectives.base import Output
-from nnunet_mutual.objectives.crossmodal_teaching import LEAST_ERROR, MOMENTUM, ModalTeaching
+from nnunet_mutual.objectives.crossmodal_teaching import LEAST_MASS, MOMENTUM, ModalTeaching
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.teaching import LEAST_VOXELS, Teaching
 from nnunet_mutual.settings import SoftLoss
@@ -134,24 +135,34 @@ def modal(known: Knowledge, said: Tensor) -> ModalTeaching:
     return ModalTeaching(2, known, None, lambda n, batch: said[n], temperature=1.0)
 
 
-def test_each_class_comes_from_those_that_know_it(known: Knowledge) -> None:
-    """Against a loop: the network that knows spleen decides about it, the other one about liver."""
-    said = torch.randn(2, 1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+def test_each_class_comes_from_the_one_that_knows_it(known: Knowledge) -> None:
+    """Against a loop: one network decides about liver, the other one about spleen, both about background."""
+    said = 4 * torch.randn(2, 1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
     teaching = modal(known, said)
-    dice = [[float("nan"), 0.9, 0.2], [float("nan"), 0.3, 0.8]]
-    teaching.scores = torch.tensor(dice)
-    weights = [[1 / (1 - d + LEAST_ERROR) for d in row[1:]] for row in dice]
-    weights = [[sum(row) / 2, *row] for row in weights]  # of background: the mean
-    p = said.softmax(2)
+    teaching.scores = torch.tensor([[float("nan"), 0.9, 0.2], [float("nan"), 0.3, 0.8]])
+    p = said.softmax(2)[:, 0]
     lessons = teaching.lessons(batch_of(known))
-    for voxel in [(0, 0, 0), (1, 2, 3), (3, 3, 3)]:
-        mean = [
-            sum(weights[n][c] * float(p[n, 0, c][voxel]) for n in range(2)) / sum(weights[n][c] for n in range(2))
-            for c in range(3)
-        ]
-        expected = torch.tensor([value / sum(mean) for value in mean])
+    certain = 0
+    for voxel in itertools.product(*map(range, SIZE)):
+        one, other = (p[n][(slice(None), *voxel)].tolist() for n in range(2))
+        mean = [(one[0] + other[0]) / 2, one[1], other[2]]
+        certain += sum(mean) >= LEAST_MASS
         for lesson in lessons:
-            torch.testing.assert_close(lesson.target[(0, slice(None), *voxel)], expected)
+            assert bool(lesson.counted[(0, 0, *voxel)]) == (sum(mean) >= LEAST_MASS)
+            if sum(mean) >= LEAST_MASS:
+                expected = torch.tensor([value / sum(mean) for value in mean])
+                torch.testing.assert_close(lesson.target[(0, slice(None), *voxel)], expected)
+    assert 0 < certain < p[0, 0].numel(), "one case was not tested"
+
+
+def test_what_one_is_sure_of_and_the_other_denies_is_learnt_by_nobody(known: Knowledge) -> None:
+    """The first one knows liver and says spleen, the second one knows spleen and says liver."""
+    said = torch.full((2, 1, 3, *SIZE), -500.0)
+    said[0, :, 2], said[1, :, 1] = 500.0, 500.0
+    teaching = modal(known, said)
+    teaching.scores = torch.tensor([[float("nan"), 0.9, 0.2], [float("nan"), 0.3, 0.8]])
+    for lesson in teaching.lessons(batch_of(known)):
+        assert torch.isfinite(lesson.target).all() and not lesson.counted.any()
 
 
 def test_who_sees_nothing_says_and_learns_nothing(known: Knowledge) -> None:
