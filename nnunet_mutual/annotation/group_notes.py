@@ -12,10 +12,11 @@ from pathlib import Path
 from nnunet_mutual.annotation.modality_groups import declared_groups
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.disk.files import read_object, write_json
+from nnunet_mutual.disk.locate import GROUPS
 
 
 def _file(data: Path) -> Path:
-    return data.with_name(f"modality_groups_{data.name}.json")
+    return data.with_name(f"{GROUPS}{data.name}.json")
 
 
 def note_groups(data: Path, table: AnnotationTable, keys: Iterable[str]) -> None:

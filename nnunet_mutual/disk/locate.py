@@ -12,6 +12,7 @@ from nnunet_mutual.disk.label_maps import RECORD
 from nnunet_mutual.disk.names import safe_name
 from nnunet_mutual.errors import MutualError, meant, shorten
 
+GROUPS = "modality_groups_"  # notes of data that were preprocessed by group, called after them
 ROOTS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")  # nnU-Net's variables
 
 
@@ -121,7 +122,7 @@ def _is_dataset_name(name: str) -> bool:
 def plans_in(preprocessed: Path) -> list[str]:
     """Returns the names of the plans of a preprocessed dataset."""
     names = (file.stem for file in preprocessed.glob("*Plans*.json"))
-    return sorted(name for name in names if not name.startswith(RECORD))
+    return sorted(name for name in names if not name.startswith((RECORD, GROUPS)))
 
 
 def plans_file(preprocessed: Path, plans: str) -> Path:

@@ -19,6 +19,7 @@ from nnunet_mutual.annotation.group_notes import grouped_otherwise, note_groups
 from nnunet_mutual.annotation.table import AnnotationTable, table_fingerprint
 from nnunet_mutual.cli.parser import main
 from nnunet_mutual.datasets.raw import read_dataset_json, training_cases, unlabelled_cases
+from nnunet_mutual.disk.locate import plans_in
 from nnunet_mutual.engine.peers import unwrap
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.modules.input_columns import input_keys
@@ -49,6 +50,7 @@ def test_groups_in_another_order_are_other_groups(nnunet_folders: Path, capsys: 
     preprocessed = nnunet_folders / "nnUNet_preprocessed" / tiny.NAME
     command = ["plan_and_preprocess", "-d", "901", "--no-check"]
     assert main([*command, "-c", "3d_fullres", "2d"]) == 0
+    assert plans_in(preprocessed) == ["nnUNetPlansGroups"], "a note is taken for plans"
     data = preprocessed / "nnUNetPlansGroups_2d"
     images = preprocessed / "unlabelled" / data.name
     before = voxels(data, "case_00"), voxels(images, "un_0")
