@@ -242,6 +242,7 @@ def _card(model: Model, request: Request, trained: Sequence[TrainedFold]) -> str
         request.checkpoint,
         channels,
         len(table.cases) if table.declared else int(dataset_json["numTraining"]),
+        "pixels" if model.plan["image_reader_writer"] == "NaturalImage2DIO" else "mm",
     )
     card = model_card.model_card(origin, table, trained)
     if model.group is not None:

@@ -75,11 +75,12 @@ class Origin:
         name: folder name of the export.
         trainer: the true trainer.
         configuration: that was trained.
-        spacing: voxels of the network's input in mm (Z, Y, X).
+        spacing: voxels of the network's input in mm (Z, Y, X); of pictures, in their pixels.
         folds: in the export.
         checkpoint: that was exported.
         channels: names of the input channels.
         cases: number of training cases of the dataset.
+        unit: of the spacing.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Origin:
     checkpoint: str
     channels: Sequence[str]
     cases: int
+    unit: str = "mm"
 
 
 def model_card(origin: Origin, table: AnnotationTable, trained: Sequence[TrainedFold]) -> str:
@@ -127,7 +129,7 @@ def _model(origin: Origin, trained: Sequence[TrainedFold]) -> str:
         [
             "## Model",
             "",
-            f"- Trained with {origin.trainer}, configuration {origin.configuration} ({spacing} mm), "
+            f"- Trained with {origin.trainer}, configuration {origin.configuration} ({spacing} {origin.unit}), "
             f"{trained[0].epochs} epochs.",
             *_acted(origin.folds, trained),
             f"- Folds {', '.join(origin.folds)}, from {origin.checkpoint}.",

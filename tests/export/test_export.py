@@ -197,13 +197,14 @@ def test_no_paper_is_cited_for_what_did_not_run() -> None:
 
 def test_results_of_another_checkpoint_are_said_to_be() -> None:
     table = AnnotationTable.from_dataset_json({"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}})
-    origin = Origin("M", "PartialTrainer", "3d_fullres", (1, 1, 1), ["0"], "checkpoint_best.pth", ["CT"], 4)
+    origin = Origin("M", "PartialTrainer", "3d_fullres", (1, 1, 1), ["0"], "checkpoint_best.pth", ["CT"], 4, "pixels")
 
     def card(validated: str | None) -> str:
         return model_card(origin, table, [TrainedFold({"metric_per_case": []}, {}, 1, validated=validated)])
 
     said = "These numbers are of checkpoint_final.pth; those of checkpoint_best.pth were not measured."
     assert said in card("checkpoint_final.pth") and "These numbers are of" not in card(None)
+    assert "(1 x 1 x 1 pixels)" in card(None), "of a picture"
 
 
 @pytest.mark.parametrize(
