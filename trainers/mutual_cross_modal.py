@@ -44,8 +44,8 @@ class MutualCrossModalSettings(TwoStreamSettings):
 
     Attributes:
         form: "contrast": contrast and consistency, then re-learning from the better network; "averages": from ramp to
-            end, a mean of all moving averages teaches unlabelled images, weighted by how well each network knows each
-            class, while networks see other intensities and boxes of other images.
+            end, of each class the moving average that knows it best teaches all networks unlabelled images, while these
+            see other intensities and boxes of other images.
         loss: weights of the terms of "contrast".
         taught: weight of what averages teach, next to the supervised loss of weight 1; of "averages".
         relearn_from: share of the training after which worse networks re-learn from better ones.
