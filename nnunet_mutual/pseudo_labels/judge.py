@@ -105,7 +105,7 @@ class Judge:
         """
         names = list(found.agreements)
         decided = self._decide_main(case, names, found, drawn, self.settings)
-        candidates = self._decide_main(case, names, found, drawn, replace(self.settings, voxel=False), likeliest=True)
+        candidates = self._decide_main(case, names, found, drawn, None)
         chosen = decided != UNDECIDED
         share = float(chosen.sum()) / max(1, int((chosen | self._is_open(case, names, drawn)).sum()))
         decisions = []
@@ -146,37 +146,25 @@ class Judge:
         return self.codes.encode(drawn, decided), candidates, decisions
 
     def _decide_main(
-        self,
-        case: Case,
-        names: Sequence[str],
-        found: Prediction,
-        drawn: np.ndarray,
-        settings: FilterSettings,
-        *,
-        likeliest: bool = False,
+        self, case: Case, names: Sequence[str], found: Prediction, drawn: np.ndarray, settings: FilterSettings | None
     ) -> np.ndarray:
-        decided = self._decide(case, names, found, drawn, settings, likeliest=likeliest)
+        decided = self._decide(case, names, found, drawn, settings)
         for name in names:
             if name in self.table.singles:
                 decided = self._keep_main(case, name, decided, drawn)
         return decided
 
     def _decide(
-        self,
-        case: Case,
-        names: Sequence[str],
-        found: Prediction,
-        drawn: np.ndarray,
-        settings: FilterSettings,
-        *,
-        likeliest: bool = False,
+        self, case: Case, names: Sequence[str], found: Prediction, drawn: np.ndarray, settings: FilterSettings | None
     ) -> np.ndarray:
+        """Decides what is sure by the settings; without any, for a reader, whatever is likelier."""
         if self.table.is_regions:
             asked = self._asked(case, names)
             probability = {self.channel[name]: found.probability[self.channel[name]] for name in names}
-            if likeliest:
+            if settings is None:
                 return likeliest_regions(probability, drawn, *asked)
             return decide_regions(probability, drawn, *asked, settings)
+        settings = settings or replace(self.settings, voxel=False)
         return decide_voxels(found.probability, drawn, self._open_values(case, names), found.conflict, settings)
 
     def _open_values(self, case: Case, names: Sequence[str]) -> dict[int, tuple[int, ...]]:
