@@ -184,7 +184,7 @@ class MutualCrossModalTrainer(MutualTrainer):
 
     def _taught(self) -> Objective:
         parts = len(self.groups.names), self.knowledge, self.supervised.ignore_label, self._ask_average
-        teaching = self.teaching(*parts, temperature=TEMPERATURE)
+        teaching = self.teaching(*parts, temperature=TEMPERATURE, again=self.stream.again)
         return ModalTeacherObjective(
             self.supervised, teaching, weight=self.settings.taught, ramp_end=self.settings.ramp
         )

@@ -14,7 +14,7 @@ from nnunet_mutual.losses.consistency import probabilities
 from nnunet_mutual.objectives.base import Output
 from nnunet_mutual.objectives.knowledge import Knowledge
 from nnunet_mutual.objectives.mean_teacher import MeanTeacherObjective, TaughtStep
-from nnunet_mutual.objectives.organs import drawn_dice, moved
+from nnunet_mutual.objectives.organs import drawn_dice, moved, truth_of
 from nnunet_mutual.objectives.sampling import summed
 from nnunet_mutual.objectives.teaching import Lesson, Teaching
 
@@ -38,6 +38,7 @@ class ModalTeaching(Teaching):
         ignore_label: nnU-Net's, if there is one.
         ask: gives a teacher's logits (unlabelled, C, *spatial) of a batch's weak views, in evaluation mode.
         temperature: sharpens what they say together, if below 1.
+        again: whether the images were drawn, and are seen a second time: then half of the word is the drawing's.
 
     Source: [E]; entropy instead of Dice would trust a network that is sure of what it cannot see, and a mean weighted
         by 1 / (1.05 - D) leaves it half of the word (benchmarks/README.md).
@@ -51,9 +52,11 @@ class ModalTeaching(Teaching):
         ask: Callable[[int, Batch], Tensor],
         *,
         temperature: float,
+        again: bool = False,
     ):
         everyone = [range(networks)] * networks
         super().__init__(knowledge, ignore_label, ask, everyone, temperature=temperature, form="sample")
+        self.again = again
         self.scores = torch.full((networks, self.knowledge.num_outputs), torch.nan, device=self.knowledge.device)
 
     def notice(self, outputs: Sequence[Output], batch: Batch) -> None:
@@ -91,21 +94,30 @@ class ModalTeaching(Teaching):
         number, networks = batch.views.unlabelled, len(self.teachers)
         said = torch.stack([probabilities(self.ask(n, batch), regions=self.regions) for n in range(networks)])
         sees = None if batch.sight is None else batch.sight.device[:number].T
-        lesson = self.lesson(*self._together(said, self.weights(sees), batch))
+        together, where = self._together(said, self.weights(sees))
+        if self.again:
+            together, where = self._beside_labels(together, where, batch)
+        lesson = self.lesson(together, batch, where)
         if sees is None:
             return [lesson] * networks
         axes = [1] * (said.ndim - 3)
         seen = sees.reshape(networks, number, 1, *axes)
         return [replace(lesson, counted=lesson.counted & own, present=_of_seen(lesson.present, own)) for own in seen]
 
-    def _together(self, said: Tensor, weights: Tensor, batch: Batch) -> tuple[Tensor, Batch, Tensor | None]:
-        """What they say together, and where that may be learnt."""
+    def _beside_labels(self, said: Tensor, where: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        labels = zip(batch.target[0][: len(said)], batch.pattern_index, strict=False)
+        found = [truth_of(self.knowledge, target, pattern, self.ignore_label) for target, pattern in labels]
+        truth, known = torch.stack([values for values, _ in found]), torch.stack([sure[None] for _, sure in found])
+        return torch.where(known, (said + truth) / 2, said), None if where is None else where | known
+
+    def _together(self, said: Tensor, weights: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What they say together, and where that may be learnt; None for everywhere."""
         by_class = weights.view(*weights.shape, *[1] * (said.ndim - 3))
         mean = (by_class * said).sum(0) / by_class.sum(0)
         if self.regions:
-            return mean, batch, None
+            return mean, None
         mass = mean.sum(1, keepdim=True)
-        return mean / mass.clamp_min(LEAST_MASS), batch, mass >= LEAST_MASS
+        return mean / mass.clamp_min(LEAST_MASS), mass >= LEAST_MASS
 
     def diagnose(self) -> dict[str, float]:
         """Reports how sure the teachers were, and how much of each class comes from whom."""

@@ -165,6 +165,18 @@ def test_what_one_is_sure_of_and_the_other_denies_is_learnt_by_nobody(known: Kno
         assert torch.isfinite(lesson.target).all() and not lesson.counted.any()
 
 
+def test_of_images_that_were_drawn_half_of_the_word_is_the_drawings(known: Knowledge) -> None:
+    said = torch.randn(2, 1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    patterns, twice = known.patterns(["a", "a"]), {"target": [torch.ones(2, 1, *SIZE).long()]}
+    batch = replace(batch_of(known), keys=["a", "a"], patterns=patterns, pattern_index=torch.tensor(patterns), **twice)
+    teaching = ModalTeaching(2, known, None, lambda n, batch: said[n], temperature=1.0, again=True)
+    alone = modal(known, said).lessons(batch)[0]
+    (lesson, _) = teaching.lessons(batch)
+    liver = torch.tensor([0.0, 1.0, 0.0]).view(1, 3, 1, 1, 1)
+    torch.testing.assert_close(lesson.target, (alone.target + liver) / 2)
+    assert lesson.counted.all()
+
+
 def test_who_sees_nothing_says_and_learns_nothing(known: Knowledge) -> None:
     said = torch.randn(2, 1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
     host = [[True, False], [True, True]]  # the unlabelled sample is seen by network 0 alone
