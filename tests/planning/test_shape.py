@@ -42,6 +42,7 @@ def forward(configuration: dict[str, Any]) -> list[tuple[int, ...]]:
 
 
 def test_another_patch_has_the_network_that_nnunet_would_take(plans: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (plans.parent / "nnUNetPlans_3d_fullres").mkdir()  # preprocessed
     assert plan("--patch", "32", "64", "64", "--batch", "3", "--features", "8", "--set", "num_epochs=9") == 0
     entry = json.loads(plans.read_text())["configurations"]["3d_fullres_new"]
     assert entry["inherits_from"] == "3d_fullres" and entry["mutual"] == {"num_epochs": 9}
@@ -221,6 +222,7 @@ def test_a_second_stage_is_named_by_its_first_one(plans: Path, capsys: pytest.Ca
     content["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"}
     content["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
     plans.write_text(json.dumps(content))
+    (plans.parent / "nnUNetPlans_3d_fullres").mkdir()  # preprocessed
     images = plans.parent / "unlabelled" / "nnUNetPlans_3d_fullres"  # whose trainers know no cascade
     images.mkdir(parents=True)
     (images / "new.pkl").touch()
