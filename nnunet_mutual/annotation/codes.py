@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nnunet_mutual.annotation.cases import Case
-from nnunet_mutual.annotation.possible import left_open
+from nnunet_mutual.annotation.possible import fitting_pairs, left_open
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.errors import MutualError
 
@@ -119,6 +119,19 @@ class PseudoCodes:
                 "pseudo labels again"
             )
         return codes
+
+    def fits(self, true: np.ndarray, decided: np.ndarray, table: AnnotationTable, case: Case) -> np.ndarray:
+        """Where a decision leaves what is annotated as it is, (*spatial) bool: other grids round borders differently.
+
+        Args:
+            true: (*spatial) integers as drawn.
+            decided: (*spatial) integers, -1 where undecided, which never fits.
+            table: of the dataset.
+            case: what was drawn.
+        """
+        pairs = [y * self.offset + z for y, z in fitting_pairs(table, case)]
+        found: np.ndarray = np.isin(true * self.offset + decided, pairs) & (decided != UNDECIDED)
+        return found
 
     def true_values(self, codes: np.ndarray) -> np.ndarray:
         """Returns what was drawn, (*spatial) int16, voxel for voxel as it was given to :meth:`encode`.

@@ -32,7 +32,7 @@ NO_IMAGES = (
     "there are no unlabelled images that this fold may use (in imagesUn, or cases that annotate nothing); put images "
     "into imagesUn, run nnunet_mutual preprocess_unlabelled, and train anew"
 )
-AGAIN = "seen a second time as if nobody had drawn them, since there are no unlabelled images that this fold may use"
+AGAIN = "seen a second time, since there are no unlabelled images that this fold may use"
 
 
 @dataclass(frozen=True)

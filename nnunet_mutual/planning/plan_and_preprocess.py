@@ -233,9 +233,7 @@ def _preprocess(
                 if name in chosen:
                     GroupPreprocessor(verbose=False).run(folders.number, name, plans, count)
             preprocess_dataset(folders.number, plans, [], [])  # only copies the label maps
-            for identifier in _identifiers(preprocessed, plans, chosen):
-                note_groups(preprocessed / identifier, images.table, training)
-        _record_label_maps(preprocessed, plans, chosen, images, training)
+        _record_origin(preprocessed, plans, chosen, images, training)
         take_over(locate(folders.number))
     if images.cases:
         most = max(counts) if limited else None
@@ -382,14 +380,16 @@ def _all_empty(images: UnlabelledImages, training: Mapping[str, CaseFiles]) -> b
         return False
 
 
-def _record_label_maps(
+def _record_origin(
     preprocessed: Path, plans: str, chosen: Sequence[str], images: UnlabelledImages, training: Mapping[str, CaseFiles]
 ) -> None:
-    """Keeps copies of the label maps, and notes which they are: so a training notices that they changed."""
+    """Keeps copies of the label maps, and notes of which maps and groups data are: a training notices changes."""
     labels = {key: files.label for key, files in training.items()}
     renew_truth(preprocessed / TRUTH, labels, images.dataset_json["file_ending"])
     for identifier in _identifiers(preprocessed, plans, chosen):
         record(preprocessed / identifier, labels, images.dataset_json["file_ending"])
+        if images.table.modality_groups:
+            note_groups(preprocessed / identifier, images.table, training)
 
 
 def _provide_splits(preprocessed: Path, images: UnlabelledImages, training: Mapping[str, CaseFiles]) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
-from nnunet_mutual.annotation.possible import fitting_pairs
 from nnunet_mutual.annotation.restriction import vouched
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.batches.decisions import Decision
@@ -173,13 +172,12 @@ def _write_label_maps(window: Window, fold: Fold, store: PseudoStore, folder: Pa
         reference = fold.references / f"{key}{ending}"
         case = fold.table.case(key)
         drawn = vouched(read_label_map(reader, reference)[0], fold.table, case)
-        pairs = fitting_pairs(fold.table, case)
-        fits = np.isin(drawn * codes.offset + found, [y * codes.offset + z for y, z in pairs])
+        fits = codes.fits(drawn, found, fold.table, case)
         if fold.table.is_regions:  # of several rejected regions, an integer may hold one beside an accepted one
             kept = case.drawn | frozenset(accepted.get(key, ()))
-            here, there = (restricted(voxels, fold.table, kept) for voxels in (drawn, np.maximum(found, 0)))
-            fits, found = fits & (here != there), np.where(found == UNDECIDED, found, there)
-        merged = np.where(fits & (found != UNDECIDED), found, drawn)
+            here, found = (restricted(voxels, fold.table, kept) for voxels in (drawn, np.maximum(found, 0)))
+            fits &= here != found
+        merged = np.where(fits, found, drawn)
         write_label_map(
             reader, merged, folder / f"{key}{ending}", properties
         )  # beside a copied tif its spacing is missing

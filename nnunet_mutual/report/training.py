@@ -75,7 +75,7 @@ class Training:
         """The command that trains this fold."""
         return self._named.command
 
-    @property
+    @cached_property
     def how_on(self) -> str:
         """How an unfinished training goes on; where labels changed since it began, anew."""
         now = self.folders.preprocessed

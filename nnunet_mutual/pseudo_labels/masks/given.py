@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from nnunet_mutual.annotation.codes import UNDECIDED, PseudoCodes
-from nnunet_mutual.annotation.possible import fitting_pairs
 from nnunet_mutual.annotation.restriction import vouched
 from nnunet_mutual.annotation.table import table_fingerprint
 from nnunet_mutual.batches.decisions import Decision
@@ -108,10 +107,7 @@ def _take(window: Window, fold: Fold, given: PseudoStore, store: PseudoStore, ke
             "pseudo_label"
         )
     decided = in_network_space(window.plans, on_image, properties, drawn.shape)
-    # Drawn and decided values are rounded differently on the way, so at their border some pairs fit no longer.
-    pairs = fitting_pairs(table, case)
-    fits = np.isin(drawn * codes.offset + decided, [y * codes.offset + z for y, z in pairs])
-    decided = np.where(fits & (decided != UNDECIDED), decided, UNDECIDED).astype(np.int16)
+    decided = np.where(codes.fits(drawn, decided, table, case), decided, UNDECIDED).astype(np.int16)
     decisions = given.decisions([key])
     found = locations(table, window.labels, case, np.where(decided == UNDECIDED, drawn, decided), decisions)
     store.write(key, codes.encode(drawn, decided)[None], found, decisions, like=seg)
