@@ -55,4 +55,8 @@ def describe_label_groups(table: AnnotationTable, cases: Iterable[str], groups: 
     others = sum(home(groups, table.case(key).annotated) is None for key in cases)
     if others:
         lines.append(f"{others} cases annotate other sets and teach every network what they say about its labels")
+    left = frozenset().union(*(table.case(key).annotated for key in cases)).difference(*groups)
+    if left:
+        names = ", ".join(label for label in table.labels if label in left)
+        lines.append(f"no network for {names}: there are {MOST_GROUPS} at most; no pseudo labels of these are made")
     return "\n".join(lines)

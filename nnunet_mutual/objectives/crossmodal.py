@@ -303,7 +303,7 @@ def organ_maps(p: Tensor, inside: Tensor, *, regions: bool) -> Tensor:
 def teachers_of(standing: Sequence[Sequence[float]], *, everybody: bool, per_label: bool) -> list[list[int | None]]:
     """Chooses who teaches whom: of the other networks the best one, unless the student is better.
 
-    Networks whose Dice differs by less than 0.01 teach each other.
+    Networks whose Dice differs by less than 0.01 teach each other. One that found nothing teaches none that did.
 
     Args:
         standing: (P, K) Dice of each network and label, NaN where nothing is known.
@@ -323,9 +323,9 @@ def teachers_of(standing: Sequence[Sequence[float]], *, everybody: bool, per_lab
     for student in range(len(scores)):
         others = [n for n in range(len(scores)) if n != student]
         best = [max(others, key=lambda n, k=k: scores[n, k]) for k in range(scores.shape[1])]  # type: ignore[misc]
-        found.append(
-            [n if everybody or scores[n, k] > scores[student, k] - AS_GOOD else None for k, n in enumerate(best)]
-        )
+        least = np.minimum(scores[student] - AS_GOOD, 0.0 if everybody else np.inf)
+        taught = scores[best, range(len(best))] > least
+        found.append([n if teaches else None for n, teaches in zip(best, taught, strict=True)])
     return found
 
 

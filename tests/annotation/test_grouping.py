@@ -48,7 +48,13 @@ def test_cases_of_other_sets_have_no_home() -> None:
     groups = choose_label_groups(table, ["x", "y", "z", "u"])
     assert [home(groups, table.case(key).annotated) for key in "xyzu"] == [0, 1, None, None]
     text = describe_label_groups(table, ["x", "y", "z", "u"], groups)
-    assert "network 0: a, b (1 cases" in text and "2 cases annotate other sets" in text
+    assert "network 0: a, b (1 cases" in text and "2 cases annotate other sets" in text and "no network" not in text
+
+
+def test_labels_without_a_network_are_named() -> None:
+    table = table_of(x="a", y="b", z="c", u="d", v="e")
+    text = describe_label_groups(table, table.cases, choose_label_groups(table, table.cases))
+    assert "no network for e: there are 4 at most" in text
 
 
 class Cases:

@@ -282,6 +282,7 @@ def test_who_teaches_whom() -> None:
     assert teachers_of([[0.9, 0.5], [0.6, 0.8]], everybody=False, per_label=True) == [[None, 1], [0, None]]
     assert teachers_of([[0.5], [0.7], [0.9]], everybody=False, per_label=False) == [[2], [2], [None]]
     assert teachers_of([[nan], [nan]], everybody=False, per_label=False) == [[1], [0]]
+    assert teachers_of([[nan], [0.9]], everybody=True, per_label=False) == [[1], [None]]  # of no training case
     assert teachers_of([[nan, 0.8], [0.9, 0.7]], everybody=False, per_label=False) == [[1], [0]]
 
 
