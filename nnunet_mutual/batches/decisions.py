@@ -91,15 +91,7 @@ def read_decisions(file: Path) -> list[Decision]:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream, strict=True)
             try:
-                header = next(reader, [])
-                if tuple(header) != _COLUMNS:
-                    raise MutualError(
-                        f"{file}, line 1: the columns are {','.join(header) or 'none'}, expected {','.join(_COLUMNS)}; "
-                        f"{_FIX}"
-                    )
-                return [
-                    _decision([plain_cell(cell) for cell in row], f"{file}, line {reader.line_num}") for row in reader
-                ]
+                return _decisions(reader, file)
             except csv.Error as error:
                 raise MutualError(f"{file}, line {reader.line_num}: {error}; {_FIX}") from None
     except UnicodeDecodeError:
@@ -119,6 +111,21 @@ def _cell(value: str | bool | float | None) -> str:
         return value
     text = f"{value:.4g}"
     return f"{float(text):.0f}" if "e+" in text else text  # 12340, not 1.234e+04: clinicians read it
+
+
+def _decisions(reader: Any, file: Path) -> list[Decision]:
+    header: list[str] = next(reader, [])
+    if tuple(header) != _COLUMNS:
+        raise MutualError(
+            f"{file}, line 1: the columns are {','.join(header) or 'none'}, expected {','.join(_COLUMNS)}; {_FIX}"
+        )
+    found: dict[tuple[str, str], Decision] = {}
+    for row in reader:
+        place = f"{file}, line {reader.line_num}"
+        decision = _decision([plain_cell(cell) for cell in row], place)
+        if found.setdefault((decision.case, decision.label), decision) is not decision:
+            raise MutualError(f"{place}: {decision.label} of {decision.case} is there a second time; {_FIX}")
+    return list(found.values())
 
 
 def _decision(row: Sequence[str], place: str) -> Decision:

@@ -26,7 +26,7 @@ class Stream:
     Attributes:
         unlabelled: number of unlabelled patches in a batch.
         unlabelled_keys: images without any drawing that are learnt from.
-        again: whether, for want of these, labelled images are seen a second time without their labels.
+        again: whether, for want of these, labelled images are seen a second time, for the loss of the method.
         idle: why a method that needs more than labels finds nothing to learn from, and what to do; empty if it does.
         further: identifiers of cases that are no training cases of nnU-Net.
         foreground_epochs: epochs after which it shall be predicted anew where unlabelled images have foreground; 0 for

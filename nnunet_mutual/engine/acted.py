@@ -82,7 +82,7 @@ def of_stream(
     own = () if trainer == PARTIAL else (trainer,)
     more = "" if own or incomplete else ", as by stock nnU-Net"
     if number or stream.again:
-        more = f", and on {number} unlabelled images" if number else ", seen a second time without their labels"
+        more = f", and on {number} unlabelled images" if number else ", seen a second time for the loss of the method"
     return Acted(cases + more, (*methods, *own), number)
 
 

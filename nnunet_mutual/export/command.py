@@ -50,6 +50,8 @@ from nnunet_mutual.export.groups import (
 )
 from nnunet_mutual.export.model_card import TrainedFold
 from nnunet_mutual.export.ready import Model, Request, checkpoint_file, require_trained, validated_otherwise
+from nnunet_mutual.export.sequences import FILE as SEQUENCES
+from nnunet_mutual.export.sequences import references_of
 
 CARD = "model_card.md"
 
@@ -119,8 +121,6 @@ def export(
 
 
 def _say(models: Sequence[Model], folders: DatasetFolders, configuration: str, container: Path | None) -> None:
-    from nnunet_mutual.export.sequences import FILE as SEQUENCES
-
     for model in models:
         print(f"{model.target}: a stock nnU-Net model, read model_card.md in it first")
     for model in models:
@@ -151,27 +151,32 @@ def _require_new(models: Sequence[Model], container: Path | None, configuration:
 
 def _write_all(models: Sequence[Model], request: Request, compared: int, targets: Sequence[Path]) -> None:
     """Writes models, and a container where there is one more target, under temporary names, then gives all names."""
+    references = _references(models, request)
     with written_folders(targets) as staged:
         container = staged[0] if len(staged) > len(models) else None
         for model, folder in zip(models, staged[-len(models) :], strict=True):
             shown = _write_model(folder, model, request)
-            if model.group is not None and request.checkpoint == FINAL:
-                _look_at_images(folder, model, request, shown, compared)
+            if references is not None:
+                write_json(folder / SEQUENCES, references)
+            if model.group is not None and request.checkpoint == FINAL and compared:
+                _compare(folder, model, request, shown, compared)
             if container is not None:
                 write_container(container / (model.group or ""), folder)
 
 
-def _look_at_images(folder: Path, model: Model, request: Request, folds: Sequence[str], number: int) -> None:
-    """Adds what sequences look like, and how well a group's model does what its network did in training."""
-    from nnunet_mutual.export import parity, sequences
+def _references(models: Sequence[Model], request: Request) -> dict[str, Any] | None:
+    """Returns what the sequences of modality groups look like, None without groups or raw images."""
+    if models[0].group is None or request.folders.raw is None:
+        return None
+    content = read_dataset_json(request.folders.raw)
+    cases, table = training_cases(request.folders.raw, content)[0], AnnotationTable.from_dataset_json(content)
+    return references_of(cases.values(), table, PlansManager(models[0].plan).image_reader_writer_class())
 
-    if request.folders.raw is not None:
-        content = read_dataset_json(request.folders.raw)
-        cases, table = training_cases(request.folders.raw, content)[0], AnnotationTable.from_dataset_json(content)
-        reader = PlansManager(model.plan).image_reader_writer_class()
-        sequences.write_references(folder, cases.values(), table, reader)
-    if not number:
-        return
+
+def _compare(folder: Path, model: Model, request: Request, folds: Sequence[str], number: int) -> None:
+    """Says how well a group's model does what its network did in training, in its card, too."""
+    from nnunet_mutual.export import parity
+
     try:
         found = parity.compare(folder, model, request, folds, number)
     except parity.NotComparedError as reason:

@@ -6,7 +6,7 @@ import json
 import platform
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -102,7 +102,7 @@ def model_card(origin: Origin, table: AnnotationTable, trained: Sequence[Trained
         table: of the training dataset, training cases only.
         trained: one entry per exported fold.
     """
-    settings = json.dumps(settings_of(trained[0].settings), indent=2)
+    settings = _by_fold(origin.folds, ([json.dumps(settings_of(one.settings), indent=2)] for one in trained))
     methods = [name for one in trained for name in (one.acted.methods if one.acted else (origin.trainer,))]
     known = set(training_names())
     cited = (resolve("trainers", name).paper for name in methods if name in known)
@@ -116,7 +116,7 @@ def model_card(origin: Origin, table: AnnotationTable, trained: Sequence[Trained
         *([_outlines(table)] if table.outlines else []),
         *([_pseudo_labels(table, origin.folds, trained)] if any(one.decisions for one in trained) else []),
         _LIMITS.strip(),
-        f"## Settings\n\n```json\n{settings}\n```",
+        *(f"## Settings{_if_several(settings, folds)}\n\n```json\n{text}\n```" for text, folds in settings.items()),
         "\n".join(["## Please cite", "", *(f"- {paper}" for paper in papers)]),
     ]
     return "\n\n".join(sections) + "\n"
@@ -125,12 +125,13 @@ def model_card(origin: Origin, table: AnnotationTable, trained: Sequence[Trained
 def _model(origin: Origin, trained: Sequence[TrainedFold]) -> str:
     spacing = " x ".join(f"{size:.3g}" for size in origin.spacing)
     packages = ", ".join(f"{name} {version(name)}" for name in ("nnunet_mutual", "nnunetv2", "torch"))
+    epochs = _by_fold(origin.folds, ([f"{one.epochs} epochs"] for one in trained))
     return "\n".join(
         [
             "## Model",
             "",
             f"- Trained with {origin.trainer}, configuration {origin.configuration} ({spacing} {origin.unit}), "
-            f"{trained[0].epochs} epochs.",
+            f"{', '.join(text + _if_several(epochs, folds) for text, folds in epochs.items())}.",
             *_acted(origin.folds, trained),
             f"- Folds {', '.join(origin.folds)}, from {origin.checkpoint}.",
             f"- Exported with {packages}, Python {platform.python_version()}.",
@@ -141,12 +142,21 @@ def _model(origin: Origin, trained: Sequence[TrainedFold]) -> str:
 
 def _acted(folds: Sequence[str], trained: Sequence[TrainedFold]) -> list[str]:
     """What was trained, and what of the method did nothing; folds that say the same share a line."""
-    lines: dict[str, list[str]] = {}
-    for fold, one in zip(folds, trained, strict=False):  # of peers, one fold for all
-        for text in (one.acted.trained, one.acted.idle) if one.acted else ():
-            if text:
-                lines.setdefault(text, []).append(fold)
-    return [f"- {text[0].upper()}{text[1:]} (fold {', '.join(folds)})." for text, folds in lines.items()]
+    said = _by_fold(folds, ([one.acted.trained, one.acted.idle] if one.acted else [] for one in trained))
+    return [f"- {text[0].upper()}{text[1:]} (fold {', '.join(of)})." for text, of in said.items()]
+
+
+def _by_fold(folds: Sequence[str], texts: Iterable[Sequence[str]]) -> dict[str, list[str]]:
+    """Returns what is said of folds, each text once, with the folds of which it is true."""
+    found: dict[str, list[str]] = {}
+    for fold, said in zip(folds, texts, strict=False):  # of peers, one fold for all
+        for text in filter(None, said):
+            found.setdefault(text, []).append(fold)
+    return found
+
+
+def _if_several(found: Mapping[str, Sequence[str]], folds: Sequence[str]) -> str:
+    return f" (fold {', '.join(folds)})" if len(found) > 1 else ""
 
 
 def _intended_use(origin: Origin, table: AnnotationTable) -> str:

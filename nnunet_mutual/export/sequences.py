@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.raw import CaseFiles, images_of, read_dataset_json
-from nnunet_mutual.disk.files import read_object, write_json
+from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.errors import MutualError
 
@@ -49,11 +49,10 @@ def profile(image: NDArray[Any]) -> Profile:
     return np.asarray(means / max(means.mean(), 1e-6))
 
 
-def write_references(folder: Path, cases: Iterable[CaseFiles], table: AnnotationTable, reader: Any) -> None:
-    """Writes what each sequence of a training looks like into a model folder, without names of cases.
+def references_of(cases: Iterable[CaseFiles], table: AnnotationTable, reader: Any) -> dict[str, Any]:
+    """Returns what each sequence of a training looks like, without names of cases: the content of ``sequences.json``.
 
     Args:
-        folder: of the model.
         cases: training cases; of each sequence, the first twenty that have it count.
         table: of the training, which says what they lack.
         reader: nnU-Net's.
@@ -74,7 +73,7 @@ def write_references(folder: Path, cases: Iterable[CaseFiles], table: Annotation
             for n, one in enumerate(profiles)
         ]
         references[channel] = {"profile": np.mean(profiles, 0).tolist(), "distance": float(np.mean(apart))}
-    write_json(folder / FILE, references)
+    return references
 
 
 def check_images(model: str, images: str) -> int:

@@ -22,7 +22,8 @@ from unlabelled_images import add_unlabelled
 
 from nnunet_mutual.cli import parser as cli
 from nnunet_mutual.datasets.raw import CaseFiles
-from nnunet_mutual.export.sequences import write_references
+from nnunet_mutual.disk.files import write_json
+from nnunet_mutual.export.sequences import FILE, references_of
 from nnunet_mutual.plugin import find as plugin
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,7 +187,7 @@ def _evaluation(world: World) -> None:
             tiny.write_nifti(image, path)
         cases.append(CaseFiles(f"sequence_{number}", paths, world.root / "none"))
         shutil.copy(paths[0], images / f"new_{number}_0000.nii.gz")
-    write_references(model, cases, two_channels(), SimpleITKIO())
+    write_json(model / FILE, references_of(cases, two_channels(), SimpleITKIO()))
     (model / "plans.json").write_text(json.dumps(tiny.plans()))
     (model / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1"}, "file_ending": ".nii.gz"}))
     world.run("check_images")

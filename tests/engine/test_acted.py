@@ -47,7 +47,7 @@ def test_with_and_without_unlabelled_images() -> None:
     assert taught.trained.endswith("which annotate every label, and on 9 unlabelled images")
     again = of_stream("MutualCrossModalTrainer", table_of(None), KEYS, stream_of(0, again=True), 2)
     assert again.methods == ("MutualCrossModalTrainer",) and again.unlabelled == 0 and not again.idle
-    assert again.trained.endswith("which annotate every label, seen a second time without their labels")
+    assert again.trained.endswith("which annotate every label, seen a second time for the loss of the method")
     idle = of_stream("MeanTeacherTrainer", table_of(partial_block()), KEYS, stream_of(0, idle=NO_IMAGES), 1)
     assert idle.methods == ("PartialTrainer",) and idle.unlabelled == 0
     assert "had nothing to be mutual about and trained as PartialTrainer: there are no unlabelled images" in idle.idle

@@ -195,6 +195,20 @@ def test_no_paper_is_cited_for_what_did_not_run() -> None:
     assert "arXiv:2307.06312" in card(None)  # of a checkpoint that does not know
 
 
+def test_folds_of_other_settings_are_told_apart() -> None:
+    table = AnnotationTable.from_dataset_json({"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}})
+    origin = Origin("M", "PartialTrainer", "3d_fullres", (1, 1, 1), ["0", "1", "2"], "final", ["CT"], 4)
+
+    def card(*rates: float) -> str:
+        folds = [TrainedFold({"metric_per_case": []}, {"initial_lr": rate}, round(rate), (), None) for rate in rates]
+        return model_card(origin, table, folds)
+
+    several = card(2, 3, 2)
+    assert "2 epochs (fold 0, 2), 3 epochs (fold 1).\n" in several
+    assert several.count("## Settings (fold ") == 2 and "## Settings (fold 1)" in several
+    assert "2 epochs.\n" in card(2, 2, 2) and card(2, 2, 2).count("## Settings\n") == 1
+
+
 def test_results_of_another_checkpoint_are_said_to_be() -> None:
     table = AnnotationTable.from_dataset_json({"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}})
     origin = Origin("M", "PartialTrainer", "3d_fullres", (1, 1, 1), ["0"], "checkpoint_best.pth", ["CT"], 4, "pixels")

@@ -15,7 +15,8 @@ from tiny import write_nifti
 
 from nnunet_mutual.cli.parser import main
 from nnunet_mutual.datasets.raw import CaseFiles
-from nnunet_mutual.export.sequences import FILE, MOST_CASES, judge, profile, write_references
+from nnunet_mutual.disk.files import write_json
+from nnunet_mutual.export.sequences import FILE, MOST_CASES, judge, profile, references_of
 
 
 def anatomy(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +40,7 @@ def model(tmp_path: Path) -> Path:
         for path, image in zip(paths.values(), anatomy(number), strict=True):
             write_nifti(image, path)
         cases.append(CaseFiles(f"train_{number}", paths, tmp_path / "none"))
-    write_references(folder, cases, two_channels(), SimpleITKIO())
+    write_json(folder / FILE, references_of(cases, two_channels(), SimpleITKIO()))
     (folder / "plans.json").write_text(json.dumps(tiny.plans()))
     (folder / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1"}, "file_ending": ".nii.gz"}))
     return folder
@@ -106,13 +107,10 @@ def test_zeros_of_missing_channels_are_no_reference(tmp_path: Path) -> None:
             write_nifti(image, paths[n])
         cases.append(CaseFiles(f"c{number:02d}", paths, tmp_path / "none"))
     missing = {f"c{number:02d}": "FLAIR" for number in range(MOST_CASES)}
-    write_references(tmp_path, cases, two_channels(missing), SimpleITKIO())
-    found = json.loads((tmp_path / FILE).read_text())
+    found = references_of(cases, two_channels(missing), SimpleITKIO())
     assert np.allclose(found["FLAIR"]["profile"], np.mean([profile(anatomy(n)[1]) for n in (2, 0, 1)], 0), atol=1e-3)
-    write_references(tmp_path, cases[:MOST_CASES], two_channels(missing), SimpleITKIO())
-    references = {
-        k: (np.asarray(v["profile"]), v["distance"]) for k, v in json.loads((tmp_path / FILE).read_text()).items()
-    }
+    found = references_of(cases[:MOST_CASES], two_channels(missing), SimpleITKIO())
+    references = {name: (np.asarray(entry["profile"]), entry["distance"]) for name, entry in found.items()}
     assert [*references] == ["T1"]
     assert "UNKNOWN" in str(judge(profile(anatomy(0)[1]), "FLAIR", references)), (
         "without a reference nothing looks like it"

@@ -46,7 +46,12 @@ OPTIONAL = st.none() | st.floats(-1e9, 1e9)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.builds(Decision, TEXT, TEXT, TEXT, st.booleans(), TEXT, *[OPTIONAL] * 4, TEXT)))
+@given(
+    st.lists(
+        st.builds(Decision, TEXT, TEXT, TEXT, st.booleans(), TEXT, *[OPTIONAL] * 4, TEXT),
+        unique_by=lambda decision: (decision.case, decision.label),
+    )
+)
 def test_round_trip(decisions: list[Decision]) -> None:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "decisions.csv"
@@ -103,6 +108,7 @@ GOOD = "a,s,liver,yes,fine,1.5,0.9,,1,0"
         (f"{HEADER}\n{GOOD.replace('0.9', 'nan')}", "line 2: \"agreement\" is 'nan', expected a number"),
         (f"{HEADER}\n{GOOD}\n{GOOD.replace(',,', ',x,')}", "line 3: \"z\" is 'x', expected a number"),
         (f'{HEADER}\na,s,"liver', "line 2: unexpected end of data"),
+        (f"{HEADER}\n{GOOD}\n{GOOD.replace('yes', 'no')}", "line 3: liver of a is there a second time"),
     ],
 )
 def test_a_damaged_file_is_named_with_its_line(tmp_path: Path, content: str, expected: str) -> None:
