@@ -1,32 +1,17 @@
-"""Settings of a training, read from the ``"mutual"`` block of a configuration in the plans file.
-
-nnU-Net is configured through plans, so is this package. A configuration that ``inherits_from`` another one inherits its
-block key by key (nnU-Net itself merges configurations shallowly, which would drop the base configuration's settings).
-"""
+"""What trainers can be told: typed, frozen, each with its default."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import types
-import typing
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from nnunet_mutual.errors import MutualError, meant
+from nnunet_mutual.errors import MutualError
 
-BLOCK = "mutual"
-_UNSET = "not set"
-
-S = TypeVar("S")
 Partners = Literal["every", "any", "unlabelled", "labelled", "off"]  # whose boxes are pasted into unlabelled samples
 SoftLoss = Literal["batch", "sample"]  # over what the Dice of unlabelled samples is taken
-IN_PLANS = "of the plans file"
 LARGEST = 2**32 - 1  # whole number: the largest seed of NumPy's generators
 LEAST_TEMPERATURE = 0.1  # the paper's; much smaller ones take powers of probabilities below the smallest float
-PLANNED = "planned"  # in a block: what a planner chose for one trainer, which others leave aside
 
 
 def require_not_negative(name: str, value: float) -> None:
@@ -235,207 +220,6 @@ class SoftTeacherSettings(TeacherSettings):
             )
 
 
-def merged_block(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
-    """Returns the block of a configuration, merged deeply along ``inherits_from``.
-
-    Args:
-        plans: the content of a plans file.
-        configuration: name of the configuration.
-
-    Raises:
-        MutualError: unknown configuration, or a circle of ``inherits_from``.
-    """
-    chain: list[Mapping[str, Any]] = []
-    name: str | None = configuration
-    seen: list[str] = []
-    while name is not None:
-        if name in seen:
-            raise MutualError(
-                f'"inherits_from" of the plans file goes in a circle: {" -> ".join([*seen, name])}; remove one of them'
-            )
-        if name not in plans["configurations"]:
-            known = tuple(plans["configurations"])
-            raise MutualError(
-                f"the plans file has no configuration {name!r}{meant(name, known)}; it has: {', '.join(known)}"
-            )
-        seen.append(name)
-        entry = plans["configurations"][name]
-        block = entry.get(BLOCK, {})
-        if not isinstance(block, Mapping):
-            raise MutualError(
-                f'"{BLOCK}" of configuration {name!r} of the plans file must be an object {{setting: value}}, '
-                f"found {block!r}; correct or remove it"
-            )
-        chain.append(block)
-        name = entry.get("inherits_from")
-    merged: dict[str, Any] = {}
-    for block in reversed(chain):
-        merged = deep_merge(merged, block)
-    return merged
-
-
-def block_for(trainer: type, block: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a block as one trainer reads it: with what a planner chose for it, which other entries override.
-
-    Args:
-        trainer: a class; what was planned for one of its base classes is meant for it, too.
-        block: as of :func:`merged_block`.
-    """
-    own = {key: value for key, value in block.items() if key != PLANNED}
-    meant_for = planned_trainer(block) in [cls.__name__ for cls in trainer.__mro__]
-    return deep_merge(block[PLANNED]["settings"], own) if meant_for else own
-
-
-def common_settings(block: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what of a block every trainer knows, as :class:`Settings`."""
-    return {key: value for key, value in block.items() if key in Settings.__annotations__}
-
-
-def planned_trainer(block: Mapping[str, Any]) -> str | None:
-    """Returns the name of the trainer for which a planner chose settings, None where none did.
-
-    Args:
-        block: as of :func:`merged_block`.
-
-    Raises:
-        MutualError: what is there was not written by a planner.
-    """
-    if PLANNED not in block:
-        return None
-    planned = block[PLANNED]
-    name = planned.get("trainer") if isinstance(planned, Mapping) else None
-    if isinstance(name, str) and isinstance(planned.get("settings"), Mapping):
-        return name
-    raise MutualError(
-        f'"{BLOCK}.{PLANNED}" {IN_PLANS} must be an object with "trainer" and "settings", as planners write it, '
-        f"found {planned!r}; remove it, or plan again"
-    )
-
-
 def planned_memory(settings: PeersSettings) -> Literal["joint", "sequential"]:
     """Returns the memory mode that a planner reckons with: "auto" needs no more than "sequential"."""
     return "joint" if settings.memory == "joint" else "sequential"
-
-
-def deep_merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns ``base`` with the entries of ``override`` put in, object by object."""
-    result = dict(base)
-    for key, value in override.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = deep_merge(result[key], value) if both else value
-    return result
-
-
-def read_settings(cls: type[S], block: Mapping[str, Any], place: str = BLOCK, origin: str = IN_PLANS) -> S:
-    """Makes typed settings from a block.
-
-    Args:
-        cls: a class of settings.
-        block: names and values.
-        place: of the block, such as "mutual"; "" for words of the command line.
-        origin: where that is, for the sentences.
-
-    Raises:
-        MutualError: an unknown key (the known ones are listed), a value of the wrong type, or one without effect.
-    """
-    made = _read(cls, block, place, origin)
-    for name, why in made.unused().items() if isinstance(made, Settings) else ():
-        given, now, plain = (_at(of, name) for of in (block, made, cls()))
-        switched_off = name.startswith("loss.") and now == 0  # a term that is not there, anyway
-        if given is not _UNSET and now != plain and not switched_off:
-            raise MutualError(f'setting "{name}" has no effect {why}; leave it out')
-    return typing.cast(S, made)
-
-
-def _at(settings: Any, name: str) -> Any:
-    """A setting by its full name, in a block or as it was made; _UNSET where the block does not have it."""
-    for part in name.split("."):
-        settings = settings.get(part, _UNSET) if isinstance(settings, Mapping) else getattr(settings, part, _UNSET)
-    return settings
-
-
-def groups_of_settings(cls: type[Any]) -> dict[str, type[Any] | None]:
-    """Returns the names of all settings of a class, each with its class where it is a group of settings."""
-    hints = typing.get_type_hints(cls)
-    found = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
-    return {name: typing.cast(type, hint) if dataclasses.is_dataclass(hint) else None for name, hint in found.items()}
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Lists the settings that differ, as ``name: old -> new``."""
-    lines = []
-    for key in sorted({*old, *new}):
-        before, after = (values.get(key, _UNSET) for values in (old, new))
-        if isinstance(before, Mapping) and after is _UNSET:
-            after = {}
-        if isinstance(after, Mapping) and before is _UNSET:
-            before = {}
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            lines.append(f"{prefix}{key}: {before} -> {after}")
-    return lines
-
-
-def _read(cls: type[Any], block: Mapping[str, Any], place: str, origin: str) -> Any:
-    if not isinstance(block, Mapping):
-        raise MutualError(f'"{place}" {origin} must be an object, found {block!r}')
-    hints = typing.get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls)]
-    inside = f'in "{place}" {origin}' if place else origin
-    for key in block:
-        if key not in known:
-            raise MutualError(f'unknown setting "{key}" {inside}{meant(key, known)}; known: {", ".join(known)}')
-    prefix = f"{place}." if place else ""
-    return cls(**{key: _value(hints[key], value, f"{prefix}{key}", origin) for key, value in block.items()})
-
-
-def _value(hint: Any, value: Any, place: str, origin: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _read(typing.cast(type, hint), value, place, origin)
-    if typing.get_origin(hint) is Literal:
-        if value not in typing.get_args(hint):
-            raise MutualError(
-                f'setting "{place}" must be one of {", ".join(map(str, typing.get_args(hint)))}, found {value!r}'
-            )
-        return value
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in options:
-        return None
-    for option in options:
-        if option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        if option in (int, bool, str) and type(value) is option:
-            if option is int and abs(value) > LARGEST:
-                raise MutualError(f'setting "{place}" must be {LARGEST} at most, found {value}')
-            return value
-    expected = " or ".join("null" if o is type(None) else o.__name__ for o in options)
-    raise MutualError(f'setting "{place}" must be {expected}, found {value!r}')
-
-
-def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """Reads ``key=value`` pairs into a nested object.
-
-    Raises:
-        MutualError: an entry without ``=``, a name twice, or what is no setting.
-    """
-    block: dict[str, Any] = {}
-    names = [setting.partition("=")[0] for setting in settings]
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or not all(key.split(".")):
-            raise MutualError(f"--set {setting!r} is not of the form key=value, such as num_epochs=250")
-        if names.count(key) > 1:
-            raise MutualError(f"--set gives {key} twice; keep one of {', '.join(settings)}")
-        if key.split(".")[0] == PLANNED:
-            raise MutualError(f"--set {setting}: {PLANNED!r} is what planners write for themselves, leave it out")
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
-        except (ValueError, RecursionError):  # thousands of digits or brackets
-            raise MutualError(f"--set {key}: its value cannot be read, {text[:20]}...; give a plain number") from None
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        block = deep_merge(block, value)
-    return block
