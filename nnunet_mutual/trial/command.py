@@ -23,11 +23,12 @@ from nnunet_mutual.errors import MutualError, meant
 from nnunet_mutual.plugin.compat import require_device
 from nnunet_mutual.settings import merged_block
 from nnunet_mutual.trial import forecast
+from nnunet_mutual.trial.answer import Answer, printed
 from nnunet_mutual.trial.arms import fitting_arms, networks_of, require_arms, words
 from nnunet_mutual.trial.forecast import Timing, duration, time_arm
 from nnunet_mutual.trial.held_out import RawData
 from nnunet_mutual.trial.jobs import BEGUN, TIMING, Run, command, command_line, run_all, runs_of, slots
-from nnunet_mutual.trial.page import PAGE, Answer, printed, write_page
+from nnunet_mutual.trial.page import PAGE, write_page
 from nnunet_mutual.trial.power import smallest_difference
 from nnunet_mutual.trial.protocol import LOCKS, RECORD, Options, TrialFolder
 from nnunet_mutual.trial.results import Choice, Outcome, choose, collect, compare_arms, too_vague

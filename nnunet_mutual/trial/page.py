@@ -1,75 +1,26 @@
-"""The answer of a trial: a table for the terminal, and a page in the manner of the report."""
+"""The answer of a trial as a page, in the manner of the report."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from nnunet_mutual.datasets.coverage import columns
 from nnunet_mutual.evaluation.differences import Difference
 from nnunet_mutual.report import blocks, plots
 from nnunet_mutual.report.blocks import Figure, Notice, Page, Section, Table, Text
 from nnunet_mutual.report.identities import Identities
 from nnunet_mutual.report.plots import Frame, Series
 from nnunet_mutual.report.scores import ModelDifference
+from nnunet_mutual.trial.answer import Answer, arms_of, pairs_of
 from nnunet_mutual.trial.power import smallest_difference
-from nnunet_mutual.trial.protocol import Options
-from nnunet_mutual.trial.results import LEAST, ArmComparison, Choice, Outcome, compare_runs, shown
+from nnunet_mutual.trial.results import LEAST, ArmComparison, Outcome, compare_runs, shown
 
 PAGE = "trial.html"
 _LONGER = "train longer, with more epochs in the plans or a larger --budget, and in a new folder."
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Everything that the page says.
-
-    Attributes:
-        options: of the trial.
-        words: arm -> what it is.
-        outcomes: for each number of labelled cases.
-        comparisons: likewise, of all pairs of arms.
-        choice: what to take.
-        why_open: why nothing is concluded; empty where something is.
-        finished: runs.
-        planned: runs.
-        trained_on: what the arms learn from, a sentence.
-        scored_on: who is scored, a sentence.
-    """
-
-    options: Options
-    words: Mapping[str, str]
-    outcomes: Sequence[Outcome]
-    comparisons: Sequence[Sequence[ArmComparison]]
-    choice: Choice
-    why_open: Sequence[str]
-    finished: int
-    planned: int
-    trained_on: str
-    scored_on: str
-
-    @property
-    def sentence(self) -> str:
-        """The answer."""
-        if self.choice.arm is None:
-            return f"No winner is named: {'; '.join(self.why_open)}."
-        return f"Take {self.choice.arm}, because {'; '.join(self.choice.because)}."
-
-
-def printed(answer: Answer) -> str:
-    """Returns tables and answer for the terminal."""
-    parts = []
-    for outcome, comparisons in zip(answer.outcomes, answer.comparisons, strict=True):
-        title = "" if outcome.labelled is None else f"{outcome.labelled} labelled cases\n"
-        parts.append(title + columns(_as_text(_arms(answer, outcome)), indent="", gap="  "))
-        if comparisons:
-            parts.append(columns(_as_text(_pairs(answer, comparisons)), indent="", gap="  "))
-    return "\n\n".join([*parts, answer.sentence])
 
 
 def write_page(path: Path, answer: Answer, *, with_names: bool = False) -> list[Path]:
@@ -149,7 +100,7 @@ def _section(answer: Answer, n: int) -> Section:
     outcome, comparisons = answer.outcomes[n], answer.comparisons[n]
     of = "" if outcome.labelled is None else f", {outcome.labelled} labelled cases"
     section = Section(f"arms{outcome.labelled or ''}", f"Arms{of}")
-    head, *rows = _arms(answer, outcome)
+    head, *rows = arms_of(answer, outcome)
     section.blocks.append(
         Table(
             "Each arm: mean over cases, then labels, then seeds, of the single network that it deploys, from the last "
@@ -175,7 +126,7 @@ def _section(answer: Answer, n: int) -> Section:
     if not comparisons:
         section.blocks.append(Text("No two arms have runs of the same seed yet, so nothing is compared."))
         return section
-    head, *rows = _pairs(answer, comparisons)
+    head, *rows = pairs_of(answer, comparisons)
     shows = (
         "Differences of mean Dice, first - second. One of them is the primary comparison, with 95 % intervals; those "
         "of the others are wider (Bonferroni). 'Better' and 'worse' need both intervals on one side of 0: over seeds "
@@ -230,60 +181,6 @@ def _by_label(comparisons: Sequence[ArmComparison]) -> Table:
         rows,
         "labels that differ the other way than the mean.",
     )
-
-
-def _arms(answer: Answer, outcome: Outcome) -> list[list[str | None]]:
-    """Rows of the table of arms, its head first."""
-
-    def cell(arm: str, metric: str, label: str | None) -> str | None:
-        value = outcome.mean(arm, metric, label)
-        return None if value is None else f"{value:.3f}"
-
-    single = outcome.labels if len(outcome.labels) > 1 else []
-    head: list[str | None] = ["arm", "Dice", "surface Dice", "minutes a run", "GB", "updates", "seeds"]
-    rows = [[*head, *single, *(f"surface {label}" for label in single)]]
-    for arm in answer.options.arms:
-        if arm not in outcome.scores["dice"]:
-            rows.append([arm, "not run", *[None] * (len(rows[0]) - 2)])
-            continue
-        cost = [f"{outcome.minutes[arm]:.1f}", f"{outcome.gigabytes[arm]:.1f}", f"{outcome.updates[arm]:,}"]
-        cells = [cell(arm, "dice", None), cell(arm, "surface_dice", None), *cost, str(len(outcome.scores["dice"][arm]))]
-        rows.append(
-            [arm, *cells, *(cell(arm, metric, label) for metric in ("dice", "surface_dice") for label in single)]
-        )
-    return rows
-
-
-def _pairs(answer: Answer, comparisons: Sequence[ArmComparison]) -> list[list[str | None]]:
-    """Rows of the table of comparisons, its head first."""
-    concluded = answer.choice.arm is not None
-    rows: list[list[str | None]] = [
-        [
-            "first - second",
-            "comparison",
-            "Dice",
-            "over seeds (t)",
-            "over patients (bootstrap)",
-            "patients +/-",
-            "first is",
-        ]
-    ]
-    for one in comparisons:
-        found = one.difference
-        better = sum(value > 0 for value in found.by_patient.values())
-        worse = sum(value < 0 for value in found.by_patient.values())
-        rows.append(
-            [
-                f"{one.first} - {one.second}",
-                f"{'primary' if one.primary else 'further'}, {100 * one.confidence:.3g} %",
-                f"{found.over_draws.mean:+.3f}",
-                shown(found.over_draws),
-                shown(found.over_patients),
-                f"{better} / {worse}",
-                one.verdict if concluded else "not concluded",
-            ]
-        )
-    return rows
 
 
 def _curve(answer: Answer) -> Section:
@@ -396,7 +293,3 @@ def _tidy(answer: Answer, with_names: bool) -> dict[str, pd.DataFrame]:
             pairs, columns=["labelled", "first", "second", "label", "confidence", "difference", *ends]
         ),
     }
-
-
-def _as_text(rows: Sequence[Sequence[str | None]]) -> list[list[str]]:
-    return [["-" if cell is None else cell for cell in row] for row in rows]

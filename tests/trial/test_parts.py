@@ -20,9 +20,10 @@ from nnunet_mutual.cli.trial_commands import _seconds
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.evaluation.differences import Interval
 from nnunet_mutual.trial import command, training
+from nnunet_mutual.trial.answer import Answer, printed
 from nnunet_mutual.trial.forecast import Timing, duration, schedules, total_seconds
 from nnunet_mutual.trial.jobs import Run, run_all, runs_of, slots
-from nnunet_mutual.trial.page import Answer, printed, write_page
+from nnunet_mutual.trial.page import write_page
 from nnunet_mutual.trial.protocol import Options, TrialFolder
 from nnunet_mutual.trial.results import ArmComparison, Choice, choose, collect, compare_arms, too_vague
 
