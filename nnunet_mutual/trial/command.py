@@ -6,102 +6,29 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nnunet_mutual.datasets.coverage import columns
-from nnunet_mutual.datasets.next_step import Contents
-from nnunet_mutual.disk.files import read_object, write_json
-from nnunet_mutual.disk.host_files import read_plans
+from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.disk.trainings import train_command
-from nnunet_mutual.errors import MutualError, meant
+from nnunet_mutual.errors import MutualError
 from nnunet_mutual.plugin.compat import require_device
-from nnunet_mutual.settings import merged_block
 from nnunet_mutual.trial import forecast
 from nnunet_mutual.trial.answer import Answer, printed
-from nnunet_mutual.trial.arms import fitting_arms, networks_of, require_arms, words
-from nnunet_mutual.trial.forecast import Timing, duration, time_arm
-from nnunet_mutual.trial.held_out import RawData
-from nnunet_mutual.trial.jobs import BEGUN, TIMING, Run, command, command_line, run_all, runs_of, slots
+from nnunet_mutual.trial.arms import fitting_arms, networks_of, require_arms
+from nnunet_mutual.trial.forecast import Timing, duration
+from nnunet_mutual.trial.jobs import BEGUN, TIMING, command, command_line, run_all, slots
 from nnunet_mutual.trial.page import PAGE, write_page
 from nnunet_mutual.trial.power import smallest_difference
-from nnunet_mutual.trial.protocol import LOCKS, RECORD, Options, TrialFolder
+from nnunet_mutual.trial.protocol import LOCKS, Options, TrialFolder
 from nnunet_mutual.trial.results import Choice, Outcome, choose, collect, compare_arms, too_vague
-from nnunet_mutual.trial.scoring import measure, predict
-from nnunet_mutual.trial.training import FOLD, Schedule, train
-from nnunet_mutual.trial.training_data import Draw, contents, draw_raw, held_out, link_data, locate_planned, prepare
+from nnunet_mutual.trial.run import Trial, do_job, say_now
+from nnunet_mutual.trial.training_data import link_data, locate_planned
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A trial whose arms and cases are known.
-
-    Attributes:
-        folder: where it works.
-        options: what it was asked.
-        contents: what the arms learn from; of draws, of the first one.
-        held_out: whom they are scored on.
-    """
-
-    folder: TrialFolder
-    options: Options
-    contents: Contents
-    held_out: RawData
-
-    @classmethod
-    def of(cls, folder: TrialFolder, options: Options) -> Trial:
-        """Opens a trial that was begun."""
-        first = Draw.of(options, options.numbers[0], 0)
-        return cls(folder, options, contents(draw_raw(folder, options, first)), held_out(folder))
-
-    @property
-    def block(self) -> dict[str, Any]:
-        """Settings of the configuration that all arms train."""
-        plans = read_plans(self.folder.path / "plans" / f"{self.options.plans}.json")
-        return merged_block(plans, self.options.configuration)
-
-    @property
-    def runs(self) -> list[Run]:
-        """All runs."""
-        return runs_of(self.options)
-
-    @property
-    def why_open(self) -> list[str]:
-        """Why no method may win, whatever the numbers say."""
-        if self.contents.leaves_out and not self.options.hides and self.options.test is None:
-            return [
-                "the cases draw different labels, and a label is scored only where it is drawn, so that its errors in "
-                "images of the other sources are not seen; for a conclusion, name fully drawn patients with --test "
-                "DATASET"
-            ]
-        return []
-
-    @property
-    def patients(self) -> dict[str, str]:
-        """Scored case -> patient."""
-        return self.held_out.patients(list(self.held_out.training))
-
-    def arms_in_words(self) -> dict[str, str]:
-        """Says what each arm is."""
-        return {arm: words(arm, self.contents) for arm in self.options.arms}
-
-    def schedules(self) -> dict[str, Schedule]:
-        """Returns how long each arm trains, as it was decided.
-
-        Raises:
-            MutualError: it was not decided yet.
-        """
-        file = self.folder.schedule_file
-        if not file.is_file():
-            raise MutualError(f"{file} does not exist; run the trial itself first, or with --list-jobs")
-        return {arm: Schedule(**one) for arm, one in read_object(file).items()}
 
 
 def trial(
@@ -130,7 +57,7 @@ def trial(
         MutualError: bad input, runs that failed, or another trial in the same folder.
     """
     if job is not None:
-        _do(Path(output or "."), job)
+        do_job(Path(output or "."), job)
         return None
     asked = _resolved(asked)
     path = Path(output or f"trial_{int(asked['dataset'][7:10])}_{asked['configuration']}")
@@ -138,7 +65,7 @@ def trial(
     require_device(options.device)
     if new:
         _require(options)
-    say: Say = (lambda text: print(text, file=sys.stderr, flush=True)) if list_jobs else _print
+    say: Say = (lambda text: print(text, file=sys.stderr, flush=True)) if list_jobs else say_now
     with folder.locked("trial", 0, f"another trial works in {folder.path} now; wait for it, or give another -o"):
         folder, options, new = TrialFolder.open(path, asked)  # another one may have made it meanwhile
         with _removed_unless_begun(folder.path, new):
@@ -156,56 +83,6 @@ def trial(
         if failed:
             raise MutualError(f"{len(failed)} run(s) failed: {failed[0]}; repeat the command to go on")
         return page
-
-
-def _do(path: Path, name: str) -> None:
-    """Does one run; whoever starts it needs nothing but the folder."""
-    if not (path / RECORD).is_file():
-        raise MutualError(f"{path} holds no trial, so there is no run {name!r}; begin one with --list-jobs")
-    folder, options, _ = TrialFolder.open(path, {})
-    require_device(options.device)
-    begun = Trial.of(folder, options)
-    if name.startswith(TIMING):
-        arm = name.removeprefix(TIMING)
-        preprocessed = prepare(folder, options, Draw.of(options, options.numbers[0], 0))
-        networks = networks_of(arm, begun.contents, begun.block)
-        one = dict([next(iter(begun.held_out.training.items()))])
-        time_arm(folder, options, preprocessed, arm, begun.contents, networks, replace(begun.held_out, training=one))
-        return
-    known = {run.name: run for run in begun.runs}
-    if name not in known:
-        raise MutualError(f"{path} has no run {name!r}{meant(name, known)}; --list-jobs lists them")
-    with folder.locked(name, 20, f"another process does {name} in {path} now; wait for it"):
-        if not folder.run_file(name).is_file():
-            do_run(begun, known[name])
-
-
-def do_run(begun: Trial, run: Run) -> None:
-    """Trains, predicts and scores one run, and keeps its outcome."""
-    folder, options = begun.folder, begun.options
-    preprocessed = prepare(folder, options, Draw.of(options, run.labelled, run.seed))
-    schedule = begun.schedules()[run.arm]
-    trained = train(folder, options, preprocessed, run.arm, run.seed, schedule, run.ending)
-    predictions = folder.path / "predictions" / run.name
-    predict(trained.folder, FOLD, begun.held_out, predictions, torch.device(options.device), _print)
-    write_json(
-        folder.run_file(run.name),
-        {
-            "benchmark": f"trial of {options.dataset}",
-            "arm": run.arm,
-            "seed": run.seed,
-            "labelled": run.labelled,
-            "words": words(run.arm, begun.contents),
-            "total_updates": schedule.updates,
-            "schedule": asdict(schedule),
-            "minutes": round(trained.minutes, 3),
-            "gigabytes": round(trained.gigabytes, 3),
-            "device": options.device,
-            "checkpoint": "last",
-            "versions": {name: version(name) for name in ("nnunet_mutual", "nnunetv2", "torch", "numpy")},
-            **measure(predictions, begun.held_out),
-        },
-    )
 
 
 def _resolved(asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -395,7 +272,3 @@ def _scored_on(begun: Trial) -> str:
     whose = f"fold {options.fold} of {options.dataset}" if options.test is None else options.test
     patients, in_part = len({*begun.patients.values()}), begun.held_out.unscored_in_part()
     return f"{cases} case(s) of {patients} patient(s), {whose}, which no arm has seen{in_part}"
-
-
-def _print(text: str) -> None:
-    print(text, flush=True)
