@@ -22,6 +22,7 @@ from training import SHORT, trainer_for
 
 from nnunet_mutual.cli.parser import main
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.export.sequences import FILE as SEQUENCES
 from nnunet_mutual.modules.input_columns import input_keys, only_used
 
 PLANS = "nnUNetPlans_MutualCrossModal"
@@ -148,6 +149,8 @@ def test_the_exported_network_is_the_trained_one(folders: Callable[[str], Path])
 def test_the_best_of_each_group(folders: Callable[[str], Path]) -> None:
     assert export("-chk", "checkpoint_best.pth", "--name", "best") == 0
     results = folders("nnUNet_results")
+    references = {file.read_text() for file in results.glob(f"nnUNetTrainer__best_*__3d_fullres/{SEQUENCES}")}
+    assert len(references) == 1 and {*json.loads(*references)} == {*CHANNELS.values()}, "all know all sequences"
     fold = results / "MutualCrossModalTrainer__nnUNetPlans__3d_fullres" / "fold_0"
     for number, group in enumerate(GROUPS):
         exported = torch.load(
