@@ -77,11 +77,9 @@ def _against(
     both = sorted({*found[arm]} & {*found.get(control, ())})
     if arm == control or not both:
         return ["", "", ""] if arm == control else ["not known"] * 3
-    scores: list[dict[int, Scores]] = [{s: _of(found[name][s]["dice"], label) for s in both} for name in (arm, control)]
+    scores: list[dict[int, Scores]] = [
+        {s: table.of_label(found[name][s]["dice"], label) for s in both} for name in (arm, control)
+    ]
     difference = compare_draws(*scores, setting.patients)
     ends = [table.words(interval) for interval in (difference.over_draws, difference.over_patients)]
     return [f"{difference.over_draws.mean:+.4f}", *ends]
-
-
-def _of(dice: Scores, label: str | None) -> Scores:
-    return dice if label is None else {case: {label: of_case[label]} for case, of_case in dice.items()}

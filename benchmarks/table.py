@@ -89,6 +89,8 @@ def of_seeds(setting: Setting, means: dict[int, float]) -> list[str]:
 def paired(setting: Setting, found: dict[str, dict[int, dict[str, Any]]]) -> str:
     """Returns the protocol's pairs of arms: differences with both intervals and, of enough draws, the verdict.
 
+    A pair may name a label; the others are compared by the mean over all.
+
     Args:
         setting: the benchmark.
         found: evidence of the arms that were run, by seed.
@@ -97,12 +99,18 @@ def paired(setting: Setting, found: dict[str, dict[int, dict[str, Any]]]) -> str
     head = ["first - second", "difference", f"95 % over {unit} (t)", "95 % over patients (bootstrap)"]
     head += ["patients better / worse", unit, *(["verdict"] if setting.labelled else [])]
     lines = heading(head)
-    for first, second in setting.protocol.get("pairs", []):
+    for first, second, *label in setting.protocol.get("pairs", []):
         both = sorted({*found.get(first, ())} & {*found.get(second, ())})
         if both:
-            cells = pair(setting, *({s: found[arm][s]["dice"] for s in both} for arm in (first, second)))
-            lines.append(row([f"`{first}` - `{second}`", *cells]))
+            scores = ({s: of_label(found[arm][s]["dice"], *label) for s in both} for arm in (first, second))
+            named = f"`{first}` - `{second}`" + "".join(f" ({name})" for name in label)
+            lines.append(row([named, *pair(setting, *scores)]))
     return "\n\n" + "\n".join(lines) if len(lines) > 2 else ""
+
+
+def of_label(dice: Scores, label: str | None = None) -> Scores:
+    """Returns the scores of one label alone; None: of all."""
+    return dice if label is None else {case: {label: of_case[label]} for case, of_case in dice.items()}
 
 
 def pair(setting: Setting, first: dict[int, Scores], second: dict[int, Scores]) -> list[str]:

@@ -41,6 +41,15 @@ def test_pairs_of_draws_have_both_intervals_and_a_verdict_when_there_are_enough(
     assert few[3:] == ["2 / 0", "5", "open (6 draws decide)"]
 
 
+def test_a_pair_may_look_at_one_label(bench: SimpleNamespace, tmp_path: Path) -> None:
+    setting = bench.settings.Setting("acdc_unlabelled_1", None, tmp_path)
+    setting.protocol["pairs"] = [["a", "b", "RV"], ["a", "b"]]
+    dice = {"a": {"RV": 0.7, "LV": 0.9}, "b": {"RV": 0.6, "LV": 0.9}}
+    found = {arm: {s: {"dice": dict.fromkeys(setting.patients, of)} for s in range(2)} for arm, of in dice.items()}
+    rows = bench.table.paired(setting, found).splitlines()[-2:]
+    assert rows[0].startswith("| `a` - `b` (RV) | +0.1000 |") and rows[1].startswith("| `a` - `b` | +0.0500 |")
+
+
 def test_pooled_in_shares_of_the_gaps(bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pooling = importlib.import_module("pooling")
     settings = [bench.settings.Setting(f"hippocampus_few_{n}", None, tmp_path) for n in (1, 2)]
