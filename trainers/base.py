@@ -48,6 +48,7 @@ from nnunet_mutual.engine.checkpoints import (
     whole,
 )
 from nnunet_mutual.engine.fold_data import FoldData
+from nnunet_mutual.engine.folds import refuse_other_folds
 from nnunet_mutual.engine.foreground import PASSES, PredictedForeground, in_turn
 from nnunet_mutual.engine.log import ProgressPlot, RunLog, TermLog
 from nnunet_mutual.engine.networks import Networks, buildable, seed, settle, share_encoder
@@ -525,6 +526,8 @@ class MutualTrainer(nnUNetTrainer):
         with removed_unless_begun(Path(self.output_folder)):
             self._refuse_cascade()  # before its first stage is missed
             self.labels.require_same()
+            base, own = Path(self.output_folder_base), Path(self.output_folder)
+            refuse_other_folds(base, own, self.plans_manager.plans, self.dataset_json, self.configuration_name)
         with disk_in_one_sentence(self.output_folder), self._stopping() as stopping:
             with removed_unless_begun(Path(self.output_folder)):
                 self.on_train_start()

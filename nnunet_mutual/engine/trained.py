@@ -10,6 +10,8 @@ import torch
 from nnunet_mutual.datasets.raw import read_dataset_json
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.trainings import fold_of, parts_of_name
+from nnunet_mutual.engine.checkpoints import load_own
+from nnunet_mutual.engine.folds import require_recorded
 from nnunet_mutual.plugin.trainer_names import find_own
 
 
@@ -28,7 +30,9 @@ def open_trained(folder: Path, fold: str, checkpoint: str, device: torch.device)
     name, _, configuration = parts_of_name(folder)
     plan, dataset_json = read_plans(folder / "plans.json"), read_dataset_json(folder)
     number = fold if fold == "all" else int(fold)
+    file = fold_of(folder, fold) / checkpoint
+    require_recorded(load_own(file, torch.device("cpu"), mapped=True), folder, fold)
     made = find_own(name)({**plan, "continue_training": True}, configuration, number, dataset_json, device)
     made.continues, made.data.asked = False, True  # the networks, and nothing is trained
-    made.load_checkpoint(str(fold_of(folder, fold) / checkpoint))
+    made.load_checkpoint(str(file))
     return made

@@ -22,6 +22,7 @@ from nnunet_mutual.disk.trainings import (
     validated_progress,
 )
 from nnunet_mutual.engine.checkpoints import STATE_KEY, load_own
+from nnunet_mutual.engine.folds import require_recorded
 from nnunet_mutual.engine.trained import open_trained
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.plugin.trainer_names import find_own
@@ -93,6 +94,8 @@ def require_trained(models: Sequence[Model], request: Request, validate: bool) -
                 also = f", or export one of {', '.join(there)} with -chk" if there else ""
                 also += " --validate" if there and not finished else ""
                 raise MutualError(f"{folder} has no {file.name}; finish the training with: {command} --c{also}")
+        for file in {checkpoint_file(folder, request.checkpoint, model) for model in models}:
+            require_recorded(load_own(file, torch.device("cpu"), mapped=True), request.source, fold)
         _refuse_first_stage(folder / request.checkpoint)
         if validate:
             _validate(request, fold)

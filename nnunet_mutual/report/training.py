@@ -24,6 +24,7 @@ from nnunet_mutual.disk.shapes import require_shape
 from nnunet_mutual.disk.trainings import FINAL, NamedTraining, fold_of
 from nnunet_mutual.engine.acted import Acted
 from nnunet_mutual.engine.checkpoints import STATE_KEY
+from nnunet_mutual.engine.folds import require_recorded
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.plugin.trainer_names import find_own
 from nnunet_mutual.preprocessing.unlabelled import UNLABELLED, unlabelled_keys
@@ -225,4 +226,6 @@ def open_training(dataset: str, configuration: str, *, trainer: str, plans: str,
     training = Training(base, folders, trainer, plans, configuration, fold)
     training.table  # noqa: B018 - a folder that is no training shall say so before anything is written
     training.plan  # noqa: B018
+    if "init_args" in (newest := read_newest(training.folder)):
+        require_recorded(newest, base, fold)
     return training
