@@ -18,7 +18,7 @@ from nnunet_mutual.datasets.look import Seen, look
 from nnunet_mutual.datasets.problems import ERROR, WARNING, Problem
 from nnunet_mutual.datasets.raw import CaseFiles, hidden_files, read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.datasets.split_problems import splits_problems
-from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ
+from nnunet_mutual.datasets.sync import raw_and_preprocessed_differ, refuse_interrupted
 from nnunet_mutual.datasets.tolerant import readable_table
 from nnunet_mutual.disk.files import natural, read_json
 from nnunet_mutual.disk.images import reader_for
@@ -71,9 +71,10 @@ def examine(folders: DatasetFolders, *, before_planning: bool = False, headers_o
         headers_only: read no voxel, so that what files hold is not known.
 
     Raises:
-        MutualError: the dataset cannot be examined at all.
+        MutualError: the dataset cannot be examined at all, as while half of it is replaced.
     """
     assert folders.raw is not None
+    refuse_interrupted(folders)
     dataset_json = read_dataset_json(folders.raw)
     table, problems = readable_table(dataset_json)
     whole = not problems

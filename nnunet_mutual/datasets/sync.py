@@ -94,8 +94,8 @@ def _interrupted(folders: DatasetFolders) -> str | None:
     if folders.raw is None or not (folders.raw / INTERRUPTED).exists():
         return None
     return (
-        f"{folders.name}: nnunet_mutual accept was interrupted while it replaced label maps; run it again, it puts "
-        "back what it had replaced"
+        f"{folders.name}: nnunet_mutual accept was interrupted while it replaced label maps; run it again with its "
+        "review.csv, it first puts back what it had replaced"
     )
 
 

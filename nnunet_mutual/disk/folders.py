@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nnunet_mutual.disk.writing import abandoned, place_of_processes, runs, sweep, temporary_beside
 from nnunet_mutual.errors import MutualError
@@ -85,13 +86,14 @@ def temporary_folder(output: Path, work: str, ending: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def written_folders(targets: Sequence[Path]) -> Iterator[list[Path]]:
+def written_folders(targets: Sequence[Path], asked: Any = None) -> Iterator[list[Path]]:
     """Yields names of temporary folders beside some folders; at the end they get those names, all or none.
 
     What a killed process left is removed, unless it was whole: :func:`finish_interrupted` gives it its names.
 
     Args:
         targets: none of them exists.
+        asked: what is written into them, in builtins of JSON.
 
     Raises:
         MutualError: another process has made one of them meanwhile, which stays.
@@ -102,7 +104,8 @@ def written_folders(targets: Sequence[Path]) -> Iterator[list[Path]]:
     staged, named = [temporary_beside(target) for target in targets], []
     try:
         yield staged
-        (staged[0] / _JOURNAL).write_text(json.dumps([folder.name for folder in staged]), encoding="utf-8")
+        journal = {"folders": [folder.name for folder in staged], "asked": asked}
+        (staged[0] / _JOURNAL).write_text(json.dumps(journal), encoding="utf-8")
         for folder, target in zip(staged, targets, strict=True):
             _take_name(folder, target)
             named.append(target)
@@ -113,19 +116,25 @@ def written_folders(targets: Sequence[Path]) -> Iterator[list[Path]]:
         raise
 
 
-def finish_interrupted(targets: Sequence[Path]) -> bool:
+def finish_interrupted(targets: Sequence[Path], asked: Any = None) -> bool:
     """Gives the remaining names where :func:`written_folders` of the same targets was killed between its renames.
+
+    Where something else was asked for then, what it made is removed.
 
     Returns:
         Whether it was; all targets are then whole.
     """
     journal = targets[0] / _JOURNAL
     try:
-        names = json.loads(journal.read_text(encoding="utf-8"))
-        left = list(zip(map(str, names), targets, strict=True))
-    except (OSError, ValueError, TypeError):
+        content = json.loads(journal.read_text(encoding="utf-8"))
+        left = list(zip(map(str, content["folders"]), targets, strict=True))
+    except (OSError, ValueError, TypeError, KeyError):
         return False
     if not all(abandoned(name, target) for name, target in left):
+        return False
+    if content.get("asked") != asked:
+        for name, target in left:
+            shutil.rmtree(target.with_name(name) if target.with_name(name).is_dir() else target, ignore_errors=True)
         return False
     for name, target in left:
         if not target.exists() and target.with_name(name).is_dir():

@@ -62,12 +62,13 @@ def swap_all(swaps: Sequence[Swap], journal: Path, roots: Roots) -> None:
             link_or_copy(swap.target, old)
             shutil.copymode(swap.target, swap.new)
         entries.append([name, relative.as_posix(), there])
-    write_json(journal, {"replaced": entries})
     try:
+        write_json(journal, {"replaced": entries})
         for swap in swaps:
             os.replace(swap.new, swap.target)
     except BaseException:
-        undo(journal, roots)
+        if journal.exists():
+            undo(journal, roots)
         raise
     journal.unlink()
 

@@ -14,7 +14,6 @@ import json
 import os
 import pydoc
 import re
-import stat
 import sys
 import tempfile
 from collections import defaultdict
@@ -42,6 +41,8 @@ def main() -> int:
     options = parser.parse_args()
     try:
         folds, dataset_json = find_model(MODEL)
+        if options.input.resolve() == options.output.resolve():
+            raise InputError(f"{options.input} cannot be INPUT and OUTPUT; label maps would replace images")
         cases = find_cases(options.input, dataset_json["file_ending"], channel_names(dataset_json))
         segment(cases, folds, dataset_json, options.output)
     except InputError as error:
@@ -176,14 +177,16 @@ def channel_names(dataset_json: dict[str, Any]) -> list[str]:
 
 def find_cases(folder: Path, ending: str, channels: list[str]) -> dict[str, list[Path]]:
     """Returns case -> its images in the order of the channels."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; give that of the images")
     files = sorted(path for path in folder.glob(f"*{ending}") if not path.name.startswith("."))
     for path in files:
         try:
             str(path).encode()
         except UnicodeEncodeError:  # readers in C++ end the process
             raise InputError(f"the name {ascii(str(path))} is no UTF-8; rename it") from None
-        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-            raise InputError(f"{path} is no file; move it away")
+        if not path.is_file():
+            raise InputError(f"{path} is no file, or a link to none; move it away")
     if not files:
         raise InputError(f"{folder} holds no image; expected files such as CASE_0000{ending}")
     found: dict[str, dict[int, Path]] = defaultdict(dict)
@@ -225,6 +228,9 @@ def segment(cases: dict[str, list[Path]], folds: list[str], dataset_json: dict[s
     if ending not in reader.supported_file_endings:
         raise InputError(f"{type(reader).__name__} of plans.json neither reads nor writes {ending} of dataset.json")
     output.mkdir(parents=True, exist_ok=True)
+    for place in (output / f"{case}{ending}" for case in cases):
+        if place.is_dir():
+            raise InputError(f"{place} is a folder, where a label map is to be written; move it away")
     for number, (case, files) in enumerate(cases.items(), 1):
         print(f"{number} of {len(cases)}: {case} ({predictor.device.type})", flush=True)
         for path in files:

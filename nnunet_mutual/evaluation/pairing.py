@@ -9,6 +9,7 @@ from typing import Any
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.raw import images_of, read_dataset_json, training_cases
+from nnunet_mutual.datasets.sync import refuse_interrupted
 from nnunet_mutual.disk.files import natural, read_object
 from nnunet_mutual.disk.host_files import read_splits
 from nnunet_mutual.disk.images import reader_for
@@ -80,6 +81,8 @@ def find_references(
         MutualError: files are missing, or the options do not belong together.
     """
     folders = None if dataset is None else locate(dataset)
+    if folders is not None:
+        refuse_interrupted(folders)
     if folder is None and folders is None:
         raise MutualError("nothing to compare with: name the folder of REFERENCES, or the dataset with -d")
     if fold is not None and folders is None:

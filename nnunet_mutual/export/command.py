@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,8 +102,8 @@ def export(
             f"--peers exports the networks of one fold as an ensemble, found -f {' '.join(folds)}; name one"
         )
     plans_name = output_name or f"{plans}_{trainer.removesuffix('Trainer')}{'_Peers' if peers else ''}"
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", plans_name) or "__" in plans_name:
-        raise MutualError(f"the export cannot be called {plans_name!r}: use letters, digits, '-' and single '_'")
+    if not re.fullmatch(r"[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*", plans_name):
+        raise MutualError(f"the export cannot be called {plans_name!r}: use letters, digits, '-' and single '_' within")
     models = _plan_models(source, plans_name, configuration)
     if peers and len(models) > 1:
         raise MutualError(
@@ -111,7 +112,7 @@ def export(
     chosen = None if container is None else Path(container).absolute()
     targets = [*([] if chosen is None else [chosen]), *(model.target for model in models)]
     request = Request(source, folders, trainer, folds, checkpoint, peers)
-    if finish_interrupted(targets):
+    if finish_interrupted(targets, request.asked):
         print("What an interrupted export had written is now in its place")
     else:
         _require_new(models, chosen, configuration)
@@ -141,18 +142,21 @@ def _say(models: Sequence[Model], folders: DatasetFolders, configuration: str, c
 
 def _require_new(models: Sequence[Model], container: Path | None, configuration: str) -> None:
     for model in models:
-        if model.target.exists():
+        if os.path.lexists(model.target):
             raise MutualError(
                 f"{model.target} exists and is never overwritten; remove it or choose another name with --name"
             )
     if container is not None:
+        for model in models:
+            if model.target in (container, *container.parents) or container in model.target.parents:
+                raise MutualError(f"--container {container} would lie in {model.target}, or around it; give another")
         require_container(container, models[0].plan, configuration)
 
 
 def _write_all(models: Sequence[Model], request: Request, compared: int, targets: Sequence[Path]) -> None:
     """Writes models, and a container where there is one more target, under temporary names, then gives all names."""
     references = _references(models, request)
-    with written_folders(targets) as staged:
+    with written_folders(targets, request.asked) as staged:
         container = staged[0] if len(staged) > len(models) else None
         for model, folder in zip(models, staged[-len(models) :], strict=True):
             shown = _write_model(folder, model, request)

@@ -32,10 +32,10 @@ BAR = 0.999  # of voxels with the same label
 CARD = """
 ## Comparison with the training
 
-{cases} validation case(s), predicted from their images by stock nnU-Net with this folder, against the training's own
-prediction: {agreement:.4%} of the voxels have the same label (least: {least:.4%}), mean Dice between the two
-{dice:.4f}. Preprocessed voxels differ by {mean:.4f} on average and {most:.4f} at most, in units of the normalised
-image.
+{cases} validation case(s), predicted from their images by stock nnU-Net with fold {fold} of this folder, against the
+training's own prediction: {agreement:.4%} of the voxels have the same label (least: {least:.4%}), mean Dice between
+the two {dice:.4f}. Preprocessed voxels differ by {mean:.4f} on average and {most:.4f} at most, in units of the
+normalised image.
 """
 
 
@@ -44,12 +44,14 @@ class Parity:
     """One case: export against training.
 
     Attributes:
+        fold: that predicted.
         agreement: share of voxels with the same label.
         dice: between the two segmentations, mean over labels that either has; 1 where neither has any.
         mean: difference of preprocessed voxels, mean.
         most: the largest one.
     """
 
+    fold: str
     agreement: float
     dice: float
     mean: float
@@ -148,6 +150,7 @@ def compare(folder: Path, model: Model, request: Request, folds: Sequence[str], 
         difference = np.abs(alone[0] - own)
         found.append(
             Parity(
+                trained.fold,
                 float((ours == theirs).mean()),
                 _mean_dice(ours, theirs),
                 float(difference.mean()),
@@ -161,6 +164,7 @@ def card(found: Sequence[Parity]) -> str:
     """Returns the section of the model card."""
     return CARD.format(
         cases=len(found),
+        fold=found[0].fold,
         agreement=statistics.fmean(one.agreement for one in found),
         least=min(one.agreement for one in found),
         dice=statistics.fmean(one.dice for one in found),

@@ -64,6 +64,11 @@ class Request:
     peers: bool
 
     @property
+    def asked(self) -> dict[str, Any]:
+        """What goes into the model, in builtins."""
+        return {"folds": list(self.folds), "checkpoint": self.checkpoint, "peers": self.peers}
+
+    @property
     def configuration(self) -> str:
         """The trained configuration."""
         return parts_of_name(self.source)[2]

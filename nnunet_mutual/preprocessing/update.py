@@ -24,6 +24,7 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.case_voxels import inspect_case, missing_files
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
+from nnunet_mutual.datasets.sync import refuse_interrupted
 from nnunet_mutual.datasets.volumes import exact
 from nnunet_mutual.disk.case_files import read_properties
 from nnunet_mutual.disk.folders import temporary_folder
@@ -79,10 +80,12 @@ def list_unlabelled(dataset: str | int) -> UnlabelledImages:
         dataset: ID or name of a dataset in nnUNet_raw.
 
     Raises:
-        MutualError: a wrong name, a name that imagesTr has too, or channels that do not fit dataset.json.
+        MutualError: a wrong name, a name that imagesTr has too, or channels that do not fit dataset.json; or an accept
+            was interrupted, so that half of the dataset is new.
     """
     folders = locate(dataset, need_raw=True)
     assert folders.raw is not None
+    refuse_interrupted(folders)
     content = read_dataset_json(folders.raw)
     table = AnnotationTable.from_dataset_json(content)
     training = training_cases(folders.raw, content)[0]

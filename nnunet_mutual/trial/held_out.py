@@ -15,6 +15,7 @@ from nnunet_mutual.datasets.new_dataset import place_images, place_label_map
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
 from nnunet_mutual.datasets.splits import require_fold, stratified_splits
+from nnunet_mutual.datasets.sync import refuse_interrupted
 from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.folders import finish, not_written, temporary_folder
 from nnunet_mutual.disk.host_files import read_splits
@@ -48,9 +49,10 @@ class RawData:
         """Lists a raw dataset.
 
         Raises:
-            MutualError: it has errors.
+            MutualError: it has errors, or an accept was interrupted in it.
         """
         assert folders.raw is not None
+        refuse_interrupted(folders)
         content = read_dataset_json(folders.raw)
         table = AnnotationTable.from_dataset_json(content)
         training, problems = training_cases(folders.raw, content)

@@ -14,10 +14,16 @@ from raw_dataset import DRAWN, NAME, RawDataset
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.annotate import annotate
 from nnunet_mutual.datasets.declare_groups import declare_groups
+from nnunet_mutual.datasets.examination import examine
 from nnunet_mutual.datasets.merge.sources import load_sources
 from nnunet_mutual.datasets.simulate.command import SimulateOptions, simulate
 from nnunet_mutual.datasets.sync import sync
+from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.errors import MutualError
+from nnunet_mutual.evaluation.pairing import find_references
+from nnunet_mutual.planning.plan_and_preprocess import plan_and_preprocess, preprocess_as_planned
+from nnunet_mutual.preprocessing.update import preprocess_unlabelled
+from nnunet_mutual.trial.held_out import RawData
 
 MARKS = {
     "yes and no": {True: "yes", False: "no"},
@@ -218,8 +224,14 @@ def test_nothing_is_declared_while_an_accept_is_interrupted(raw: RawDataset, tmp
         lambda: simulate("777", "Dataset778_Out", SimulateOptions(labelled=2)),
         lambda: load_sources([NAME, other.name], []),
         lambda: sync(777),
+        lambda: examine(locate(777)),
+        lambda: plan_and_preprocess(777),
+        lambda: preprocess_as_planned(777, "nnUNetPlans"),
+        lambda: preprocess_unlabelled(777),
+        lambda: RawData.read(locate(777)),
+        lambda: find_references(None, dataset="777", dataset_json=None, fold=None, complete=False),
     ):
-        with pytest.raises(MutualError, match="accept was interrupted while it replaced label maps; run it again"):
+        with pytest.raises(MutualError, match="accept was interrupted while it replaced label maps; run it again with"):
             command()
     assert raw.files() == before
 

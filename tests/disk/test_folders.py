@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
@@ -45,13 +46,23 @@ def test_what_somebody_else_wrote_is_left_alone(tmp_path: Path) -> None:
     journal = targets[0] / ".unfinished"
     names = journal.read_text()
     (tmp_path / "secret").mkdir()
-    for text in ("", "3", "[1, 2]", '[".a.x-1-1.tmp", "../secret"]', names.replace("-", "-x"), names[:-1] + ', "c"]'):
+    secret = json.dumps({"folders": [".a.x-1-1.tmp", "../secret"]})
+    more = json.dumps({**json.loads(names), "folders": [*json.loads(names)["folders"], "c"]})
+    for text in ("", "3", "[1, 2]", '{"folders": 3}', secret, names.replace("-", "-x"), more):
         journal.write_text(text)
-        assert not finish_interrupted(targets) and not targets[1].exists()
+        for asked in (None, "something else"):
+            assert not finish_interrupted(targets, asked) and not targets[1].exists() and targets[0].exists()
     journal.write_text(names)
     for path in tmp_path.glob(".b.*"):
         shutil.rmtree(path)
     assert not finish_interrupted(targets) and targets[0].exists()
+
+
+def test_what_was_killed_and_is_not_asked_for_any_more_is_removed(tmp_path: Path) -> None:
+    targets = [tmp_path / "a", tmp_path / "b"]
+    killed(lambda: write(targets), 1)
+    assert not finish_interrupted(targets, ["other folds"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

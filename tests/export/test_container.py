@@ -211,7 +211,31 @@ def test_names_that_readers_cannot_open(failure: Callable[[Path], str], tmp_path
     assert r"caf\udce9_0000.nii.gz' is no UTF-8; rename it" in failure(tmp_path)
     (tmp_path / name).unlink()
     os.mkfifo(tmp_path / "b_0000.nii.gz")
-    assert "b_0000.nii.gz is no file; move it away" in failure(tmp_path)
+    assert "b_0000.nii.gz is no file, or a link to none; move it away" in failure(tmp_path)
+    (tmp_path / "b_0000.nii.gz").unlink()
+    (tmp_path / "b_0000.nii.gz").symlink_to(tmp_path / "nowhere")
+    assert "b_0000.nii.gz is no file, or a link to none; move it away" in failure(tmp_path)
+    assert "nowhere is no folder; give that of the images" in failure(tmp_path / "nowhere")
+
+
+def test_places_that_are_taken(container: Path, tmp_path: Path) -> None:
+    image(tmp_path, "a_0000.nii.gz")
+    before = (tmp_path / "a_0000.nii.gz").read_bytes()
+    done = start(container / "predict.py", tmp_path, tmp_path)
+    assert done.returncode == 2 and "cannot be INPUT and OUTPUT; label maps would replace images" in done.stderr
+    assert (tmp_path / "a_0000.nii.gz").read_bytes() == before
+    (tmp_path / "output" / "a.nii.gz").mkdir(parents=True)
+    done = start(container / "predict.py", tmp_path, tmp_path / "output")
+    assert done.returncode == 2 and "a.nii.gz is a folder, where a label map is to be written" in done.stderr
+
+
+def test_a_container_lies_beside_its_model(results: Path) -> None:
+    before = sorted(results.rglob("*"))
+    target = results / "nnUNetTrainer__Inside__3d_fullres"
+    for place in (target, target / "box", results):
+        with pytest.raises(MutualError, match="would lie in .*, or around it|exists"):
+            run_export("Inside", place)
+    assert sorted(results.rglob("*")) == before
 
 
 @pytest.mark.parametrize("ending", ["/../../evil.nii.gz", "", "*", "..", ".nii.gz/", "\\..\\x.nii.gz", 3, None, ".a\0"])
@@ -300,7 +324,7 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
 
 def test_several_channels() -> None:
     folder = Path("nothing")
-    with pytest.raises(predict.InputError, match="nothing holds no image"):
+    with pytest.raises(predict.InputError, match="nothing is no folder"):
         predict.find_cases(folder, ".png", ["T1", "FLAIR"])
 
 

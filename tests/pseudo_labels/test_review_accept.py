@@ -460,13 +460,30 @@ def test_a_table_that_is_changed_meanwhile_stays(
 def test_images_of_other_plans_are_preprocessed_with_them(capsys: pytest.CaptureFixture[str]) -> None:
     training = NamedTraining(tiny.NAME, "3d_fullres", "0", "PartialTrainer", "nnUNetResEncUNetLPlans")
     manifest: Any = SimpleNamespace(training=training)
-    opened: Any = SimpleNamespace(folders=SimpleNamespace(number=901), arrivals=list)
+    opened: Any = SimpleNamespace(folders=SimpleNamespace(number=901), arrivals=list, preprocessed=Path("any"))
     accepting._say_next(Path("review.csv"), [], manifest, opened, ["un_0"], None)
     assert "  nnunet_mutual preprocess_unlabelled -d 901 -p nnUNetResEncUNetLPlans\n" in capsys.readouterr().out
 
 
 def test_volumes_are_never_in_powers_of_ten() -> None:
     assert [millilitres(volume) for volume in (1500.4, 99.94, 0.01234)] == ["1500 ml", "99.9 ml", "0.0123 ml"]
+
+
+def test_a_path_that_is_no_table(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("accept", 901, copy / "review") == 2
+    assert f"review is a folder, give the table in it: {copy / 'review' / 'review.csv'}" in capsys.readouterr().err
+    assert run("accept", 901, copy / "reviewed.csv") == 2
+    assert "reviewed.csv is no file; give the table that nnunet_mutual review has written" in capsys.readouterr().err
+
+
+def test_without_preprocessed_data_no_training_is_advised(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(copy / "nnUNet_preprocessed" / tiny.NAME)
+    table = (copy / "review" / "review.csv").rename(copy / "review" / "dataset.json")
+    assert run("accept", 901, table) == 0
+    said = capsys.readouterr().out
+    assert "which says how to train:\n  nnunet_mutual check 901\n" in said and "nnunet_mutual train" not in said
+    kept = copy / "nnUNet_raw" / tiny.NAME / "labelsTr_before_1"
+    assert (kept / "review.csv").is_file() and json.loads((kept / "dataset.json").read_text())["labels"]
 
 
 def test_nothing_decided(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -517,7 +534,7 @@ def test_killed_half_way(copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         patch.setattr(swap, "undo", lambda *_: None)
         assert run("accept", 901, table) == 130
     assert snapshot(copy) != before
-    with pytest.raises(MutualError, match="accept was interrupted while it replaced label maps; run it again"):
+    with pytest.raises(MutualError, match="accept was interrupted while it replaced label maps; run it again with its"):
         trainer_for(copy / "nnUNet_preprocessed" / tiny.NAME).initialize()
     assert run("accept", 901, table, "--dry-run") == 2
     assert "run it without --dry-run" in capsys.readouterr().err

@@ -29,11 +29,13 @@ from nnunet_mutual.disk.label_maps import TRUTH, note, preprocessed_map, read_re
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.swap import BACKUP, Roots, Swap, forget_old, swap_all, undo
 from nnunet_mutual.disk.trainings import plans_option
-from nnunet_mutual.errors import MutualError, typed
+from nnunet_mutual.errors import MutualError, shorten, typed
 from nnunet_mutual.pseudo_labels.review.arrivals import (
     declared,
+    leave_arrived,
     leave_unlabelled,
     require_no_drawing,
+    require_other_names,
     require_sources,
     swaps_of_folds,
     swaps_of_images,
@@ -44,6 +46,7 @@ from nnunet_mutual.pseudo_labels.review.preprocessed import Data, data_of
 from nnunet_mutual.pseudo_labels.review.verdicts import (
     ABSENT,
     DECISIONS,
+    TABLE,
     Manifest,
     Verdict,
     read_manifest,
@@ -154,6 +157,7 @@ def _open(folders: DatasetFolders) -> _Dataset:
     declares, content = table_fingerprint(content), declared(content, files)
     table = AnnotationTable.from_dataset_json(content)
     apart, _ = unlabelled_cases(folders.raw, content, files)
+    require_other_names(folders.raw, apart, files)
     files = {**apart, **files}
     reader = reader_for(content, [path for case in files.values() for path in case.images.values()])
     data = [] if folders.preprocessed is None else data_of(folders.preprocessed)
@@ -242,8 +246,9 @@ def _backup(opened: _Dataset, merged: Mapping[str, CorrectedCase], scratch: Path
     folder = scratch / place.name
     folder.mkdir()
     old = [opened.label(key) for key in merged if not opened.files[key].unlabelled]
-    for file in [*old, opened.raw / "dataset.json", table]:
+    for file in [*old, opened.raw / "dataset.json"]:
         shutil.copy2(file, folder / file.name)
+    shutil.copy2(table, folder / TABLE)  # whatever it is called
     return Swap(folder, place)
 
 
@@ -308,6 +313,8 @@ def _mend(folders: DatasetFolders) -> None:
     for root in _roots(folders).values():
         if root is not None:
             forget_old(root)
+    if gone := leave_arrived(folders.raw):
+        print(f"imagesUn: what an accept that was interrupted had moved to imagesTr was removed ({shorten(gone)})")
 
 
 def _nothing_changed(opened: _Dataset, error: Exception) -> MutualError:
@@ -360,10 +367,11 @@ def _say_next(
         print(f"  nnunet_mutual accept {number} {again}")
     else:
         after = "move the old training's folder away and train anew (not with --c)"
-        print(f"Next, check the dataset, {'which says how to train' if manifest.training is None else after}:")
-        if opened.arrivals(changed):
+        trained = None if opened.preprocessed is None else manifest.training
+        print(f"Next, check the dataset, {'which says how to train' if trained is None else after}:")
+        if opened.arrivals(changed) and opened.preprocessed is not None:
             chosen = "" if manifest.training is None else plans_option(manifest.training.plans)
             print(f"  nnunet_mutual preprocess_unlabelled -d {number}{chosen}")
         print(f"  nnunet_mutual check {number}")
-        if manifest.training is not None:
-            print(f"  {manifest.training.command}")
+        if trained is not None:
+            print(f"  {trained.command}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import filecmp
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from nnunet_mutual.annotation.cases import Case
 from nnunet_mutual.annotation.table import VERSION, AnnotationTable
-from nnunet_mutual.datasets.raw import CaseFiles
+from nnunet_mutual.datasets.raw import UNLABELLED, CaseFiles
 from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.host_files import read_splits
 from nnunet_mutual.disk.images import read_images, read_label_map, sidecar
@@ -73,6 +74,24 @@ def require_sources(content: Mapping[str, Any], keys: Iterable[str]) -> None:
             f"the table of dataset.json does not say of which source {shorten(unknown)} of imagesUn is (there are "
             f"{', '.join(sources)}); list the image there with its source and no label, with nnunet_mutual annotate "
             "--force, then nnunet_mutual sync, and repeat"
+        )
+
+
+def require_other_names(raw: Path, images: Iterable[str], training: Container[str]) -> None:
+    """Verifies that no image of imagesUn has the name of a training case: what is said of one would be of either.
+
+    Args:
+        raw: the dataset.
+        images: cases of imagesUn.
+        training: training cases.
+
+    Raises:
+        MutualError: one has.
+    """
+    if both := [key for key in images if key in training]:
+        raise MutualError(
+            f"{raw / UNLABELLED}: {shorten(both)} has the name of a training case; remove the image there if it is the "
+            "same one, else rename it"
         )
 
 
@@ -141,7 +160,26 @@ def swaps_of_folds(
 
 def leave_unlabelled(arrived: Iterable[CaseFiles]) -> None:
     """Removes from imagesUn what is in imagesTr by now."""
-    for image in (image for files in arrived for image in _images(files)):
+    _remove(image for files in arrived for image in _images(files))
+
+
+def leave_arrived(raw: Path) -> list[str]:
+    """Removes from imagesUn files that imagesTr has, too: what an accept does last, and may have been killed before.
+
+    Args:
+        raw: the dataset.
+
+    Returns:
+        Their names.
+    """
+    pairs = [(image, raw / "imagesTr" / image.name) for image in sorted((raw / UNLABELLED).glob("[!.]*"))]
+    same = [image for image, arrived in pairs if arrived.is_file() and filecmp.cmp(image, arrived, shallow=False)]
+    _remove(same)
+    return [image.name for image in same]
+
+
+def _remove(images: Iterable[Path]) -> None:
+    for image in images:
         try:
             image.unlink()
         except OSError as error:

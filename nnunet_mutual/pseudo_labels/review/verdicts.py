@@ -13,7 +13,7 @@ from nnunet_mutual.datasets.sheets import read_sheet
 from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.names import inside
 from nnunet_mutual.disk.trainings import NamedTraining
-from nnunet_mutual.errors import MutualError, meant, shown
+from nnunet_mutual.errors import MutualError, meant, shown, typed
 
 TABLE = "review.csv"
 MANIFEST = "review.json"
@@ -76,6 +76,13 @@ def read_manifest(table: Path) -> Manifest:
     Raises:
         MutualError: it is missing or damaged.
     """
+    if not table.is_file():
+        inside = table / TABLE
+        raise MutualError(
+            f"{table} is a folder, give the table in it: {typed(inside)}"
+            if inside.is_file()
+            else f"{table} is no file; give the table that nnunet_mutual review has written and you have filled"
+        )
     file = table.with_name(MANIFEST)
     if not file.is_file():
         raise MutualError(
@@ -151,8 +158,8 @@ def _verdict(
         return Verdict(case, label, decision, None, place)
     if label in annotations.case(case).annotated:
         raise MutualError(
-            f"{place}: {label} is already annotated in {case}; if its drawing is wrong, correct labelsTr by hand, else "
-            "remove the decision"
+            f"{place}: {label} is already annotated in {case}, perhaps by an accept of this table; if its drawing is "
+            "wrong, correct labelsTr by hand, else remove the decision"
         )
     if decision == ABSENT:
         return Verdict(case, label, decision, None, place)

@@ -17,7 +17,7 @@ from nnunet_mutual.disk.locate import DatasetFolders
 from nnunet_mutual.engine.window import Window
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.preprocessing.unlabelled import unlabelled_dataset
-from nnunet_mutual.pseudo_labels.review.arrivals import declared, with_unlabelled
+from nnunet_mutual.pseudo_labels.review.arrivals import declared, require_other_names, with_unlabelled
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ def open_pool(folders: DatasetFolders, window: Window, folds: Sequence[str]) -> 
     files, _ = training_cases(folders.raw, content)
     table = AnnotationTable.from_dataset_json(declared(content, files))
     images, _ = unlabelled_cases(folders.raw, content, files)
+    require_other_names(folders.raw, images, files)
     data = folders.preprocessed / window.configuration.data_identifier
     kind = infer_dataset_class(str(data))
     keys = [key for key in sorted(kind.get_identifiers(str(data))) if key in files]
