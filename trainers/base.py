@@ -48,7 +48,7 @@ from nnunet_mutual.engine.checkpoints import (
     whole,
 )
 from nnunet_mutual.engine.fold_data import FoldData
-from nnunet_mutual.engine.folds import refuse_other_folds
+from nnunet_mutual.engine.folds import difference, refuse_other_folds
 from nnunet_mutual.engine.foreground import PASSES, PredictedForeground, in_turn
 from nnunet_mutual.engine.log import ProgressPlot, RunLog, TermLog
 from nnunet_mutual.engine.networks import Networks, buildable, seed, settle, share_encoder
@@ -527,7 +527,7 @@ class MutualTrainer(nnUNetTrainer):
             self._refuse_cascade()  # before its first stage is missed
             self.labels.require_same()
             base, own = Path(self.output_folder_base), Path(self.output_folder)
-            refuse_other_folds(base, own, self.plans_manager.plans, self.dataset_json, self.configuration_name)
+            refuse_other_folds(base, own, self.plans_manager.plans, self.dataset_json)
         with disk_in_one_sentence(self.output_folder), self._stopping() as stopping:
             with removed_unless_begun(Path(self.output_folder)):
                 self.on_train_start()
@@ -752,6 +752,11 @@ class MutualTrainer(nnUNetTrainer):
             self.labels.compare(checkpoint["init_args"]["dataset_json"], checkpoint[STATE_KEY].get("label_maps"))
         if self.continues:
             self.labels.require_same()
+        if place := difference(checkpoint, self.plans_manager.plans, self.dataset_json):
+            raise MutualError(
+                f"{filename_or_checkpoint} was trained with other labels, channels or plans ({place}); put them back, "
+                "or give the new plans another name and train with those"
+            )
         if not self.was_initialized:
             self.initialize()
         with whole(filename_or_checkpoint):

@@ -119,7 +119,7 @@ def written_folders(targets: Sequence[Path], asked: Any = None) -> Iterator[list
 def finish_interrupted(targets: Sequence[Path], asked: Any = None) -> bool:
     """Gives the remaining names where :func:`written_folders` of the same targets was killed between its renames.
 
-    Where something else was asked for then, what it made is removed.
+    Where something else was asked for then, what it made is removed, but for other targets that have their names.
 
     Returns:
         Whether it was; all targets are then whole.
@@ -133,8 +133,8 @@ def finish_interrupted(targets: Sequence[Path], asked: Any = None) -> bool:
     if not all(abandoned(name, target) for name, target in left):
         return False
     if content.get("asked") != asked:
-        for name, target in left:
-            shutil.rmtree(target.with_name(name) if target.with_name(name).is_dir() else target, ignore_errors=True)
+        for folder in [targets[0], *(target.with_name(name) for name, target in left)]:
+            shutil.rmtree(folder, ignore_errors=True)
         return False
     for name, target in left:
         if not target.exists() and target.with_name(name).is_dir():

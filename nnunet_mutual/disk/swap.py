@@ -27,11 +27,11 @@ class Swap:
     """One file, or a backup folder that is not there yet.
 
     Attributes:
-        new: what shall be there, on the same disk as ``target``.
+        new: what shall be there, on the same disk as ``target``; None: nothing.
         target: where, in one of the roots.
     """
 
-    new: Path
+    new: Path | None
     target: Path
 
 
@@ -60,12 +60,16 @@ def swap_all(swaps: Sequence[Swap], journal: Path, roots: Roots) -> None:
         if there:
             old.unlink(missing_ok=True)
             link_or_copy(swap.target, old)
-            shutil.copymode(swap.target, swap.new)
+            if swap.new is not None:
+                shutil.copymode(swap.target, swap.new)
         entries.append([name, relative.as_posix(), there])
     try:
         write_json(journal, {"replaced": entries})
         for swap in swaps:
-            os.replace(swap.new, swap.target)
+            if swap.new is None:
+                swap.target.unlink()
+            else:
+                os.replace(swap.new, swap.target)
     except BaseException:
         if journal.exists():
             undo(journal, roots)

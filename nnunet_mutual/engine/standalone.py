@@ -42,7 +42,7 @@ def main() -> int:
     try:
         folds, dataset_json = find_model(MODEL)
         if options.input.resolve() == options.output.resolve():
-            raise InputError(f"{options.input} cannot be INPUT and OUTPUT; label maps would replace images")
+            raise InputError(f"{options.input} cannot be INPUT and OUTPUT; label maps would lie among the images")
         cases = find_cases(options.input, dataset_json["file_ending"], channel_names(dataset_json))
         segment(cases, folds, dataset_json, options.output)
     except InputError as error:

@@ -16,6 +16,7 @@ from nnunet_mutual.disk.files import read_object
 from nnunet_mutual.disk.trainings import fold_of
 from nnunet_mutual.engine import standalone as predict
 from nnunet_mutual.engine.checkpoint_file import read_checkpoint
+from nnunet_mutual.engine.folds import require_recorded
 from nnunet_mutual.errors import MutualError
 
 
@@ -54,6 +55,7 @@ def open_predictor(folder: Path, fold: str, checkpoint: str, device: torch.devic
     plans, dataset_json = read_object(folder / "plans.json"), read_object(folder / "dataset.json")
     file = fold_of(folder, fold) / checkpoint
     trained = read_checkpoint(file)
+    require_recorded(trained, folder, fold)
     require_known_networks(plans, folder / "plans.json")
     with _in_our_words(file):
         predictor: nnUNetPredictor = predict.make_predictor(

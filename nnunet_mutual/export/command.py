@@ -103,7 +103,9 @@ def export(
         )
     plans_name = output_name or f"{plans}_{trainer.removesuffix('Trainer')}{'_Peers' if peers else ''}"
     if not re.fullmatch(r"[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*", plans_name):
-        raise MutualError(f"the export cannot be called {plans_name!r}: use letters, digits, '-' and single '_' within")
+        raise MutualError(
+            f"the export cannot be called {plans_name!r}: use letters, digits, '-' and single '_' (--name)"
+        )
     models = _plan_models(source, plans_name, configuration)
     if peers and len(models) > 1:
         raise MutualError(

@@ -303,7 +303,7 @@ def organ_maps(p: Tensor, inside: Tensor, *, regions: bool) -> Tensor:
 def teachers_of(standing: Sequence[Sequence[float]], *, everybody: bool, per_label: bool) -> list[list[int | None]]:
     """Chooses who teaches whom: of the other networks the best one, unless the student is better.
 
-    Networks whose Dice differs by less than 0.01 teach each other. One that found nothing teaches none that did.
+    Networks whose Dice differs by less than 0.01 teach each other; else, one that found nothing teaches nobody.
 
     Args:
         standing: (P, K) Dice of each network and label, NaN where nothing is known.

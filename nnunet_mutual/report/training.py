@@ -226,6 +226,5 @@ def open_training(dataset: str, configuration: str, *, trainer: str, plans: str,
     training = Training(base, folders, trainer, plans, configuration, fold)
     training.table  # noqa: B018 - a folder that is no training shall say so before anything is written
     training.plan  # noqa: B018
-    if "init_args" in (newest := read_newest(training.folder)):
-        require_recorded(newest, base, fold)
+    require_recorded(read_newest(training.folder), base, fold)
     return training

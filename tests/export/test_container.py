@@ -222,7 +222,7 @@ def test_places_that_are_taken(container: Path, tmp_path: Path) -> None:
     image(tmp_path, "a_0000.nii.gz")
     before = (tmp_path / "a_0000.nii.gz").read_bytes()
     done = start(container / "predict.py", tmp_path, tmp_path)
-    assert done.returncode == 2 and "cannot be INPUT and OUTPUT; label maps would replace images" in done.stderr
+    assert done.returncode == 2 and "cannot be INPUT and OUTPUT; label maps would lie among the images" in done.stderr
     assert (tmp_path / "a_0000.nii.gz").read_bytes() == before
     (tmp_path / "output" / "a.nii.gz").mkdir(parents=True)
     done = start(container / "predict.py", tmp_path, tmp_path / "output")

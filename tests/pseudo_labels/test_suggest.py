@@ -177,33 +177,42 @@ def test_a_drawing_is_not_replaced_and_no_case_is_in_two_parts_of_a_fold(
     assert json.loads((preprocessed / "splits_final.json").read_text()) == folds
 
 
-def test_killed_before_the_image_left_imagesun(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("linked", [False, True])
+def test_interrupted_before_the_image_left_imagesun(nnunet_folders: Path, linked: bool) -> None:
     make_world(nnunet_folders)
+    images = nnunet_folders / "nnUNet_raw" / tiny.NAME / "imagesUn"
+    if linked:
+        elsewhere = images.rename(nnunet_folders / "elsewhere")
+        images.symlink_to(elsewhere)
     table, _ = drawn_by_a_reader(nnunet_folders)
-    before = (nnunet_folders / "nnUNet_raw" / tiny.NAME / "imagesUn" / "un_0_0000.nii.gz").read_bytes()
-    assert run("accept", 901, table) == 0
-    raw, after = nnunet_folders / "nnUNet_raw" / tiny.NAME, snapshot(nnunet_folders)
-    left = raw / "imagesUn" / "un_0_0000.nii.gz"
-    left.write_bytes(before)
-    capsys.readouterr()
-    assert run("accept", 901, table, "--dry-run") == 2
-    assert "un_0 has the name of a training case; remove the image there" in capsys.readouterr().err
-    assert run("accept", 901, table) == 2
-    said = capsys.readouterr()
-    assert "had moved to imagesTr was removed (un_0_0000.nii.gz)" in said.out
-    assert "liver is already annotated in un_0, perhaps by an accept of this table" in said.err
-    assert snapshot(nnunet_folders) == after
-    shutil.copyfile(raw / "imagesTr" / "case_01_0000.nii.gz", raw / "imagesUn" / "case_00_0000.nii.gz")  # of another
-    before_it = snapshot(nnunet_folders)
-    assert run("accept", 901, table) == 2
-    assert "imagesUn: case_00 has the name of a training case" in capsys.readouterr().err
-    assert snapshot(nnunet_folders) == before_it
+    before = snapshot(nnunet_folders)
+    unlink = os.unlink
+
+    def dies(path: Any, **options: Any) -> None:
+        if Path(path).parent == images:
+            raise KeyboardInterrupt
+        unlink(path, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "unlink", dies)
+        assert run("accept", 901, table) == 130
+    if not linked:
+        assert snapshot(nnunet_folders) == before
+        assert run("accept", 901, table) == 0
+    assert (images / "un_0_0000.nii.gz").exists() == linked
+    assert (images.parent / "imagesTr" / "un_0_0000.nii.gz").is_file()
 
 
 def test_two_images_of_one_name(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_world(nnunet_folders)
     images = nnunet_folders / "nnUNet_raw" / tiny.NAME / "imagesUn"
+    table, _ = drawn_by_a_reader(nnunet_folders)
     shutil.copyfile(images / "un_0_0000.nii.gz", images / "case_00_0000.nii.gz")
+    before = snapshot(nnunet_folders)
+    capsys.readouterr()
+    assert run("accept", 901, table) == 2
+    assert "imagesUn: case_00 has the name of a training case" in capsys.readouterr().err
+    assert snapshot(nnunet_folders) == before
     assert run(*SUGGEST, "-o", nnunet_folders / "twins") == 2
     assert "imagesUn: case_00 has the name of a training case" in capsys.readouterr().err
 

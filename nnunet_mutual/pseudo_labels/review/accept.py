@@ -29,10 +29,9 @@ from nnunet_mutual.disk.label_maps import TRUTH, note, preprocessed_map, read_re
 from nnunet_mutual.disk.locate import DatasetFolders, locate
 from nnunet_mutual.disk.swap import BACKUP, Roots, Swap, forget_old, swap_all, undo
 from nnunet_mutual.disk.trainings import plans_option
-from nnunet_mutual.errors import MutualError, shorten, typed
+from nnunet_mutual.errors import MutualError, typed
 from nnunet_mutual.pseudo_labels.review.arrivals import (
     declared,
-    leave_arrived,
     leave_unlabelled,
     require_no_drawing,
     require_other_names,
@@ -313,8 +312,6 @@ def _mend(folders: DatasetFolders) -> None:
     for root in _roots(folders).values():
         if root is not None:
             forget_old(root)
-    if gone := leave_arrived(folders.raw):
-        print(f"imagesUn: what an accept that was interrupted had moved to imagesTr was removed ({shorten(gone)})")
 
 
 def _nothing_changed(opened: _Dataset, error: Exception) -> MutualError:

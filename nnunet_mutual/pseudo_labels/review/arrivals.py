@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -114,7 +113,7 @@ def require_no_drawing(arrived: Iterable[CaseFiles], label: Callable[[str], Path
 
 
 def swaps_of_images(arrived: Iterable[CaseFiles], raw: Path, scratch: Path) -> list[Swap]:
-    """Puts images, or the links that they are, into imagesTr as well, without a second copy if possible.
+    """Moves images, or the links that they are, to imagesTr, without a second copy if possible.
 
     Args:
         arrived: their cases, whose new label maps are in ``scratch / "labelsTr"``.
@@ -131,6 +130,8 @@ def swaps_of_images(arrived: Iterable[CaseFiles], raw: Path, scratch: Path) -> l
             new.parent.mkdir(exist_ok=True)
             link_or_copy(image, new)
             swaps.append(Swap(new, raw / "imagesTr" / image.name))
+    if (raw / UNLABELLED).resolve() == raw.resolve() / UNLABELLED:  # of another place, see leave_unlabelled
+        swaps += [Swap(None, image) for files in arrived for image in _images(files)]
     return swaps
 
 
@@ -159,29 +160,10 @@ def swaps_of_folds(
 
 
 def leave_unlabelled(arrived: Iterable[CaseFiles]) -> None:
-    """Removes from imagesUn what is in imagesTr by now."""
-    _remove(image for files in arrived for image in _images(files))
-
-
-def leave_arrived(raw: Path) -> list[str]:
-    """Removes from imagesUn files that imagesTr has, too: what an accept does last, and may have been killed before.
-
-    Args:
-        raw: the dataset.
-
-    Returns:
-        Their names.
-    """
-    pairs = [(image, raw / "imagesTr" / image.name) for image in sorted((raw / UNLABELLED).glob("[!.]*"))]
-    same = [image for image, arrived in pairs if arrived.is_file() and filecmp.cmp(image, arrived, shallow=False)]
-    _remove(same)
-    return [image.name for image in same]
-
-
-def _remove(images: Iterable[Path]) -> None:
-    for image in images:
+    """Removes from an imagesUn that is a link to another place what is in imagesTr by now."""
+    for image in (image for files in arrived for image in _images(files)):
         try:
-            image.unlink()
+            image.unlink(missing_ok=True)
         except OSError as error:
             print(f"WARNING: {image} could not be removed ({error.strerror}); it is in imagesTr now, so remove it")
 

@@ -77,10 +77,10 @@ def read_manifest(table: Path) -> Manifest:
         MutualError: it is missing or damaged.
     """
     if not table.is_file():
-        inside = table / TABLE
+        own = table / TABLE
         raise MutualError(
-            f"{table} is a folder, give the table in it: {typed(inside)}"
-            if inside.is_file()
+            f"{table} is a folder, give the table in it: {typed(own)}"
+            if own.is_file()
             else f"{table} is no file; give the table that nnunet_mutual review has written and you have filled"
         )
     file = table.with_name(MANIFEST)
