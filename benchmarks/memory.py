@@ -39,8 +39,8 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "correlation, joint": ("MutualCorrelationTrainer", {"memory": "joint"}),
     "correlation, sequential": ("MutualCorrelationTrainer", {"memory": "sequential"}),
     "prototypes": ("MutualPrototypeTrainer", {}),
-    "cross-modal, joint": ("MutualCrossModalTrainer", {"memory": "joint"}),
-    "cross-modal, sequential": ("MutualCrossModalTrainer", {"memory": "sequential"}),
+    "cross-modal, joint": ("MutualCrossModalTrainer", {"memory": "joint", "form": "contrast"}),
+    "cross-modal, sequential": ("MutualCrossModalTrainer", {"memory": "sequential", "form": "contrast"}),
 }
 FOUR = ("one network", "2 networks, joint", "2 networks, sequential")  # with as many labels, a network for each
 

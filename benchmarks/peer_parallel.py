@@ -30,7 +30,7 @@ ROUNDS, BATCHES = 12, 4
 TRAINERS = {
     "MutualPartialTrainer": {"stage1_networks": "groups"},
     "MutualCorrelationTrainer": {},
-    "MutualCrossModalTrainer": {},
+    "MutualCrossModalTrainer": {"form": "contrast"},
 }
 # Published bandwidths of one direction, bytes per second, and the share of it that a broadcast is assumed to reach.
 LINKS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -43,9 +43,9 @@ class MutualCrossModalSettings(TwoStreamSettings):
     """Settings of :class:`MutualCrossModalTrainer`, beside those of every trainer with unlabelled images.
 
     Attributes:
-        form: "contrast": contrast and consistency, then re-learning from the better network; "averages": from ramp to
-            end, of each class the moving average that knows it best teaches all networks unlabelled images, while these
-            see other intensities and boxes of other images.
+        form: "averages": from ramp to end, of each class the moving average that knows it best teaches all networks
+            unlabelled images, while these see other intensities and boxes of other images; "contrast": contrast and
+            consistency, then re-learning from the better network, as in the paper.
         loss: weights of the terms of "contrast".
         taught: weight of what averages teach, next to the supervised loss of weight 1; of "averages".
         relearn_from: share of the training after which worse networks re-learn from better ones.
@@ -57,9 +57,9 @@ class MutualCrossModalSettings(TwoStreamSettings):
             positive term.
     """
 
+    earlier: ClassVar[dict[str, Any]] = {"form": "contrast"}
     ema: float = 0.99
-    ramp: float = 0.4
-    form: Literal["contrast", "averages"] = "contrast"
+    form: Literal["averages", "contrast"] = "averages"
     taught: float = 0.5
     loss: CrossModalLoss = field(default_factory=CrossModalLoss)
     relearn_from: float = 0.63

@@ -67,9 +67,9 @@ def recipes(parts: int, networks: Sequence[int]) -> dict[str, Recipe]:
             block = {"memory": memory, "stage1_networks": "groups"}
             found[name] = Recipe("MutualPartialTrainer", in_parts(number), block)
         found[f"mutual_correlation_{memory}"] = Recipe("MutualCorrelationTrainer", plain, {"memory": memory})
-        found[f"mutual_cross_modal_{memory}"] = Recipe("MutualCrossModalTrainer", BY_GROUP, {"memory": memory})
-    averages = {"form": "averages", "memory": "joint"}
-    found["cross_modal_averages"] = Recipe("MutualCrossModalTrainer", BY_GROUP, averages)
+        block = {"memory": memory, "form": "contrast"}
+        found[f"mutual_cross_modal_{memory}"] = Recipe("MutualCrossModalTrainer", BY_GROUP, block)
+    found["cross_modal_averages"] = Recipe("MutualCrossModalTrainer", BY_GROUP, {"memory": "joint"})
     return found
 
 

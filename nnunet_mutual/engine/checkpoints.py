@@ -145,12 +145,13 @@ def verify_author(state: Mapping[str, Any], trainer: str, settings: Settings, fi
         raise MutualError(
             f"{filename} was written by {state['trainer']}, not {trainer}; continue with -tr {state['trainer']}"
         )
-    defaults = asdict(type(settings)())  # of settings that came after this training began
+    defaults = asdict(type(settings)()) | settings.earlier  # of settings that came after this training began
     changed = differences(deep_merge(defaults, state["settings"]), asdict(settings))
     if changed:
         raise MutualError(
-            f"the settings in the plans changed since this training started ({'; '.join(changed)}); put them back, or "
-            "train the new settings in a configuration of their own (nnunet_mutual plan --name)"
+            f"the settings, or their defaults, changed since this training started ({'; '.join(changed)}); put the old "
+            'ones into "mutual" of its configuration in the plans, or train the new ones in a configuration of their '
+            "own (nnunet_mutual plan --name)"
         )
 
 

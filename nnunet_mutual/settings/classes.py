@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from nnunet_mutual.errors import MutualError
 
@@ -54,6 +54,7 @@ class Settings:
         checkpoint_minutes: ... or minutes.
     """
 
+    earlier: ClassVar[dict[str, Any]] = {}  # settings of trainings that began before these were there, if no default
     num_epochs: int = 1000
     num_iterations_per_epoch: int = 250
     num_val_iterations_per_epoch: int = 50

@@ -62,7 +62,7 @@ def test_averages_with_the_contrast(forms: ModuleType, nnunet_folders: Path) -> 
 
 
 def test_everybody_learns_from_the_ensemble(forms: ModuleType, nnunet_folders: Path) -> None:
-    trainer = started(nnunet_folders, forms.EnsembleRelearningTrainer, passes=1)
+    trainer = started(nnunet_folders, forms.EnsembleRelearningTrainer, form="contrast", passes=1)
     objective, batch = trainer.objectives[0], trainer.training_batch(next(trainer.dataloader_train))
     trainer.current_epoch = trainer.num_epochs - 1
     number = batch.views.unlabelled

@@ -59,7 +59,7 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("MutualPrototypeTrainer", {**BETTER, "role": "filter"}),
     *(("MutualCorrelationTrainer", {**BETTER, "form": form}) for form in ("consensus", "alternating")),
     ("TaughtPartialTrainer", {"networks": 2}),
-    ("MutualCrossModalTrainer", {"form": "averages"}),
+    ("MutualCrossModalTrainer", {"form": "contrast"}),
 ]
 
 

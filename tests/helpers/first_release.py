@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,17 @@ DATASETS = {
 }
 
 
-def put(root: Path, name: str) -> tuple[Path, Path, dict[str, Any]]:
-    """Returns dataset and fold of a training of 0.1.0 that was stopped, and its checkpoint."""
+THEN = {"MutualCrossModalTrainer": {"form": "contrast", "ramp": 0.4}}  # defaults that have changed since
+
+
+def put(root: Path, name: str, settings: Mapping[str, Any] | None = None) -> tuple[Path, Path, dict[str, Any]]:
+    """Returns dataset and fold of a training of 0.1.0 that was stopped, and its checkpoint.
+
+    Args:
+        root: of nnU-Net's folders.
+        name: of the trainer.
+        settings: added to the plans; None: defaults that have changed since.
+    """
     preprocessed = DATASETS.get(name, two_stream_dataset)(root)
     fold = root / "nnUNet_results" / tiny.NAME / f"{name}__nnUNetPlans__3d_fullres" / "fold_0"
     fold.mkdir(parents=True)
@@ -32,6 +42,8 @@ def put(root: Path, name: str) -> tuple[Path, Path, dict[str, Any]]:
     checkpoint = torch.load(fold / "checkpoint_latest.pth", weights_only=True)
     for folder in (preprocessed, fold.parent):
         (folder / "dataset.json").write_text(json.dumps(checkpoint["init_args"]["dataset_json"]))
-    (preprocessed / "nnUNetPlans.json").write_text(json.dumps(checkpoint["init_args"]["plans"]))
-    (fold.parent / "plans.json").write_text(json.dumps(checkpoint["init_args"]["plans"]))
+    plans = checkpoint["init_args"]["plans"]
+    (fold.parent / "plans.json").write_text(json.dumps(plans))
+    plans["configurations"]["3d_fullres"]["mutual"] |= THEN.get(name, {}) if settings is None else settings
+    (preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
     return preprocessed, fold, checkpoint

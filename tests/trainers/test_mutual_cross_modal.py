@@ -23,7 +23,7 @@ from nnunet_mutual.objectives.crossmodal import teachers_of
 from nnunet_mutual.settings import read_settings
 from nnunet_mutual.trainers import MutualCrossModalTrainer, PartialTrainer
 
-FAST = {**SHORT, "memory": "joint"}
+FAST = {**SHORT, "memory": "joint", "form": "contrast"}
 
 
 def started(root: Path, *, settings: dict[str, Any] | None = None, **options: Any) -> Any:
@@ -112,7 +112,7 @@ def test_averages_teach_together(nnunet_folders: Path, kind: str) -> None:
 
 
 def test_settings_of_the_other_form_are_refused(nnunet_folders: Path) -> None:
-    for settings in ({"form": "averages", "queue": 4}, {"taught": 1.0}):
+    for settings in ({"queue": 4}, {"form": "contrast", "taught": 1.0}):
         with pytest.raises(MutualError, match="has no effect with form="):
             read_settings(MutualCrossModalTrainer.settings_class, settings)
 

@@ -16,6 +16,7 @@ from training import lines_of, trainer_for
 
 from nnunet_mutual import config, plugin, trainers
 from nnunet_mutual.engine.peers import unwrap
+from nnunet_mutual.errors import MutualError
 from nnunet_mutual.plugin.find import SHIM_FOLDER
 from nnunet_mutual.settings import Settings
 
@@ -43,6 +44,14 @@ def test_a_training_goes_on(nnunet_folders: Path, name: str) -> None:
     epochs = lines_of(trainer)
     assert [line["epoch"] for line in epochs] == list(range(1, trainer.num_epochs))
     assert all(math.isfinite(value) for line in epochs for value in line["terms"].values())
+
+
+def test_a_training_of_other_defaults_is_refused(nnunet_folders: Path) -> None:
+    preprocessed, fold, _ = put(nnunet_folders, "MutualCrossModalTrainer", settings={})
+    before = (fold / "checkpoint_latest.pth").read_bytes()
+    with pytest.raises(MutualError, match=r"form: contrast -> averages; ramp: 0.4 -> 0.2\); put the old ones into"):
+        trainer_for(preprocessed, trainers.MutualCrossModalTrainer, resume="latest")
+    assert (fold / "checkpoint_latest.pth").read_bytes() == before
 
 
 def test_a_training_validates(nnunet_folders: Path) -> None:
