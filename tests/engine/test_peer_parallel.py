@@ -45,8 +45,12 @@ def consensus_dataset(root: Path) -> Path:
 
 
 def crossmodal_dataset(root: Path) -> Path:
-    phases = {"ramp": 0.1, "relearn_from": 0.4, "all_from": 0.7}
+    phases = {"form": "contrast", "ramp": 0.1, "relearn_from": 0.4, "all_from": 0.7}
     return make_preprocessed(root, groups=TWO, settings={**STEPS, **phases, "loss": {"consistency": 1.0}})
+
+
+def averages_dataset(root: Path) -> Path:
+    return make_preprocessed(root, groups=TWO, settings={**STEPS, "ramp": 0.1})
 
 
 def short_dataset(root: Path) -> Path:
@@ -54,7 +58,7 @@ def short_dataset(root: Path) -> Path:
 
 
 def three_dataset(root: Path) -> Path:
-    settings = {**STEPS, **SHORTEST, "ramp": 0.1, "memory": "sequential", "relearn_from": 0.4}
+    settings = {**STEPS, **SHORTEST, "ramp": 0.1, "memory": "sequential"}
     return make_preprocessed(root, groups={**TWO, "both": ["T1", "FLAIR"]}, settings=settings)
 
 
@@ -63,10 +67,11 @@ CASES: dict[str, tuple[Any, Any]] = {
     "correlation": (MutualCorrelationTrainer, correlation_dataset),
     "consensus": (MutualCorrelationTrainer, consensus_dataset),
     "crossmodal": (MutualCrossModalTrainer, crossmodal_dataset),
+    "averages": (MutualCrossModalTrainer, averages_dataset),
     "short": (MutualCorrelationTrainer, short_dataset),
     "three": (MutualCrossModalTrainer, three_dataset),
 }
-TWENTY_STEPS = ("partial", "correlation", "consensus", "crossmodal")
+TWENTY_STEPS = ("partial", "correlation", "consensus", "crossmodal", "averages")
 
 
 def train(rank: int, store: Any, name: str, preprocessed: Path, size: int, options: dict[str, Any]) -> dict[str, Any]:
