@@ -34,6 +34,8 @@ TRAINING = {
     "optimizer": "adamw",
     "initial_lr": 0.001,
     "seed": 0,
+    "form": "contrast",
+    "ramp": 0.4,
 }
 
 

@@ -89,7 +89,10 @@ class MutualCrossModalSettings(TwoStreamSettings):
     def unused(self) -> dict[str, str]:
         """See :meth:`Settings.unused`."""
         course = ("loss", "relearn_from", "all_from", "relearning_contrast", "passes", "queue", "published")
-        without = dict.fromkeys(("taught",) if self.form == "contrast" else course, f'with form="{self.form}"')
+        if self.form == "contrast":
+            without = {"taught": 'with form="contrast"'}
+        else:
+            without = dict.fromkeys(course, 'with form="averages" (it belongs to form="contrast")')
         without |= {"queue": "with published=true"} if self.published else {}
         return without | FROM_ANYWHERE
 
@@ -97,7 +100,8 @@ class MutualCrossModalSettings(TwoStreamSettings):
 class MutualCrossModalTrainer(MutualTrainer):
     """One network per modality group; they learn from each other and are exported one by one.
 
-    Source: Zhang et al., Med. Image Anal. 83, 102656 (2023); what differs is marked [E] where it is done.
+    Source: the setting and ``form="contrast"`` after Zhang et al., Med. Image Anal. 83, 102656 (2023), what differs is
+        marked [E] where it is done; averages that teach together are our own.
     """
 
     paper = (

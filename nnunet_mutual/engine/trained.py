@@ -10,9 +10,10 @@ import torch
 from nnunet_mutual.datasets.raw import read_dataset_json
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.trainings import fold_of, parts_of_name
-from nnunet_mutual.engine.checkpoints import load_own
+from nnunet_mutual.engine.checkpoints import STATE_KEY, load_own
 from nnunet_mutual.engine.folds import require_recorded
 from nnunet_mutual.plugin.trainer_names import find_own
+from nnunet_mutual.settings import BLOCK
 
 
 def open_trained(folder: Path, fold: str, checkpoint: str, device: torch.device) -> Any:
@@ -31,8 +32,14 @@ def open_trained(folder: Path, fold: str, checkpoint: str, device: torch.device)
     plan, dataset_json = read_plans(folder / "plans.json"), read_dataset_json(folder)
     number = fold if fold == "all" else int(fold)
     file = fold_of(folder, fold) / checkpoint
-    require_recorded(load_own(file, torch.device("cpu"), mapped=True), folder, fold)
-    made = find_own(name)({**plan, "continue_training": True}, configuration, number, dataset_json, device)
+    trained = load_own(file, torch.device("cpu"), mapped=True)
+    require_recorded(trained, folder, fold)
+    kind = find_own(name)
+    # With the settings that it was trained with, whatever is default now.
+    settings = kind.settings_class.earlier | trained[STATE_KEY]["settings"]
+    configurations = plan["configurations"]
+    configurations[configuration] = {**configurations[configuration], BLOCK: settings}
+    made = kind({**plan, "continue_training": True}, configuration, number, dataset_json, device)
     made.continues, made.data.asked = False, True  # the networks, and nothing is trained
     made.load_checkpoint(str(file))
     return made

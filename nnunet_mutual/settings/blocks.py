@@ -7,6 +7,7 @@ block key by key (nnU-Net itself merges configurations shallowly, which would dr
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from nnunet_mutual.errors import MutualError, meant
@@ -71,7 +72,8 @@ def block_for(trainer: type, block: Mapping[str, Any]) -> dict[str, Any]:
 
 def common_settings(block: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what of a block every trainer knows, as :class:`Settings`."""
-    return {key: value for key, value in block.items() if key in Settings.__annotations__}
+    names = {field.name for field in fields(Settings)}
+    return {key: value for key, value in block.items() if key in names}
 
 
 def planned_trainer(block: Mapping[str, Any]) -> str | None:

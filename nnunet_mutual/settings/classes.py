@@ -54,7 +54,7 @@ class Settings:
         checkpoint_minutes: ... or minutes.
     """
 
-    earlier: ClassVar[dict[str, Any]] = {}  # settings of trainings that began before these were there, if no default
+    earlier: ClassVar[dict[str, Any]] = {}  # what trainings did before a setting was there, if not today's default
     num_epochs: int = 1000
     num_iterations_per_epoch: int = 250
     num_val_iterations_per_epoch: int = 50

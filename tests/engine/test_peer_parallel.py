@@ -58,7 +58,7 @@ def short_dataset(root: Path) -> Path:
 
 
 def three_dataset(root: Path) -> Path:
-    settings = {**STEPS, **SHORTEST, "ramp": 0.1, "memory": "sequential"}
+    settings = {**STEPS, **SHORTEST, "form": "contrast", "ramp": 0.1, "memory": "sequential", "relearn_from": 0.4}
     return make_preprocessed(root, groups={**TWO, "both": ["T1", "FLAIR"]}, settings=settings)
 
 

@@ -31,7 +31,7 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {  # trainer, configuratio
     "correlation, sequential": ("MutualCorrelationTrainer", "3d_aniso", {"memory": "sequential"}),
     "prototypes": ("MutualPrototypeTrainer", "3d_fullres", {}),
     "cross-modal, sequential": ("MutualCrossModalTrainer", "3d_fullres", {"memory": "sequential"}),
-    "contrasted, joint": ("MutualCrossModalTrainer", "3d_fullres", {"memory": "joint", "form": "contrast"}),
+    "contrasted, sequential": ("MutualCrossModalTrainer", "3d_fullres", {"memory": "sequential", "form": "contrast"}),
 }
 
 

@@ -45,7 +45,7 @@ UNUSED: list[tuple[type[Settings], dict[str, Any], str]] = [
     (MutualPrototypeSettings, {"published": True, "loss": {"contrast": 0.0}}, '"loss" has no effect with published'),
     (MutualPrototypeSettings, {"published": True, "confidence": 0.99}, '"confidence" has no effect with published'),
     (MutualCrossModalSettings, {"form": "contrast", "published": True, "queue": 5}, '"queue" has no effect with pub'),
-    (MutualCrossModalSettings, {"loss": {"contrast": 0.0}}, '"loss" has no effect with form="aver'),
+    (MutualCrossModalSettings, {"loss": {"contrast": 0.0}}, '"loss" has no effect with form="averages" .it'),
     (MutualPrototypeSettings, {"role": "filter", "loss": {"contrast": 0.5}}, '"loss.contrast" has no effect with role'),
     (MutualCorrelationSettings, {"form": "alternating", "loss": {"correlation": 0.5}}, '"loss.correlation" has no eff'),
     (MeanTeacherSettings, {"unlabelled_foreground_epochs": 5}, "has no effect with unlabelled_foreground=0"),

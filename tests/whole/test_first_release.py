@@ -16,6 +16,7 @@ from training import lines_of, trainer_for
 
 from nnunet_mutual import config, plugin, trainers
 from nnunet_mutual.engine.peers import unwrap
+from nnunet_mutual.engine.trained import open_trained
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.plugin.find import SHIM_FOLDER
 from nnunet_mutual.settings import Settings
@@ -52,6 +53,12 @@ def test_a_training_of_other_defaults_is_refused(nnunet_folders: Path) -> None:
     with pytest.raises(MutualError, match=r"form: contrast -> averages; ramp: 0.4 -> 0.2\); put the old ones into"):
         trainer_for(preprocessed, trainers.MutualCrossModalTrainer, resume="latest")
     assert (fold / "checkpoint_latest.pth").read_bytes() == before
+
+
+def test_a_training_of_other_defaults_is_asked_as_it_was(nnunet_folders: Path) -> None:
+    _, fold, _ = put(nnunet_folders, "MutualCrossModalTrainer", settings={})
+    trainer = open_trained(fold.parent, "0", "checkpoint_latest.pth", torch.device("cpu"))
+    assert (trainer.settings.form, trainer.settings.ramp) == ("contrast", 0.4)
 
 
 def test_a_training_validates(nnunet_folders: Path) -> None:
