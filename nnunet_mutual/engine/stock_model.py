@@ -55,8 +55,8 @@ def open_predictor(folder: Path, fold: str, checkpoint: str, device: torch.devic
     plans, dataset_json = read_object(folder / "plans.json"), read_object(folder / "dataset.json")
     file = fold_of(folder, fold) / checkpoint
     trained = read_checkpoint(file)
-    require_recorded(trained, folder, fold)
     require_known_networks(plans, folder / "plans.json")
+    require_recorded(trained, folder, fold)
     with _in_our_words(file):
         predictor: nnUNetPredictor = predict.make_predictor(
             plans, dataset_json, [trained], device, _builder(str(trained.get("trainer_name")), folder)

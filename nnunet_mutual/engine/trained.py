@@ -12,6 +12,7 @@ from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.trainings import fold_of, parts_of_name
 from nnunet_mutual.engine.checkpoints import STATE_KEY, load_own
 from nnunet_mutual.engine.folds import require_recorded
+from nnunet_mutual.engine.stock_model import require_known_networks
 from nnunet_mutual.plugin.trainer_names import find_own
 from nnunet_mutual.settings import BLOCK
 
@@ -32,6 +33,7 @@ def open_trained(folder: Path, fold: str, checkpoint: str, device: torch.device)
     plan, dataset_json = read_plans(folder / "plans.json"), read_dataset_json(folder)
     number = fold if fold == "all" else int(fold)
     file = fold_of(folder, fold) / checkpoint
+    require_known_networks(plan, folder / "plans.json")
     trained = load_own(file, torch.device("cpu"), mapped=True)
     require_recorded(trained, folder, fold)
     kind = find_own(name)
