@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,8 +100,9 @@ def require_trained(models: Sequence[Model], request: Request, validate: bool) -
                 also += " --validate" if there and not finished else ""
                 raise MutualError(f"{folder} has no {file.name}; finish the training with: {command} --c{also}")
         for file in {checkpoint_file(folder, request.checkpoint, model) for model in models}:
-            require_recorded(load_own(file, torch.device("cpu"), mapped=True), request.source, fold)
-        _refuse_first_stage(folder / request.checkpoint)
+            trained = load_own(file, torch.device("cpu"), mapped=True)
+            require_recorded(trained, request.source, fold)
+            _refuse_first_stage(trained[STATE_KEY], file)
         if validate:
             _validate(request, fold)
         for model in models:
@@ -121,11 +122,8 @@ def require_trained(models: Sequence[Model], request: Request, validate: bool) -
                 )
 
 
-def _refuse_first_stage(file: Path) -> None:
+def _refuse_first_stage(state: Mapping[str, Any], file: Path) -> None:
     """Refuses networks that know labels of their group alone: a model would stand for all labels."""
-    if not file.is_file():
-        return  # checkpoint_best.pth of modality groups
-    state = load_own(file, torch.device("cpu"), mapped=True)[STATE_KEY]
     in_groups = state["settings"].get("stage1_networks") == "groups" and state.get("peers", {}).get("deployable", 1) > 1
     if state.get("stage") == 1 and in_groups:
         raise MutualError(

@@ -367,16 +367,9 @@ def test_every_method_names_its_paper() -> None:
     [(1, "groups", 2, True), (2, "groups", 2, False), (1, "one", 1, False), (None, None, 1, False)],
 )
 def test_networks_of_groups_are_no_model_of_all_labels(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    stage: int | None,
-    networks: str | None,
-    deployable: int,
-    refused: bool,
+    stage: int | None, networks: str | None, deployable: int, refused: bool
 ) -> None:
     """In the first stage of MutualPartialTrainer each knows labels of its own."""
     state = {"stage": stage, "settings": {"stage1_networks": networks}, "peers": {"deployable": deployable}}
-    monkeypatch.setattr(ready, "load_own", lambda *_, **__: {"mutual_state": state})
-    (tmp_path / "checkpoint_latest.pth").touch()
     with pytest.raises(MutualError, match="first stage, whose networks each know") if refused else nullcontext():
-        ready._refuse_first_stage(tmp_path / "checkpoint_latest.pth")
+        ready._refuse_first_stage(state, Path("checkpoint_latest.pth"))
