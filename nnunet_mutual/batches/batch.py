@@ -22,7 +22,8 @@ class Batch:
         data: (B, M, *spatial) images.
         target: per deep-supervision level, highest resolution first, (B, 1, *spatial) labels or (B, R[+1], *spatial)
             regions.
-        decided: per level, (B, R, *spatial) bool of regions: where a pseudo label is known; None without any.
+        decided: per level, (B, R or 1, *spatial) bool of regions: where a pseudo label is known and, of a region drawn
+            in part, nothing was drawn; None without any.
         keys: case of each sample; of the two streams, unlabelled cases come first.
         patterns: annotation pattern of each sample, on the host.
         pattern_index: the same as (B,) tensor on the device.
@@ -52,6 +53,21 @@ class Batch:
         holder = self.exchange or self.views
         own = () if holder is None else holder.further
         return own[network - 1] if 0 < network <= len(own) else self.data
+
+
+def by_hand(target: Tensor, decided: Tensor | None, in_part: Tensor | None) -> Tensor:
+    """Returns a target of regions without what was decided of those that a case draws in part.
+
+    Args:
+        target: (B, R[+1], *spatial).
+        decided: (B, R, *spatial) bool, as in :class:`Batch`; None without any.
+        in_part: (B, R) bool; None where there are none.
+    """
+    if decided is None or in_part is None:
+        return target
+    regions = in_part.shape[1]
+    guessed = decided & in_part.view(*in_part.shape, *[1] * (target.ndim - 2))
+    return torch.cat([target[:, :regions].masked_fill(guessed, 0), target[:, regions:]], 1)
 
 
 @dataclass(frozen=True)

@@ -144,26 +144,33 @@ class PseudoStream(PooledStream):
         self.store = store
         self.codes = codes
         self.labels = labels
+        self.in_part = frozenset[str]().union(*(case.incomplete for case in table.cases.values()))
 
     def datasets(self, training: Any, validation: Any) -> tuple[Any, Any]:
         """See :meth:`Stream.datasets`."""
         return PseudoDataset(training, self.store), validation
 
     def regions(self, regions: Any) -> Any:
-        """The regions of true and decided values, and where anything was decided."""
+        """The regions of true and decided values, and where each that was not drawn was decided.
+
+        One map says this for all regions, unless cases draw a part of some.
+        """
         if regions is None:
             return None
         coded = list(enumerate(self.codes.pairs, self.codes.offset))
         values = [region if isinstance(region, (list, tuple)) else (region,) for region in regions]
         truth = [(*region, *(code for code, (_, z) in coded if z in region)) for region in values]
-        return [*truth, tuple(code for code, _ in coded)]
+        hidden = [self.table.values[name] if name in self.in_part else () for name in self.table.labels]
+        decided = [tuple(code for code, (y, _) in coded if y not in drawn) for drawn in hidden]
+        return [*truth, *(decided if self.in_part else decided[:1])]
 
     def batch(self, raw: dict, patterns: Patterns, device: torch.device) -> Batch:
         """Splits off where regions were decided."""
         moved = super().batch(raw, patterns, device)
         if not self.labels.has_regions:
             return moved
-        regions = len(self.table.labels)
-        decided = [level[:, regions : regions + 1].bool() for level in moved.target]
-        target = [torch.cat([level[:, :regions], level[:, regions + 1 :]], 1) for level in moved.target]
+        first = len(self.table.labels)
+        end = 2 * first if self.in_part else first + 1
+        decided = [level[:, first:end].bool() for level in moved.target]
+        target = [torch.cat([level[:, :first], level[:, end:]], 1) for level in moved.target]
         return replace(moved, target=target, decided=decided)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_mutual.batches.batch import Batch
+from nnunet_mutual.batches.batch import Batch, by_hand
 from nnunet_mutual.losses.partial import at_every_voxel
 from nnunet_mutual.losses.similarity import soft_dice_per_class, soft_dice_per_region
 from nnunet_mutual.objectives.base import Output, Progress
@@ -40,13 +40,13 @@ def organ_masks(batch: Batch, knowledge: Knowledge, size: torch.Size) -> Tensor:
     Returns:
         (B, C, *size) bool; the background of plain labels and labels that a case does not draw are empty.
     """
-    target = next((level for level in batch.target if level.shape[2:] == size), None)
-    if target is None:
-        target = F.interpolate(batch.target[0].float(), size=size, mode="nearest-exact")
     tables, pattern = knowledge.tables, batch.pattern_index
-    drawn = tables.annotated[pattern]
-    if tables.incomplete is not None:
-        drawn = drawn | tables.incomplete[pattern]
+    in_part = None if tables.incomplete is None else tables.incomplete[pattern]
+    level = next((i for i, target in enumerate(batch.target) if target.shape[2:] == size), None)
+    target = by_hand(batch.target[level or 0], None if batch.decided is None else batch.decided[level or 0], in_part)
+    if level is None:
+        target = F.interpolate(target.float(), size=size, mode="nearest-exact")
+    drawn = tables.annotated[pattern] if in_part is None else tables.annotated[pattern] | in_part
     drawn = at_every_voxel(drawn, target)
     if knowledge.table.is_regions:
         return target[:, : drawn.shape[1]].bool() & drawn

@@ -10,7 +10,7 @@ import torch
 from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from torch import Tensor
 
-from nnunet_mutual.batches.batch import Batch, mixed
+from nnunet_mutual.batches.batch import Batch, by_hand, mixed
 from nnunet_mutual.losses.partial import Mix, at_every_voxel, partial_sigmoid_loss, partial_softmax_loss
 from nnunet_mutual.objectives.base import Objective, Output, Step, Term
 from nnunet_mutual.objectives.knowledge import Knowledge, Tables
@@ -156,7 +156,7 @@ class SupervisedObjective(Objective[Step]):
         if tables.relations is not None:
             relations = tables.relations[pattern]
             if tables.decided is None or decided is None:
-                known = None
+                known, target = None, by_hand(target, decided, in_part)
             else:  # of a region that somebody drew, every voxel is known
                 known = decided | at_every_voxel(annotated & ~tables.decided[pattern], target)
             if included is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,11 @@ from torch import Tensor
 
 from nnunet_mutual.annotation.codes import PseudoCodes
 from nnunet_mutual.annotation.table import AnnotationTable
+from nnunet_mutual.batches.streams import PseudoStream
 from nnunet_mutual.losses.partial import partial_sigmoid_loss, partial_softmax_loss
 from nnunet_mutual.objectives import Batch
 from nnunet_mutual.objectives.knowledge import Knowledge
+from nnunet_mutual.objectives.organs import organ_masks
 from nnunet_mutual.objectives.supervised import SupervisedObjective, deep_supervision_weights
 
 # The liver of "livers" is drawn with its tumours; kidney and spleen may overlap.
@@ -148,6 +152,32 @@ def test_undecided_voxels_of_regions_teach_nothing() -> None:
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
     (gradient,) = torch.autograd.grad(loss, logits)
     assert (gradient[:, 1:][~known_core] == 0).all() and (gradient[:, :1] != 0).all()
+
+
+def test_what_was_decided_of_a_region_drawn_in_part_is_not_what_was_drawn() -> None:
+    content = dataset({"whole": [1, 2], "core": [2]}, {"a": {"annotated": ["whole"], "incomplete": ["core"]}})
+    table = AnnotationTable.from_dataset_json(content)
+    codes = PseudoCodes.from_table(table)
+    known = Knowledge(table, ["a"], 2, codes, {"a": frozenset({"core"})})
+    labels = SimpleNamespace(has_regions=True)
+    stream = PseudoStream(table, [], store=SimpleNamespace(), codes=codes, labels=labels)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    true = torch.randint(0, 3, (1, 1, 6, 6, 6), generator=generator).numpy()
+    sure = torch.rand(true.shape, generator=generator).numpy() > 0.4
+    decided = np.where(sure, np.where(true == 0, 0, 2), -1)  # all of the tumour that was decided is core
+    coded = codes.encode(true, decided)
+    maps = torch.from_numpy(np.concatenate([np.isin(coded, of) for of in stream.regions([(1, 2), 2])], 1))
+    raw = {"data": torch.zeros(1, 1, 6, 6, 6), "target": [maps], "keys": ["a"]}
+    batch = stream.batch(raw, known.patterns, torch.device("cpu"))
+    assert torch.equal(organ_masks(batch, known, true.shape[2:])[:, 1:], torch.from_numpy(true == 2))
+    drawn = replace(batch, target=[torch.from_numpy(np.concatenate([true > 0, true == 2], 1))], decided=None)
+    supervised = SupervisedObjective(known, refuse, [1.0], ignore_label=None, batch_dice=False)
+    logits = torch.randn(1, 2, 6, 6, 6, generator=generator)
+    torch.testing.assert_close(supervised.loss([logits], batch), supervised.loss([logits], drawn))
+    taught = torch.from_numpy((true == 2) | sure)  # by the pseudo labels, too
+    guess = logits.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(supervised.loss([guess], batch, known.pseudo_tables), guess)
+    assert torch.equal(gradient[:, 1:] != 0, taught | torch.from_numpy(true == 0))
 
 
 def refuse(*_: Any) -> Tensor:
