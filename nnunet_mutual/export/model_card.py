@@ -202,16 +202,19 @@ def _validation(table: AnnotationTable, origin: Origin, trained: Sequence[Traine
         "| label | cases that annotate it | mean Dice | standard deviation | cases scored (n) |",
         "|---|---|---|---|---|",
     ]
+    held_out = [one for fold, one in zip(origin.folds, trained, strict=False) if fold != "all"]  # of peers, one fold
+    scored = held_out or trained
     for label in table.labels:
         annotated = str(sum(label in case.annotated for case in table.cases.values())) if table.declared else "all"
-        dice = _dice(table, label, [one.summary for one in trained])
+        dice = _dice(table, label, [one.summary for one in scored])
         mean = f"{statistics.fmean(dice):.3f}" if dice else "not scored"
         deviation = f"{statistics.stdev(dice):.3f}" if len(dice) > 1 else "-"
         lines.append(f"| {cell(label)} | {annotated} | {mean} | {deviation} | {len(dice)} |")
-    if others := sorted({one.validated for one in trained if one.validated}):
+    if others := sorted({one.validated for one in scored if one.validated}):
         lines += ["", f"These numbers are of {' and '.join(others)}; those of {origin.checkpoint} were not measured."]
-    if any(fold == "all" for fold in origin.folds):
-        lines += ["", "Fold all was validated on its own training cases: these numbers are too good."]
+    if "all" in origin.folds:
+        found = "it is left out of these numbers" if held_out else "these numbers are too good"
+        lines += ["", f"Fold all was validated on its own training cases: {found}."]
     return "\n".join(lines)
 
 

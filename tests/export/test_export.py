@@ -209,6 +209,20 @@ def test_folds_of_other_settings_are_told_apart() -> None:
     assert "2 epochs.\n" in card(2, 2, 2) and card(2, 2, 2).count("## Settings\n") == 1
 
 
+def test_fold_all_is_scored_alone_only() -> None:
+    table = AnnotationTable.from_dataset_json({"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}})
+
+    def card(*folds: str) -> str:
+        of = {"0": 0.5, "all": 0.9}
+        trained = [TrainedFold({"metric_per_case": [{"metrics": {"1": {"Dice": of[fold]}}}]}, {}, 1) for fold in folds]
+        origin = Origin("M", "PartialTrainer", "3d_fullres", (1, 1, 1), folds, "checkpoint_final.pth", ["CT"], 4)
+        return model_card(origin, table, trained)
+
+    assert "| 0.500 | - | 1 |" in card("0", "all") and "it is left out of these numbers." in card("0", "all")
+    assert "| 0.900 | - | 1 |" in card("all") and "these numbers are too good." in card("all")
+    assert "Fold all" not in card("0")
+
+
 def test_results_of_another_checkpoint_are_said_to_be() -> None:
     table = AnnotationTable.from_dataset_json({"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}})
     origin = Origin("M", "PartialTrainer", "3d_fullres", (1, 1, 1), ["0"], "checkpoint_best.pth", ["CT"], 4, "pixels")
