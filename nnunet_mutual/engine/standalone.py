@@ -4,12 +4,13 @@
 
 INPUT (/input) holds CASE_0000.nii.gz, for a model of several channels also CASE_0001.nii.gz and so on; OUTPUT (/output)
 gets CASE.nii.gz. Stock nnU-Net and nothing else, no network, a GPU where there is one. Exit status 0: all cases are
-segmented, 2: one sentence on stderr says what is wrong.
+segmented, 2: one sentence on stderr says what is wrong, 130: interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import pydoc
@@ -52,6 +53,9 @@ def main() -> int:
         place = error.filename or options.output
         print(f"error: {place}: {error.strerror or error}; mend that and repeat", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the label maps that are there are whole", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -189,6 +193,9 @@ def find_cases(folder: Path, ending: str, channels: list[str]) -> dict[str, list
             raise InputError(f"{path} is no file, or a link to none; move it away")
     if not files:
         raise InputError(f"{folder} holds no image; expected files such as CASE_0000{ending}")
+    others = sorted(ascii(path.name) for path in folder.glob("[!.]*") if path.is_file() and path not in files)
+    if others:
+        print(f"not read, since the model reads {ending}: {', '.join(others[:3])}{', ...' if others[3:] else ''}")
     found: dict[str, dict[int, Path]] = defaultdict(dict)
     for path in files:
         match = re.fullmatch(rf"(.+)_(\d{{4}}){re.escape(ending)}", path.name)
@@ -233,27 +240,50 @@ def segment(cases: dict[str, list[Path]], folds: list[str], dataset_json: dict[s
             raise InputError(f"{place} is a folder, where a label map is to be written; move it away")
     for number, (case, files) in enumerate(cases.items(), 1):
         print(f"{number} of {len(cases)}: {case} ({predictor.device.type})", flush=True)
-        for path in files:
-            try:
-                whole.read_to_end(path)
-            except whole.DAMAGED as error:
-                raise InputError(f"{path} is cut off or damaged ({error}); copy it again") from None
-        try:
-            image, properties = reader.read_images([str(path) for path in files])
-        except Exception as error:  # every format fails in its own way
-            raise InputError(f"case {case} cannot be read ({type(error).__name__}); export its images again") from None
-        if len(image) != needed:
-            raise InputError(f"case {case} has {len(image)} channel(s); the model needs {needed}")
+        image, properties = _read_case(case, files, needed, reader, whole)
         # In a folder that was not there before: no symbolic link in it leads the writer somewhere else.
         with tempfile.TemporaryDirectory(prefix=".partial_", dir=output) as partial:
             try:
                 labels = predictor.predict_single_npy_array(image, properties)
                 reader.write_seg(labels, str(Path(partial) / f"{case}{ending}"), properties)
-            except RuntimeError as error:  # memory is short, or the disk is full, of which SimpleITK says no more
-                reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
-                raise InputError(f"case {case} could not be segmented or written ({reason}); mend that") from None
+            except OSError:
+                raise
+            except Exception as error:  # memory is short, the disk is full, or nnU-Net writes no image of this kind
+                also = " and give each channel a file of its own" if len(files) < needed else ""
+                raise InputError(
+                    f"case {case} could not be segmented or written ({_reason(error)}); mend that{also}"
+                ) from None
             for path in sorted(Path(partial).iterdir()):  # of .tif also the file with its spacing
+                try:
+                    whole.read_to_end(path)  # SimpleITK says nothing where a disk is full
+                except whole.DAMAGED:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(output / path.name)) from None
                 os.replace(path, output / path.name)
+
+
+def _read_case(case: str, files: list[Path], needed: int, reader: Any, whole: Any) -> tuple[Any, Any]:
+    """Returns the image (C, Z, Y, X) and nnU-Net's properties."""
+    import numpy as np
+
+    for path in files:
+        try:
+            whole.read_to_end(path)
+        except whole.DAMAGED as error:
+            raise InputError(f"{path} is cut off or damaged ({error}); copy it again") from None
+    try:
+        image, properties = reader.read_images([str(path) for path in files])
+    except Exception as error:  # every format fails in its own way
+        raise InputError(f"case {case} cannot be read ({type(error).__name__}); export its images again") from None
+    if len(image) != needed:
+        raise InputError(f"case {case} has {len(image)} channel(s); the model needs {needed}")
+    if not np.isfinite(image).all():
+        raise InputError(f"case {case} has voxels that are no numbers, or too large; export its images again")
+    return image, properties
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
 
 
 if __name__ == "__main__":

@@ -184,6 +184,41 @@ def test_what_is_wrong_inside_a_file_is_one_sentence(failure: Callable[[Path], s
     assert list((tmp_path / "output").iterdir()) == []
 
 
+def test_images_that_cannot_be_segmented(failure: Callable[[Path], str], tmp_path: Path) -> None:
+    tiny.write_nifti(np.full((16, 20, 18), 1e300), tmp_path / "a_0000.nii.gz")
+    assert "case a has voxels that are no numbers, or too large; export its images again" in failure(tmp_path)
+    image(tmp_path, "a_0000.nii.gz")
+    header = sitk.ReadImage(str(tmp_path / "a_0000.nii.gz"))
+    header.SetSpacing((1, 1, 0.001))
+    sitk.WriteImage(header, str(tmp_path / "a_0000.nii.gz"))
+    assert "case a could not be segmented or written (" in failure(tmp_path)
+    assert list((tmp_path / "output").iterdir()) == []
+
+
+def test_a_disk_that_is_full_leaves_no_half_label_map(
+    failure: Callable[[Path], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SimpleITK says nothing there."""
+    image(tmp_path, "a_0000.nii.gz", "b_0000.nii")
+    write = SimpleITKIO.write_seg
+
+    def full(self: SimpleITKIO, labels: Any, file: str, properties: Any) -> None:
+        write(self, labels, file, properties)
+        os.truncate(file, os.path.getsize(file) // 2)
+
+    monkeypatch.setattr(SimpleITKIO, "write_seg", full)
+    assert f"{tmp_path / 'output' / 'a.nii.gz'}: No space left on device; mend that and repeat" in failure(tmp_path)
+    assert list((tmp_path / "output").iterdir()) == []
+    predict.find_cases(tmp_path, ".nii.gz", ["CT"])
+    assert capsys.readouterr().out == "not read, since the model reads .nii.gz: 'b_0000.nii'\n"
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SimpleITKIO, "write_seg", interrupted)
+    assert predict.main() == 130 and "interrupted; the label maps that are there are whole" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.999])
 def test_a_truncated_image_is_refused_by_name(failure: Callable[[Path], str], tmp_path: Path, share: float) -> None:
     """SimpleITK would fill it with zeros."""
