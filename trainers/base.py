@@ -61,7 +61,7 @@ from nnunet_mutual.engine.stage import Stage
 from nnunet_mutual.engine.stock_model import require_known_networks
 from nnunet_mutual.engine.validation import FoldValidation
 from nnunet_mutual.engine.window import Window, set_deep_supervision
-from nnunet_mutual.errors import MutualError
+from nnunet_mutual.errors import MutualError, shorten
 from nnunet_mutual.evaluation.whole_cases import measure_validation
 from nnunet_mutual.modules.ema import decay_of
 from nnunet_mutual.objectives import Batch, Objective, Progress
@@ -142,6 +142,7 @@ class MutualTrainer(nnUNetTrainer):
             preprocess=f"nnunet_mutual plan_and_preprocess -d {int(self.plans_manager.dataset_name[7:10])} "
             f"-c {configuration} --as-planned {self.plans_manager.plans_name}",
         )
+        self.seen_before: frozenset[str] = frozenset()  # cases that the networks of a checkpoint were trained on
         self._best_ema: float | None = None
         self.epochs_done = 0
         self.iteration = 0
@@ -417,6 +418,15 @@ class MutualTrainer(nnUNetTrainer):
         """Splits by annotated set with patients together, or as an existing splits_final.json says (nnU-Net's hook)."""
         return self.data.split(super().do_split)
 
+    def _require_unseen(self) -> None:
+        training, validation = self.do_split()
+        seen = sorted(self.seen_before & {*validation} - {*training})
+        if seen:
+            raise MutualError(
+                f"{len(seen)} validation case(s) of fold {self.fold} ({shorten(seen, 3)}) were trained on, so "
+                "splits_final.json is another one now; put that of the training back, or train anew"
+            )
+
     @property
     def labels(self) -> LabelWatch:
         """Whether the labels of the fold change under the training."""
@@ -526,6 +536,7 @@ class MutualTrainer(nnUNetTrainer):
         with removed_unless_begun(Path(self.output_folder)):
             self._refuse_cascade()  # before its first stage is missed
             self.labels.require_same()
+            self._require_unseen()
             base, own = Path(self.output_folder_base), Path(self.output_folder)
             refuse_other_folds(base, own, self.plans_manager.plans, self.dataset_json)
         with disk_in_one_sentence(self.output_folder), self._stopping() as stopping:
@@ -661,13 +672,15 @@ class MutualTrainer(nnUNetTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predicts the validation cases whole, restricted to what each annotates (nnU-Net's hook)."""
         self.labels.before_validation()
+        self._require_unseen()
         with disk_in_one_sentence(self.output_folder):
             self.stage.collect()
             progress = progress_of({"current_epoch": self.epochs_done, "logging": plain(self.logger.get_checkpoint())})
             for suffix in self.validated if self.local_rank == 0 else ():
                 begin_validation(Path(self.output_folder) / f"validation{suffix}", self.opened or FINAL, progress)
             parts = self.window, self.fold_cases, self.output_folder, self.log, self.ranks
-            validation = FoldValidation(*parts, save_probabilities=save_probabilities)
+            # Networks that are only asked, for an export, may be others than the next stage was trained on.
+            validation = FoldValidation(*parts, save_probabilities, passes_on=not self.data.asked)
             for suffix, network in self.validated.items():
                 keys = sorted(key for key in self.do_split()[1] if self.stream.can_see(network, key))
                 see = partial(self.stream.seen_by, network)
@@ -740,6 +753,7 @@ class MutualTrainer(nnUNetTrainer):
                 "trainer": type(self).__name__,
                 "settings": asdict(self.settings),
                 "num_epochs": self.num_epochs,
+                "trained_on": sorted({*self.seen_before, *self.do_split()[0]}),
                 acted.KEY: self.acted.as_state(),
             },
         }
@@ -766,6 +780,7 @@ class MutualTrainer(nnUNetTrainer):
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint[STATE_KEY]
         self.my_init_kwargs = checkpoint["init_args"]
+        self.seen_before = frozenset(state.get("trained_on", ()))
         self.current_epoch = self.epochs_done = checkpoint["current_epoch"]
         self.rhythm.saved(self.current_epoch)
         self.logger.load_checkpoint(checkpoint["logging"])

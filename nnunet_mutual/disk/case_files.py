@@ -139,8 +139,21 @@ def load_case(dataset: Any, key: str) -> tuple[Stored, Stored, Any, dict[str, An
     try:
         data, seg, previous, _ = dataset.load_case(key)
     except Exception:  # blosc2 and NumPy fail in several ways
+        require_first_stage(dataset, key)
         raise _damaged(folder / f"{key}.b2nd or its labels beside it", fix) from None
     return Stored(data, folder / f"{key}.b2nd", fix), Stored(seg, folder / f"{key}_seg.b2nd", fix), previous, properties
+
+
+def require_first_stage(dataset: Any, key: str) -> None:
+    """Opens what the first stage of a cascade has predicted of a case, if there is one.
+
+    Raises:
+        MutualError: it is damaged.
+    """
+    folder = getattr(dataset, "folder_with_segs_from_previous_stage", None)
+    file = Path(folder or "") / f"{key}.b2nd"
+    if folder is not None and file.exists():  # else of an older nnU-Net
+        open_stored(file, "delete it and validate the fold of the first stage that has this case again (--val)")
 
 
 def require_readable(dataset: Any) -> None:
@@ -156,6 +169,7 @@ def require_readable(dataset: Any) -> None:
     fix = f"delete it and run {_command(folder)}"
     for key in dataset.identifiers:
         read_properties(folder / f"{key}.pkl")
+        require_first_stage(dataset, key)
         if not (folder / f"{key}.npz").exists():  # of an older nnU-Net
             open_stored(folder / f"{key}.b2nd", fix)
             open_stored(folder / f"{key}_seg.b2nd", fix)

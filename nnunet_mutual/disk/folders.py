@@ -104,7 +104,7 @@ def written_folders(targets: Sequence[Path], asked: Any = None) -> Iterator[list
     staged, named = [temporary_beside(target) for target in targets], []
     try:
         yield staged
-        journal = {"folders": [folder.name for folder in staged], "asked": asked}
+        journal = {"folders": [[folder.name, _identity(folder)] for folder in staged], "asked": asked}
         (staged[0] / _JOURNAL).write_text(json.dumps(journal), encoding="utf-8")
         for folder, target in zip(staged, targets, strict=True):
             _take_name(folder, target)
@@ -119,7 +119,7 @@ def written_folders(targets: Sequence[Path], asked: Any = None) -> Iterator[list
 def finish_interrupted(targets: Sequence[Path], asked: Any = None) -> bool:
     """Gives the remaining names where :func:`written_folders` of the same targets was killed between its renames.
 
-    Where something else was asked for then, what it made is removed, but for other targets that have their names.
+    Nothing is changed where something else was asked for then, or where another command has made one of the targets.
 
     Returns:
         Whether it was; all targets are then whole.
@@ -127,22 +127,27 @@ def finish_interrupted(targets: Sequence[Path], asked: Any = None) -> bool:
     journal = targets[0] / _JOURNAL
     try:
         content = json.loads(journal.read_text(encoding="utf-8"))
-        left = list(zip(map(str, content["folders"]), targets, strict=True))
+        noted = [(str(name), identity) for name, identity in content["folders"]]
+        left = [
+            (target, target.with_name(name), identity) for target, (name, identity) in zip(targets, noted, strict=True)
+        ]
+        if content.get("asked") != asked or not all(abandoned(staged.name, target) for target, staged, _ in left):
+            return False
+        if any(_identity(target if target.exists() else staged) != identity for target, staged, identity in left[1:]):
+            return False  # the first one has the journal
     except (OSError, ValueError, TypeError, KeyError):
         return False
-    if not all(abandoned(name, target) for name, target in left):
-        return False
-    if content.get("asked") != asked:
-        for folder in [targets[0], *(target.with_name(name) for name, target in left)]:
-            shutil.rmtree(folder, ignore_errors=True)
-        return False
-    for name, target in left:
-        if not target.exists() and target.with_name(name).is_dir():
-            os.replace(target.with_name(name), target)
-    if not all(target.is_dir() for target in targets):
-        return False
+    for target, staged, _ in left:
+        if not target.exists():
+            os.replace(staged, target)
     journal.unlink()
     return True
+
+
+def _identity(folder: Path) -> list[int]:
+    """What a folder keeps when it is renamed."""
+    state = folder.stat()
+    return [state.st_ino, state.st_mtime_ns]
 
 
 def finish(folder: Path, output: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 from nnunetv2.paths import nnUNet_results
 
 from nnunet_mutual.disk.files import read_object, write_json
+from nnunet_mutual.disk.writing import place_of_processes, runs
 from nnunet_mutual.errors import MutualError, meant
 
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
@@ -194,10 +196,22 @@ def begin_validation(folder: Path, checkpoint: str, progress: Sequence[float | N
         folder: of the validation.
         checkpoint: file name.
         progress: of its networks, see :func:`progress_of`: a checkpoint of that name may be replaced.
+
+    Raises:
+        MutualError: another process is at it; nothing is removed then.
     """
+    note, place, this = folder / _VALIDATED, place_of_processes(), os.getpid()
+    begun = read_object(note) if note.is_file() and not (folder / "summary.json").is_file() else {}
+    host, number = begun.get("process", (None, this))
+    if host == place and number != this and runs(number):
+        raise MutualError(
+            f"{folder} is being written by another command (process {number} on {host}); wait for it, or remove "
+            f"{note} if it no longer runs"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "summary.json").unlink(missing_ok=True)
-    write_json(folder / _VALIDATED, {"checkpoint": checkpoint, "progress": list(progress)})
+    for name in ("summary.json", "metrics.csv"):
+        (folder / name).unlink(missing_ok=True)
+    write_json(note, {"checkpoint": checkpoint, "progress": list(progress), "process": [place, this]})
 
 
 def validated_checkpoint(folder: Path) -> str | None:

@@ -141,6 +141,7 @@ class FoldValidation:
         log: of the training.
         ranks: which share the work.
         save_probabilities: also write the npz files that ensembling needs.
+        passes_on: also write what the next stage of a cascade starts from.
     """
 
     window: Window
@@ -149,6 +150,7 @@ class FoldValidation:
     log: RunLog
     ranks: Ranks
     save_probabilities: bool
+    passes_on: bool = True
 
     def run(self, suffix: str, network: nn.Module, keys: Sequence[str], see: Callable[[Tensor], Tensor]) -> None:
         """Validates one network.
@@ -158,7 +160,16 @@ class FoldValidation:
             network: that is deployed.
             keys: cases that it can see.
             see: what it sees of images (B, M, *spatial).
+
+        Raises:
+            MutualError: a drawing with which a case is compared is missing; nothing is predicted then.
         """
+        drawings = [self.fold.references / (key + self.window.dataset_json["file_ending"]) for key in keys]
+        if missing := [str(file) for file in drawings if not file.is_file()]:
+            raise MutualError(
+                f"{missing[0]} is missing, with which a prediction is compared ({len(missing)} of {len(keys)} cases); "
+                "copy it there from labelsTr of the raw dataset"
+            )
         folders = validation_folders(self.folder, suffix)
         for folder in folders:
             maybe_mkdir_p(folder)
@@ -214,7 +225,7 @@ class FoldValidation:
         managers = (window.configuration, window.plans, window.dataset_json)
         restriction = restriction_for(table, table.case(key), window.labels.regions_class_order)
         pool.submit(export_case, logits, properties, *managers, folders, key, restriction, self.save_probabilities)
-        for stage in window.configuration.next_stage_names or []:
+        for stage in (window.configuration.next_stage_names or []) if self.passes_on else []:
             self._pass_on(pool, key, stage, logits, properties)
 
     def _pass_on(self, pool: ExportPool, key: str, stage: str, logits: Tensor, properties: dict) -> None:
@@ -240,10 +251,12 @@ class FoldValidation:
         if keys:
             metrics = self._score(folder)
             found = self._found_in_part(metrics)
-            self._leave_out_unknown(metrics, folder)
+            self._leave_out_unknown(metrics)
         else:
-            metrics, found = self._no_scores(folder), {}
+            metrics, found = self._no_scores(), {}
             self.log.say(f"{of}no validation case has the channels that this network sees (n = 0)")
+        with written(Path(folder) / "summary.json", ending=".json") as summary:
+            save_summary_json(metrics, str(summary))
         scores = []
         for label in table.labels:
             entry = _entry_of(metrics["mean"], table.values[label])
@@ -262,13 +275,13 @@ class FoldValidation:
         self.log.say(f"{of}Mean validation Dice over annotated labels: {mean:.4f}")
 
     def _score(self, folder: str) -> dict[str, Any]:
-        """Writes nnU-Net's summary.json of a folder of predictions and returns its content."""
-        with warnings.catch_warnings(), written(Path(folder) / "summary.json", ending=".json") as summary:
+        """Returns what nnU-Net measures of a folder of predictions."""
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Mean of empty slice")
             found: dict[str, Any] = compute_metrics_on_folder(
                 str(self.fold.references),
                 folder,
-                str(summary),
+                None,
                 self.window.plans.image_reader_writer_class(),
                 self.window.dataset_json["file_ending"],
                 self._scored(),
@@ -293,15 +306,14 @@ class FoldValidation:
                     found.setdefault(label, []).append(of["TP"] / (of["TP"] + of["FN"]))
         return found
 
-    def _leave_out_unknown(self, metrics: dict[str, Any], folder: str) -> None:
+    def _leave_out_unknown(self, metrics: dict[str, Any]) -> None:
         """Makes NaN of what nnU-Net has scored against labels that are drawn in part, by a model, or not at all.
 
         A region that was not drawn seems to be there where one within it was; a label may have been drawn since the
-        training, whose table does not say so. It writes the summary again then.
+        training, whose table does not say so.
 
         Args:
             metrics: of nnU-Net, changed in place.
-            folder: of the predictions.
         """
         scored: list[dict[str, float]] = []
         for entry in metrics["metric_per_case"]:
@@ -320,16 +332,11 @@ class FoldValidation:
                 mean.update({name: float(np.nanmean([case[key][name] for case in cases])) for name in mean})
         foreground, means = metrics["foreground_mean"], metrics["mean"].values()
         foreground.update({name: float(np.mean([mean[name] for mean in means])) for name in foreground})
-        with written(Path(folder) / "summary.json", ending=".json") as summary:
-            save_summary_json(metrics, str(summary))
 
-    def _no_scores(self, folder: str) -> dict[str, Any]:
+    def _no_scores(self) -> dict[str, Any]:
         """The same where there is nothing to predict, of which nnU-Net can make no summary."""
         unknown = dict.fromkeys(METRICS, float("nan"))
-        found = {"metric_per_case": [], "mean": dict.fromkeys(self._scored(), unknown), "foreground_mean": unknown}
-        with written(Path(folder) / "summary.json", ending=".json") as summary:
-            save_summary_json(found, str(summary))
-        return found
+        return {"metric_per_case": [], "mean": dict.fromkeys(self._scored(), unknown), "foreground_mean": unknown}
 
     def _scored(self) -> list[Any]:
         """The labels, or regions, that nnU-Net scores."""

@@ -50,11 +50,21 @@ from nnunet_mutual.export.groups import (
     require_fit,
 )
 from nnunet_mutual.export.model_card import TrainedFold
-from nnunet_mutual.export.ready import Model, Request, checkpoint_file, require_trained, validated_otherwise
+from nnunet_mutual.export.ready import (
+    FINGERPRINT,
+    PROGRESS,
+    Model,
+    Request,
+    checkpoint_file,
+    deployed_weights,
+    require_trained,
+    validated_otherwise,
+)
 from nnunet_mutual.export.sequences import FILE as SEQUENCES
 from nnunet_mutual.export.sequences import references_of
 
 CARD = "model_card.md"
+_LONGEST = 100  # letters of a plans name, with which folders are named
 
 
 def export(
@@ -102,9 +112,10 @@ def export(
             f"--peers exports the networks of one fold as an ensemble, found -f {' '.join(folds)}; name one"
         )
     plans_name = output_name or f"{plans}_{trainer.removesuffix('Trainer')}{'_Peers' if peers else ''}"
-    if not re.fullmatch(r"[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*", plans_name):
+    if not re.fullmatch(r"[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*", plans_name) or len(plans_name) > _LONGEST:
         raise MutualError(
-            f"the export cannot be called {plans_name!r}: use letters, digits, '-' and single '_' (--name)"
+            f"the export cannot be called {plans_name!r}: use letters, digits, '-' and single '_', at most {_LONGEST} "
+            "(--name)"
         )
     models = _plan_models(source, plans_name, configuration)
     if peers and len(models) > 1:
@@ -114,12 +125,14 @@ def export(
     chosen = None if container is None else Path(container).absolute()
     targets = [*([] if chosen is None else [chosen]), *(model.target for model in models)]
     request = Request(source, folders, trainer, folds, checkpoint, peers)
-    if finish_interrupted(targets, request.asked):
+    asked = request.asked(models)
+    if finish_interrupted(targets, asked):
         print("What an interrupted export had written is now in its place")
     else:
         _require_new(models, chosen, configuration)
         require_trained(models, request, validate)
-        _write_all(models, request, compared, targets)
+        with written_folders(targets, asked) as staged:
+            _write_all(models, request, compared, staged)
     _say(models, folders, configuration, chosen)
 
 
@@ -155,19 +168,18 @@ def _require_new(models: Sequence[Model], container: Path | None, configuration:
         require_container(container, models[0].plan, configuration)
 
 
-def _write_all(models: Sequence[Model], request: Request, compared: int, targets: Sequence[Path]) -> None:
-    """Writes models, and a container where there is one more target, under temporary names, then gives all names."""
+def _write_all(models: Sequence[Model], request: Request, compared: int, staged: Sequence[Path]) -> None:
+    """Writes models, and a container where there is one more folder."""
     references = _references(models, request)
-    with written_folders(targets, request.asked) as staged:
-        container = staged[0] if len(staged) > len(models) else None
-        for model, folder in zip(models, staged[-len(models) :], strict=True):
-            shown = _write_model(folder, model, request)
-            if references is not None:
-                write_json(folder / SEQUENCES, references)
-            if model.group is not None and request.checkpoint == FINAL and compared:
-                _compare(folder, model, request, shown, compared)
-            if container is not None:
-                write_container(container / (model.group or ""), folder)
+    container = staged[0] if len(staged) > len(models) else None
+    for model, folder in zip(models, staged[-len(models) :], strict=True):
+        shown = _write_model(folder, model, request)
+        if references is not None:
+            write_json(folder / SEQUENCES, references)
+        if model.group is not None and request.checkpoint == FINAL and compared:
+            _compare(folder, model, request, shown, compared)
+        if container is not None:
+            write_container(container / (model.group or ""), folder)
 
 
 def _references(models: Sequence[Model], request: Request) -> dict[str, Any] | None:
@@ -220,8 +232,7 @@ def _write_model(folder: Path, model: Model, request: Request) -> list[str]:
     folder.mkdir()
     write_json(folder / "plans.json", model.plan)
     write_json(folder / "dataset.json", model.dataset_json)
-    fingerprint = fingerprint_of(read_fingerprint(request.source / "dataset_fingerprint.json"))
-    write_json(folder / "dataset_fingerprint.json", fingerprint)
+    write_json(folder / FINGERPRINT, fingerprint_of(read_fingerprint(request.source / FINGERPRINT)))
     trained_folds, shown = [], []
     for name, origin, trained in _models(model, request):
         trained_folds.append(_export_fold(origin, request.checkpoint, fold_of(folder, name), trained, model))
@@ -291,25 +302,8 @@ def _models(model: Model, request: Request) -> Iterator[tuple[str, Path, dict[st
         if not request.peers:
             yield fold, origin, trained
             continue
-        networks = deployed_weights(trained[STATE_KEY]["peers"])
-        if len(networks) < 2:
-            raise MutualError(
-                f"{checkpoint} holds one network that stock nnU-Net knows, so there is no ensemble of peers; "
-                "leave --peers out"
-            )
-        for n, weights in enumerate(networks):
+        for n, weights in enumerate(deployed_weights(trained[STATE_KEY]["peers"])):
             yield str(n), origin, {**trained, "network_weights": weights}
-
-
-def deployed_weights(peers: Mapping[str, Any]) -> list[dict[str, torch.Tensor]]:
-    """Returns the weights of what is validated and deployed: an average of each deployable network, else itself.
-
-    Args:
-        peers: as of :meth:`Peers.state_dict`; further averages only teach.
-    """
-    number = peers["deployable"]
-    averages: list[dict[str, torch.Tensor]] = [average["weights"] for average in peers["averages"][:number]]
-    return averages or peers["networks"][:number]
 
 
 def _export_fold(source: Path, checkpoint: str, folder: Path, trained: Mapping[str, Any], model: Model) -> TrainedFold:
@@ -318,12 +312,7 @@ def _export_fold(source: Path, checkpoint: str, folder: Path, trained: Mapping[s
         content = checkpoint_of(trained, STOCK_TRAINER, model.plan, model.dataset_json)
         require_fit(content, model.plan, model.dataset_json)
     save_atomically(content, folder / FINAL)
-    progress = source / "progress.png"
-    if not progress.is_file():
-        raise MutualError(
-            f"{progress} is missing, which nnUNetv2_export_model_to_zip needs; resume the training with --c"
-        )
-    shutil.copyfile(progress, folder / "progress.png")
+    shutil.copyfile(source / PROGRESS, folder / PROGRESS)
     summary = without_case_names(read_summary(source / f"validation{model.suffix}" / "summary.json"))
     write_json(folder / "validation" / "summary.json", summary)
     decisions = source / "pseudo_labels" / DECISIONS

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from nnunet_mutual.datasets.raw import read_dataset_json
+from nnunet_mutual.disk.host_files import read_fingerprint, read_plans
 from nnunet_mutual.disk.locate import DatasetFolders
 from nnunet_mutual.disk.trainings import (
     BEST,
@@ -16,17 +18,20 @@ from nnunet_mutual.disk.trainings import (
     LATEST,
     NamedTraining,
     checkpoints_in,
+    fold_of,
     parts_of_name,
     progress_of,
     validated_checkpoint,
     validated_progress,
 )
 from nnunet_mutual.engine.checkpoints import STATE_KEY, load_own
-from nnunet_mutual.engine.folds import require_recorded
+from nnunet_mutual.engine.folds import difference, require_recorded
 from nnunet_mutual.engine.trained import open_trained
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.plugin.trainer_names import find_own
+from nnunet_mutual.preprocessing.fingerprint import FILE as FINGERPRINT
 
+PROGRESS = "progress.png"
 OF_ALL = (FINAL, LATEST, BEST)  # of modality groups, hold or stand for the networks of all
 
 
@@ -63,10 +68,16 @@ class Request:
     checkpoint: str
     peers: bool
 
-    @property
-    def asked(self) -> dict[str, Any]:
-        """What goes into the model, in builtins."""
-        return {"folds": list(self.folds), "checkpoint": self.checkpoint, "peers": self.peers}
+    def asked(self, models: Sequence[Model]) -> dict[str, Any]:
+        """Returns what goes into the models, in builtins: another training's, or a later state, is something else."""
+        folders = [(fold_of(self.source, fold), model) for fold in self.folds for model in models]
+        files = {checkpoint_file(folder, self.checkpoint, model) for folder, model in folders}
+        states = [(str(file), file.stat()) for file in sorted(files) if file.is_file()]
+        return {
+            "folds": list(self.folds),
+            "peers": self.peers,
+            "checkpoints": [[name, state.st_size, state.st_mtime_ns] for name, state in states],
+        }
 
     @property
     def configuration(self) -> str:
@@ -80,46 +91,81 @@ class Request:
 
 
 def require_trained(models: Sequence[Model], request: Request, validate: bool) -> None:
-    """Verifies that all folds were trained and validated; validates them if that was asked for."""
+    """Verifies that all folds were trained and validated; if that was asked for, validates them, after all else."""
     if request.checkpoint not in OF_ALL and any(model.group is not None for model in models):
         raise MutualError(
             f"-chk {request.checkpoint} is of one modality group, or of none; name {', '.join(OF_ALL)} (the last takes "
             "the best of each group)"
         )
+    read_fingerprint(request.source / FINGERPRINT)
     for fold in request.folds:
+        _require_checkpoints(models, request, fold)
+    for fold in request.folds if validate else ():
+        _validate(request, fold)
+    for fold in request.folds:
+        _require_validated(models, request, fold)
+
+
+def _require_checkpoints(models: Sequence[Model], request: Request, fold: str) -> None:
+    """Verifies that a fold has what is exported of it, beside its validation."""
+    folder = request.training(fold).find_fold()
+    for model in models:
+        file = checkpoint_file(folder, request.checkpoint, model)
+        if file.is_file():
+            continue
+        finished = (folder / FINAL).is_file()
+        there = [name for name in checkpoints_in(folder) if model.group is None or name in OF_ALL]
+        if finished and (there := [name for name in there if name != request.checkpoint]):
+            raise MutualError(f"{folder} has no {file.name}; export one of {', '.join(there)} with -chk")
+        also = f", or export one of {', '.join(there)} with -chk" if there else ""
+        also += " --validate" if there and not finished else ""
         command = request.training(fold).command
-        folder = request.training(fold).find_fold()
-        finished = (folder / FINAL).is_file()  # nnU-Net's --val validates no other training
-        for model in models:
-            file = checkpoint_file(folder, request.checkpoint, model)
-            if not file.is_file():
-                there = [name for name in checkpoints_in(folder) if model.group is None or name in OF_ALL]
-                if finished and (there := [name for name in there if name != request.checkpoint]):
-                    raise MutualError(f"{folder} has no {file.name}; export one of {', '.join(there)} with -chk")
-                also = f", or export one of {', '.join(there)} with -chk" if there else ""
-                also += " --validate" if there and not finished else ""
-                raise MutualError(f"{folder} has no {file.name}; finish the training with: {command} --c{also}")
-        for file in {checkpoint_file(folder, request.checkpoint, model) for model in models}:
-            trained = load_own(file, torch.device("cpu"), mapped=True)
-            require_recorded(trained, request.source, fold)
-            _refuse_first_stage(trained[STATE_KEY], file)
-        if validate:
-            _validate(request, fold)
-        for model in models:
-            if not (folder / f"validation{model.suffix}" / "summary.json").is_file():
-                how = "add --validate, which predicts them first"
-                if model.group is not None and request.checkpoint == BEST:
-                    how = "name another checkpoint with -chk, and add --validate"
-                how = f"validate with: {command} --val" if finished else how
-                raise MutualError(
-                    f"the validation cases of {folder} were not predicted, so nothing is known about the model; {how}"
-                )
-            other = validated_otherwise(folder, model, request.checkpoint)
-            if other is not None and model.group is None:  # of groups, the best ones are of different epochs
-                raise MutualError(
-                    f"the validation cases of {folder} were predicted with {other}, not with {request.checkpoint}, "
-                    "so its results are not those of the model; add --validate, which predicts them again"
-                )
+        raise MutualError(f"{folder} has no {file.name}; finish the training with: {command} --c{also}")
+    for file in {checkpoint_file(folder, request.checkpoint, model) for model in models}:
+        trained = load_own(file, torch.device("cpu"), mapped=True)
+        require_recorded(trained, request.source, fold)
+        _refuse_first_stage(trained[STATE_KEY], file)
+        if request.peers and len(deployed_weights(trained[STATE_KEY]["peers"])) < 2:
+            raise MutualError(
+                f"{file.name} holds one network that stock nnU-Net knows, so there is no ensemble of peers; "
+                "leave --peers out"
+            )
+    if not (folder / PROGRESS).is_file():
+        raise MutualError(
+            f"{folder / PROGRESS} is missing, which nnUNetv2_export_model_to_zip needs; resume the training with --c"
+        )
+
+
+def _require_validated(models: Sequence[Model], request: Request, fold: str) -> None:
+    """Verifies that a fold's validation is there, and of the networks that go out."""
+    folder = request.training(fold).find_fold()
+    for model in models:
+        if not (folder / f"validation{model.suffix}" / "summary.json").is_file():
+            how = "add --validate, which predicts them first"
+            if model.group is not None and request.checkpoint == BEST:
+                how = "name another checkpoint with -chk, and add --validate"
+            if request.checkpoint == FINAL:  # nnU-Net's --val validates no other
+                how = f"validate with: {request.training(fold).command} --val"
+            raise MutualError(
+                f"the validation cases of {folder} were not predicted, so nothing is known about the model; {how}"
+            )
+        other = validated_otherwise(folder, model, request.checkpoint)
+        if other is not None and model.group is None:  # of groups, the best ones are of different epochs
+            raise MutualError(
+                f"the validation cases of {folder} were predicted with {other}, not with {request.checkpoint}, "
+                "so its results are not those of the model; add --validate, which predicts them again"
+            )
+
+
+def deployed_weights(peers: Mapping[str, Any]) -> list[dict[str, torch.Tensor]]:
+    """Returns the weights of what is validated and deployed: an average of each deployable network, else itself.
+
+    Args:
+        peers: as of :meth:`Peers.state_dict`; further averages only teach.
+    """
+    number = peers["deployable"]
+    averages: list[dict[str, torch.Tensor]] = [average["weights"] for average in peers["averages"][:number]]
+    return averages or peers["networks"][:number]
 
 
 def _refuse_first_stage(state: Mapping[str, Any], file: Path) -> None:
@@ -149,8 +195,25 @@ def _validate(request: Request, fold: str) -> None:
             "checkpoint_best.pth of modality groups is one file for each, which cannot be validated together; export "
             "-chk checkpoint_latest.pth --validate, or finish the training"
         )
+    _require_same_data(request, fold)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     open_trained(request.source, fold, request.checkpoint, device).perform_actual_validation()
+
+
+def _require_same_data(request: Request, fold: str) -> None:
+    """Verifies that the validation cases were preprocessed with the plans of the training."""
+    plans = Path() if request.folders.preprocessed is None else request.folders.preprocessed
+    plans /= f"{request.training(fold).plans}.json"
+    if not plans.is_file():
+        return  # opening the training says what is missing
+    trained = load_own(fold_of(request.source, fold) / request.checkpoint, torch.device("cpu"), mapped=True)
+    place = difference(trained, read_plans(plans), read_dataset_json(request.source))
+    if place:
+        raise MutualError(
+            f"{plans} is another one than fold {fold} was trained with ({place}), so the preprocessed validation cases "
+            "are not what its networks know; put that of the training back and preprocess again, or export without "
+            "--validate"
+        )
 
 
 def checkpoint_file(fold: Path, checkpoint: str, model: Model) -> Path:

@@ -46,8 +46,9 @@ def test_what_somebody_else_wrote_is_left_alone(tmp_path: Path) -> None:
     journal = targets[0] / ".unfinished"
     names = journal.read_text()
     (tmp_path / "secret").mkdir()
-    secret = json.dumps({"folders": [".a.x-1-1.tmp", "../secret"]})
-    more = json.dumps({**json.loads(names), "folders": [*json.loads(names)["folders"], "c"]})
+    noted = json.loads(names)["folders"]
+    secret = json.dumps({"folders": [noted[0], ["../secret", [1, 1]]]})
+    more = json.dumps({**json.loads(names), "folders": [*noted, ["c", [1, 1]]]})
     for text in ("", "3", "[1, 2]", '{"folders": 3}', secret, names.replace("-", "-x"), more):
         journal.write_text(text)
         for asked in (None, "something else"):
@@ -58,11 +59,14 @@ def test_what_somebody_else_wrote_is_left_alone(tmp_path: Path) -> None:
     assert not finish_interrupted(targets) and targets[0].exists()
 
 
-def test_what_was_killed_and_is_not_asked_for_any_more_is_removed(tmp_path: Path) -> None:
+def test_what_was_killed_is_left_alone_where_something_else_is_asked_for(tmp_path: Path) -> None:
     targets = [tmp_path / "a", tmp_path / "b"]
     killed(lambda: write(targets), 1)
+    before = sorted(tmp_path.rglob("*"))
     assert not finish_interrupted(targets, ["other folds"])
-    assert list(tmp_path.iterdir()) == []
+    assert sorted(tmp_path.rglob("*")) == before
+    write([targets[1]])  # by another command
+    assert not finish_interrupted(targets) and (targets[1] / "content").read_text() == "0"
 
 
 def test_an_error_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

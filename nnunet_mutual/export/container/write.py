@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from importlib.metadata import version
@@ -70,10 +71,13 @@ def require_container(folder: Path, plan: dict[str, Any], configuration: str) ->
     """Verifies, before anything is written, that a container can be.
 
     Raises:
-        MutualError: the folder exists, or the model is the second stage of a cascade.
+        MutualError: the folder exists or cannot be made, or the model is the second stage of a cascade.
     """
-    if folder.exists():
+    if os.path.lexists(folder):
         raise MutualError(f"{folder} exists and is never overwritten; remove it or name another folder for --container")
+    there = next(path for path in folder.absolute().parents if os.path.lexists(path))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise MutualError(f"--container {folder}: nothing can be made in {there}; name another folder")
     if PlansManager(plan).get_configuration(configuration).previous_stage_name is not None:
         raise MutualError(
             f"{configuration} is the second stage of a cascade and needs the predictions of the first one, which a "
