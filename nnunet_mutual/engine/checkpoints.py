@@ -49,8 +49,17 @@ def plain(value: Any) -> Any:
     return value
 
 
-def save_atomically(checkpoint: Mapping[str, Any], filename: str | os.PathLike[str]) -> None:
+def save_atomically(
+    checkpoint: Mapping[str, Any],
+    filename: str | os.PathLike[str],
+    then: str = "continue with --c: what was saved before is untouched",
+) -> None:
     """Writes a checkpoint under a temporary name and renames it, so that no half-written file takes its name.
+
+    Args:
+        checkpoint: its content.
+        filename: the file.
+        then: what to do once there is space, for the sentence.
 
     Raises:
         MutualError: the disk is full or the folder cannot be written; the previous file of that name is untouched.
@@ -61,8 +70,7 @@ def save_atomically(checkpoint: Mapping[str, Any], filename: str | os.PathLike[s
             torch.save(dict(checkpoint), file)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         raise MutualError(
-            f"{path} could not be written ({_reason(error)}); free disk space or mend the permissions and continue "
-            "with --c: what was saved before is untouched"
+            f"{path} could not be written ({_reason(error)}); free disk space or mend the permissions and {then}"
         ) from None
 
 

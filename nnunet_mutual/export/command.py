@@ -311,7 +311,7 @@ def _export_fold(source: Path, checkpoint: str, folder: Path, trained: Mapping[s
     with whole(str(source / checkpoint)):
         content = checkpoint_of(trained, STOCK_TRAINER, model.plan, model.dataset_json)
         require_fit(content, model.plan, model.dataset_json)
-    save_atomically(content, folder / FINAL)
+    save_atomically(content, folder / FINAL, "repeat: nothing was kept")
     shutil.copyfile(source / PROGRESS, folder / PROGRESS)
     summary = without_case_names(read_summary(source / f"validation{model.suffix}" / "summary.json"))
     write_json(folder / "validation" / "summary.json", summary)

@@ -113,14 +113,17 @@ def _state(training: Training, scores: pd.DataFrame) -> Iterator[str]:
             f"{len(training.unlabelled)} unlabelled images are at hand, and {training.trainer} did not learn from "
             "them; MeanTeacherTrainer does."
         )
-    folders = validations(training.folder, training.table.modality_groups).values()
-    validated = {validated_checkpoint(folder) for folder in folders} - {None, FINAL}
+    folders = validations(training.folder, training.table.modality_groups)
+    validated = {validated_checkpoint(folder) for folder in folders.values()} - {None, FINAL}
     if training.finished and validated:
         said = " and ".join(sorted(map(str, validated)))
         yield f"Whole cases were validated with {said}: their results are not those of {FINAL}."
     if scores.empty:
         yield "Whole cases were not validated: nothing is known about how good the model is."
-    elif training.fold == "all":
+    missing = sorted({*training.table.modality_groups} - {*folders}) if folders and "" not in folders else []
+    if missing:  # killed after the first ones
+        yield f"Whole cases were not validated by the networks of {named(missing)}: nothing is known about these."
+    if not scores.empty and training.fold == "all":
         yield (
             "Fold all holds no case out: the results below are on cases that the model was trained on, and say nothing "
             "about new patients."

@@ -18,7 +18,7 @@ from unlabelled_images import add_unlabelled
 
 from nnunet_mutual.disk.trainings import begin_validation
 from nnunet_mutual.engine.acted import Acted
-from nnunet_mutual.report.findings import _still_falling
+from nnunet_mutual.report.findings import _state, _still_falling
 from nnunet_mutual.report.logs import read_alarms
 
 STEADY = [1.0, 0.5, 0.3, 0.22, 0.205, 0.2, 0.2, 0.2, 0.2, 0.2]
@@ -128,6 +128,17 @@ def test_a_validation_of_another_checkpoint_is_said(
     (fold / "validation" / "summary.json").write_text(summary)
     report(capsys, LINE.format("PartialTrainer"))
     assert said in Page(fold / "report.html").text
+
+
+def test_modality_groups_whose_validation_was_killed_are_named(tmp_path: Path) -> None:
+    (tmp_path / "validation_T1").mkdir()
+    (tmp_path / "validation_T1" / "summary.json").write_text("{}")
+    table = SimpleNamespace(modality_groups={"T1": [], "T2": [], "both": []})
+    known = {"finished": True, "acted": None, "folder": tmp_path, "table": table, "fold": "0"}
+    (said,) = _state(SimpleNamespace(**known), pd.DataFrame({"dice": [0.5]}))  # type: ignore[arg-type]
+    assert said == "Whole cases were not validated by the networks of T2, both: nothing is known about these."
+    table.modality_groups.clear()
+    assert list(_state(SimpleNamespace(**known), pd.DataFrame({"dice": [0.5]}))) == []  # type: ignore[arg-type]
 
 
 def falling(training: list[float], validation: list[float] | None = None, **more: Any) -> list[str]:
