@@ -673,6 +673,7 @@ class MutualTrainer(nnUNetTrainer):
         """Predicts the validation cases whole, restricted to what each annotates (nnU-Net's hook)."""
         self.labels.before_validation()
         self._require_unseen()
+        self.fold_cases.require_references(self.dataset_json["file_ending"])
         with disk_in_one_sentence(self.output_folder):
             self.stage.collect()
             progress = progress_of({"current_epoch": self.epochs_done, "logging": plain(self.logger.get_checkpoint())})

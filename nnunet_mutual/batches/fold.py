@@ -9,6 +9,7 @@ from typing import Any
 
 from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.disk.label_maps import TRUTH
+from nnunet_mutual.errors import MutualError
 
 
 @dataclass(frozen=True)
@@ -39,3 +40,19 @@ class Fold:
     def references(self) -> Path:
         """The folder of the reference label maps, as they were drawn."""
         return Path(self.folder).parent / TRUTH
+
+    def require_references(self, ending: str) -> None:
+        """Verifies that there is a reference label map of every validation case.
+
+        Args:
+            ending: of label maps.
+
+        Raises:
+            MutualError: one is missing.
+        """
+        files = [self.references / (key + ending) for key in self.validation]
+        if missing := [file for file in files if not file.is_file()]:
+            raise MutualError(
+                f"{missing[0]} is missing, with which a prediction is compared ({len(missing)} of {len(files)} cases); "
+                "copy it there from labelsTr of the raw dataset"
+            )

@@ -160,16 +160,7 @@ class FoldValidation:
             network: that is deployed.
             keys: cases that it can see.
             see: what it sees of images (B, M, *spatial).
-
-        Raises:
-            MutualError: a drawing with which a case is compared is missing; nothing is predicted then.
         """
-        drawings = [self.fold.references / (key + self.window.dataset_json["file_ending"]) for key in keys]
-        if missing := [str(file) for file in drawings if not file.is_file()]:
-            raise MutualError(
-                f"{missing[0]} is missing, with which a prediction is compared ({len(missing)} of {len(keys)} cases); "
-                "copy it there from labelsTr of the raw dataset"
-            )
         folders = validation_folders(self.folder, suffix)
         for folder in folders:
             maybe_mkdir_p(folder)
