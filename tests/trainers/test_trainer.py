@@ -91,6 +91,14 @@ def test_cascade(nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> No
     options: dict[str, Any] = {"trainer": "PartialTrainer", "plans": "nnUNetPlans", "folds": ["0"], "output_name": None}
     export(tiny.NAME, "3d_cascade_fullres", checkpoint="checkpoint_final.pth", **options)
     assert "-o SEGMENTATIONS -prev_stage_predictions SEGMENTATIONS_OF_3d_lowres" in capsys.readouterr().out
+    (Path(lowres.output_folder) / "progress.png").write_bytes(b"a picture")
+    learnt_from = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in passed_on.iterdir()}
+    export(tiny.NAME, "3d_lowres", checkpoint="checkpoint_best.pth", validate=True, **options)
+    assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in passed_on.iterdir()} == learnt_from
+    damaged = passed_on / f"{KEYS[1]}.b2nd"
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    with pytest.raises(MutualError, match=rf"{damaged} .*validate the fold of the first stage"):
+        fullres.perform_actual_validation()
 
 
 def test_without_deep_supervision_and_on_all_cases(nnunet_folders: Path) -> None:
