@@ -97,17 +97,22 @@ def require_trained(models: Sequence[Model], request: Request, validate: bool) -
             f"-chk {request.checkpoint} is of one modality group, or of none; name {', '.join(OF_ALL)} (the last takes "
             "the best of each group)"
         )
+    if validate and find_own(request.trainer).by_group and request.checkpoint == BEST:
+        raise MutualError(
+            "checkpoint_best.pth of modality groups is one file for each, which cannot be validated together; export "
+            "-chk checkpoint_latest.pth --validate, or finish the training"
+        )
     read_fingerprint(request.source / FINGERPRINT)
     for fold in request.folds:
-        _require_checkpoints(models, request, fold)
+        _require_checkpoints(models, request, fold, validate)
     for fold in request.folds if validate else ():
         _validate(request, fold)
     for fold in request.folds:
         _require_validated(models, request, fold)
 
 
-def _require_checkpoints(models: Sequence[Model], request: Request, fold: str) -> None:
-    """Verifies that a fold has what is exported of it, beside its validation."""
+def _require_checkpoints(models: Sequence[Model], request: Request, fold: str, validate: bool) -> None:
+    """Verifies that a fold has what is exported of it, beside its validation, and can be validated if it is to be."""
     folder = request.training(fold).find_fold()
     for model in models:
         file = checkpoint_file(folder, request.checkpoint, model)
@@ -125,6 +130,8 @@ def _require_checkpoints(models: Sequence[Model], request: Request, fold: str) -
         trained = load_own(file, torch.device("cpu"), mapped=True)
         require_recorded(trained, request.source, fold)
         _refuse_first_stage(trained[STATE_KEY], file)
+        if validate:
+            _require_same_data(trained, request, fold)
         if request.peers and len(deployed_weights(trained[STATE_KEY]["peers"])) < 2:
             raise MutualError(
                 f"{file.name} holds one network that stock nnU-Net knows, so there is no ensemble of peers; "
@@ -190,23 +197,16 @@ def validated_otherwise(folder: Path, model: Model, checkpoint: str) -> str | No
 
 def _validate(request: Request, fold: str) -> None:
     """Predicts the validation cases with the networks that are exported, as the end of a training does."""
-    if find_own(request.trainer).by_group and request.checkpoint == BEST:
-        raise MutualError(
-            "checkpoint_best.pth of modality groups is one file for each, which cannot be validated together; export "
-            "-chk checkpoint_latest.pth --validate, or finish the training"
-        )
-    _require_same_data(request, fold)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     open_trained(request.source, fold, request.checkpoint, device).perform_actual_validation()
 
 
-def _require_same_data(request: Request, fold: str) -> None:
+def _require_same_data(trained: Mapping[str, Any], request: Request, fold: str) -> None:
     """Verifies that the validation cases were preprocessed with the plans of the training."""
     plans = Path() if request.folders.preprocessed is None else request.folders.preprocessed
     plans /= f"{request.training(fold).plans}.json"
     if not plans.is_file():
         return  # opening the training says what is missing
-    trained = load_own(fold_of(request.source, fold) / request.checkpoint, torch.device("cpu"), mapped=True)
     place = difference(trained, read_plans(plans), read_dataset_json(request.source))
     if place:
         raise MutualError(
