@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from nnunet_mutual.disk.workers import Workers
 from nnunet_mutual.errors import MutualError
 
 FEW = 32  # cases that are done before other processes have started
@@ -39,8 +37,7 @@ def each_case(function: Callable[[Job], Result], cases: Iterable[Job], *, doing:
     if len(jobs) < FEW or cores() == 1:
         yield from _shown(map(function, jobs), doing, len(jobs))
         return
-    spawn = multiprocessing.get_context("spawn")  # as nnU-Net does; threads of a forked SimpleITK hang
-    executor = ProcessPoolExecutor(cores(), spawn, initializer=_begin, initargs=(function,))
+    executor = Workers(cores(), _begin, function)
     try:
         yield from _shown(executor.map(_call, jobs, chunksize=_TOGETHER), doing, len(jobs))
     except BrokenProcessPool:
@@ -66,7 +63,6 @@ def _shown(results: Iterable[Result], doing: str, number: int) -> Iterator[Resul
 def _begin(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits for this one ends it
 
 
 def _call(job: Any) -> Any:

@@ -8,13 +8,12 @@ stock metrics are wrong; here they are left out, and the share of the drawn voxe
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from nnunet_mutual.annotation.cases import Case
 from nnunet_mutual.annotation.restriction import RegionRestriction, Restriction, restriction_for
 from nnunet_mutual.batches.fold import Fold
 from nnunet_mutual.disk.case_files import load_case
+from nnunet_mutual.disk.workers import Workers
 from nnunet_mutual.disk.writing import require_space, written
 from nnunet_mutual.engine.log import RunLog
 from nnunet_mutual.engine.parallel.ranks import Ranks
@@ -97,11 +97,11 @@ def export_case(
 
 
 class ExportPool:
-    """Spawned workers for :func:`export_case` and nnU-Net's own export functions, with a bounded queue."""
+    """Workers for :func:`export_case` and nnU-Net's own export functions, with a bounded queue."""
 
     def __init__(self, processes: int):
         self.processes = processes
-        self._pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+        self._pool = Workers(processes)
         self._jobs: list[Future] = []
 
     def __enter__(self) -> ExportPool:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +18,7 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.case_voxels import count_labels
 from nnunet_mutual.datasets.problems import ERROR
 from nnunet_mutual.datasets.volumes import Finding, Volume, compare_grids, read_volume
+from nnunet_mutual.disk.workers import Workers
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.evaluation.masks import annotated_masks
 from nnunet_mutual.evaluation.metrics import measure
@@ -76,7 +76,7 @@ def measure_cases(pairs: Sequence[Pair], rules: Rules, *, processes: int) -> dic
     if processes == 1:
         found = {pair.key: measure_case(pair, rules) for pair in _shown(pairs, len(pairs))}
     else:
-        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with Workers(processes) as pool:
             jobs = {pool.submit(measure_case, pair, rules.of(pair.key)): pair.key for pair in pairs}
             try:
                 found = {jobs[job]: job.result() for job in _shown(as_completed(jobs), len(pairs))}

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +27,7 @@ from nnunet_mutual.disk.case_files import read_properties
 from nnunet_mutual.disk.folders import temporary_folder
 from nnunet_mutual.disk.host_files import read_plans
 from nnunet_mutual.disk.locate import DatasetFolders, locate, plans_file
+from nnunet_mutual.disk.workers import Workers
 from nnunet_mutual.disk.writing import require_space
 from nnunet_mutual.errors import MutualError, meant, shorten
 from nnunet_mutual.preprocessing.by_group import GroupPreprocessor
@@ -251,7 +249,7 @@ def _run(jobs: Sequence[_Job], processes: int | None) -> Iterator[tuple[_Job, st
         for job in jobs:
             yield job, _preprocess(job)
         return
-    pool = ProcessPoolExecutor(number, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    pool = Workers(number)
     try:
         yield from zip(jobs, pool.map(_preprocess, jobs), strict=True)
     except BrokenProcessPool:
@@ -261,18 +259,6 @@ def _run(jobs: Sequence[_Job], processes: int | None) -> Iterator[tuple[_Job, st
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """Ends this process when the command is killed, which would otherwise leave it waiting for ever."""
-
-    def wait() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _preprocess(job: _Job) -> str | None:

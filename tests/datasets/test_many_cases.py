@@ -33,10 +33,9 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     functions: list[int] = []
 
     class Executor:
-        def __init__(self, number: int, context: Any, *, initializer: Any, initargs: Any) -> None:
-            (function,) = pickle.loads(pickle.dumps(initargs))
+        def __init__(self, number: int, begin: Any, function: Any) -> None:
             functions.append(1)
-            self.function = function
+            self.function = pickle.loads(pickle.dumps(function))
 
         def map(self, _: Any, jobs: Iterable[Any], chunksize: int) -> Iterator[Any]:
             for job in jobs:
@@ -45,7 +44,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         def shutdown(self, *, cancel_futures: bool) -> None:
             pass
 
-    monkeypatch.setattr(cores, "ProcessPoolExecutor", Executor)
+    monkeypatch.setattr(cores, "Workers", Executor)
     monkeypatch.setattr(cores, "FEW", 0)
     monkeypatch.setenv("nnUNet_def_n_proc", "2")
     return functions

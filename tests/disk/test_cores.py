@@ -44,7 +44,7 @@ def test_a_process_that_the_system_ends_is_said() -> None:
 
 
 def test_few_cases_need_no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cores, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(cores, "Workers", None)
     assert list(each_case(str.upper, WORDS[: cores.FEW - 1], doing="reading")) == [w.upper() for w in WORDS[:31]]
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
     assert len(list(each_case(str.upper, WORDS, doing="reading"))) == 40
