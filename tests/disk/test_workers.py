@@ -12,6 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups and SIGKILL")
 
+HEARING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell may have turned it off
 AT_WORK = """
 import os, sys, time
 from nnunet_mutual.disk.workers import Workers
@@ -38,7 +39,7 @@ with Workers(1) as workers:
 def begin(script: str) -> tuple[subprocess.Popen[str], str]:
     """Runs a script in a process group of its own, as a shell does; returns it with the first line that it prints."""
     process = subprocess.Popen(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", HEARING + script],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
