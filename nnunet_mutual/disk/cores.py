@@ -37,16 +37,14 @@ def each_case(function: Callable[[Job], Result], cases: Iterable[Job], *, doing:
     if len(jobs) < FEW or cores() == 1:
         yield from _shown(map(function, jobs), doing, len(jobs))
         return
-    executor = Workers(cores(), _begin, function)
     try:
-        yield from _shown(executor.map(_call, jobs, chunksize=_TOGETHER), doing, len(jobs))
+        with Workers(cores(), _begin, function) as workers:
+            yield from _shown(workers.map(_call, jobs, chunksize=_TOGETHER), doing, len(jobs))
     except BrokenProcessPool:
         raise MutualError(
             f"a process that was {doing} was ended by the system, as where memory runs out; close other programs, or "
             'use fewer processes: export nnUNet_def_n_proc=1 (a script of your own needs if __name__ == "__main__")'
         ) from None
-    finally:
-        executor.shutdown(cancel_futures=True)
 
 
 def cores() -> int:

@@ -15,6 +15,8 @@ from typing import Any
 class Workers(ProcessPoolExecutor):
     """Spawned processes, as nnU-Net's are; threads of a forked SimpleITK hang.
 
+    An error within ``with`` leaves out what they have not begun.
+
     Args:
         processes: how many.
         begin: what each does first, with its arguments.
@@ -28,6 +30,9 @@ class Workers(ProcessPoolExecutor):
         """See :class:`concurrent.futures.Executor`."""
         with _without_interrupts():  # what starts here inherits that, from its first moment
             return super().submit(function, *arguments, **named)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.shutdown(cancel_futures=kind is not None)
 
 
 @contextlib.contextmanager

@@ -76,13 +76,9 @@ def measure_cases(pairs: Sequence[Pair], rules: Rules, *, processes: int) -> dic
     if processes == 1:
         found = {pair.key: measure_case(pair, rules) for pair in _shown(pairs, len(pairs))}
     else:
-        with Workers(processes) as pool:
-            jobs = {pool.submit(measure_case, pair, rules.of(pair.key)): pair.key for pair in pairs}
-            try:
-                found = {jobs[job]: job.result() for job in _shown(as_completed(jobs), len(pairs))}
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        with Workers(processes) as workers:
+            jobs = {workers.submit(measure_case, pair, rules.of(pair.key)): pair.key for pair in pairs}
+            found = {jobs[job]: job.result() for job in _shown(as_completed(jobs), len(pairs))}
     return {pair.key: found[pair.key] for pair in pairs}
 
 

@@ -249,16 +249,14 @@ def _run(jobs: Sequence[_Job], processes: int | None) -> Iterator[tuple[_Job, st
         for job in jobs:
             yield job, _preprocess(job)
         return
-    pool = Workers(number)
     try:
-        yield from zip(jobs, pool.map(_preprocess, jobs), strict=True)
+        with Workers(number) as workers:
+            yield from zip(jobs, workers.map(_preprocess, jobs), strict=True)
     except BrokenProcessPool:
         raise MutualError(
             "a process that preprocessed unlabelled images was killed, usually because memory ran out; repeat with "
             "fewer processes (-np 1), what is done is kept"
         ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _preprocess(job: _Job) -> str | None:

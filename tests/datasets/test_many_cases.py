@@ -41,7 +41,10 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             for job in jobs:
                 yield pickle.loads(pickle.dumps(self.function(pickle.loads(pickle.dumps(job)))))
 
-        def shutdown(self, *, cancel_futures: bool) -> None:
+        def __enter__(self) -> Executor:
+            return self
+
+        def __exit__(self, *_: Any) -> None:
             pass
 
     monkeypatch.setattr(cores, "Workers", Executor)

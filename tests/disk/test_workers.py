@@ -6,9 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+from waiting import has_ended, wait_until
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups and SIGKILL")
 
@@ -49,15 +49,6 @@ def begin(script: str) -> tuple[subprocess.Popen[str], str]:
     return process, process.stdout.readline().strip()
 
 
-def runs(number: int) -> bool:
-    """Whether there is a process of that number, a zombie excepted."""
-    try:
-        with open(f"/proc/{number}/stat") as state:
-            return state.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def test_an_interrupt_of_all_is_for_the_command_alone() -> None:
     process, _ = begin(AT_WORK.replace("END", "time.sleep(60)"))
     os.killpg(process.pid, signal.SIGINT)
@@ -72,12 +63,8 @@ def test_a_process_that_is_starting_is_not_interrupted() -> None:
     assert (printed, said, process.returncode) == ("3\n", "", 0)
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="asks /proc")
 def test_they_end_with_a_killed_command() -> None:
     process, number = begin(AT_WORK.replace("END", "os.kill(os.getpid(), 9)"))
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
-    until = time.monotonic() + 60
-    while runs(int(number)):
-        assert time.monotonic() < until, "the worker still runs"
-        time.sleep(0.05)
+    wait_until(lambda: has_ended(int(number)))

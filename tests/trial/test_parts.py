@@ -7,7 +7,6 @@ import math
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from waiting import has_ended, wait_until
 
 from nnunet_mutual.cli.trial_commands import _seconds
 from nnunet_mutual.errors import MutualError
@@ -252,25 +252,10 @@ def test_a_killed_trial_takes_its_runs_with_it(tmp_path: Path) -> None:
     parent += f"run_all(['a'], lambda name: ['-c', {child!r}], Path({str(tmp_path)!r}), [{{}}])"
     process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.DEVNULL)
     pid = tmp_path / "pid"
-    _wait(lambda: pid.is_file() and pid.read_text())
+    wait_until(lambda: pid.is_file() and pid.read_text())
     process.send_signal(signal.SIGKILL)
     process.wait()
-    _wait(lambda: _ended(int(pid.read_text())))
-
-
-def _ended(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"  # nobody waits for it
-    except FileNotFoundError:
-        return True
-
-
-def _wait(condition: Any) -> None:
-    for _ in range(300):
-        if condition():
-            return
-        time.sleep(0.1)
-    raise AssertionError("it did not happen")
+    wait_until(lambda: has_ended(int(pid.read_text())))
 
 
 def test_what_a_run_says_of_its_last_attempt(tmp_path: Path) -> None:
