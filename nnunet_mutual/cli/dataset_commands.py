@@ -160,15 +160,12 @@ def _add_simulate(add: Callable[..., argparse.ArgumentParser]) -> None:
         default=[],
         help="share of the pieces of this label that is hidden, in all labelled cases but --complete (repeatable)",
     )
-    command.add_argument(
-        "--pieces", choices=("components", "slices"), default="components", help="of --incomplete (%(default)s)"
-    )
+    command.add_argument("--pieces", choices=("components", "slices"), help="of --incomplete (components)")
     command.add_argument(
         "--complete",
         metavar="NUMBER",
         type=cli_types.at_least(1),
-        default=5,
-        help="cases in which a label of --incomplete stays complete (%(default)s)",
+        help="cases in which a label of --incomplete stays complete (5)",
     )
     command.add_argument("--seed", type=cli_types.seed, default=0, help="of the draws (%(default)s)")
     command.add_argument("--copy", action="store_true", help="copy images instead of linking them")
@@ -204,8 +201,13 @@ def _simulate(options: argparse.Namespace) -> int:
     from dataclasses import fields
 
     from nnunet_mutual.datasets.simulate.command import SimulateOptions, simulate
+    from nnunet_mutual.errors import MutualError
 
-    answers = {field.name: getattr(options, field.name) for field in fields(SimulateOptions)}
+    given = {field.name: getattr(options, field.name) for field in fields(SimulateOptions)}
+    answers = {name: value for name, value in given.items() if value is not None}
+    for name in {"pieces", "complete"} & {*answers}:
+        if not options.incomplete:
+            raise MutualError(f"--{name} is of labels that are drawn in part; name these with --incomplete LABEL=SHARE")
     simulate(options.dataset, options.output, SimulateOptions(**answers))
     return 0
 

@@ -196,6 +196,8 @@ def _sources(
     training = [entry for entry in entries if entry.case not in apart]
     with_source = [entry for entry in training if entry.source is not None]
     if only is not None:
+        if not only.strip():
+            raise MutualError("--source is empty; name the hospital or project that drew the cases, or leave it out")
         if with_source:
             raise MutualError(
                 f"--source {only} was given, but the table has its own sources (case {with_source[0].case}); use "

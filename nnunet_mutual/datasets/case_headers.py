@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 
-from nnunet_mutual.disk.images import flat_spacing
+from nnunet_mutual.disk.images import flat_spacing, require_readable
 
 PLACED = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")  # formats of SimpleITK that say where an image lies
 
@@ -28,7 +28,9 @@ def read_header(path: Path, reader: BaseReaderWriter) -> tuple[NDArray[Any], dic
 
     Raises:
         RuntimeError: the header cannot be read.
+        MutualError: there is no permission to read the file.
     """
+    require_readable(path)
     header = sitk.ImageFileReader()
     header.SetFileName(str(path))
     header.ReadImageInformation()

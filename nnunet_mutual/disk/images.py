@@ -125,6 +125,18 @@ def require_reader(name: object, place: str) -> None:
         ) from None
 
 
+def require_readable(path: Path) -> None:
+    """Verifies that there is permission to read a file, which readers report like a damaged one.
+
+    Raises:
+        MutualError: there is none.
+    """
+    try:
+        path.open("rb").close()
+    except PermissionError as error:
+        raise MutualError(f"{path} cannot be read ({error.strerror}); get read permission for it") from None
+
+
 def verify_whole(path: Path) -> int:
     """Reads a file to its end, once for each content; formats whose readers notice it themselves are not read.
 
@@ -132,9 +144,11 @@ def verify_whole(path: Path) -> int:
         NaN and infinite values of a NIfTI file, which SimpleITK reads as 0; 0 for other formats.
 
     Raises:
-        MutualError: the file is cut off, its content does not fit its checksum, or its name is no text.
+        MutualError: the file is cut off, its content does not fit its checksum, its name is no text, or there is no
+            permission to read it.
     """
     require_text(path)
+    require_readable(path)
     state = path.stat()
     try:
         return _broken_values(path, state.st_size, state.st_mtime_ns)

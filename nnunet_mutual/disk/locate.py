@@ -69,6 +69,11 @@ def _root(variable: str) -> Path | None:
     return Path(value).absolute() if value and Path(value).is_dir() else None
 
 
+def same_dataset(given: str | int, name: str) -> bool:
+    """Whether an ID or a full name means the dataset of a full name, which need not exist."""
+    return given == name or (str(given).isdecimal() and int(given) == int(name[7:10]))
+
+
 def require_root(variable: str) -> Path:
     """Returns the folder that nnUNet_raw or nnUNet_preprocessed names.
 

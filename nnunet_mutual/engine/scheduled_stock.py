@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_mutual.disk.writing import written
 from nnunet_mutual.engine.networks import seed
+from nnunet_mutual.engine.stage import SKIPPED_STEPS_TOLERATED
+from nnunet_mutual.errors import MutualError
 from nnunet_mutual.settings import Settings, common_settings, merged_block, read_settings
 
 
@@ -36,6 +39,7 @@ class ScheduledStock(nnUNetTrainer):
         self.initial_lr = self.schedule.initial_lr
         self.weight_decay = self.schedule.weight_decay
         self.save_every = self.schedule.checkpoint_epochs
+        self._not_finite = 0  # consecutive steps
         self._draw = self.logger.plot_progress_png
         self.logger.plot_progress_png = self._draw_at_the_end
 
@@ -56,6 +60,29 @@ class ScheduledStock(nnUNetTrainer):
             return super().configure_optimizers()
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One step (nnU-Net's hook, which has the loss on the host).
+
+        Raises:
+            MutualError: the loss is not finite, and no gradient scaler skips such a step.
+        """
+        output: dict[str, Any] = super().train_step(batch)
+        self._not_finite = 0 if math.isfinite(output["loss"]) else self._not_finite + 1
+        if self._not_finite > (0 if self.grad_scaler is None else SKIPPED_STEPS_TOLERATED):
+            raise MutualError(
+                f"the loss of nnU-Net's own trainer became {float(output['loss'])} in epoch {self.current_epoch}, so "
+                f"nothing can be learnt; {self._why()}"
+            )
+        return output
+
+    def _why(self) -> str:
+        if len(self._get_deep_supervision_scales() or ()) == 1:
+            return (
+                "it divides 0 by 0 in the deep supervision of a network with two stages: plan three, or leave this "
+                "trainer out"
+            )
+        return "lower initial_lr, or look at the images"
 
     def save_checkpoint(self, filename: str) -> None:
         """Writes the whole file or none (nnU-Net's hook)."""

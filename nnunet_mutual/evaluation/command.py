@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,11 +131,11 @@ def compare_predictions(first: str, second: str, options: EvaluateOptions, *, ma
     print(f"A: {first}\nB: {second}\n{len(a)} cases; mean difference (95 % interval), number of cases by verdict\n")
     print(output.comparison_table(compared))
     print(f"\nStable: differences up to {margin:g}, of HD95 up to the tolerance. {_stated(measured.rules)}")
-    print("\n".join(output.worst_lines(rows)))
+    worst = output.worst_lines(rows)
+    print("\n".join(worst or [output.nothing_worse(rows)]))
     print(f"Per case: {folder / 'comparison.csv'}")
-    print(
-        f"Next: look at the cases named here; all numbers of B: nnunet_mutual evaluate {typed(second)}{_same(options)}"
-    )
+    look = "look at the cases named here; " if worst else ""
+    print(f"Next: {look}all numbers of B: nnunet_mutual evaluate {typed(second)}{_same(options)}")
     return content
 
 
@@ -158,14 +159,14 @@ class _Measured:
             complete=options.complete,
         )
         pairs = [pair_up(folder, references, chill=options.chill) for folder in folders]
-        keys = {pair.key for pair in pairs[0]}
-        for folder, others in zip(folders[1:], pairs[1:], strict=True):
-            differing = sorted(keys ^ {pair.key for pair in others})
-            if differing:
-                raise MutualError(
-                    f"{folders[0]} and {folder} do not hold the same cases, which a paired comparison needs: "
-                    f"{len(differing)} are in one only, such as {differing[0]}; predict these with both models"
-                )
+        keys = set.intersection(*({pair.key for pair in own} for own in pairs))
+        apart = {pair.key for own in pairs for pair in own} - keys
+        if not keys:
+            raise MutualError(f"{' and '.join(map(str, folders))} have no case in common; predict the same with both")
+        if apart:
+            left_out = f"{len(apart)} case(s) are predicted in one folder only and left out, such as {min(apart)}"
+            print(left_out, file=sys.stderr)  # --json has stdout
+            pairs = [[pair for pair in own if pair.key in keys] for own in pairs]
         rules = references.rules(options.tolerance, surface=options.surface)
         processes = default_num_processes if options.processes is None else options.processes
         return cls(

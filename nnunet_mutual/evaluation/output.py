@@ -220,7 +220,7 @@ def comparison_json(rows: Sequence[Paired], compared: Mapping[str, Mapping[str, 
 
 
 def worst_lines(rows: Sequence[Paired]) -> list[str]:
-    """Returns one line per metric and case that became worse, the largest losses first."""
+    """Returns one line per metric and case that became worse, the largest losses first; none where none did."""
     lines = [
         f"  {_SHOWN[row.metric][0]}: {row.case}, {row.label}: {_number(row.a, digits)} -> {_number(row.b, digits)}"
         for metric in PERFECT
@@ -228,7 +228,14 @@ def worst_lines(rows: Sequence[Paired]) -> list[str]:
         for digits in [_SHOWN[metric][1]]
         for row in worst(rows, metric, WORST)
     ]
-    return ["Worsened most (A -> B):", *lines] if lines else ["Nothing became worse by more than the margin."]
+    return ["Worsened most (A -> B):", *lines] if lines else []
+
+
+def nothing_worse(rows: Sequence[Paired]) -> str:
+    """Returns what is said where no case became worse, be it that there was nothing to compare."""
+    if not rows:
+        return "Nothing was compared: neither the references nor the predictions hold a voxel of a label."
+    return "Nothing became worse by more than the margin."
 
 
 def _mean_of(one: Statistic, usual: int, digits: int) -> str:

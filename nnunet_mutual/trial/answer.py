@@ -25,6 +25,7 @@ class Answer:
         planned: runs.
         trained_on: what the arms learn from, a sentence.
         scored_on: who is scored, a sentence.
+        otherwise: how a training outside of the trial differs from what was compared; empty where it does not.
     """
 
     options: Options
@@ -37,6 +38,7 @@ class Answer:
     planned: int
     trained_on: str
     scored_on: str
+    otherwise: str = ""
 
     @property
     def sentence(self) -> str:

@@ -12,21 +12,22 @@ from typing import Any
 
 from nnunet_mutual.datasets.coverage import columns
 from nnunet_mutual.disk.files import write_json
-from nnunet_mutual.disk.locate import locate
+from nnunet_mutual.disk.locate import locate, same_dataset
 from nnunet_mutual.disk.trainings import train_command
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.plugin.compat import require_device
+from nnunet_mutual.settings import Settings, common_settings, read_settings
 from nnunet_mutual.trial import forecast
 from nnunet_mutual.trial.answer import Answer, printed
-from nnunet_mutual.trial.arms import fitting_arms, networks_of, require_arms
+from nnunet_mutual.trial.arms import STOCK, fitting_arms, networks_of, require_arms
 from nnunet_mutual.trial.forecast import Timing, duration
 from nnunet_mutual.trial.jobs import BEGUN, TIMING, command, command_line, run_all, slots
 from nnunet_mutual.trial.page import PAGE, write_page
 from nnunet_mutual.trial.power import smallest_difference
-from nnunet_mutual.trial.protocol import LOCKS, Options, TrialFolder
+from nnunet_mutual.trial.protocol import LOCKS, RECORD, Options, TrialFolder
 from nnunet_mutual.trial.results import Choice, Outcome, choose, collect, compare_arms, too_vague
 from nnunet_mutual.trial.run import Trial, do_job, say_now
-from nnunet_mutual.trial.training_data import link_data, locate_planned
+from nnunet_mutual.trial.training_data import MOST_DRAWS, Draw, draw_raw, link_data, locate_planned
 
 Say = Callable[[str], None]
 
@@ -56,11 +57,11 @@ def trial(
     Raises:
         MutualError: bad input, runs that failed, or another trial in the same folder.
     """
+    path = Path(output or _usual_folder(asked)).expanduser()
     if job is not None:
-        do_job(Path(output or "."), job)
+        do_job(path, job)
         return None
-    asked = _resolved(asked)
-    path = Path(output or f"trial_{int(asked['dataset'][7:10])}_{asked['configuration']}")
+    asked = _resolved(asked, path)
     folder, options, new = TrialFolder.open(path, asked)
     require_device(options.device)
     if new:
@@ -85,13 +86,25 @@ def trial(
         return page
 
 
-def _resolved(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Full names of datasets, and what follows from other options."""
+def _usual_folder(asked: Mapping[str, Any]) -> str:
+    given = str(asked["dataset"])
+    number = int(given) if given.isdecimal() else locate(given).number
+    return f"trial_{number}_{asked['configuration']}"
+
+
+def _resolved(asked: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Full names of datasets, and what follows from other options; those of a trial that was begun may be gone."""
+    begun = asdict(TrialFolder.open(path, {})[1]) if (path / RECORD).is_file() else {}
+
+    def name(word: str) -> str:
+        known = begun.get(word)
+        return str(known) if known and same_dataset(asked[word], known) else locate(asked[word], need_raw=True).name
+
     found = dict(asked)
-    found["dataset"] = locate(asked["dataset"], need_raw=True).name
+    found["dataset"] = name("dataset")
     found["labelled"] = None if asked.get("labelled") is None else sorted(asked["labelled"])
     if asked.get("test") is not None:
-        found["test"] = locate(asked["test"], need_raw=True).name
+        found["test"] = name("test")
         if asked.get("fold") is not None:
             raise MutualError("-f holds out patients of the dataset itself, --test names others; give one of them")
         found["fold"] = "all"
@@ -111,12 +124,18 @@ def _require(options: Options) -> None:
         raise MutualError("-f all holds out nobody; give the number of a fold, or fully drawn patients with --test")
     if len({*options.labelled}) < len(options.labelled):
         raise MutualError("--labelled gives a number twice; keep one of them")
+    if options.hides and len(options.numbers) * options.seeds > MOST_DRAWS:
+        raise MutualError(
+            f"{len(options.numbers) * options.seeds} draws are more than the {MOST_DRAWS} that nnU-Net has numbers of "
+            "datasets for; give fewer --seeds"
+        )
 
 
 def _begin(folder: TrialFolder, options: Options) -> Trial:
     """Links the data and chooses the arms, as far as that was not done."""
     folder.save(options)
     link_data(folder, options)
+    draw_raw(folder, options, Draw.of(options, options.numbers[-1], 0))  # the largest number may be too large
     begun = Trial.of(folder, options)
     if not options.arms:
         begun = replace(begun, options=replace(options, arms=fitting_arms(begun.contents)))
@@ -221,11 +240,14 @@ def _answer(begun: Trial, with_names: bool, say: Say) -> Path:
         len(runs),
         _trained_on(begun),
         _scored_on(begun),
+        "" if choice.arm is None else _trains_otherwise(begun, choice.arm),
     )
     say("\n" + printed(answer))
     page = begun.folder.path / PAGE
     files = write_page(page, answer, with_names=with_names)
     say("\n" + "\n".join(map(str, files)))
+    if answer.otherwise:
+        say(answer.otherwise)
     say(f"Next: {_next(answer)}")
     return page
 
@@ -253,6 +275,21 @@ def _next(answer: Answer) -> str:
     if answer.choice.arm is None:
         return f"look at {PAGE}; {answer.why_open[0]}"
     return train_command(int(options.dataset[7:10]), options.configuration, answer.choice.arm, plans=options.plans)
+
+
+def _trains_otherwise(begun: Trial, arm: str) -> str:
+    """Says how a training outside of the trial differs: it has the planned length, stock nnU-Net its own schedule."""
+    planned = read_settings(Settings, common_settings(begun.block))
+    own, here = Settings() if arm == STOCK else planned, begun.schedules()[arm]
+    updates = own.num_epochs * own.num_iterations_per_epoch * here.networks
+
+    def said(number: int, with_: Settings) -> str:
+        return f"{number:,} updates ({with_.optimizer}, initial_lr {with_.initial_lr:g})"
+
+    if (then := said(updates, own)) == (now := said(here.updates, planned)):
+        return ""
+    whose = "nnU-Net's own trainer" if arm == STOCK else f"{arm}, as planned,"
+    return f"{whose} makes {then}; what is concluded here is of {now}."
 
 
 def _trained_on(begun: Trial) -> str:

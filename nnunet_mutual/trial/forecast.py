@@ -16,8 +16,8 @@ from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.settings import Settings, common_settings, read_settings
 from nnunet_mutual.trial.arms import STOCK, labelled_between
-from nnunet_mutual.trial.held_out import RawData
 from nnunet_mutual.trial.protocol import Options, TrialFolder
+from nnunet_mutual.trial.raw_data import RawData
 from nnunet_mutual.trial.scoring import measure, predict
 from nnunet_mutual.trial.training import FOLD, Schedule, train
 

@@ -2,79 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.new_dataset import place_images, place_label_map
-from nnunet_mutual.datasets.problems import ERROR
-from nnunet_mutual.datasets.raw import CaseFiles, read_dataset_json, training_cases, unlabelled_cases
+from nnunet_mutual.datasets.raw import CaseFiles
 from nnunet_mutual.datasets.splits import require_fold, stratified_splits
-from nnunet_mutual.datasets.sync import refuse_interrupted
 from nnunet_mutual.disk.files import write_json
 from nnunet_mutual.disk.folders import finish, not_written, temporary_folder
 from nnunet_mutual.disk.host_files import read_splits
 from nnunet_mutual.disk.images import read_label_map, reader_for, write_label_map
-from nnunet_mutual.disk.locate import DatasetFolders
 from nnunet_mutual.errors import MutualError, shorten
 from nnunet_mutual.preprocessing.unlabelled import unlabelled_keys
 from nnunet_mutual.settings import BLOCK
-
-
-@dataclass(frozen=True)
-class RawData:
-    """A raw dataset, listed and without errors.
-
-    Attributes:
-        name: of the dataset.
-        content: of its dataset.json.
-        table: its annotation table.
-        training: its training cases.
-        unlabelled: its images without labels.
-    """
-
-    name: str
-    content: Mapping[str, Any]
-    table: AnnotationTable
-    training: Mapping[str, CaseFiles]
-    unlabelled: Mapping[str, CaseFiles]
-
-    @classmethod
-    def read(cls, folders: DatasetFolders) -> RawData:
-        """Lists a raw dataset.
-
-        Raises:
-            MutualError: it has errors, or an accept was interrupted in it.
-        """
-        assert folders.raw is not None
-        refuse_interrupted(folders)
-        content = read_dataset_json(folders.raw)
-        table = AnnotationTable.from_dataset_json(content)
-        training, problems = training_cases(folders.raw, content)
-        unlabelled, more = unlabelled_cases(folders.raw, content, training)
-        table.require(training)
-        errors = [problem for problem in problems + more if problem.severity == ERROR]
-        if errors:
-            raise MutualError(
-                f"{folders.name}/{errors[0].place}: {errors[0].text} (nnunet_mutual check {folders.name} lists all)"
-            )
-        return cls(folders.name, content, table, training, unlabelled)
-
-    def patients(self, keys: Sequence[str]) -> dict[str, str]:
-        """Returns case -> patient; a case without one is its own."""
-        return {key: self.table.patients.get(key, key) for key in keys}
-
-    def unscored_in_part(self) -> str:
-        """Says which labels are drawn in part, and so have no Dice there; else nothing."""
-        cases = [self.table.case(key) for key in self.training]
-        numbers = {label: sum(label in case.incomplete for case in cases) for label in self.table.labels}
-        said = ", ".join(f"{label} in {number} of them" for label, number in numbers.items() if number)
-        return f"; drawn in part, so not scored there: {said}" if said else ""
+from nnunet_mutual.trial.both_sides import require_apart
+from nnunet_mutual.trial.raw_data import RawData
 
 
 @dataclass(frozen=True)
@@ -146,33 +92,31 @@ def score_on(data: RawData, test: RawData) -> Division:
             f'the "labels" of {test.name} and {data.name} differ, which a trial translates only without regions and '
             "ignore label; write the same into both"
         )
-    own, other = ({case.patient for case in found.table.cases.values()} - {None} for found in (data, test))
-    if shared := sorted(own & other, key=str):
-        raise MutualError(
-            f"patient {shared[0]} is in {data.name} and in {test.name}, so the scores would be too good; remove the "
-            "patient from one of them"
-        )
-    if same := _same_image([*data.training.values(), *data.unlabelled.values()], list(test.training.values())):
-        raise MutualError(
-            f"{same[1]} is the same file as {same[0]}, which is trained on, so the scores would be too good; remove it "
-            "from one of the datasets"
-        )
+    require_apart(data, test)
     return Division(data.training, data.unlabelled, test.training, test)
 
 
-def _same_image(training: Sequence[CaseFiles], test: Sequence[CaseFiles]) -> tuple[Path, Path] | None:
-    """Returns two files with the same content, if there are any; only files of one size are read."""
-    by_size: dict[int, list[Path]] = {}
-    for path in (path for files in training for path in files.images.values()):
-        by_size.setdefault(path.stat().st_size, []).append(path)
-    known: dict[Path, str] = {}
-    for path in (path for files in test for path in files.images.values()):
-        for other in by_size.get(path.stat().st_size, ()):
-            for one in (path, other):
-                known.setdefault(one, hashlib.sha256(one.read_bytes()).hexdigest())
-            if known[path] == known[other]:
-                return other, path
-    return None
+def require_shown(division: Division, labels: Mapping[str, Any]) -> None:
+    """Verifies that the scored cases show something; nothing can be learnt about trainers where nothing is to be found.
+
+    Args:
+        division: whom they are.
+        labels: "labels" of the dataset that is trained on.
+
+    Raises:
+        MutualError: no label has a voxel in any of them.
+    """
+    content = division.source.content
+    nothing = [0, labels.get("ignore", 0)]
+    reader = reader_for(content, [path for files in division.scored.values() for path in files.images.values()])
+    for files in division.scored.values():
+        voxels = _translated(read_label_map(reader, files.label)[0], content["labels"], labels)
+        if not np.isin(voxels, nothing).all():
+            return
+    raise MutualError(
+        f"no label has a voxel in any of the {len(division.scored)} case(s) of {division.source.name} that would be "
+        "scored, so no trainer could be better there; draw them, or score others (-f, --test)"
+    )
 
 
 def write_dataset(
@@ -182,7 +126,9 @@ def write_dataset(
     unlabelled: Mapping[str, CaseFiles],
     labels: Mapping[str, Any] | None = None,
 ) -> None:
-    """Links cases of a raw dataset as a dataset of their own, whole or not at all.
+    """Makes a dataset of cases of another one, whole or not at all.
+
+    Images are linked, label maps are copied: they are corrected, and often saved in their place.
 
     Args:
         place: the new folder.
@@ -217,7 +163,7 @@ def write_dataset(
                     continue
                 target = folder / "labelsTr" / (key + ending)
                 if files.label.name.endswith(ending) and not translate:
-                    place_label_map(files.label, target, copy=False)
+                    place_label_map(files.label, target, copy=True)
                 else:
                     voxels, properties = read_label_map(reader, files.label)
                     write_label_map(

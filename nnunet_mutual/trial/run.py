@@ -17,9 +17,10 @@ from nnunet_mutual.plugin.compat import require_device
 from nnunet_mutual.settings import merged_block
 from nnunet_mutual.trial.arms import networks_of, words
 from nnunet_mutual.trial.forecast import time_arm
-from nnunet_mutual.trial.held_out import RawData
 from nnunet_mutual.trial.jobs import TIMING, Run, runs_of
+from nnunet_mutual.trial.linked import require_unchanged
 from nnunet_mutual.trial.protocol import RECORD, Options, TrialFolder
+from nnunet_mutual.trial.raw_data import RawData
 from nnunet_mutual.trial.scoring import measure, predict
 from nnunet_mutual.trial.training import FOLD, Schedule, train
 from nnunet_mutual.trial.training_data import Draw, contents, draw_raw, held_out, prepare
@@ -43,7 +44,12 @@ class Trial:
 
     @classmethod
     def of(cls, folder: TrialFolder, options: Options) -> Trial:
-        """Opens a trial that was begun."""
+        """Opens a trial that was begun.
+
+        Raises:
+            MutualError: images of it are no longer what they were.
+        """
+        require_unchanged(folder.path)
         first = Draw.of(options, options.numbers[0], 0)
         return cls(folder, options, contents(draw_raw(folder, options, first)), held_out(folder))
 

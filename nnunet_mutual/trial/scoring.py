@@ -13,7 +13,7 @@ from nnunet_mutual.disk.trainings import FINAL
 from nnunet_mutual.engine.stock_model import open_predictor
 from nnunet_mutual.evaluation.cases import LabelScores, Pair, Rules, measure_cases
 from nnunet_mutual.evaluation.metrics import parse_tolerances
-from nnunet_mutual.trial.held_out import RawData
+from nnunet_mutual.trial.raw_data import RawData
 
 Measured = dict[str, dict[str, "float | None"]]  # case -> label -> value; None: not drawn, or absent in both
 

@@ -20,10 +20,13 @@ from nnunet_mutual.disk.workplace import own_roots
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.planning.plan_and_preprocess import preprocess_as_planned
 from nnunet_mutual.settings import merged_block
-from nnunet_mutual.trial.held_out import Division, RawData, divide, score_on, write_dataset
+from nnunet_mutual.trial import linked
+from nnunet_mutual.trial.held_out import Division, divide, require_shown, score_on, write_dataset
 from nnunet_mutual.trial.protocol import Options, TrialFolder
+from nnunet_mutual.trial.raw_data import RawData
 
 HELD_OUT = "held_out"
+MOST_DRAWS = 998  # datasets of a trial beside that which it draws from, as nnU-Net numbers them
 _READY = "trial_ready.json"
 
 
@@ -72,39 +75,50 @@ def locate_planned(options: Options) -> tuple[DatasetFolders, dict[str, Any]]:
     return folders, plans
 
 
-def link_data(folder: TrialFolder, options: Options) -> Division:
-    """Links training and held-out cases into the trial's folders, as far as that was not done before.
+def link_data(folder: TrialFolder, options: Options) -> None:
+    """Links training and held-out cases into the trial's folders; what is linked stays, whatever became of its source.
 
     Raises:
         MutualError: the dataset has errors, or cannot be divided as the options say.
     """
-    folders, plans = locate_planned(options)
+    raw, scored = folder.path / "nnUNet_raw" / options.dataset, folder.path / HELD_OUT
+    if not scored.is_dir():  # which is written last
+        folders, _ = locate_planned(options)
+        data, division = _division(folders, options)
+        if options.hides and Contents(data.table, list(data.training), False).partial:
+            raise MutualError(
+                f"{data.name} is not fully drawn, so hiding more of it leaves nothing to score the hidden part by; "
+                "leave --keep, --labelled and --missing out, and name fully drawn patients with --test"
+            )
+        _keep_plans(folder, folders, options.plans)
+        raw.parent.mkdir(parents=True, exist_ok=True)
+        if not raw.is_dir():
+            write_dataset(raw, data, division.training, division.unlabelled)
+        write_dataset(scored, division.source, division.scored, {}, data.content["labels"])
+    linked.record(folder.path, [raw / "imagesTr", raw / "imagesUn", scored / "imagesTr"])
+
+
+def _division(folders: DatasetFolders, options: Options) -> tuple[RawData, Division]:
+    """Reads the user's dataset, and says who of it, or of another one, is trained on and scored."""
     assert folders.preprocessed is not None
     data = RawData.read(folders)
     if options.test is None:
         division = divide(data, folders.preprocessed, options.fold)
     else:
         test = locate(options.test, need_raw=True)
-        if not (folder.path / HELD_OUT).is_dir():
-            _require_sound(test)
+        _require_sound(test)
         division = score_on(data, RawData.read(test))
-    if options.hides and Contents(data.table, list(data.training), False).partial:
-        raise MutualError(
-            f"{data.name} is not fully drawn, so hiding more of it leaves nothing to score the hidden part by; leave "
-            "--keep, --labelled and --missing out, and name fully drawn patients with --test"
-        )
-    raw = folder.path / "nnUNet_raw" / options.dataset
-    raw.parent.mkdir(parents=True, exist_ok=True)
-    if not raw.is_dir():
-        write_dataset(raw, data, division.training, division.unlabelled)
-    if not (folder.path / HELD_OUT).is_dir():
-        write_dataset(folder.path / HELD_OUT, division.source, division.scored, {}, data.content["labels"])
-    planned = folder.path / "plans"
-    planned.mkdir(exist_ok=True)
-    for name in (f"{options.plans}.json", "dataset_fingerprint.json"):
-        if (folders.preprocessed / name).is_file() and not (planned / name).is_file():
-            write_json(planned / name, read_object(folders.preprocessed / name))
-    return division
+    require_shown(division, data.content["labels"])
+    return data, division
+
+
+def _keep_plans(folder: TrialFolder, folders: DatasetFolders, plans: str) -> None:
+    assert folders.preprocessed is not None
+    place = folder.path / "plans"
+    place.mkdir(exist_ok=True)
+    for name in (f"{plans}.json", "dataset_fingerprint.json"):
+        if (folders.preprocessed / name).is_file():
+            write_json(place / name, read_object(folders.preprocessed / name))
 
 
 def _require_sound(folders: DatasetFolders) -> None:

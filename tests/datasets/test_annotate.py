@@ -23,7 +23,7 @@ from nnunet_mutual.errors import MutualError
 from nnunet_mutual.evaluation.pairing import find_references
 from nnunet_mutual.planning.plan_and_preprocess import plan_and_preprocess, preprocess_as_planned
 from nnunet_mutual.preprocessing.update import preprocess_unlabelled
-from nnunet_mutual.trial.held_out import RawData
+from nnunet_mutual.trial.raw_data import RawData
 
 MARKS = {
     "yes and no": {True: "yes", False: "no"},

@@ -81,6 +81,7 @@ BAD_WORKBOOKS: dict[str, tuple[dict[str, Any], str]] = {
     "formula without a value": ({"C3": "=B3"}, r"line 3 holds the formula =B3 without a value; open and save"),
     "several sheets": ({"sheets": 2}, r"several sheets with content: Tabelle1, Tabelle2; .*--sheet 'Tabelle1'"),
     "a forgotten cell": ({"C3": None}, r"line 3, case \"toy_002\" has an empty cell for spleen"),
+    "a title": ({"A1": "Who drew what", "B1": None, "C1": None, "D1": None}, "4 cells, but there are 1 .* a title"),
     "an error of the spreadsheet": ({"C3": "#N/A"}, r"line 3, case \"toy_002\" has '#N/A' for spleen"),
 }
 

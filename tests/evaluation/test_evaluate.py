@@ -303,8 +303,26 @@ def test_comparison(play: Play, capsys: pytest.CaptureFixture[str]) -> None:
     play.run("--compare {root}/A {root}/B -d 901 --no-surface --margin 0.5 --json")
     assert json.loads(capsys.readouterr().out)["metrics"]["Dice"]["liver"]["stable"] == 3
     (play.root / "B" / "case_04.nii.gz").unlink()
+    play.run("--compare {root}/A {root}/B -d 901 --no-surface", status=2)
+    assert "B lacks 1 of 6 cases" in capsys.readouterr().err
+    play.run("--compare {root}/A {root}/B -d 901 --no-surface --chill")
+    said = capsys.readouterr()
+    assert "1 case(s) are predicted in one folder only and left out, such as case_04" in said.err
+    assert "\n5 cases; " in said.out and "Nothing became worse by more" in said.out and "Next: all numbers" in said.out
+    for key in KEYS:
+        (play.root / ("A" if key == "case_04" else "B") / f"{key}.nii.gz").unlink(missing_ok=True)
+    (play.root / "A" / "case_03.nii.gz").rename(play.root / "B" / "case_03.nii.gz")
     play.run("--compare {root}/A {root}/B -d 901 --no-surface --chill", status=2)
-    assert "do not hold the same cases" in capsys.readouterr().err
+    assert "have no case in common" in capsys.readouterr().err
+
+
+def test_a_comparison_of_nothing_says_so(play: Play, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = np.zeros((16, 20, 18), np.uint8)
+    for place in (play.raw / "labelsTr", play.root / "A", play.root / "B"):
+        for key in KEYS:
+            tiny.write_nifti(empty, place / f"{key}.nii.gz", SPACING)
+    play.run("--compare {root}/A {root}/B -d 901 --no-surface")
+    assert "Nothing was compared: neither" in capsys.readouterr().out
 
 
 def test_several_processes_give_the_same(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:

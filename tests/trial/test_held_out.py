@@ -20,7 +20,8 @@ from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.errors import MutualError
 from nnunet_mutual.trial import scoring
 from nnunet_mutual.trial.arms import fitting_arms
-from nnunet_mutual.trial.held_out import RawData, divide, score_on, write_dataset
+from nnunet_mutual.trial.held_out import divide, require_shown, score_on, write_dataset
+from nnunet_mutual.trial.raw_data import RawData
 from nnunet_mutual.trial.scoring import measure, predict
 from nnunet_mutual.trial.training_data import _require_sound
 
@@ -129,16 +130,30 @@ def test_nobody_is_on_both_sides(toy: RawDataset, nnunet_folders: Path) -> None:
         score_on(read("777"), read("778"))
     del new.content["mutual"]
     new.save()
-    (new.folder / "imagesTr" / "new_1_0000.nii.gz").write_bytes(
-        (toy.folder / "imagesTr" / "toy_3_0000.nii.gz").read_bytes()
-    )
-    with pytest.raises(MutualError, match="new_1_0000.nii.gz is the same file as .*toy_3_0000.nii.gz"):
+    same = sitk.ReadImage(str(toy.folder / "imagesTr" / "toy_3_0000.nii.gz"))
+    sitk.WriteImage(same, str(new.folder / "imagesTr" / "new_1_0000.nii.gz"), useCompression=False)
+    with pytest.raises(MutualError, match="new_1_0000.nii.gz is the same image as .*toy_3_0000.nii.gz"):
         score_on(read("777"), read("778"))
+    for path in (toy.folder / "imagesTr" / "toy_3_0000.nii.gz", new.folder / "imagesTr" / "new_1_0000.nii.gz"):
+        sitk.WriteImage(same * 0, str(path))  # as for a channel that is missing
+    score_on(read("777"), read("778"))
     new.save(
         mutual={"version": 1, "sources": {"b": {"annotated": ["liver"]}}, "cases": {k: {"source": "b"} for k in cases}}
     )
     with pytest.raises(MutualError, match="its case new_0 does not draw spleen, kidney"):
         score_on(read("777"), read("778"))
+
+
+def test_somebody_must_have_drawn_something(toy: RawDataset, nnunet_folders: Path) -> None:
+    new = other(nnunet_folders)
+    for n in range(2):
+        sitk.WriteImage(
+            sitk.GetImageFromArray(np.full((4, 5, 6), 1, np.uint8)), str(new.folder / "labelsTr" / f"new_{n}.nii.gz")
+        )
+    found = score_on(read("777"), read("778"))
+    with pytest.raises(MutualError, match=r"no label has a voxel in any of the 2 case\(s\) of Dataset778_New"):
+        require_shown(found, toy.content["labels"])  # lung is none of its labels
+    require_shown(found, new.content["labels"])
 
 
 def test_another_dataset_is_examined_before_anything_is_trained(toy: RawDataset, nnunet_folders: Path) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from nnunet_mutual.datasets.merge.agreement import NIFTI, REORIENT
 from nnunet_mutual.datasets.merge.sources import MergeSource
 from nnunet_mutual.datasets.problems import ERROR, Problem
 from nnunet_mutual.datasets.raw import CaseFiles
-from nnunet_mutual.datasets.volumes import Finding, exact
+from nnunet_mutual.datasets.volumes import Finding, exact, hash_of_voxels
 from nnunet_mutual.disk.cores import each_case
 from nnunet_mutual.disk.images import reader_for
 
@@ -181,19 +180,11 @@ def _remember(source: MergeSource, files: CaseFiles, finding: Finding) -> dict[s
                 rows[number + offset] = np.percentile(flat[:: max(1, flat.size // _SAMPLES)], PERCENTILES)
     return {
         "present": frozenset(source.renamed[name] for name in finding.present or ()),
-        "equal": _hash(volume.voxels for volume in volumes),
-        "equal_but_offset": _hash(volume.voxels - volume.voxels.min() for volume in volumes),
+        "equal": hash_of_voxels(volume.voxels for volume in volumes),
+        "equal_but_offset": hash_of_voxels(volume.voxels - volume.voxels.min() for volume in volumes),
         "minimum": float(first.voxels.min()),
         "spacing": first.spacing,
         "voxel_ml": first.voxel_ml,
         "orientation": orientation(first.path),
         "percentiles": rows,
     }
-
-
-def _hash(arrays: Iterable[NDArray[Any]]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for array in arrays:
-        digest.update(repr(array.shape).encode())
-        digest.update(np.ascontiguousarray(array, dtype=np.float32).tobytes())
-    return digest.hexdigest()

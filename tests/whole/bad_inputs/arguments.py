@@ -66,6 +66,8 @@ ROWS = [
     row(
         "all cases complete", nothing, "simulate 777 Dataset779_New --incomplete liver=0.5 --complete 3", "--complete 3"
     ),
+    row("complete cases of no label", nothing, "simulate 777 Dataset779_New --labelled 2 --complete 3", "--incomplete"),
+    row("a source without a name", nothing, "annotate 777 cases.csv --source '' --force", "--source", "hospital"),
     row("a share of NaN", nothing, "simulate 780 Dataset779_New --missing FLAIR=nan", "FLAIR=nan", "0"),
     row("a share above 1", nothing, "simulate 780 Dataset779_New --missing FLAIR=1.5", "FLAIR=1.5"),
     row("an output that is a file: evaluate", nothing, f"{EVALUATE} -o cases.csv", "cases.csv", "-o"),

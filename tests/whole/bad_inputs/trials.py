@@ -52,6 +52,9 @@ ROWS = [
     row("hiding labels of a partly drawn dataset", nothing, f"{TRIAL} --labelled 2", "not fully drawn", "--test"),
     row("the same number of labelled cases twice", nothing, f"{TRIAL} --labelled 2 2", "--labelled", "twice"),
     row("no labelled case", nothing, f"{TRIAL} --labelled 0", "--labelled", "from 1"),
+    row(
+        "more draws than datasets have numbers", nothing, f"{TRIAL} --seeds 999 --keep a:liver", "999", "998", "--seeds"
+    ),
     row("splits with a case that is gone", edit(SPLITS, "0/val", ["gone"]), TRIAL, "splits_final.json", "gone"),
     row(
         "a setting that an arm does not know",
