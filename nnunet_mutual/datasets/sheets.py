@@ -77,15 +77,16 @@ def read_sheet(path: Path, known: Sequence[str] = (), name: str | None = None) -
             continue
         if any(cells[len(header) :]):
             raise MutualError(
-                f"{path}, line {number} has {len(cells)} cells, but there are {len(header)} columns; {_too_many(path)}"
+                f"{path}, line {number} has {len(cells)} cells, but there are {len(header)} columns; "
+                f"{_too_many(path, header)}"
             )
         cells += [""] * (len(header) - len(cells))
         rows.append((number, dict(zip(header, cells, strict=False))))
     return Sheet(header, rows, guesses)
 
 
-def _too_many(path: Path) -> str:
-    if path.suffix.lower() in WORKBOOKS:
+def _too_many(path: Path, header: Sequence[str]) -> str:
+    if path.suffix.lower() in WORKBOOKS or len(header) == 1:
         return "the first line names the columns: delete lines above it, such as a title, and name every column"
     return 'put a list that holds the separator in quotes, for example "liver;spleen"'
 

@@ -21,7 +21,8 @@ from nnunet_mutual.trial import forecast
 from nnunet_mutual.trial.answer import Answer, printed
 from nnunet_mutual.trial.arms import STOCK, fitting_arms, networks_of, require_arms
 from nnunet_mutual.trial.forecast import Timing, duration
-from nnunet_mutual.trial.jobs import BEGUN, TIMING, command, command_line, run_all, slots
+from nnunet_mutual.trial.jobs import BEGUN, TIMING, command, command_line, run_all, runs_of, slots
+from nnunet_mutual.trial.linked import require_unchanged
 from nnunet_mutual.trial.page import PAGE, write_page
 from nnunet_mutual.trial.power import smallest_difference
 from nnunet_mutual.trial.protocol import LOCKS, RECORD, Options, TrialFolder
@@ -88,7 +89,8 @@ def trial(
 
 def _usual_folder(asked: Mapping[str, Any]) -> str:
     given = str(asked["dataset"])
-    number = int(given) if given.isdecimal() else locate(given).number
+    digits = given if given.isdecimal() else given.removeprefix("Dataset")[:3]
+    number = int(digits) if digits.isdecimal() else locate(given).number
     return f"trial_{number}_{asked['configuration']}"
 
 
@@ -135,7 +137,10 @@ def _begin(folder: TrialFolder, options: Options) -> Trial:
     """Links the data and chooses the arms, as far as that was not done."""
     folder.save(options)
     link_data(folder, options)
-    draw_raw(folder, options, Draw.of(options, options.numbers[-1], 0))  # the largest number may be too large
+    if not (options.arms and all(folder.run_file(run.name).is_file() for run in runs_of(options))):
+        require_unchanged(folder.path)
+    for number in options.numbers:  # each must be possible
+        draw_raw(folder, options, Draw.of(options, number, 0))
     begun = Trial.of(folder, options)
     if not options.arms:
         begun = replace(begun, options=replace(options, arms=fitting_arms(begun.contents)))
@@ -258,6 +263,8 @@ def _why_open(begun: Trial, outcome: Outcome, finished: int) -> list[str]:
     why = begun.why_open
     if finished < len(runs):
         why.append(f"{finished} of {len(runs)} runs are finished; repeat the command to go on")
+    if finished and not outcome.labels:
+        why.append("no label has a score in any case, since neither the cases nor the predictions show one")
     missed = outcome.not_learnt()
     for seed in range(options.seeds):
         labels = [label for label, of in missed.items() if {(arm, seed) for arm in options.arms} <= {*of}]

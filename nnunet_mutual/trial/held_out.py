@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +19,7 @@ from nnunet_mutual.errors import MutualError, shorten
 from nnunet_mutual.preprocessing.unlabelled import unlabelled_keys
 from nnunet_mutual.settings import BLOCK
 from nnunet_mutual.trial.both_sides import require_apart
-from nnunet_mutual.trial.raw_data import RawData
-
-
-@dataclass(frozen=True)
-class Division:
-    """Which cases are trained on, which are scored.
-
-    Attributes:
-        training: cases that arms may learn from.
-        unlabelled: images without labels that they may see.
-        scored: cases that they are scored on.
-        source: the dataset of the scored cases.
-    """
-
-    training: Mapping[str, CaseFiles]
-    unlabelled: Mapping[str, CaseFiles]
-    scored: Mapping[str, CaseFiles]
-    source: RawData
+from nnunet_mutual.trial.raw_data import Division, RawData
 
 
 def divide(data: RawData, preprocessed: Path, fold: str) -> Division:
@@ -49,7 +31,7 @@ def divide(data: RawData, preprocessed: Path, fold: str) -> Division:
         fold: number of the fold.
 
     Raises:
-        MutualError: there is no such fold, or it does not fit the dataset.
+        MutualError: there is no such fold, it does not fit the dataset, or somebody is on both sides.
     """
     file = preprocessed / "splits_final.json"
     splits = read_splits(file) if file.is_file() else stratified_splits(data.table, list(data.training))
@@ -65,7 +47,9 @@ def divide(data: RawData, preprocessed: Path, fold: str) -> Division:
         raise MutualError(f"no validation case of fold {fold} draws anything, so there is nothing to score; choose -f")
     seen = unlabelled_keys(data.table, data.unlabelled, part["val"])
     training = {key: data.training[key] for key in part["train"]}
-    return Division(training, {key: data.unlabelled[key] for key in seen}, scored, data)
+    division = Division(training, {key: data.unlabelled[key] for key in seen}, scored, data)
+    require_apart(data, division, f"correct {file}, or delete it to get new folds")
+    return division
 
 
 def score_on(data: RawData, test: RawData) -> Division:
@@ -92,8 +76,9 @@ def score_on(data: RawData, test: RawData) -> Division:
             f'the "labels" of {test.name} and {data.name} differ, which a trial translates only without regions and '
             "ignore label; write the same into both"
         )
-    require_apart(data, test)
-    return Division(data.training, data.unlabelled, test.training, test)
+    division = Division(data.training, data.unlabelled, test.training, test)
+    require_apart(data, division, f"remove it from {data.name} or from {test.name}")
+    return division
 
 
 def require_shown(division: Division, labels: Mapping[str, Any]) -> None:
@@ -104,18 +89,19 @@ def require_shown(division: Division, labels: Mapping[str, Any]) -> None:
         labels: "labels" of the dataset that is trained on.
 
     Raises:
-        MutualError: no label has a voxel in any of them.
+        MutualError: none has a voxel of a label that it annotates.
     """
-    content = division.source.content
-    nothing = [0, labels.get("ignore", 0)]
+    content, table = division.source.content, division.source.table
     reader = reader_for(content, [path for files in division.scored.values() for path in files.images.values()])
-    for files in division.scored.values():
+    for key, files in division.scored.items():
+        integers = [labels[name] for name in table.case(key).annotated if name in labels]
         voxels = _translated(read_label_map(reader, files.label)[0], content["labels"], labels)
-        if not np.isin(voxels, nothing).all():
+        if np.isin(voxels, np.hstack([0, *integers])[1:]).any():
             return
     raise MutualError(
-        f"no label has a voxel in any of the {len(division.scored)} case(s) of {division.source.name} that would be "
-        "scored, so no trainer could be better there; draw them, or score others (-f, --test)"
+        f"no label that is annotated has a voxel in any of the {len(division.scored)} case(s) of "
+        f"{division.source.name} that would be scored, so no trainer could be better there; draw them, or score others "
+        "(-f, --test)"
     )
 
 

@@ -60,7 +60,7 @@ def write_page(path: Path, answer: Answer, *, with_names: bool = False) -> list[
 def _notices(answer: Answer) -> list[Notice]:
     found = [Notice("alarm", f"{text[0].upper()}{text[1:]}.") for text in answer.why_open]
     if answer.otherwise:
-        found.append(Notice("note", f"{answer.otherwise[0].upper()}{answer.otherwise[1:]}"))
+        found.append(Notice("note", answer.otherwise))
     rows = [
         row for runs in answer.outcomes[-1].scores["dice"].values() for one in runs.values() for row in one.values()
     ]

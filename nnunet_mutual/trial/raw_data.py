@@ -1,4 +1,4 @@
-"""A raw dataset of a trial, listed."""
+"""A raw dataset of a trial, listed, and who of it is trained on and who is scored."""
 
 from __future__ import annotations
 
@@ -63,3 +63,20 @@ class RawData:
         numbers = {label: sum(label in case.incomplete for case in cases) for label in self.table.labels}
         said = ", ".join(f"{label} in {number} of them" for label, number in numbers.items() if number)
         return f"; drawn in part, so not scored there: {said}" if said else ""
+
+
+@dataclass(frozen=True)
+class Division:
+    """Which cases are trained on, which are scored.
+
+    Attributes:
+        training: cases that arms may learn from.
+        unlabelled: images without labels that they may see.
+        scored: cases that they are scored on.
+        source: the dataset of the scored cases.
+    """
+
+    training: Mapping[str, CaseFiles]
+    unlabelled: Mapping[str, CaseFiles]
+    scored: Mapping[str, CaseFiles]
+    source: RawData

@@ -44,12 +44,7 @@ class Trial:
 
     @classmethod
     def of(cls, folder: TrialFolder, options: Options) -> Trial:
-        """Opens a trial that was begun.
-
-        Raises:
-            MutualError: images of it are no longer what they were.
-        """
-        require_unchanged(folder.path)
+        """Opens a trial that was begun."""
         first = Draw.of(options, options.numbers[0], 0)
         return cls(folder, options, contents(draw_raw(folder, options, first)), held_out(folder))
 
@@ -110,6 +105,7 @@ def do_job(path: Path, name: str) -> None:
         raise MutualError(f"{path} holds no trial, so there is no run {name!r}; begin one with --list-jobs")
     folder, options, _ = TrialFolder.open(path, {})
     require_device(options.device)
+    require_unchanged(folder.path)
     begun = Trial.of(folder, options)
     if name.startswith(TIMING):
         arm = name.removeprefix(TIMING)

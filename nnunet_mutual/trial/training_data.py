@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nnunet_mutual.datasets.examination import examine
 from nnunet_mutual.datasets.next_step import Contents
-from nnunet_mutual.datasets.raw import training_cases
 from nnunet_mutual.datasets.simulate.command import SimulateOptions, simulate
 from nnunet_mutual.disk.files import read_object, write_json
 from nnunet_mutual.disk.host_files import read_plans
@@ -21,9 +20,9 @@ from nnunet_mutual.errors import MutualError
 from nnunet_mutual.planning.plan_and_preprocess import preprocess_as_planned
 from nnunet_mutual.settings import merged_block
 from nnunet_mutual.trial import linked
-from nnunet_mutual.trial.held_out import Division, divide, require_shown, score_on, write_dataset
+from nnunet_mutual.trial.held_out import divide, require_shown, score_on, write_dataset
 from nnunet_mutual.trial.protocol import Options, TrialFolder
-from nnunet_mutual.trial.raw_data import RawData
+from nnunet_mutual.trial.raw_data import Division, RawData
 
 HELD_OUT = "held_out"
 MOST_DRAWS = 998  # datasets of a trial beside that which it draws from, as nnU-Net numbers them
@@ -91,9 +90,9 @@ def link_data(folder: TrialFolder, options: Options) -> None:
                 "leave --keep, --labelled and --missing out, and name fully drawn patients with --test"
             )
         _keep_plans(folder, folders, options.plans)
-        raw.parent.mkdir(parents=True, exist_ok=True)
-        if not raw.is_dir():
-            write_dataset(raw, data, division.training, division.unlabelled)
+        shutil.rmtree(raw.parent, ignore_errors=True)  # perhaps of another division, where a killed process had begun
+        raw.parent.mkdir(parents=True)
+        write_dataset(raw, data, division.training, division.unlabelled)
         write_dataset(scored, division.source, division.scored, {}, data.content["labels"])
     linked.record(folder.path, [raw / "imagesTr", raw / "imagesUn", scored / "imagesTr"])
 
@@ -102,6 +101,9 @@ def _division(folders: DatasetFolders, options: Options) -> tuple[RawData, Divis
     """Reads the user's dataset, and says who of it, or of another one, is trained on and scored."""
     assert folders.preprocessed is not None
     data = RawData.read(folders)
+    for path in (path for files in data.training.values() for path in files.images.values()):
+        if not path.is_file():
+            raise MutualError(f"{path} does not exist; put the image there, or correct dataset.json of {data.name}")
     if options.test is None:
         division = divide(data, folders.preprocessed, options.fold)
     else:
@@ -179,10 +181,7 @@ def contents(raw: RawData) -> Contents:
 
 def held_out(folder: TrialFolder) -> RawData:
     """Returns the cases that arms are scored on, as they were linked."""
-    place = folder.path / HELD_OUT
-    content = read_object(place / "dataset.json")
-    whole = DatasetFolders(HELD_OUT, place, None)
-    return replace(RawData.read(whole), training=training_cases(place, content)[0])
+    return RawData.read(DatasetFolders(HELD_OUT, folder.path / HELD_OUT, None))
 
 
 @contextlib.contextmanager

@@ -94,6 +94,11 @@ def test_bad_workbook(raw: RawDataset, tmp_path: Path, cells: dict[str, Any], me
     assert raw.json.read_bytes() == before
 
 
+def test_a_title_above_a_text_table(raw: RawDataset, tmp_path: Path) -> None:
+    with pytest.raises(MutualError, match="line 2 has 2 cells, but there are 1 columns; .* a title"):
+        annotate(777, table(tmp_path, "Who drew what\n" + LONG))
+
+
 def test_the_sheet_that_is_meant(raw: RawDataset, tmp_path: Path) -> None:
     path = workbook(tmp_path, sheets=2)
     with pytest.raises(MutualError, match="no sheet 'tabelle2' .did you mean 'Tabelle2'"):

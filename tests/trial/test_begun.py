@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
-from test_trial import ARMS, SETTINGS, WORDS, Pretended
+from test_trial import ARMS, LABELS, SETTINGS, WORDS, Pretended
 from tiny import NAME, make_dataset
 from training import KEYS
 
@@ -43,7 +43,7 @@ def test_what_becomes_of_the_dataset_does_not_matter(whole: Path, capsys: pytest
     assert (held_out / "labelsTr" / "case_04.nii.gz").read_bytes() == before
     shutil.rmtree(whole / "nnUNet_preprocessed" / NAME)
     shutil.move(raw, whole / "moved")
-    assert main(WORDS) == 0
+    assert main(WORDS) == 0 and main(["trial", NAME, *WORDS[2:]]) == 0
     assert main([*COUNT[:3], "-o", "here", "--test", "902"]) == 2
     said = capsys.readouterr()
     assert "Take PartialTrainer" in said.out and "no dataset has the ID 902" in said.err
@@ -52,17 +52,53 @@ def test_what_becomes_of_the_dataset_does_not_matter(whole: Path, capsys: pytest
 def test_an_image_that_was_saved_anew_is_refused(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*WORDS, *ARMS]) == 0
     image = whole / "nnUNet_raw" / NAME / "imagesTr" / "case_04_0000.nii.gz"
-    sitk.WriteImage(sitk.ReadImage(str(image)), str(image))
-    for words in (WORDS, [*WORDS, "--job", "PartialTrainer_seed0"]):
-        assert main(words) == 2
-        assert "case_04_0000.nii.gz was saved anew since this trial began" in capsys.readouterr().err
+    before, shifted = image.read_bytes(), sitk.ReadImage(str(image)) + 1
+    (whole / "here" / "runs" / "PartialTrainer_seed0.json").unlink()
+    for content in (None, before):
+        if content is None:
+            sitk.WriteImage(shifted, str(image))
+        else:
+            image.write_bytes(content)
+        for words in (WORDS, [*WORDS, "--job", "PartialTrainer_seed7"]):
+            assert main(words) == (2 if content is None or "--job" in words else 0)
+            said = "saved anew since this trial began" in capsys.readouterr().err
+            assert said == (content is None)
+    sitk.WriteImage(shifted, str(image))
+    assert main(WORDS) == 0, "what is finished is shown again"
+    shutil.copytree(whole / "here", whole / "copied")  # all files have other times there
+    assert main([*WORDS[:-1], "copied", "--job", "PartialTrainer_seed7"]) == 2
+    assert "saved anew" in capsys.readouterr().err
+    image.write_bytes(before)
+    shutil.rmtree(whole / "copied")
+    shutil.copytree(whole / "here", whole / "copied")
+    assert main([*WORDS[:-1], "copied", "--job", "PartialTrainer_seed7"]) == 2
+    assert "has no run" in capsys.readouterr().err
 
 
 def test_numbers_that_cannot_be_are_refused_at_once(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*WORDS, *ARMS, "--labelled", "2", "100"]) == 2
     assert "--labelled 100" in capsys.readouterr().err and not (whole / "here").exists()
+    block = {"sources": {"a": {"annotated": list(LABELS)}}, "version": 1}
+    cases = {key: {"source": "a", "patient": f"p{n // 2}"} for n, key in enumerate(KEYS)}
+    for root in ("nnUNet_raw", "nnUNet_preprocessed"):
+        file = whole / root / NAME / "dataset.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "mutual": {**block, "cases": cases}}))
+    assert main([*WORDS, *ARMS, "--labelled", "2", "3", "4"]) == 2
+    assert "--labelled 3: 3 case(s) cannot be made of whole patients" in capsys.readouterr().err
     assert main([*WORDS, *ARMS[:-1], "400", "--labelled", "2", "3", "4"]) == 2
     assert "1200 draws are more than the 998" in capsys.readouterr().err
+
+
+def test_a_kill_while_it_begins_mixes_no_divisions(whole: Path) -> None:
+    assert main([*WORDS, *ARMS, "--list-jobs"]) == 0
+    shutil.rmtree(whole / "here" / "held_out")  # written last
+    (whole / "here" / "linked.json").unlink()
+    splits = [{"train": KEYS[2:], "val": KEYS[:2]}]
+    (whole / "nnUNet_preprocessed" / NAME / "splits_final.json").write_text(json.dumps(splits))
+    assert main([*WORDS, "--list-jobs"]) == 0
+    trained = {path.name[:7] for path in (whole / "here" / "nnUNet_raw" / NAME / "labelsTr").iterdir()}
+    scored = {path.name[:7] for path in (whole / "here" / "held_out" / "labelsTr").iterdir()}
+    assert (trained, scored) == ({*KEYS[2:]}, {*KEYS[:2]})
 
 
 def test_without_a_folder_a_run_is_of_the_usual_one(

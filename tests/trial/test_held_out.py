@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +19,10 @@ from nnunet_mutual.annotation.table import AnnotationTable
 from nnunet_mutual.datasets.next_step import Contents
 from nnunet_mutual.disk.locate import locate
 from nnunet_mutual.errors import MutualError
-from nnunet_mutual.trial import scoring
+from nnunet_mutual.trial import both_sides, scoring
 from nnunet_mutual.trial.arms import fitting_arms
 from nnunet_mutual.trial.held_out import divide, require_shown, score_on, write_dataset
-from nnunet_mutual.trial.raw_data import RawData
+from nnunet_mutual.trial.raw_data import Division, RawData
 from nnunet_mutual.trial.scoring import measure, predict
 from nnunet_mutual.trial.training_data import _require_sound
 
@@ -68,6 +69,7 @@ def test_what_is_drawn_in_part_is_not_scored_and_said(toy: RawDataset, nnunet_fo
     cases = toy.content["mutual"]["cases"]
     cases["toy_2"] |= {"annotated": ["liver", "kidney"], "incomplete": ["spleen"]}
     cases["toy_3"] |= {"annotated": [], "incomplete": ["spleen"]}
+    cases["toy_5"]["patient"] = "p3"
     toy.save()
     preprocessed = nnunet_folders / "nnUNet_preprocessed" / "Dataset777_Toy"
     split = [{"train": ["toy_0", "toy_1", "toy_5"], "val": ["toy_2", "toy_3", "toy_4"]}]
@@ -126,12 +128,16 @@ def test_nobody_is_on_both_sides(toy: RawDataset, nnunet_folders: Path) -> None:
     labels = list(new.content["labels"])[1:]
     cases = {f"new_{n}": {"source": "b", "patient": f"p{2 + n}"} for n in range(2)}
     new.save(mutual={"version": 1, "sources": {"b": {"annotated": labels}}, "cases": cases})
-    with pytest.raises(MutualError, match="patient p2 is in Dataset777_Toy and in Dataset778_New"):
+    with pytest.raises(
+        MutualError,
+        match="patient p2 would be trained on and scored, .* from Dataset777_Toy or from",
+    ):
         score_on(read("777"), read("778"))
     del new.content["mutual"]
     new.save()
-    same = sitk.ReadImage(str(toy.folder / "imagesTr" / "toy_3_0000.nii.gz"))
-    sitk.WriteImage(same, str(new.folder / "imagesTr" / "new_1_0000.nii.gz"), useCompression=False)
+    same = sitk.Cast(sitk.ReadImage(str(toy.folder / "imagesTr" / "toy_3_0000.nii.gz")) * 100, sitk.sitkInt16)
+    sitk.WriteImage(same, str(toy.folder / "imagesTr" / "toy_3_0000.nii.gz"))
+    sitk.WriteImage(same + 1024, str(new.folder / "imagesTr" / "new_1_0000.nii.gz"), useCompression=False)
     with pytest.raises(MutualError, match="new_1_0000.nii.gz is the same image as .*toy_3_0000.nii.gz"):
         score_on(read("777"), read("778"))
     for path in (toy.folder / "imagesTr" / "toy_3_0000.nii.gz", new.folder / "imagesTr" / "new_1_0000.nii.gz"):
@@ -144,6 +150,36 @@ def test_nobody_is_on_both_sides(toy: RawDataset, nnunet_folders: Path) -> None:
         score_on(read("777"), read("778"))
 
 
+def test_nobody_is_on_both_sides_of_a_fold(toy: RawDataset, nnunet_folders: Path) -> None:
+    preprocessed = nnunet_folders / "nnUNet_preprocessed" / "Dataset777_Toy"
+
+    def refused(train: list[int], val: list[int], sentence: str) -> None:
+        split = {"train": [f"toy_{n}" for n in train], "val": [f"toy_{n}" for n in val]}
+        (preprocessed / "splits_final.json").write_text(json.dumps([split]))
+        with pytest.raises(MutualError, match=f"{sentence}.*splits_final.json, or delete it to get new folds"):
+            divide(read("777"), preprocessed, "0")
+
+    refused([0, 1, 2, 3], [3, 4], "case toy_3 would be trained on and scored")
+    refused([0, 1, 2], [3, 4, 5], "patient p1 would be trained on and scored")
+    same = sitk.ReadImage(str(toy.folder / "imagesTr" / "toy_0_0000.nii.gz"))
+    sitk.WriteImage(same, str(toy.folder / "imagesTr" / "toy_5_0000.nii.gz"))
+    refused([0, 1], [4, 5], "toy_5_0000.nii.gz is the same image as .*toy_0_0000.nii.gz")
+
+
+def test_images_whose_header_says_nothing_are_compared_by_their_voxels(
+    toy: RawDataset, nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = other(nnunet_folders)
+    shutil.copy(toy.folder / "imagesTr" / "toy_3_0000.nii.gz", new.folder / "imagesTr" / "new_1_0000.nii.gz")
+
+    def refuses(path: Path, reader: object) -> None:
+        raise RuntimeError("ITK only supports orthonormal direction cosines")
+
+    monkeypatch.setattr(both_sides, "read_header", refuses)
+    with pytest.raises(MutualError, match="new_1_0000.nii.gz is the same image as"):
+        score_on(read("777"), read("778"))
+
+
 def test_somebody_must_have_drawn_something(toy: RawDataset, nnunet_folders: Path) -> None:
     new = other(nnunet_folders)
     for n in range(2):
@@ -151,9 +187,14 @@ def test_somebody_must_have_drawn_something(toy: RawDataset, nnunet_folders: Pat
             sitk.GetImageFromArray(np.full((4, 5, 6), 1, np.uint8)), str(new.folder / "labelsTr" / f"new_{n}.nii.gz")
         )
     found = score_on(read("777"), read("778"))
-    with pytest.raises(MutualError, match=r"no label has a voxel in any of the 2 case\(s\) of Dataset778_New"):
+    with pytest.raises(MutualError, match=r"no label that is annotated has .* of the 2 case\(s\) of Dataset778_New"):
         require_shown(found, toy.content["labels"])  # lung is none of its labels
     require_shown(found, new.content["labels"])
+    cases = {f"new_{n}": {"source": "b", "annotated": ["liver"], "incomplete": ["lung"]} for n in range(2)}
+    new.save(mutual={"version": 1, "sources": {"b": {"annotated": ["liver"]}}, "cases": cases})
+    part = read("778")
+    with pytest.raises(MutualError, match="no label that is annotated has a voxel"):  # lung has no Dice there
+        require_shown(Division({}, {}, part.training, part), new.content["labels"])
 
 
 def test_another_dataset_is_examined_before_anything_is_trained(toy: RawDataset, nnunet_folders: Path) -> None:
