@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from nnunet_mutual.annotation.cases import Case
 from nnunet_mutual.annotation.table import AnnotationTable
 
 BY_GROUP = ("MutualCrossModalTrainer",)
@@ -11,7 +12,9 @@ BY_GROUP = ("MutualCrossModalTrainer",)
 UNLABELLED = ("MeanTeacherTrainer", "MutualCorrelationTrainer", "MutualPrototypeTrainer", "SoftLabelTrainer")
 LABELLED = ("PartialTrainer", "MutualPartialTrainer")
 DIFFERENT = ("PartialTrainer", "TaughtPartialTrainer", "MutualPartialTrainer")
-FEW = 10  # of so many cases one that annotates nothing counts, as an image in imagesUn does
+# Where a source has few cases, exchanged boxes and an average as teacher help (README, Results).
+DIFFERENT_FEW = ("TaughtPartialTrainer", "PartialTrainer", "MutualPartialTrainer")
+FEW = 10  # of so many cases one that annotates nothing counts, as an image in imagesUn does; so many draw few
 
 
 def fitting_trainers(
@@ -41,7 +44,9 @@ def fitting_trainers(
     elif unlabelled or FEW * empty >= len(listed) > 0:
         fitting, why = (*UNLABELLED, *DIFFERENT), "there are unlabelled images"
     elif any(case.drawn != everything for case in entries):
-        fitting, why = DIFFERENT, "cases annotate different labels"
+        few = _drawn_by_few(entries, everything)
+        fitting = DIFFERENT_FEW if few else DIFFERENT
+        why = "cases annotate different labels" + f", and none that is left out is drawn in more than {FEW}" * few
     elif any(case.incomplete for case in entries):
         fitting, why = DIFFERENT, "labels are drawn in part"
     else:
@@ -51,3 +56,11 @@ def fitting_trainers(
         chosen = [name for name in (*UNLABELLED, *DIFFERENT, *BY_GROUP) if name in accepting] or [*accepting]
         why = f"it knows these settings, but the dataset asks for {fitting[0]}: {why}"
     return [(name, why) for name in chosen]
+
+
+def _drawn_by_few(entries: Sequence[Case], everything: frozenset[str]) -> bool:
+    """Whether every label that some case leaves out is drawn in few, in whole or not at all."""
+    if any(case.incomplete for case in entries):
+        return False
+    left_out = {label for case in entries for label in everything - case.drawn}
+    return all(sum(label in case.drawn for case in entries) <= FEW for label in left_out)

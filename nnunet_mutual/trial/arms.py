@@ -32,7 +32,7 @@ def fitting_arms(contents: Contents) -> tuple[str, ...]:
             '"modality_groups" from dataset.json, or compare with: nnunet_mutual evaluate --compare'
         )
     names = [name for name, _ in fitting_trainers(contents.table, contents.cases, contents.unlabelled)]
-    return (STOCK, *names[:2])
+    return (STOCK, *sorted(names[:2], key=lambda name: name != "PartialTrainer"))  # which is the simpler one
 
 
 def require_arms(names: Sequence[str]) -> None:

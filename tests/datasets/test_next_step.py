@@ -43,7 +43,13 @@ NOTHING = {"c1": ["liver", "spleen"], "c2": []}
 TWO_STREAMS = ["MeanTeacherTrainer", "MutualCorrelationTrainer", "MutualPrototypeTrainer", "SoftLabelTrainer"]
 CHOICES: dict[str, tuple[dict[str, list[str]], bool, dict[str, Any], str]] = {
     "all drawn": (FULL, False, {}, "PartialTrainer"),
-    "different labels": (PARTIAL, False, {}, "PartialTrainer"),
+    "different labels, few cases of each": (PARTIAL, False, {}, "TaughtPartialTrainer"),
+    "different labels, many cases of one": (
+        {**PARTIAL, **{f"d{n}": ["liver"] for n in range(10)}},
+        False,
+        {},
+        "PartialTrainer",
+    ),
     "images in imagesUn": (FULL, True, {}, "MeanTeacherTrainer"),
     "different labels and imagesUn": (PARTIAL, True, {}, "MeanTeacherTrainer"),
     "a case without any label": (NOTHING, False, {}, "MeanTeacherTrainer"),
@@ -73,6 +79,9 @@ def test_labels_that_are_drawn_in_part_are_said() -> None:
     cases = {"c1": {"source": "a"}, "c2": {"source": "a", "incomplete": ["spleen"]}}
     found = table({}, sources={"a": {"annotated": ["liver", "spleen"]}}, cases=cases)
     assert fitting_trainers(found, cases, False)[0] == ("PartialTrainer", "labels are drawn in part")
+    cases["c3"] = {"source": "a", "annotated": ["liver"]}
+    found = table({}, sources={"a": {"annotated": ["liver", "spleen"]}}, cases=cases)
+    assert fitting_trainers(found, cases, False)[0] == ("PartialTrainer", "cases annotate different labels")
 
 
 def test_relative_roots_are_found_from_anywhere(nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:

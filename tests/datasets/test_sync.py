@@ -226,7 +226,7 @@ def test_what_was_drawn_anew_is_preprocessed_and_not_only_declared(
     assert (
         main(["plan_and_preprocess", "-d", "901", "--as-planned", "nnUNetPlans", "-c", "3d_fullres", "-np", "1"]) == 0
     )
-    assert "Next:  nnunet_mutual train 901 3d_fullres 0 -tr PartialTrainer" in capsys.readouterr().out
+    assert "Next:  nnunet_mutual train 901 3d_fullres 0 -tr TaughtPartialTrainer" in capsys.readouterr().out
     assert raw_and_preprocessed_differ(901) is None
     assert json.loads((preprocessed / "dataset.json").read_text())["mutual"] == content["mutual"]
     content["labels"] = {**content["labels"], "more": 4}

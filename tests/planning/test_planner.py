@@ -233,7 +233,7 @@ CHOICES: dict[str, tuple[dict[str, Any], str]] = {
         {"block": block({key: ALL if key != KEYS[0] else [] for key in KEYS})},
         "MeanTeacherTrainer",
     ),
-    "different labels": ({"block": block({key: ALL[: 1 + (key == KEYS[0])] for key in KEYS})}, "PartialTrainer"),
+    "different labels": ({"block": block({key: ALL[: 1 + (key == KEYS[0])] for key in KEYS})}, "TaughtPartialTrainer"),
     "groups": ({"block": block(modality_groups=GROUPS), "channels": ["T1", "FLAIR"]}, "MutualCrossModalTrainer"),
 }
 
